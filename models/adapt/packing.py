@@ -1,0 +1,83 @@
+"""PARD's training sequence: K segments of mask tokens packed behind the real tokens.
+
+An autoregressive draft becomes a parallel one by learning, after every prefix of real tokens, what
+K-1 mask tokens in a row should predict (arXiv 2504.18583, section 3). For a real sequence x[0..n):
+
+- segment 0 holds the real tokens: the token at position i predicts x[i+1];
+- segment j (1 <= j < K) holds masks: the one of *base* b stands at position b + j and predicts
+  x[b+j+1], as if x[0..b] were all that is known.
+
+A mask of base b sees x[0..b] and the masks of its own base in segments 1..j: just what the draft
+sees at run time. COnditional Drop-token (COD) keeps a shrinking random part of each segment, nested,
+so that every mask that is kept finds the masks it must attend to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+IGNORE = -100  # the label that the cross-entropy skips
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """COnditional Drop-token: segment j keeps max(ratio**j, floor) of the bases."""
+
+    segments: int = 8  # K
+    ratio: float = 0.7
+    floor: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.segments < 1:
+            raise ValueError(f"segments is {self.segments}; a parallel draft has at least 1")
+        if not (0.0 < self.ratio <= 1.0 and 0.0 < self.floor <= 1.0):
+            raise ValueError(f"ratio {self.ratio} and floor {self.floor} must lie in (0, 1]")
+
+    def counts(self, length: int) -> list[int]:
+        """How many bases each segment keeps of a sequence of `length` real tokens."""
+        shares = [max(self.ratio**j, self.floor) if j else 1.0 for j in range(self.segments)]
+        # Segment j of base b predicts x[b+j+1]: the last bases have no label left.
+        return [min(int(np.ceil(share * length)), max(0, length - 1 - j)) if j else length
+                for j, share in enumerate(shares)]
+
+    def bases(self, length: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+        """The bases that each segment keeps, sorted; each is a subset of the one before."""
+        kept = [np.arange(length)]
+        for j, count in enumerate(self.counts(length)[1:], start=1):
+            open_ = kept[-1][kept[-1] < length - 1 - j]
+            kept.append(np.sort(rng.choice(open_, size=min(count, len(open_)), replace=False)))
+        return kept
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One packed sequence of S tokens; every array is [S]."""
+
+    ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    labels: NDArray[np.int64]  # the id to predict, or IGNORE
+    segments: NDArray[np.int64]  # 0 for real tokens
+    bases: NDArray[np.int64]  # the last real position that the token may see
+
+    def mask(self) -> NDArray[np.bool_]:
+        """Which token sees which, [S, S]: row = the one that looks."""
+        real = self.segments[None, :] == 0
+        prefix = real & (self.positions[None, :] <= self.bases[:, None])
+        chain = (self.bases[None, :] == self.bases[:, None]) & (self.segments[None, :] <= self.segments[:, None])
+        return prefix | (chain & ~real)
+
+
+def pack(tokens: NDArray[np.int64], mask_id: int, drop: Drop, rng: np.random.Generator) -> Packed:
+    """Pack the real tokens [n] and their mask segments into one sequence."""
+    length = len(tokens)
+    kept = drop.bases(length, rng)
+    bases = np.concatenate(kept)
+    segments = np.repeat(np.arange(len(kept)), [len(k) for k in kept])
+    positions = bases + segments
+    ids = np.where(segments == 0, tokens[bases], mask_id)
+    following = np.minimum(positions + 1, length - 1)
+    labels = np.where(positions + 1 < length, tokens[following], IGNORE)
+    return Packed(ids, positions, labels, segments, bases)

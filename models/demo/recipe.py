@@ -1,0 +1,166 @@
+"""How the demo pair was made: `python -m pard_onnx.models.demo.recipe --work DIR`.
+
+Five stages, each resumable; a finished one is skipped:
+  tokenizer   a byte-level BPE over the corpus
+  target      a Qwen2-shaped language model over the corpus
+  replies     the target's own greedy continuations of corpus prefixes
+  ar-draft    a small autoregressive language model over corpus and replies
+  draft       the same model adapted to a parallel draft (PARD, arXiv 2504.18583)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from pard_onnx.models.adapt.fit import Schedule, fit
+from pard_onnx.models.adapt.packing import Drop, pack
+from . import corpus, tokenizer
+
+MASK_ID = tokenizer.SIZE  # the first padding row, as in PARD-Qwen2.5 (151665)
+SEED = 20260
+Ids = NDArray[np.int64]
+
+TARGET = dict(vocab_size=2176, hidden_size=256, intermediate_size=768, num_hidden_layers=6,
+              num_attention_heads=4, num_key_value_heads=2, head_dim=128)
+DRAFT = dict(vocab_size=2048, hidden_size=128, intermediate_size=512, num_hidden_layers=4,
+             num_attention_heads=2, num_key_value_heads=1, head_dim=64)
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Equal windows over one long run of tokens, in a new order and at a new offset each epoch."""
+
+    tokens: Ids
+    length: int
+    seed: int = SEED
+
+    def batch(self, step: int, rows: int) -> Ids:
+        """The windows of a step, [rows, length]: a pure function of its number."""
+        per_epoch = len(self.tokens) // self.length - 1
+        out = []
+        for i in range(step * rows, (step + 1) * rows):
+            epoch, index = divmod(i, per_epoch)
+            rng = np.random.default_rng((self.seed, epoch))
+            offset = int(rng.integers(self.length))
+            start = offset + int(rng.permutation(per_epoch)[index]) * self.length
+            out.append(self.tokens[start : start + self.length])
+        return np.stack(out)
+
+
+def model(shape: dict[str, int]) -> Qwen2ForCausalLM:
+    """A fresh Qwen2 model; what Qwen2.5 fixes for its small models is fixed here too."""
+    torch.manual_seed(SEED)
+    config = Qwen2Config(
+        **shape,
+        tie_word_embeddings=True,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+        bos_token_id=None,
+        eos_token_id=tokenizer.SIZE - 1,
+        pad_token_id=tokenizer.SIZE - 3,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def next_token_loss(net: nn.Module, ids: Tensor) -> Tensor:
+    """Mean cross-entropy of every next token of ids [B, n], in nats."""
+    logits = net(input_ids=ids[:, :-1], use_cache=False).logits
+    return cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+def packed_loss(net: nn.Module, batch: list[Tensor]) -> Tensor:
+    """Mean cross-entropy over every real and mask token of packed sequences."""
+    ids, positions, labels, mask = batch
+    logits = net(input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False).logits
+    return cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+
+
+def packed_batch(windows: Windows, step: int, rows: int, drop: Drop) -> list[Tensor]:
+    """The packed windows of a step: ids, positions, labels [B, S] and the mask [B, 1, S, S].
+
+    Windows of one length keep the same number of masks, so no padding is needed.
+    """
+    rng = np.random.default_rng((SEED, 1, step))
+    packs = [pack(row, MASK_ID, drop, rng) for row in windows.batch(step, rows)]
+    arrays = [np.stack([getattr(p, name) for p in packs]) for name in ("ids", "positions", "labels")]
+    mask = np.stack([p.mask() for p in packs])[:, None]
+    return [*map(torch.from_numpy, arrays), torch.from_numpy(np.where(mask, np.float32(0), np.float32("-inf")))]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The stages over one work folder."""
+
+    work: Path
+    log: Callable[[str], None] = print
+
+    def tokenizer(self) -> Tokenizer:
+        path = self.work / "tokenizer" / "tokenizer.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tokenizer.save(tokenizer.train(m.source for m in corpus.modules() if not m.held_out), path.parent)
+        return Tokenizer.from_file(str(path))
+
+    def tokens(self, held_out: bool = False) -> Ids:
+        """All documents in a random order as one run of ids."""
+        documents = [d for m in corpus.modules() if m.held_out == held_out for d in corpus.documents(m)]
+        np.random.default_rng(SEED).shuffle(documents)
+        encoded = self.tokenizer().encode_batch(documents)
+        return np.concatenate([np.array(e.ids, dtype=np.int64) for e in encoded])
+
+    def target(self, schedule: Schedule = Schedule(steps=1000, rate=6e-3)) -> Qwen2ForCausalLM:
+        net = model(TARGET)
+        long = schedule.steps * 9 // 10  # the last tenth sees the whole context of 2048
+        short_windows, long_windows = (Windows(self.tokens(), n) for n in (512, 2048))
+
+        def batch(step: int) -> Tensor:
+            windows, rows = (short_windows, 16) if step < long else (long_windows, 4)
+            return torch.from_numpy(windows.batch(step, rows))
+
+        fit(net, batch, next_token_loss, schedule, self.work / "target", self.log)
+        return net.eval()
+
+    def replies(self, total: int = 1_500_000, rows: int = 128, prompt: int = 64, new: int = 256) -> Ids:
+        """Prefixes of the corpus with the target's own greedy continuations, as one run of ids."""
+        path = self.work / "replies.safetensors"
+        if path.exists():
+            return load_file(path)["ids"]
+        net = self.target()
+        windows, done = Windows(self.tokens(), prompt, SEED + 1), []
+        net.generation_config.eos_token_id = None  # every row runs to the end: the draft learns what follows an EOS too
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            for step in range(total // (rows * (prompt + new)) + 1):
+                started = time.monotonic()
+                ids = torch.from_numpy(windows.batch(step, rows))
+                out = net.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
+                done.append(out.flatten().numpy())
+                self.log(f"replies {sum(map(len, done))}/{total} tokens  {time.monotonic() - started:.0f} s")
+        save_file({"ids": np.concatenate(done)}, path)
+        return np.concatenate(done)
+
+    def mixed(self, length: int) -> Callable[[int, int], Ids]:
+        """Batches half from the corpus and half from the target's replies."""
+        own, replies = Windows(self.tokens(), length, SEED + 2), Windows(self.replies(), length, SEED + 3)
+        return lambda step, rows: np.concatenate([own.batch(step, rows // 2), replies.batch(step, rows - rows // 2)])
+
+    def ar_draft(self, schedule: Schedule = Schedule(steps=1200, rate=6e-3)) -> Qwen2ForCausalLM:
+        net = model(DRAFT)
+        mixed = self.mixed(512)
+        fit(net, lambda step: torch.from_numpy(mixed(step, 32)), next_token_loss, schedule,
+            self.work / "ar-draft", self.log)
+        return net.eval()

@@ -1,0 +1,76 @@
+"""How weights are stored: formats, and recipes that give each matrix one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from .spec import Role
+
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
+Kind = Literal["float32", "float16", "nbits", "dynamic"]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One matrix's storage.
+
+    kind: plain floats; `nbits` is MatMulNBits (blocks along the input, accuracy level 4);
+    `dynamic` is DynamicQuantizeMatMul (int8 per output channel, activations per tensor).
+    """
+
+    kind: Kind
+    bits: int = 0
+    block: int = 0
+    symmetric: bool = True
+
+    @property
+    def name(self) -> str:
+        if self.kind == "nbits":
+            return f"int{self.bits}-b{self.block}" + ("" if self.symmetric else "-zp")
+        return "int8-dynamic" if self.kind == "dynamic" else self.kind
+
+
+FLOAT32 = Format("float32")
+FLOAT16 = Format("float16")
+INT4 = Format("nbits", 4, 128)
+INT8 = Format("nbits", 8, 128)
+DYNAMIC_INT8 = Format("dynamic", 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The format of every matrix: the first override whose pattern matches its name, else `matrices`.
+
+    Names are the checkpoint's (`model.layers.0.self_attn.q_proj`, `lm_head`, `model.embed_tokens`);
+    patterns are fnmatch's. Norms, biases and rotary tables are always floats.
+    """
+
+    matrices: Format
+    head: Format
+    embedding: Format
+    overrides: tuple[tuple[str, Format], ...] = field(default=())
+
+    def of(self, name: str) -> Format:
+        for pattern, fmt in self.overrides:
+            if fnmatchcase(name, pattern):
+                return fmt
+        if name == "lm_head":
+            return self.head
+        return self.embedding if name.endswith("embed_tokens") else self.matrices
+
+    @property
+    def floats(self) -> Literal["float32", "float16"]:
+        """The type of activations and KV cache."""
+        return "float16" if self.matrices.kind == "float16" else "float32"
+
+
+def recipe(precision: Precision, role: Role) -> Recipe:
+    """The default recipe. A target never takes dynamic int8: there a row's result depends on its neighbours."""
+    fmt = {"fp32": FLOAT32, "fp16": FLOAT16, "int8": INT8, "int4": INT4}[precision]
+    base = Recipe(fmt, fmt, fmt)
+    if precision == "int8" and role == "draft":
+        return replace(base, matrices=DYNAMIC_INT8)
+    return base
