@@ -1,0 +1,209 @@
+"""transformers' modelling code to an abstract graph, without a weight in memory.
+
+The model is built and traced under fake tensors. Before tracing, its leaves are swapped for modules
+that emit one abstract operator each, in the domain `pard`, carrying the checkpoint's name of the
+weights instead of the weights:
+
+  pard.Linear(x) {name, out, bias}      x [.., in] to [.., out]
+  pard.Norm(x) {name, epsilon}          RMS norm over the last axis
+  pard.Embedding(ids) {name, hidden}
+
+Attention enters through transformers' AttentionInterface (attention.py). What is left, the order of
+operations, residuals and activations, is the modelling code's own; a family needs no code here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from optimum.exporters.tasks import TasksManager
+from optimum.utils import NormalizedConfigManager
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AttentionInterface, AutoConfig
+from transformers.masking_utils import AttentionMaskInterface
+
+from pard_onnx.models.spec import ModelSpec
+
+from .attention import LayerCaches, Variant
+
+DOMAIN = "pard"
+OPSET = 21  # loads in every provider's wheel since onnxruntime 1.22
+_symbolic = torch.onnx.ops.symbolic
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """graph: inputs `ids`, `rows_to_keep` [1], past and the variant's extra inputs; outputs logits and present.
+    cos, sin: the rotary tables [rows, head_dim / 2]."""
+
+    model: ir.Model
+    cos: Tensor
+    sin: Tensor
+
+
+class _Linear(nn.Module):
+    def __init__(self, name: str, source: nn.Linear) -> None:
+        super().__init__()
+        self.name, self.out, self.biased = name, source.out_features, source.bias is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        attributes = {"name": self.name, "out": self.out, "bias": int(self.biased)}
+        shape = (*x.shape[:-1], self.out)
+        return _symbolic(f"{DOMAIN}::Linear", [x], attributes, dtype=x.dtype, shape=shape, version=1)
+
+
+class _Norm(nn.Module):
+    def __init__(self, name: str, source: nn.Module) -> None:
+        super().__init__()
+        self.name, self.epsilon = name, float(source.variance_epsilon)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        attributes = {"name": self.name, "epsilon": self.epsilon}
+        return _symbolic(f"{DOMAIN}::Norm", [x], attributes, dtype=x.dtype, shape=x.shape, version=1)
+
+
+class _Embedding(nn.Module):
+    def __init__(self, name: str, source: nn.Embedding) -> None:
+        super().__init__()
+        self.name, self.hidden, self.dtype = name, source.embedding_dim, source.weight.dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        attributes = {"name": self.name, "hidden": self.hidden}
+        shape = (*ids.shape, self.hidden)
+        return _symbolic(f"{DOMAIN}::Embedding", [ids], attributes, dtype=self.dtype, shape=shape, version=1)
+
+
+class _Unrotated(nn.Module):
+    """Stands for the rotary embedding: the attention operator rotates."""
+
+    def __init__(self, name: str, source: nn.Module) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+# By the end of the class name: transformers gives every family classes of its own.
+LEAVES: dict[str, Callable[[str, Any], nn.Module]] = {
+    "Linear": _Linear,
+    "Embedding": _Embedding,
+    "RMSNorm": _Norm,
+    "RotaryEmbedding": _Unrotated,
+}
+
+
+def _swap(module: nn.Module, prefix: str = "") -> None:
+    for name, child in list(module.named_children()):
+        kinds = [k for k in LEAVES if type(child).__name__.endswith(k)]
+        if kinds:
+            setattr(module, name, LEAVES[max(kinds, key=len)](prefix + name, child))
+        else:
+            _swap(child, f"{prefix}{name}.")
+
+
+class _Trunk(nn.Module):
+    """ids to logits of the last `rows_to_keep` rows, with the caches as explicit inputs and outputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, ids: Tensor, rows_to_keep: Tensor, past: list[tuple[Tensor, Tensor]], extra: dict[str, Tensor]
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        caches = LayerCaches(past, extra)
+        hidden = self.model.model(input_ids=ids, use_cache=False, caches=caches).last_hidden_state
+        kept = _symbolic(f"{DOMAIN}::LastRows", [hidden, rows_to_keep], dtype=hidden.dtype,
+                         shape=hidden.shape, version=1)
+        return self.model.lm_head(kept), [caches.present[i] for i in range(len(past))]
+
+
+@contextlib.contextmanager
+def _rotation_left_to_attention(model: nn.Module) -> Iterator[None]:
+    """The modelling code rotates through a function of its module; while tracing it passes through."""
+    modelling: Any = sys.modules[type(model).__module__]
+    original = modelling.apply_rotary_pos_emb
+    modelling.apply_rotary_pos_emb = lambda q, k, *_, **__: (q, k)
+    try:
+        yield
+    finally:
+        modelling.apply_rotary_pos_emb = original
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Causality is the attention operator's."""
+
+
+def trace(folder: Path, spec: ModelSpec, variant: Variant, rows: int, dtype: torch.dtype) -> Trace:
+    """Trace the checkpoint in `folder` (its config alone is read).
+
+    rows: of the KV buffers and rotary tables; dtype: of activations.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    name = f"pard_onnx_{variant.name}"
+    AttentionInterface.register(name, variant.attend)
+    AttentionMaskInterface.register(name, _no_mask)
+    build = TasksManager.get_model_class_for_task("text-generation", framework="pt", model_type=spec.family)
+    with FakeTensorMode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.export's own notices
+        model = build.from_config(config, attn_implementation=name, dtype=dtype).eval()
+        rotary = type(model.model.rotary_emb)
+        _swap(model)
+        with _rotation_left_to_attention(model):
+            program = _export(_Trunk(model), *_dummies(config, spec, variant, dtype))
+    cos, sin = _rotary_tables(rotary(config), rows, spec.head_dim // 2)
+    return Trace(program, cos, sin)
+
+
+def _dummies(config: Any, spec: ModelSpec, variant: Variant, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Example arguments and which of their dimensions are dynamic. The numbers only have to differ."""
+    batch, sequence, rows = 2, 3, 32
+    layers = NormalizedConfigManager.get_normalized_config_class(spec.family)(config).num_layers
+    past = [tuple(torch.zeros(batch, spec.kv_heads, rows, spec.head_dim, dtype=dtype) for _ in "kv")
+            for _ in range(layers)]
+    extra = variant.extra(batch, rows + 1, spec.head_dim // 2)
+    extra = {k: v.to(dtype) if v.is_floating_point() else v for k, v in extra.items()}
+    arguments = (torch.zeros(batch, sequence, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), past, extra)
+    dim = torch.export.Dim
+    cache = {0: dim("batch"), 2: dim("rows")}
+    dynamic = (
+        {0: dim("batch"), 1: dim("sequence")},
+        None,
+        [(cache, cache)] * layers,
+        {k: {0: dim("batch")} if v.ndim and v.shape[0] == batch else None for k, v in extra.items()},
+    )
+    return arguments, dynamic
+
+
+def _export(trunk: _Trunk, arguments: Any, dynamic: Any) -> ir.Model:
+    layers = range(len(arguments[2]))
+    caches = ["{}." + f"{i}.{part}" for i in layers for part in ("key", "value")]
+    program = torch.onnx.export(
+        trunk,
+        arguments,
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+        opset_version=OPSET,
+        dynamic_shapes=dynamic,
+        input_names=["ids", "rows_to_keep", *(c.format("past_key_values") for c in caches), *arguments[3]],
+        output_names=["logits", *(c.format("present") for c in caches)],
+    )
+    assert program is not None
+    return program.model
+
+
+def _rotary_tables(rotary: nn.Module, rows: int, half: int) -> tuple[Tensor, Tensor]:
+    """cos and sin [rows, head_dim / 2] from the family's own rotary module, llama3 scaling included."""
+    positions = torch.arange(rows)[None]
+    cos, sin = rotary(torch.zeros(1, dtype=torch.float32), positions)
+    return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()

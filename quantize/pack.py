@@ -1,0 +1,105 @@
+"""One matrix to one storage format, a block of rows at a time.
+
+Rows are outputs, as in a checkpoint's [out, in] layout; every format is quantized independently
+per row, so blocks of rows may be packed one after the other. ONNX Runtime's own packers do the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from onnxruntime.capi import _pybind_state as ort_native
+
+from pard_onnx.models.errors import BadInput
+from pard_onnx.models.precision import Format
+
+Float = NDArray[np.float32]
+SMALLEST_BLOCK = 16  # of MatMulNBits
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A block of n rows. Every array has n as its first axis.
+
+    weight: float [n, in]; nbits uint8 [n, blocks, block * bits / 8]; dynamic int8 [n, in].
+    scale: nbits [n, blocks]; dynamic [n]. zero_point: nbits with zero points only, uint8 [n, bytes].
+    """
+
+    weight: NDArray[np.generic]
+    scale: Float | None = None
+    zero_point: NDArray[np.uint8] | None = None
+
+
+def fit_block(fmt: Format, width: int, name: str) -> Format:
+    """The format with the largest block that divides the matrix's input width."""
+    if fmt.kind != "nbits":
+        return fmt
+    block = fmt.block
+    while width % block:
+        block //= 2
+    if block < SMALLEST_BLOCK:
+        raise BadInput(f"{name}: input width {width} is no multiple of {SMALLEST_BLOCK}; export it in fp32 or fp16")
+    return Format("nbits", fmt.bits, block, fmt.symmetric)
+
+
+def pack(weight: Float, fmt: Format) -> Packed:
+    """Pack rows [n, in] of finite floats; `fmt` comes from fit_block."""
+    return _PACKERS[fmt.kind](weight, fmt)
+
+
+def unpack(packed: Packed, fmt: Format) -> Float:
+    """The floats that the packed rows stand for, [n, in]."""
+    if fmt.kind == "nbits":
+        return _unpack_nbits(packed, fmt)
+    weight = packed.weight.astype(np.float32)
+    return weight if packed.scale is None else weight * packed.scale[:, None]
+
+
+def _pack_nbits(weight: Float, fmt: Format) -> Packed:
+    rows, width = weight.shape
+    blocks = width // fmt.block
+    data = np.zeros((rows, blocks, fmt.block * fmt.bits // 8), dtype=np.uint8)
+    scale = np.zeros(rows * blocks, dtype=np.float32)
+    zero = np.zeros((rows, (blocks * fmt.bits + 7) // 8), dtype=np.uint8)
+    quantize = getattr(ort_native, f"quantize_matmul_{fmt.bits}bits")
+    # The packer takes the [in, out] layout of a MatMul.
+    transposed = np.ascontiguousarray(weight.T)
+    quantize(data, transposed, scale, zero.reshape(-1), fmt.block, rows, width, fmt.symmetric)
+    return Packed(data, scale.reshape(rows, blocks), None if fmt.symmetric else zero)
+
+
+def _unpack_nbits(packed: Packed, fmt: Format) -> Float:
+    rows, blocks, _ = packed.weight.shape
+    assert packed.scale is not None
+    levels = _nibbles(packed.weight, fmt.bits).reshape(rows, blocks, fmt.block)
+    if packed.zero_point is None:
+        zero = np.full((rows, blocks), 1 << (fmt.bits - 1), dtype=np.uint8)
+    else:
+        zero = _nibbles(packed.zero_point, fmt.bits).reshape(rows, -1)[:, :blocks]
+    out = levels.astype(np.float32)
+    out -= zero[..., None]
+    out *= packed.scale[..., None]
+    return out.reshape(rows, blocks * fmt.block)
+
+
+def _nibbles(data: NDArray[np.generic], bits: int) -> NDArray[np.generic]:
+    """The unsigned levels in order; two a byte at 4 bits, the low one first."""
+    return data if bits == 8 else np.stack([data & 15, data >> 4], axis=-1)  # type: ignore[operator]
+
+
+def _pack_dynamic(weight: Float, fmt: Format) -> Packed:
+    """Symmetric int8 per output row; a row of zeros keeps scale 1."""
+    largest = np.abs(weight).max(axis=1)
+    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    return Packed(np.rint(weight / scale[:, None]).astype(np.int8), scale)
+
+
+_PACKERS: dict[str, Callable[[Float, Format], Packed]] = {
+    "float32": lambda weight, _: Packed(weight),
+    "float16": lambda weight, _: Packed(weight.astype(np.float16)),
+    "nbits": _pack_nbits,
+    "dynamic": _pack_dynamic,
+}
