@@ -118,7 +118,7 @@ class _Trunk(nn.Module):
         self.model = model
 
     def forward(
-        self, ids: Tensor, rows_to_keep: Tensor, past: list[tuple[Tensor, Tensor]], extra: dict[str, Tensor]
+        self, ids: Tensor, rows_to_keep: Tensor, extra: dict[str, Tensor], past: list[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         caches = LayerCaches(past, extra)
         hidden = self.model.model(input_ids=ids, use_cache=False, caches=caches).last_hidden_state
@@ -172,20 +172,20 @@ def _dummies(config: Any, spec: ModelSpec, variant: Variant, dtype: torch.dtype)
             for _ in range(layers)]
     extra = variant.extra(batch, rows + 1, spec.head_dim // 2)
     extra = {k: v.to(dtype) if v.is_floating_point() else v for k, v in extra.items()}
-    arguments = (torch.zeros(batch, sequence, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), past, extra)
+    arguments = (torch.zeros(batch, sequence, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), extra, past)
     dim = torch.export.Dim
     cache = {0: dim("batch"), 2: dim("rows")}
     dynamic = (
         {0: dim("batch"), 1: dim("sequence")},
         None,
-        [(cache, cache)] * layers,
         {k: {0: dim("batch")} if v.ndim and v.shape[0] == batch else None for k, v in extra.items()},
+        [(cache, cache)] * layers,
     )
     return arguments, dynamic
 
 
 def _export(trunk: _Trunk, arguments: Any, dynamic: Any) -> ir.Model:
-    layers = range(len(arguments[2]))
+    layers = range(len(arguments[3]))
     caches = ["{}." + f"{i}.{part}" for i in layers for part in ("key", "value")]
     program = torch.onnx.export(
         trunk,
@@ -195,7 +195,7 @@ def _export(trunk: _Trunk, arguments: Any, dynamic: Any) -> ir.Model:
         verbose=False,
         opset_version=OPSET,
         dynamic_shapes=dynamic,
-        input_names=["ids", "rows_to_keep", *(c.format("past_key_values") for c in caches), *arguments[3]],
+        input_names=["ids", "rows_to_keep", *arguments[2], *(c.format("past_key_values") for c in caches)],
         output_names=["logits", *(c.format("present") for c in caches)],
     )
     assert program is not None

@@ -1,0 +1,181 @@
+"""The verb: a checkpoint folder to an artifact folder."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+import torch
+
+from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.errors import BadInput, Failure
+from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Parity, Source
+from pard_onnx.models.precision import Precision, recipe
+from pard_onnx.models.spec import ModelSpec, Role
+
+from .attention import MICROSOFT, VARIANTS
+from .fuse import PackQkvPass, SkipNormPass
+from .genai import write_genai_config
+from .layout import LayoutPass
+from .lower import LowerPass
+from .roles import finish, vocabulary_bias
+from .store import WeightStore
+from .trace import OPSET, trace
+
+GRAPH, DATA = "model.onnx", "model.onnx.data"
+IR_VERSION = 10
+DEFAULT_CAPACITY = 4096
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "config.json",
+)
+TOOLS = ("pard-onnx", "torch", "transformers", "optimum", "onnx-ir", "onnxscript", "onnxruntime")
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to export and how. output must not exist, unless `force` allows it to be replaced."""
+
+    checkpoint: Checkpoint
+    source: Source
+    output: Path
+    precision: Precision = "int4"
+    capacity: int | None = None  # tokens; None: the model's own, at most DEFAULT_CAPACITY
+    attention: str = "gqa"
+    verify: bool = True
+    force: bool = False
+
+    def resolved_capacity(self) -> int:
+        limit = self.checkpoint.spec.max_positions
+        if self.capacity is None:
+            return min(limit, DEFAULT_CAPACITY)
+        if not 1 <= self.capacity <= limit:
+            raise BadInput(f"context length {self.capacity} is not in 1..{limit}, the model's max_position_embeddings")
+        return self.capacity
+
+
+def export(job: Job, progress: Progress = lambda *_: None) -> Manifest:
+    """Write the artifact folder `job.output`, all or nothing.
+
+    Raises BadInput for what cannot be exported, Failure where the disk is too small. The folder is made
+    beside its final place and renamed, so that an interrupted export leaves nothing that looks finished.
+    """
+    capacity = job.resolved_capacity()
+    if job.output.exists() and not job.force:
+        raise BadInput(f"{job.output} exists already; choose another --output or pass --force to replace it")
+    with _replacing(job.output) as folder:
+        _require_space(job, folder)
+        manifest = _build(job, capacity, folder, progress)
+        manifest.write(folder)
+    return manifest
+
+
+def _build(job: Job, capacity: int, folder: Path, progress: Progress) -> Manifest:
+    checkpoint, spec = job.checkpoint, job.checkpoint.spec
+    used, variant = recipe(job.precision, spec.role), VARIANTS[job.attention]
+    rows = capacity + KV_MARGIN
+    progress("trace", 0, 1)
+    traced = trace(checkpoint.folder, spec, variant, rows, getattr(torch, used.floats))
+    progress("trace", 1, 1)
+    model = traced.model
+    total = sum(entry.nbytes for entry in checkpoint.tensors.values())
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("weights", done, total)
+
+    with (folder / DATA).open("wb") as file:
+        store = WeightStore(checkpoint, file, DATA, advance)
+        _set_tables(model, {"cos_cache": traced.cos, "sin_cache": traced.sin}, store, used.floats)
+        for step in (LayoutPass(), PackQkvPass(used), SkipNormPass()):
+            step(model)
+        LowerPass(used, store, spec.tied, vocabulary_bias(spec))(model)
+        finish(model, spec, variant)
+    progress("weights", total, total)
+    _save(model, folder)
+    manifest = Manifest(
+        role=spec.role, spec=spec, precision=job.precision, recipe=used, opset=OPSET, attention=variant.name,
+        capacity=capacity, kv_rows=rows, kv_dtype=used.floats, files=(), source=job.source,
+        tools=tuple((name, version(name)) for name in TOOLS), tensors=tuple(store.reports),
+    )
+    for name in TOKENIZER_FILES:
+        if (checkpoint.folder / name).is_file():
+            shutil.copyfile(checkpoint.folder / name, folder / name)
+    if spec.role == "target":
+        write_genai_config(manifest, folder)
+    parity = _verify(job, folder, progress)
+    files = tuple(File.of(path) for path in sorted(folder.iterdir()))
+    return replace(manifest, files=files, parity=parity)
+
+
+def _verify(job: Job, folder: Path, progress: Progress) -> Parity | None:
+    if not job.verify:
+        return None
+    from .parity import check  # an export without the check does not need its imports
+
+    progress("verify", 0, 1)
+    parity = check(job.checkpoint, folder)
+    progress("verify", 1, 1)
+    return parity
+
+
+def _set_tables(model: ir.Model, tables: dict[str, torch.Tensor], store: WeightStore, floats: str) -> None:
+    """The rotary tables are inputs of the trace and constants of the graph."""
+    graph = model.graph
+    for value in [v for v in graph.inputs if v.name in tables]:
+        array = tables[value.name].numpy().astype(floats)  # type: ignore[index]
+        graph.inputs.remove(value)
+        constant = store.add(f"rotary.{value.name}", array)
+        value.replace_all_uses_with(constant)
+        graph.register_initializer(constant)
+
+
+def _save(model: ir.Model, folder: Path) -> None:
+    model.ir_version = IR_VERSION
+    model.opset_imports[MICROSOFT] = 1
+    model.producer_name, model.producer_version = "pard-onnx", version("pard-onnx")
+    model.graph.name = "model"
+    model.metadata_props.clear()
+    for node in model.graph:
+        node.metadata_props.clear()  # stack traces of the machine that exported
+    ir.save(model, folder / GRAPH)
+
+
+def _require_space(job: Job, folder: Path) -> None:
+    used = recipe(job.precision, job.checkpoint.spec.role)
+    bits = {"float32": 32, "float16": 16, "dynamic": 8}.get(used.matrices.kind, used.matrices.bits + 1)
+    values = sum(entry.nbytes // (4 if entry.dtype == "F32" else 2) for entry in job.checkpoint.tensors.values())
+    needed, free = values * bits // 8 + (64 << 20), shutil.disk_usage(folder).free
+    if free < needed:
+        raise Failure(f"{folder.parent}: {free >> 20} MiB free, the export needs about {needed >> 20} MiB")
+
+
+@contextlib.contextmanager
+def _replacing(output: Path) -> Iterator[Path]:
+    """A temporary sibling of `output` that takes its place if the body succeeds, and goes if it does not."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    try:
+        yield temporary
+        if output.exists():
+            # Windows cannot rename over a folder: the old one steps aside first.
+            old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
+            output.rename(old / output.name)
+            temporary.rename(output)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+

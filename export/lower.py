@@ -1,0 +1,177 @@
+"""Pass: abstract operators become ONNX operators, each Linear in its recipe's format.
+
+One function a format (LINEARS, EMBEDDINGS); weights come from the store, which packs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pard_onnx.models.precision import Format, Recipe
+
+from .attention import MICROSOFT
+from .store import Matrix, WeightStore
+from .trace import DOMAIN
+
+HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
+
+
+@dataclass
+class LowerPass(ir.passes.InPlacePass):
+    """Every node of the domain `pard` is replaced.
+
+    head_bias: added to the logits [vocabulary rows], or None. tied: lm_head reads the embedding's matrix.
+    """
+
+    recipe: Recipe
+    store: WeightStore
+    tied: bool
+    head_bias: NDArray[np.float32] | None
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        nodes = [n for n in graph if n.domain == DOMAIN]
+        for node in nodes:
+            tape = ir.tape.Tape()
+            outputs = _RULES[node.op_type](self, tape, node)
+            for old, new in zip(node.outputs, outputs, strict=True):
+                new.dtype = old.dtype
+                if old.is_graph_output():
+                    new.name, new.shape, old.name = old.name, old.shape, None
+                    graph.outputs[graph.outputs.index(old)] = new
+                old.replace_all_uses_with(new)
+            graph.insert_before(node, list(tape.nodes))
+            graph.remove(node, safe=True)
+        for node in graph:
+            for value in node.inputs:
+                if value is not None and value.const_value is not None and value.name not in graph.initializers:
+                    graph.register_initializer(value)
+        model.opset_imports.pop(DOMAIN, None)
+        return ir.passes.PassResult(model, bool(nodes))
+
+    @property
+    def floats(self) -> np.dtype[np.generic]:
+        return np.dtype(self.recipe.floats)
+
+    def vector(self, name: str, array: NDArray[np.generic]) -> ir.Value:
+        return ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+                        const_value=ir.tensor(array, name=name))
+
+    def norm_weight(self, node: ir.Node) -> ir.Value:
+        name = f"{node.attributes['name'].as_string()}.weight"
+        return self.vector(name, self.store.vectors((name,), self.floats))
+
+    def linear(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
+        attributes = node.attributes
+        names = tuple(attributes["names"].as_strings() if "names" in attributes else [attributes["name"].as_string()])
+        bias = None
+        if attributes["bias"].as_int():
+            parts = tuple(f"{n}.bias" for n in names)
+            bias = self.vector("+".join(parts), self.store.vectors(parts, self.floats))
+        fmt, shared = self.recipe.of(names[0]), names == (HEAD,) and self.tied
+        if names == (HEAD,) and self.head_bias is not None:
+            bias = self.vector("lm_head.padding", self.head_bias.astype(self.floats))
+        rule = LINEARS[fmt.kind]
+        return [rule(self, tape, node.inputs[0], (EMBEDDING,) if shared else names, fmt, bias, shared)]
+
+    def embedding(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
+        # A tied matrix is stored once, in the head's format.
+        fmt = self.recipe.of(HEAD if self.tied else node.attributes["name"].as_string())
+        name = node.attributes["name"].as_string()
+        return [EMBEDDINGS[fmt.kind](self, tape, node.inputs[0], self.store.matrix((name,), fmt))]
+
+    def norm(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
+        attributes = {"epsilon": node.attributes["epsilon"].as_float(), "axis": -1}
+        return [tape.op("SimplifiedLayerNormalization", [node.inputs[0], self.norm_weight(node)], attributes)]
+
+    def skip_norm(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
+        outputs = tape.op_multi_out(
+            "SkipSimplifiedLayerNormalization",
+            [*node.inputs, self.norm_weight(node)],
+            {"epsilon": node.attributes["epsilon"].as_float()},
+            domain=MICROSOFT,
+            num_outputs=4,  # output, mean and inverse deviation (unused), the sum
+        )
+        outputs[1].name = outputs[2].name = ""
+        return [outputs[0], outputs[3]]
+
+    def last_rows(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
+        """The last n rows of axis 1; n = 0 keeps all, as -0 is the first row."""
+        start = tape.op("Neg", [node.inputs[1]])
+        end, axis = (self.vector(f"last_rows.{n}", np.array([v])) for n, v in (("end", 2**62), ("axis", 1)))
+        return [tape.op("Slice", [node.inputs[0], start, end, axis])]
+
+
+_RULES: dict[str, Callable[[LowerPass, ir.tape.Tape, ir.Node], list[ir.Value]]] = {
+    "Linear": LowerPass.linear,
+    "Embedding": LowerPass.embedding,
+    "Norm": LowerPass.norm,
+    "SkipNorm": LowerPass.skip_norm,
+    "LastRows": LowerPass.last_rows,
+}
+
+
+def _float_linear(
+    self: LowerPass, tape: ir.tape.Tape, x: ir.Value, names: tuple[str, ...], fmt: Format,
+    bias: ir.Value | None, shared: bool,
+) -> ir.Value:
+    matrix = self.store.matrix(names, fmt, transposed=not shared)
+    weight = matrix.parts["weight"]
+    if shared:  # ONNX Runtime folds the transposition into the matmul or the constant
+        weight = tape.op("Transpose", [weight], {"perm": [1, 0]})
+    product = tape.op("MatMul", [x, weight])
+    return product if bias is None else tape.op("Add", [product, bias])
+
+
+def _nbits_linear(
+    self: LowerPass, tape: ir.tape.Tape, x: ir.Value, names: tuple[str, ...], fmt: Format,
+    bias: ir.Value | None, shared: bool,
+) -> ir.Value:
+    matrix = self.store.matrix(names, fmt)
+    parts = matrix.parts
+    attributes = {"K": matrix.width, "N": matrix.rows, "bits": matrix.format.bits,
+                  "block_size": matrix.format.block, "accuracy_level": 4}
+    inputs = [x, parts["weight"], parts["scale"], parts.get("zero_point"), None, bias]
+    return tape.op("MatMulNBits", _trimmed(inputs), attributes, domain=MICROSOFT)
+
+
+def _dynamic_linear(
+    self: LowerPass, tape: ir.tape.Tape, x: ir.Value, names: tuple[str, ...], fmt: Format,
+    bias: ir.Value | None, shared: bool,
+) -> ir.Value:
+    parts = self.store.matrix(names, fmt, transposed=True).parts
+    return tape.op("DynamicQuantizeMatMul", _trimmed([x, parts["weight"], parts["scale"], None, bias]),
+                   domain=MICROSOFT)
+
+
+def _trimmed(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
+    while inputs[-1] is None:
+        inputs.pop()
+    return inputs
+
+
+LINEARS = {"float32": _float_linear, "float16": _float_linear, "nbits": _nbits_linear, "dynamic": _dynamic_linear}
+
+
+def _float_embedding(self: LowerPass, tape: ir.tape.Tape, ids: ir.Value, matrix: Matrix) -> ir.Value:
+    return tape.op("Gather", [matrix.parts["weight"], ids], {"axis": 0})
+
+
+def _nbits_embedding(self: LowerPass, tape: ir.tape.Tape, ids: ir.Value, matrix: Matrix) -> ir.Value:
+    """GatherBlockQuantized over the bytes of MatMulNBits, seen as [rows, in * bits / 8]."""
+    weight = matrix.parts["weight"]
+    stored = weight.const_value
+    assert isinstance(stored, ir.ExternalTensor) and stored.offset is not None
+    flat = (matrix.rows, matrix.width * matrix.format.bits // 8)
+    data = self.store.alias(f"{matrix.name}.rows", stored.offset, flat, stored.dtype)
+    attributes = {"bits": matrix.format.bits, "block_size": matrix.format.block, "gather_axis": 0, "quantize_axis": 1}
+    inputs = [data, ids, matrix.parts["scale"], matrix.parts.get("zero_point")]
+    return tape.op("GatherBlockQuantized", _trimmed(inputs), attributes, domain=MICROSOFT)
+
+
+EMBEDDINGS = {"float32": _float_embedding, "float16": _float_embedding, "nbits": _nbits_embedding}

@@ -1,0 +1,59 @@
+"""torch's own logits of a checkpoint, in its own precision, with one layer's weights in memory at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from optimum.exporters.tasks import TasksManager
+from torch import Tensor, nn
+from transformers import AutoConfig
+
+from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.tensors import TensorEntry, read_tensor
+
+BLOCK_VALUES = 1 << 22
+
+
+def reference_logits(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
+    """Logits of ids [batch, sequence]: float32 [batch, sequence, vocabulary rows]."""
+    config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+    dtype = getattr(torch, checkpoint.spec.dtype)
+    build = TasksManager.get_model_class_for_task(
+        "text-generation", framework="pt", model_type=checkpoint.spec.family
+    )
+    with torch.device("meta"):
+        model = build.from_config(config, attn_implementation="eager", dtype=dtype).eval()
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its buffers are computed, not stored
+    for name, module in model.named_modules():
+        if module._parameters:
+            _lend_weights(module, name, checkpoint, dtype)
+    with torch.inference_mode():
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits.float()
+
+
+def _lend_weights(module: nn.Module, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    """Weights come in before the module runs and go again after it."""
+    empty = {part: p for part, p in module._parameters.items() if p is not None}
+
+    def load(*_: Any) -> None:
+        for part in empty:
+            entry = checkpoint.tensors.get(f"{name}.{part}") or checkpoint.tensors["model.embed_tokens.weight"]
+            module._parameters[part] = nn.Parameter(_read(entry, dtype), requires_grad=False)
+
+    def drop(*_: Any) -> None:
+        module._parameters.update(empty)
+
+    module.register_forward_pre_hook(load)
+    module.register_forward_hook(drop)
+
+
+def _read(entry: TensorEntry, dtype: torch.dtype) -> Tensor:
+    """Filled by blocks of rows: the float32 copy is never whole."""
+    tensor = torch.empty(entry.shape, dtype=dtype)
+    rows = entry.shape[0]
+    step = max(1, BLOCK_VALUES * rows // max(1, tensor.numel()))
+    for i in range(0, rows, step):
+        tensor[i : i + step] = torch.from_numpy(read_tensor(entry, slice(i, min(i + step, rows))))
+    return tensor

@@ -1,0 +1,149 @@
+"""Weights, streamed from safetensors into one external data file, packed on the way.
+
+One block of rows is in memory at a time (plus the scales of its matrix), so the largest model needs
+no more than the smallest. The same matrix asked for twice (tied embeddings) is stored once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.manifest import TensorReport
+from pard_onnx.models.precision import Format
+from pard_onnx.models.tensors import read_tensor, require_finite
+from pard_onnx.quantize.pack import Packed, fit_block, pack
+from pard_onnx.quantize.report import Error
+
+ALIGNMENT = 4096  # of tensors in the data file: pages, so that they can be memory-mapped
+BLOCK_VALUES = 1 << 22  # weights packed at a time: 16 MiB as float32
+Progress = Callable[[int], None]  # bytes of the checkpoint read since the last call
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A stored matrix [rows, width] as initializers: the parts of quantize.pack.Packed, by name."""
+
+    name: str
+    format: Format
+    rows: int
+    width: int
+    parts: dict[str, ir.Value]
+
+
+@dataclass
+class WeightStore:
+    """Appends to `file`; the values it returns point into it."""
+
+    checkpoint: Checkpoint
+    file: BinaryIO
+    location: str  # the file's name beside the graph
+    progress: Progress = lambda _: None
+    reports: list[TensorReport] = field(default_factory=list)
+    _matrices: dict[tuple[tuple[str, ...], Format, bool], Matrix] = field(default_factory=dict)
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(os.cpu_count()))
+
+    def matrix(self, names: tuple[str, ...], fmt: Format, transposed: bool = False) -> Matrix:
+        """The matrices `names` (checkpoint names without `.weight`), one above the other, in one format.
+
+        transposed: [in, out], as a float MatMul and DynamicQuantizeMatMul want their weights.
+        """
+        key = (names, fmt, transposed)
+        if key not in self._matrices:
+            self._matrices[key] = self._store(names, fmt, transposed)
+        return self._matrices[key]
+
+    def vectors(self, names: tuple[str, ...], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+        """Vectors one after the other, cast; small enough to live in the graph."""
+        return np.concatenate([self._cast(n, self._read(n, None), dtype) for n in names])
+
+    def add(self, name: str, array: NDArray[np.generic]) -> ir.Value:
+        """A constant of the exporter's own making."""
+        return self._value(name, self._append([array]), array.shape, array.dtype)
+
+    def _store(self, names: tuple[str, ...], fmt: Format, transposed: bool) -> Matrix:
+        entries = [self.checkpoint.tensors[f"{n}.weight"] for n in names]
+        rows, width = sum(e.shape[0] for e in entries), entries[0].shape[1]
+        fmt = fit_block(fmt, width, names[0])
+        error, rest = Error(), []
+        label = "+".join([names[0], *(n.rsplit(".", 1)[-1] for n in names[1:])])
+
+        def weights() -> Iterator[NDArray[np.generic]]:
+            for packed, block_error in self._pool.map(lambda job: self._pack(job, fmt), self._jobs(names)):
+                error.add(block_error)
+                rest.append(packed)
+                self.progress(packed.weight.shape[0] * self._row_bytes(names[0]))
+                yield packed.weight
+                rest[-1] = Packed(packed.weight[:0], packed.scale, packed.zero_point)
+
+        blocks: Iterator[NDArray[np.generic]] = weights()
+        if transposed:
+            blocks = iter([np.ascontiguousarray(np.concatenate(list(blocks)).T)])
+        offset, shape, dtype = self._stream(blocks)
+        shape = shape if transposed else (rows, *shape[1:])
+        parts = {"weight": self._value(f"{label}.weight", offset, shape, dtype)}
+        for part in ("scale", "zero_point"):
+            arrays = [a for a in (getattr(p, part) for p in rest) if a is not None]
+            if arrays:
+                parts[part] = self.add(f"{label}.{part}", np.concatenate(arrays))
+        size = sum(v.const_value.nbytes for v in parts.values() if v.const_value is not None)
+        self.reports.append(TensorReport(label, fmt.name, size, error.relative))
+        return Matrix(label, fmt, rows, width, parts)
+
+    def _row_bytes(self, name: str) -> int:
+        entry = self.checkpoint.tensors[f"{name}.weight"]
+        return entry.nbytes // entry.shape[0]
+
+    def _jobs(self, names: tuple[str, ...]) -> Iterator[tuple[str, slice]]:
+        for name in names:
+            rows, width = self.checkpoint.tensors[f"{name}.weight"].shape
+            step = max(1, BLOCK_VALUES // width)
+            yield from ((f"{name}.weight", slice(i, min(i + step, rows))) for i in range(0, rows, step))
+
+    def _pack(self, job: tuple[str, slice], fmt: Format) -> tuple[Packed, Error]:
+        weight = self._read(*job)
+        packed = pack(weight, fmt)
+        if fmt.kind == "float16":
+            require_finite(job[0], packed.weight)  # beyond float16's range
+        return packed, Error.of(weight, packed, fmt)
+
+    def _read(self, name: str, rows: slice | None) -> NDArray[np.float32]:
+        array = read_tensor(self.checkpoint.tensors[name], rows)
+        require_finite(name, array)
+        return array
+
+    def _cast(self, name: str, array: NDArray[np.float32], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+        cast = array.astype(dtype)
+        require_finite(name, cast)
+        return cast
+
+    def _append(self, arrays: list[NDArray[np.generic]]) -> int:
+        return self._stream(iter(arrays))[0]
+
+    def _stream(self, blocks: Iterator[NDArray[np.generic]]) -> tuple[int, tuple[int, ...], np.dtype[np.generic]]:
+        """Write blocks behind one another; the offset, and shape and dtype of the last block."""
+        self.file.write(b"\0" * (-self.file.tell() % ALIGNMENT))
+        offset, shape, dtype = self.file.tell(), (), np.dtype(np.uint8)
+        for block in blocks:
+            self.file.write(np.ascontiguousarray(block).data)
+            shape, dtype = block.shape, block.dtype
+        return offset, shape, dtype
+
+    def _value(self, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> ir.Value:
+        return self.alias(name, offset, shape, ir.DataType.from_numpy(dtype))
+
+    def alias(self, name: str, offset: int, shape: tuple[int, ...], dtype: ir.DataType) -> ir.Value:
+        """A value over bytes that are already in the file."""
+        length = int(np.prod(shape)) * dtype.itemsize
+        tensor = ir.ExternalTensor(self.location, offset, int(length), dtype, shape=ir.Shape(shape), name=name,
+                                   base_dir=Path(self.file.name).parent)
+        return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)
