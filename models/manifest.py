@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from .errors import BadArtifact
+from .json_files import read_json, write_json
 from .precision import Precision, Recipe
+from .records import from_json, to_json
 from .spec import ModelSpec, Role
+from .stamps import is_stamped, stamp
 
 FILE_NAME = "pard_onnx.json"
 FORMAT_VERSION = 1
@@ -15,9 +21,13 @@ KV_MARGIN = 64  # rows beyond the capacity, for masks, rejected drafts and paddi
 
 @dataclass(frozen=True, slots=True)
 class File:
-    name: str
+    name: str  # within the artifact folder
     size: int  # bytes
-    sha256: str
+    sha256: str  # hexadecimal
+
+    @classmethod
+    def of(cls, path: Path) -> File:
+        return cls(path.name, path.stat().st_size, _sha256(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +76,54 @@ class Manifest:
     tensors: tuple[TensorReport, ...] = ()
     parity: Parity | None = None
     format_version: int = FORMAT_VERSION
+
+    def write(self, folder: Path) -> None:
+        """Write pard_onnx.json into `folder`, whole or not at all."""
+        write_json(folder / FILE_NAME, to_json(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of an artifact folder; the other files are not looked at. Raises BadArtifact."""
+        path = folder / FILE_NAME
+        if not folder.is_dir():
+            raise BadArtifact(f"{folder}: no such folder; name one that pard-export has written")
+        if not path.is_file():
+            checkpoint = (folder / "config.json").is_file()
+            reason = "is a checkpoint, not exported yet" if checkpoint else f"has no {FILE_NAME}"
+            raise BadArtifact(f"{folder}: {reason}; run pard-export --model first and name the folder it writes")
+        value = read_json(path, BadArtifact)
+        # Before the keys: a newer format may have other ones
+        version = value.get("format_version")
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise BadArtifact(
+                f"{path}: has format version {version}, this pard-onnx reads up to {FORMAT_VERSION}; update pard-onnx"
+            )
+        return from_json(cls, value, error=BadArtifact, context=f"{path}: ")
+
+    def verify(self, folder: Path) -> None:
+        """Check that every file is there with its size and hash. Raises BadArtifact, naming the first that is not.
+
+        A file that was hashed before and has not changed since is not hashed again (see stamps).
+        """
+        for file in self.files:
+            path = folder / file.name
+            if Path(file.name).name != file.name or "\\" in file.name:
+                raise BadArtifact(f"{folder / FILE_NAME}: {file.name!r} is not the name of a file beside it")
+            if not path.is_file():
+                raise _damaged(path, "is missing")
+            if (size := path.stat().st_size) != file.size:
+                raise _damaged(path, f"has {size} bytes instead of {file.size}")
+            if is_stamped(path, file.sha256):
+                continue
+            if _sha256(path) != file.sha256:
+                raise _damaged(path, "has been changed (its hash differs)")
+            stamp(path, file.sha256)
+
+
+def _damaged(path: Path, problem: str) -> BadArtifact:
+    return BadArtifact(f"{path}: {problem}, so the folder does not match its {FILE_NAME}; export or download it again")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

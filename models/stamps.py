@@ -1,0 +1,51 @@
+"""Stamps: which files were already hashed, so that gigabytes are not hashed at every load.
+
+A stamp is an empty file in the user's cache folder, named by a digest of the file's path, size, time of
+change and hash. Any change of the file other than one that restores all three makes the stamp miss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+# A file changed twice within the clock's grain keeps its time: what is this young is not stamped
+SETTLED_NS = 2_000_000_000
+
+
+def cache_folder() -> Path:
+    """This package's folder for files that can be made again: PARD_ONNX_CACHE, or one in the user's cache."""
+    if chosen := os.environ.get("PARD_ONNX_CACHE"):
+        return Path(chosen).expanduser()
+    variable, usual = ("LOCALAPPDATA", "AppData/Local") if sys.platform == "win32" else ("XDG_CACHE_HOME", ".cache")
+    base = os.environ.get(variable)
+    return (Path(base) if base else Path.home() / usual) / "pard-onnx"
+
+
+def is_stamped(path: Path, sha256: str) -> bool:
+    """Whether `path`, as it is now, was found to have this hash before."""
+    try:
+        return _stamp(path, sha256).is_file()
+    except (OSError, RuntimeError):  # RuntimeError: no home folder
+        return False
+
+
+def stamp(path: Path, sha256: str) -> None:
+    """Remember that `path`, as it is now, has this hash. A cache that cannot be written is no error."""
+    with suppress(OSError, RuntimeError):
+        if time.time_ns() - path.stat().st_mtime_ns < SETTLED_NS:
+            return
+        mark = _stamp(path, sha256)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+
+def _stamp(path: Path, sha256: str) -> Path:
+    facts = path.stat()
+    key = f"{path.resolve()}\n{facts.st_size}\n{facts.st_mtime_ns}\n{sha256}"
+    # surrogateescape: a POSIX path may hold bytes that are no text
+    return cache_folder() / "stamps" / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
