@@ -74,7 +74,7 @@ def test_refuses_by_path(change, message):
 
 
 def test_top_level_must_be_an_object():
-    with pytest.raises(BadInput, match="^must be an object, not null$"):
+    with pytest.raises(BadInput, match=r"^must be an object, not null$"):
         from_json(Tree, None)
 
 
