@@ -37,19 +37,19 @@ class Drop:
             raise ValueError(f"ratio {self.ratio} and floor {self.floor} must lie in (0, 1]")
 
     def counts(self, length: int) -> list[int]:
-        """How many bases each segment keeps of a sequence of `length` real tokens."""
-        shares = [max(self.ratio**j, self.floor) if j else 1.0 for j in range(self.segments)]
-        # Segment j of base b predicts x[b+j+1]: the last bases have no label left.
-        return [min(int(np.ceil(share * length)), max(0, length - 1 - j)) if j else length
-                for j, share in enumerate(shares)]
+        """How many bases each segment keeps of a sequence of `length` real tokens; segment 0 keeps all."""
+        usable = self._usable(length)
+        shares = [max(self.ratio**j, self.floor) for j in range(1, self.segments)]
+        return [length, *(int(np.ceil(share * usable)) for share in shares)]
 
     def bases(self, length: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
         """The bases that each segment keeps, sorted; each is a subset of the one before."""
-        kept = [np.arange(length)]
-        for j, count in enumerate(self.counts(length)[1:], start=1):
-            open_ = kept[-1][kept[-1] < length - 1 - j]
-            kept.append(np.sort(rng.choice(open_, size=min(count, len(open_)), replace=False)))
-        return kept
+        order = rng.permutation(self._usable(length))
+        return [np.arange(length), *(np.sort(order[:count]) for count in self.counts(length)[1:])]
+
+    def _usable(self, length: int) -> int:
+        """Bases whose every mask has a label: segment K-1 of base b predicts x[b+K]."""
+        return max(0, length - self.segments)
 
 
 @dataclass(frozen=True, slots=True)

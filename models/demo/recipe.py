@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_tensors
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -90,13 +91,13 @@ def packed_loss(net: nn.Module, batch: list[Tensor]) -> Tensor:
     return cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
 
 
-def packed_batch(windows: Windows, step: int, rows: int, drop: Drop) -> list[Tensor]:
-    """The packed windows of a step: ids, positions, labels [B, S] and the mask [B, 1, S, S].
+def packed_batch(windows: Ids, step: int, drop: Drop) -> list[Tensor]:
+    """The packed windows [rows, length] of a step: ids, positions, labels [B, S] and the mask [B, 1, S, S].
 
     Windows of one length keep the same number of masks, so no padding is needed.
     """
     rng = np.random.default_rng((SEED, 1, step))
-    packs = [pack(row, MASK_ID, drop, rng) for row in windows.batch(step, rows)]
+    packs = [pack(row, MASK_ID, drop, rng) for row in windows]
     arrays = [np.stack([getattr(p, name) for p in packs]) for name in ("ids", "positions", "labels")]
     mask = np.stack([p.mask() for p in packs])[:, None]
     return [*map(torch.from_numpy, arrays), torch.from_numpy(np.where(mask, np.float32(0), np.float32("-inf")))]
@@ -135,7 +136,7 @@ class Recipe:
         fit(net, batch, next_token_loss, schedule, self.work / "target", self.log)
         return net.eval()
 
-    def replies(self, total: int = 1_500_000, rows: int = 128, prompt: int = 64, new: int = 256) -> Ids:
+    def replies(self, total: int = 1_500_000, rows: int = 128, prompt: int = 64, new: int = 192) -> Ids:
         """Prefixes of the corpus with the target's own greedy continuations, as one run of ids."""
         path = self.work / "replies.safetensors"
         if path.exists():
@@ -158,9 +159,55 @@ class Recipe:
         own, replies = Windows(self.tokens(), length, SEED + 2), Windows(self.replies(), length, SEED + 3)
         return lambda step, rows: np.concatenate([own.batch(step, rows // 2), replies.batch(step, rows - rows // 2)])
 
-    def ar_draft(self, schedule: Schedule = Schedule(steps=1200, rate=6e-3)) -> Qwen2ForCausalLM:
+    def ar_draft(self, schedule: Schedule = Schedule(steps=1000, rate=6e-3)) -> Qwen2ForCausalLM:
         net = model(DRAFT)
         mixed = self.mixed(512)
         fit(net, lambda step: torch.from_numpy(mixed(step, 32)), next_token_loss, schedule,
             self.work / "ar-draft", self.log)
         return net.eval()
+
+    def draft(self, schedule: Schedule = Schedule(steps=1500, rate=4e-3)) -> Qwen2ForCausalLM:
+        net = self.ar_draft()
+        mixed, drop = self.mixed(320), Drop(segments=8, ratio=0.7, floor=0.2)
+        fit(net, lambda step: packed_batch(mixed(step, 16), step, drop), packed_loss, schedule,
+            self.work / "draft", self.log)
+        return net.eval()
+
+    def publish(self, folder: Path) -> None:
+        """Write the pair as Hugging Face checkpoints: `target` and `draft` below `folder`."""
+        for name, net in (("target", self.target()), ("draft", self.draft())):
+            path = folder / name
+            path.mkdir(parents=True, exist_ok=True)
+            if name == "draft":
+                net.config.update({"pard_token": MASK_ID, "spd_type": "pard"})
+            net.config.dtype, net.config.architectures = torch.bfloat16, ["Qwen2ForCausalLM"]
+            net.config.save_pretrained(path)
+            eos = [tokenizer.SIZE - 1, tokenizer.SIZE - 3]  # <|im_end|>, <|endoftext|>
+            generation = {"do_sample": False, "eos_token_id": eos, "pad_token_id": tokenizer.SIZE - 3}
+            (path / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", newline="\n")
+            weights = {n: p.detach().to(torch.bfloat16).contiguous() for n, p in net.named_parameters()}
+            save_tensors(weights, path / "model.safetensors", {"format": "pt"})
+            tokenizer.save(self.tokenizer(), path)
+
+    def perplexity(self, net: nn.Module, length: int = 1024) -> float:
+        """On the held-out modules, over windows of `length` tokens."""
+        tokens = self.tokens(held_out=True)
+        rows = torch.from_numpy(tokens[: len(tokens) // length * length].reshape(-1, length))
+        with torch.inference_mode():
+            losses = [next_token_loss(net, row[None]).item() for row in rows]
+        return float(np.exp(np.mean(losses)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="checkpoints and logs of the stages")
+    parser.add_argument("--output", type=Path, help="where to write the finished pair; default: WORK/pair")
+    arguments = parser.parse_args()
+    recipe = Recipe(arguments.work)
+    recipe.publish(arguments.output or arguments.work / "pair")
+    for name, net in (("target", recipe.target()), ("autoregressive draft", recipe.ar_draft())):
+        print(f"{name}: held-out perplexity {recipe.perplexity(net):.2f}")
+
+
+if __name__ == "__main__":
+    main()
