@@ -1,0 +1,169 @@
+"""Model names to real folders: local ones, the shipped pair, and the Hugging Face hub's.
+
+huggingface_hub's own variables hold here: HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from . import demo
+from .errors import BadInput, Failure
+from .manifest import FILE_NAME, Source
+from .stamps import cache_folder
+
+DEMO = {"demo-target": demo.TARGET, "demo-draft": demo.DRAFT}
+HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?<![.-])", re.ASCII)
+# Never pickles: nothing of this package reads them
+CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja"]
+ARTIFACT_FILES = ["*.json", "*.jinja", "*.onnx", "*.data"]
+
+
+def resolve_checkpoint(name: str, revision: str | None = None) -> tuple[Path, Source]:
+    """The folder of a checkpoint: `demo-target`, `demo-draft`, a local folder, or a hub id (`org/name`).
+
+    A hub id is fetched into huggingface_hub's cache, or found there if the hub cannot be reached; `revision`
+    is a branch, tag or commit of it. Raises BadInput, or Failure when a download breaks off.
+    """
+    if name in DEMO:
+        if not DEMO[name].is_dir():
+            raise BadInput(f"{name}: the shipped pair is not part of this installation; install pard-onnx again")
+        return DEMO[name], Source(name)
+    folder = _local(name)
+    if folder:
+        _refuse_revision(name, revision)
+        return folder, Source(folder.resolve().name)
+    _require_hub_id(name, "a checkpoint folder")
+    snapshot = _snapshot(name, revision, allow_patterns=CHECKPOINT_FILES)
+    return snapshot, Source(name, snapshot.name)  # a snapshot's folder is named by its commit
+
+
+def resolve_artifact(name: str | Path, revision: str | None = None) -> Path:
+    """The real folder of an exported model: a local one, or the hub id of one.
+
+    ONNX Runtime refuses weights reached through links that leave the folder, and the hub's cache is made of
+    them: hub ids are fetched into a folder of this package's cache, local folders of links are copied there.
+    Raises BadInput, or Failure when a download breaks off.
+    """
+    folder = _local(name)
+    if folder:
+        _refuse_revision(str(name), revision)
+        return _without_links(folder)
+    name = str(name)
+    if name in DEMO:
+        raise BadInput(f"{name}: is a checkpoint; run pard-export --model {name} first and name the folder it writes")
+    _require_hub_id(name, "an exported folder")
+    # quote: branches and tags may have slashes
+    place = cache_folder() / "artifacts" / f"{name.replace('/', '--')}@{quote(revision or 'main', safe='')}"
+    found = _snapshot(name, revision, allow_patterns=ARTIFACT_FILES, local_dir=place)
+    if not (found / FILE_NAME).is_file():
+        raise BadInput(f"{name}: has no {FILE_NAME}, so is not an exported model; run pard-export --model {name}")
+    return found
+
+
+def _local(name: str | Path) -> Path | None:
+    try:
+        folder = Path(name).expanduser()
+        return folder if name != "" and folder.is_dir() else None  # Path("") is the current folder
+    except (OSError, RuntimeError):  # a name too long for a path; ~ without a home
+        return None
+
+
+def _refuse_revision(name: str, revision: str | None) -> None:
+    if revision is not None:
+        raise BadInput(f"revision {revision!r}: {name} is a local folder, which has no revisions; leave it out")
+
+
+def _require_hub_id(name: str, wanted: str) -> None:
+    if not HUB_ID.fullmatch(name):
+        raise BadInput(f"{name!r}: neither {wanted} nor a hub id (org/name)")
+
+
+def _snapshot(name: str, revision: str | None, **options: Any) -> Path:
+    from huggingface_hub import errors  # here: it takes a while to import, and most names are folders
+
+    at = f"{name} at revision {revision}" if revision else name
+    try:
+        return _download(name, revision, **options)
+    except errors.GatedRepoError as error:
+        raise BadInput(f"{at}: is gated; ask for access on its page and set HF_TOKEN to your token") from error
+    except errors.RepositoryNotFoundError as error:
+        raise BadInput(
+            f"{at}: neither a folder here nor a repository on the hub; if it is private, set HF_TOKEN to your token"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise BadInput(f"{at}: the repository is there, that revision is not") from error
+    except errors.LocalEntryNotFoundError as error:
+        reason = "HF_HUB_OFFLINE is set" if _offline() else "the hub cannot be reached"
+        raise BadInput(f"{at}: neither a folder here nor (whole) in the hub's cache, and {reason}") from error
+    except errors.HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 403):
+            raise BadInput(f"{at}: the hub refuses access; set HF_TOKEN to a token that may read it") from error
+        return _cached(at, error, name, revision, **options)
+    except Exception as error:  # the HTTP library's own errors, another library in every major version
+        return _cached(at, error, name, revision, **options)
+
+
+def _cached(at: str, error: Exception, name: str, revision: str | None, **options: Any) -> Path:
+    """What is left when a download breaks off: a snapshot that is already whole."""
+    try:
+        return _download(name, revision, local_files_only=True, **options)
+    except Exception:
+        text = (str(error).splitlines() or [""])[0]
+        raise Failure(f"{at}: the download broke off: {type(error).__name__}: {text}") from error
+
+
+def _download(name: str, revision: str | None, *, local_files_only: bool = False, **options: Any) -> Path:
+    from huggingface_hub import snapshot_download
+
+    # These variables are read now: huggingface_hub read them when it was imported
+    return Path(
+        snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=os.environ.get("HF_HUB_CACHE"),
+            endpoint=os.environ.get("HF_ENDPOINT"),
+            local_files_only=local_files_only or _offline(),
+            **options,
+        )
+    )
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _without_links(folder: Path) -> Path:
+    """`folder`, or a copy of it in the cache if files of it are links to elsewhere."""
+    root = folder.resolve()
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    if all(path.resolve().is_relative_to(root) for path in files):
+        return folder
+    facts = [(path.name, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    place = cache_folder() / "artifacts" / "linked" / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+    if not place.is_dir():
+        scratch = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        for path in files:
+            _clone(path.resolve(), scratch / path.name)
+        try:
+            scratch.rename(place)
+        except OSError:  # another process was faster
+            shutil.rmtree(scratch, ignore_errors=True)
+            if not place.is_dir():
+                raise
+    return place
+
+
+def _clone(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)  # takes no space; ONNX Runtime sees an ordinary file
+    except (OSError, NotImplementedError):  # another disk, or a file system without hard links
+        shutil.copyfile(source, target)

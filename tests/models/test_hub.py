@@ -1,0 +1,283 @@
+"""Names to folders: local ones, the shipped pair, the hub's cache, and a stand-in hub on this machine."""
+
+import json
+import os
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from pard_onnx.models import demo, hub
+from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.errors import BadInput, Failure
+from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
+from pard_onnx.models.manifest import FILE_NAME, Source
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+BLOB = "f" * 40
+
+
+@pytest.fixture(autouse=True)
+def caches(monkeypatch, tmp_path):
+    """Both caches in tmp_path, and no way out."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PARD_ONNX_CACHE", str(tmp_path / "pard onnx é"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+def save_in_hub_cache(source: Path, cache: Path, name: str) -> Path:
+    """Lay out `source` as huggingface_hub's cache does: links in a snapshot to blobs; without links, copies."""
+    repo = cache / f"models--{name.replace('/', '--')}"
+    snapshot = repo / "snapshots" / SHA
+    snapshot.mkdir(parents=True)
+    for folder in ("refs", "blobs"):
+        (repo / folder).mkdir()
+    (repo / "refs" / "main").write_text(SHA)
+    for file in source.iterdir():
+        blob = repo / "blobs" / (file.name + BLOB)
+        blob.write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(Path("../../blobs") / blob.name)
+    return snapshot
+
+
+needs_links = pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+
+
+# --- local
+
+
+def test_a_local_checkpoint(tmp_path):
+    folder = tmp_path / "mein Modell é"
+    folder.mkdir()
+    assert (folder, Source("mein Modell é")) == resolve_checkpoint(str(folder))
+    assert folder == resolve_artifact(folder) == resolve_artifact(str(folder))
+
+
+def test_a_relative_path_is_recorded_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert (Path("org/name"), Source("name")) == resolve_checkpoint("org/name")
+    monkeypatch.chdir(tmp_path / "org" / "name")
+    assert (Path(), Source("name")) == resolve_checkpoint(".")
+
+
+def test_the_shipped_pair(monkeypatch, tmp_path):
+    assert {"demo-target": demo.TARGET, "demo-draft": demo.DRAFT} == hub.DEMO
+    assert Path(demo.__file__).parent == demo.TARGET.parent == demo.DRAFT.parent
+    monkeypatch.setitem(hub.DEMO, "demo-draft", tmp_path)
+    assert (tmp_path, Source("demo-draft")) == resolve_checkpoint("demo-draft", None)
+    monkeypatch.setitem(hub.DEMO, "demo-draft", tmp_path / "absent")
+    with pytest.raises(BadInput, match="demo-draft: the shipped pair is not part of this installation"):
+        resolve_checkpoint("demo-draft")
+    with pytest.raises(BadInput, match=r"demo-draft: is a checkpoint; run pard-export --model demo-draft first"):
+        resolve_artifact("demo-draft")
+
+
+def test_local_folders_have_no_revisions(tmp_path):
+    for resolve in (resolve_checkpoint, resolve_artifact):
+        with pytest.raises(BadInput, match=r"revision 'v1': .* is a local folder"):
+            resolve(str(tmp_path), "v1")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "gpt2", "./absent", "../absent", "/absent/model", "C:\\absent", "a/b/c", "org/", "a--b/c", "~nobody/x", "é/b"],
+)
+def test_neither_folder_nor_hub_id(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match=r"neither a checkpoint folder nor a hub id \(org/name\)"):
+        resolve_checkpoint(name)
+    with pytest.raises(BadInput, match=r"neither an exported folder nor a hub id \(org/name\)"):
+        resolve_artifact(name)
+
+
+def test_a_name_too_long_for_a_path():
+    with pytest.raises(BadInput, match="neither a checkpoint folder nor a hub id"):
+        resolve_checkpoint("x" * 5000)
+
+
+# --- the hub's cache, offline
+
+
+@needs_links
+def test_a_cached_checkpoint(tiny, tmp_path):
+    snapshot = save_in_hub_cache(tiny(tmp_path / "source", role="draft"), tmp_path / "hub", "amd/PARD-tiny")
+    for revision in (None, "main", SHA):
+        folder, source = resolve_checkpoint("amd/PARD-tiny", revision)
+        assert snapshot.samefile(folder)
+        assert Source("amd/PARD-tiny", SHA) == source
+    assert Checkpoint.open(folder).spec.role == "draft"
+
+
+def test_not_cached_and_offline(tmp_path):
+    with pytest.raises(BadInput, match=r"org/name: neither a folder here nor .* cache, and HF_HUB_OFFLINE is set"):
+        resolve_checkpoint("org/name")
+    with pytest.raises(BadInput, match=r"org/name at revision v1: neither a folder"):
+        resolve_artifact("org/name", "v1")
+    assert not (tmp_path / "pard onnx é").exists()
+
+
+@needs_links
+def test_folders_of_links_are_copied_once(tmp_path):
+    (tmp_path / "source").mkdir()
+    for name in ("model.onnx", "model.onnx.data", FILE_NAME):
+        (tmp_path / "source" / name).write_text(name)
+    snapshot = save_in_hub_cache(tmp_path / "source", tmp_path / "hub", "org/exported")
+    real = resolve_artifact(snapshot)
+    assert real.is_relative_to(tmp_path / "pard onnx é")
+    assert {"model.onnx", "model.onnx.data", FILE_NAME} == {path.name for path in real.iterdir()}
+    for path in real.iterdir():
+        assert not path.is_symlink()
+        assert path.read_text() == path.name
+    assert real == resolve_artifact(snapshot)
+    assert [real] == list(real.parent.iterdir())
+
+
+@needs_links
+def test_links_within_a_folder_stay(tmp_path):
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b").symlink_to("a")
+    assert tmp_path == resolve_artifact(tmp_path)
+
+
+def test_copies_where_hard_links_do_not_work(tmp_path, monkeypatch):
+    def refuse(self, target):
+        raise OSError("another disk")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    (tmp_path / "a").write_text("a")
+    hub._clone(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "a"
+
+
+# --- a hub
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's HTTP interface as snapshot_download uses."""
+
+    files: dict[str, bytes] = {}  # noqa: RUF012  replaced by the fixture
+    status = {"org/gated": (403, "GatedRepo"), "org/absent": (404, "RepoNotFound"), "org/down": (500, "")}  # noqa: RUF012
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def answer(self, body):
+        path = self.path.partition("?")[0]
+        name = re.search(r"org/\w+", path)[0]
+        if name in self.status:
+            code, error = self.status[name]
+            return self.reply(code, b"{}", body, {"X-Error-Code": error})
+        revision = re.search(r"/(?:revision|tree|resolve)/([^/]+)", path)
+        if revision and revision[1] not in ("main", SHA):
+            return self.reply(404, b"{}", body, {"X-Error-Code": "RevisionNotFound"})
+        if "/tree/" in path:
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": f"{i:040}"}
+                for i, (name, data) in enumerate(self.files.items())
+            ]
+            return self.reply(200, json.dumps(entries).encode(), body)
+        if "/resolve/" in path:
+            name = path.rpartition("/")[2]
+            if name not in self.files:
+                return self.reply(404, b"", body, {"X-Error-Code": "EntryNotFound"})
+            etag = f'"{list(self.files).index(name):040}"'
+            return self.reply(200, self.files[name], body, {"ETag": etag, "X-Repo-Commit": SHA})
+        info = {"id": name, "sha": SHA, "siblings": [{"rfilename": file} for file in self.files]}
+        return self.reply(200, json.dumps(info).encode(), body)
+
+    def reply(self, code, content, body, headers=None):
+        self.send_response(code)
+        for key, value in {
+            "Content-Length": len(content),
+            "Content-Type": "application/json",
+            **(headers or {}),
+        }.items():
+            self.send_header(key, str(value))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def online(monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(Hub, "files", {})
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_fetching_a_checkpoint(online, tiny, tmp_path):
+    Hub.files = {path.name: path.read_bytes() for path in tiny(tmp_path / "source").iterdir()}
+    Hub.files |= {"pytorch_model.bin": b"pickle", "README.md": b"text", "chat_template.jinja": b"{{ 1 }}"}
+    folder, source = resolve_checkpoint("org/name")
+    assert Source("org/name", SHA) == source
+    assert Checkpoint.open(folder).spec.chat_template == "{{ 1 }}"
+    assert set(Hub.files) - {"pytorch_model.bin", "README.md"} == {path.name for path in folder.iterdir()}
+
+
+def test_fetching_an_artifact_into_a_real_folder(online, tmp_path, monkeypatch):
+    Hub.files = {"model.onnx": b"graph", "model.onnx.data": b"weights", FILE_NAME: b"{}", "other.bin": b"pickle"}
+    folder = resolve_artifact("org/name")
+    assert folder.is_relative_to(tmp_path / "pard onnx é")
+    for name in ("model.onnx", "model.onnx.data", FILE_NAME):
+        assert not (folder / name).is_symlink()
+        assert (folder / name).read_bytes() == Hub.files[name]
+    assert not (folder / "other.bin").exists()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert folder == resolve_artifact("org/name")
+
+
+def test_a_checkpoint_on_the_hub_is_no_artifact(online):
+    Hub.files = {"config.json": b"{}"}
+    with pytest.raises(BadInput, match=r"org/name: has no pard_onnx\.json.*pard-export --model org/name"):
+        resolve_artifact("org/name")
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "message"),
+    [
+        ("org/gated", None, "org/gated: is gated; ask for access on its page and set HF_TOKEN"),
+        ("org/absent", None, "org/absent: neither a folder here nor a repository on the hub; .* set HF_TOKEN"),
+        ("org/name", "v9", "org/name at revision v9: the repository is there, that revision is not"),
+        ("org/down", None, "org/down: neither a folder here nor .* cache, and the hub cannot be reached"),
+    ],
+)
+def test_the_hub_says_no(online, name, revision, message):
+    with pytest.raises(BadInput, match=message) as caught:
+        resolve_checkpoint(name, revision)
+    assert "\n" not in str(caught.value)
+
+
+@needs_links
+def test_the_cache_serves_when_the_hub_cannot_be_reached(online, monkeypatch, tiny, tmp_path):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(BadInput, match="and the hub cannot be reached"):
+        resolve_checkpoint("org/name")
+    snapshot = save_in_hub_cache(tiny(tmp_path / "source"), tmp_path / "hub", "org/name")
+    assert snapshot.samefile(resolve_checkpoint("org/name")[0])
+
+
+def test_a_download_that_breaks_off(monkeypatch):
+    def broken(*args, **options):
+        raise RuntimeError("peer closed connection\nmore")
+
+    monkeypatch.setattr(hub, "_download", broken)
+    with pytest.raises(Failure, match=r"^org/name: the download broke off: RuntimeError: peer closed connection$"):
+        resolve_checkpoint("org/name")
