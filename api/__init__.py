@@ -1,0 +1,36 @@
+"""PARD speculative decoding on ONNX Runtime: `pair = load(target, draft)`, `pair.generate(prompt)`."""
+
+from importlib.metadata import version
+
+from pard_onnx.models.errors import (
+    BadArtifact,
+    BadCheckpoint,
+    BadInput,
+    BadProvider,
+    Failure,
+    PardError,
+    TooLong,
+)
+from pard_onnx.runtime.pair import Pair, load
+from pard_onnx.runtime.result import Chunk, Result, Seconds, Stats
+from pard_onnx.runtime.stream import Stream
+
+__version__ = version("pard-onnx")
+
+__all__ = [
+    "BadArtifact",
+    "BadCheckpoint",
+    "BadInput",
+    "BadProvider",
+    "Chunk",
+    "Failure",
+    "Pair",
+    "PardError",
+    "Result",
+    "Seconds",
+    "Stats",
+    "Stream",
+    "TooLong",
+    "__version__",
+    "load",
+]

@@ -1,0 +1,104 @@
+"""`pard-generate`: text from an exported pair."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pard_onnx.cli import exit_code
+from pard_onnx.models.errors import BadInput
+from pard_onnx.runtime.pair import DRAFT_LENGTH, load
+from pard_onnx.runtime.result import Result
+from pard_onnx.runtime.stream import Stream
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(prog="pard-generate", description="Generate text with an exported pair.")
+    out.add_argument("--target", required=True, help="exported target: a folder or a hub id")
+    out.add_argument("--draft", help="exported PARD draft; without it, plain decoding")
+    prompt = out.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", help="the prompt's text; without it and --prompt-file, stdin")
+    prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a UTF-8 file")
+    out.add_argument("--chat", action="store_true", help="the prompt is a user's message for the chat template")
+    out.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    out.add_argument("--draft-length", type=int, default=DRAFT_LENGTH, metavar="K", help="drafts a round, 1 to 32")
+    out.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    out.add_argument("--provider", default="cpu", help="execution provider (default: cpu)")
+    out.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
+    out.add_argument("--no-exact", dest="exact", action="store_false", help="allow any step width")
+    out.add_argument("--json", action="store_true", help="one JSON object instead of streamed text")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    return exit_code(lambda: generate(options))
+
+
+def generate(options: argparse.Namespace) -> None:
+    prompt = read_prompt(options.prompt, options.prompt_file)
+    with load(options.target, options.draft, provider=options.provider, threads=options.threads) as pair:
+        stream = pair.stream(
+            prompt,
+            max_new_tokens=options.max_new_tokens,
+            draft_length=options.draft_length,
+            stop=options.stop,
+            exact=options.exact,
+            chat=options.chat,
+        )
+        with stream:
+            show(stream, as_json=options.json)
+
+
+def read_prompt(text: str | None, file: Path | None) -> str:
+    """The prompt from where the options say; BadInput if it is not there, not UTF-8, or empty."""
+    source = "--prompt" if text is not None else str(file or "stdin")
+    try:
+        prompt = text if text is not None else file.read_text(encoding="utf-8") if file else read_stdin()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{source}: the prompt cannot be read: {error}") from error
+    if not prompt:
+        raise BadInput(f"{source}: the prompt is empty")
+    return prompt
+
+
+def read_stdin() -> str:
+    if sys.stdin.isatty():
+        raise BadInput("no prompt; give --prompt or --prompt-file, or pipe it in")
+    return sys.stdin.read()
+
+
+def show(stream: Stream, *, as_json: bool) -> None:
+    for chunk in stream:
+        if not as_json:
+            sys.stdout.write(chunk.text)
+            sys.stdout.flush()
+    print(json.dumps(summary(stream.result), ensure_ascii=False) if as_json else "")
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """The JSON object: keys of the command's contract, a subset of Result and Stats."""
+    stats = result.stats
+    return {
+        "text": result.text,
+        "tokens": list(result.tokens),
+        "prompt_tokens": stats.prompt_tokens,
+        "new_tokens": stats.new_tokens,
+        "finish_reason": result.finish_reason,
+        "accepted": list(stats.accepted),
+        "mean_accepted": stats.mean_accepted,
+        "tokens_per_second": stats.tokens_per_second,
+        "time_to_first_token": stats.time_to_first_token,
+        "seconds": asdict(stats.seconds),
+        "exact": stats.exact,
+        "provider": stats.provider,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

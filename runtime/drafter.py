@@ -1,0 +1,84 @@
+"""Who proposes tokens: a parallel draft model, or nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+PREFILL_CHUNK = 256  # tokens a call; even, so that exact widths stay exact
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """Tokens that may follow, and the drafter's probability of each; at most as many as asked for."""
+
+    ids: tuple[int, ...] = ()
+    probabilities: tuple[float, ...] = ()
+
+
+NOTHING = Proposal()
+
+
+class Drafter(Protocol):
+    """What the loop asks of a drafter; `length` and `rollback` speak of its cache, in real tokens."""
+
+    @property
+    def length(self) -> int: ...
+
+    def propose(self, committed: Sequence[int], k: int) -> Proposal:
+        """Up to k >= 1 tokens to follow `committed`, the whole conversation so far."""
+        ...
+
+    def rollback(self, length: int) -> None: ...
+
+
+class DraftModel(Protocol):
+    """What PardDrafter asks of a session (`DraftSession`)."""
+
+    @property
+    def length(self) -> int: ...
+
+    def step(self, ids: Sequence[int], draft_length: int) -> tuple[Any, Any]: ...
+
+    def rollback(self, length: int) -> None: ...
+
+
+class NoDraft:
+    """Plain decoding: nothing is ever proposed."""
+
+    length = 0
+
+    def propose(self, committed: Sequence[int], k: int) -> Proposal:
+        return NOTHING
+
+    def rollback(self, length: int) -> None: ...
+
+
+class PardDrafter:
+    """One forward pass a round: the real tokens that its cache lacks, then K-1 masks (FACTS: AMD-AGI/PARD)."""
+
+    def __init__(self, model: DraftModel, chunk: int = PREFILL_CHUNK) -> None:
+        self._model = model
+        self._chunk = chunk
+
+    @property
+    def length(self) -> int:
+        return self._model.length
+
+    def rollback(self, length: int) -> None:
+        self._model.rollback(length)
+
+    def propose(self, committed: Sequence[int], k: int) -> Proposal:
+        # The first draft is read off the last real token's row, so at least that token is fed.
+        self._model.rollback(min(self._model.length, len(committed) - 1))
+        while len(committed) - self._model.length > self._chunk:
+            self._feed(committed[self._model.length : self._model.length + self._chunk], 1)
+        ids, probabilities = self._feed(committed[self._model.length :], k)
+        return Proposal(tuple(ids.tolist()), tuple(probabilities.tolist()))
+
+    def _feed(self, ids: Sequence[int], k: int) -> tuple[Any, Any]:
+        real = self._model.length + len(ids)
+        drafts = self._model.step(ids, k)
+        self._model.rollback(real)  # the k - 1 masks leave the cache: it holds real tokens only
+        return drafts

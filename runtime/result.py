@@ -1,0 +1,121 @@
+"""What a generation gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .loop import FinishReason, Step
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """prefill: the prompt through the target, and the draft's first call, which carries it too; draft and
+    verify: the later rounds' calls, acceptance in verify; other: the rest of total, which begins with the
+    prompt as text or ids and leaves out the time that a stream's consumer takes."""
+
+    prefill: float
+    draft: float
+    verify: float
+    other: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """accepted: tokens that the target committed in each round, its own included (K + 1 at most); EOS counts,
+    and so does what a stop string cut off. The prompt's step, which gives the first token, is no round.
+
+    proposed: drafts of each round; accepted_per_position: of the drafts at each position, the accepted share.
+    tokens_per_second: of the tokens after the first, over the time after the first (the draft's prefill
+    counts against it). exact: plain decoding and any draft give the same tokens under this setting.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    rounds: int
+    accepted: tuple[int, ...]
+    proposed: tuple[int, ...]
+    accepted_per_position: tuple[float, ...]
+    mean_accepted: float
+    seconds: Seconds
+    tokens_per_second: float
+    time_to_first_token: float
+    exact: bool
+    provider: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """text: what follows the prompt, cut in front of a stop string; tokens: without EOS, and up to the one that
+    completed a stop string; finish_reason: "stop" for EOS and stop strings, "length" for limits."""
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    stats: Stats
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One round of a stream. pieces: the text that each token made certain, `text` when joined; drafted: which
+    tokens the draft had proposed."""
+
+    text: str
+    tokens: tuple[int, ...]
+    drafted: tuple[bool, ...]
+    pieces: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of a generation while it runs."""
+
+    accepted: list[int] = field(default_factory=list)
+    proposed: list[int] = field(default_factory=list)
+    matched: list[int] = field(default_factory=list)
+    prefill: float = 0.0
+    draft: float = 0.0
+    verify: float = 0.0
+    prompt_seen: bool = False
+
+    def add(self, step: Step) -> None:
+        if not self.prompt_seen:
+            self.prompt_seen = True
+            self.prefill = step.verify_seconds
+            return
+        if self.accepted:
+            self.draft += step.draft_seconds
+        else:
+            self.prefill += step.draft_seconds
+        self.verify += step.verify_seconds
+        self.accepted.append(step.accepted)
+        self.proposed.append(step.drafted)
+        self.matched.append(step.matched)
+
+    def per_position(self) -> tuple[float, ...]:
+        rounds = list(zip(self.proposed, self.matched, strict=True))
+        return tuple(
+            sum(matched > i for _, matched in rounds) / sum(proposed > i for proposed, _ in rounds)
+            for i in range(max(self.proposed, default=0))
+        )
+
+    def stats(self, prompt: int, new: int, total: float, first: float, exact: bool, provider: str) -> Stats:
+        """total, first: seconds to the end, and to the first token."""
+        rounds = len(self.accepted)
+        later = total - first
+        return Stats(
+            prompt_tokens=prompt,
+            new_tokens=new,
+            rounds=rounds,
+            accepted=tuple(self.accepted),
+            proposed=tuple(self.proposed),
+            accepted_per_position=self.per_position(),
+            mean_accepted=sum(self.accepted) / rounds if rounds else 0.0,
+            seconds=Seconds(
+                self.prefill, self.draft, self.verify, total - self.prefill - self.draft - self.verify, total
+            ),
+            tokens_per_second=(new - 1) / later if new > 1 and later > 0 else 0.0,
+            time_to_first_token=first,
+            exact=exact,
+            provider=provider,
+        )

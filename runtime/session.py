@@ -1,0 +1,152 @@
+"""An ONNX Runtime session with its KV cache: buffers allocated and bound once, rolled back by numbers.
+
+GroupQueryAttention does not notice lengths beyond its buffers (it concatenates, or reads past the end), so
+every call checks its bounds first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pard_onnx.models.errors import BadArtifact, TooLong
+from pard_onnx.models.manifest import Manifest
+
+from .providers import Provider, onnxruntime
+from .threads import Threads, apply
+
+GRAPH = "model.onnx"
+ERRORS_ONLY = 3  # ONNX Runtime's log severity
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+def open_graph(path: Path, provider: Provider, threads: Threads) -> Any:
+    """An onnxruntime.InferenceSession; BadArtifact if it refuses the file."""
+    ort = onnxruntime(provider.extra)
+    options = ort.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.enable_mem_pattern = False  # a pattern is kept per input shape, and each step has a new mask length
+    apply(threads, options)
+    try:
+        # The fallback to other providers prints to stdout and hides what went wrong.
+        return ort.InferenceSession(str(path), options, providers=[provider.ort], enable_fallback=0)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        reason = str(error).strip().splitlines()[0]
+        raise BadArtifact(f"{path} cannot be loaded on {provider.key}: {reason}") from error
+
+
+class Session:
+    """What target and draft share. `length` counts the tokens in the cache; not thread-safe."""
+
+    def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
+        self._value = onnxruntime().OrtValue.ortvalue_from_numpy
+        self._session = open_graph(folder / GRAPH, provider, threads)
+        self._binding = self._session.io_binding()
+        self._rows = manifest.kv_rows
+        self._length = 0
+        self._ids: Ids = np.zeros((1, self._rows), np.int64)
+        self._ones: Ids = np.ones((1, self._rows), np.int64)
+        self._count: Ids = np.zeros(1, np.int64)
+        self._count_value = self._value(self._count)
+        self._widths: dict[int, Any] = {}
+        self._bind_cache(manifest)
+
+    def _bind_cache(self, manifest: Manifest) -> None:
+        """Past and present of each layer are one buffer, updated in place."""
+        shape = (1, manifest.spec.kv_heads, self._rows, manifest.spec.head_dim)
+        for layer in range(manifest.spec.layers):
+            for part in ("key", "value"):
+                buffer = self._value(np.zeros(shape, np.dtype(manifest.kv_dtype)))
+                self._binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", buffer)
+                self._binding.bind_ortvalue_output(f"present.{layer}.{part}", buffer)
+
+    @property
+    def length(self) -> int:
+        return self._length
+
+    def rollback(self, length: int) -> None:
+        """Forget the cache's rows from `length` on."""
+        if not 0 <= length <= self._length:
+            raise ValueError(f"a cache of {self._length} tokens cannot be rolled back to {length}")
+        self._length = length
+
+    def _run(self, ids: Sequence[int], written: int, count_name: str, count: int) -> None:
+        """One call that writes the KV rows length .. length + written - 1."""
+        width, end = len(ids), self._length + written
+        if not width:
+            raise ValueError("a step needs at least one token")
+        if end > self._rows:
+            raise TooLong(f"{self._length} tokens and {written} more exceed the {self._rows} rows of the KV cache")
+        self._ids[0, :width] = ids
+        if width not in self._widths:
+            self._widths[width] = self._value(self._ids[:, :width])
+        self._count[0] = count
+        # Bound again although the memory is the same: a provider off the CPU copies when binding.
+        self._binding.bind_ortvalue_input("input_ids", self._widths[width])
+        self._binding.bind_ortvalue_input("attention_mask", self._value(self._ones[:, : self._length + width]))
+        self._binding.bind_ortvalue_input(count_name, self._count_value)
+        self._session.run_with_iobinding(self._binding)
+        self._length = end
+
+
+class TargetSession(Session):
+    """The model that decides."""
+
+    def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
+        super().__init__(folder, manifest, provider, threads)
+        self._logits: Floats = np.empty((0, manifest.spec.vocabulary.rows), np.float32)
+        self._kept: dict[int, Any] = {}
+
+    def step(self, ids: Sequence[int], keep: int) -> Floats:
+        """Append ids to the cache; logits of the last `keep` of them, [keep, vocabulary rows].
+
+        The array is the session's own buffer: the next step overwrites it.
+        """
+        if not 0 < keep <= len(ids):
+            raise ValueError(f"{keep} rows of a step of {len(ids)}")
+        self._binding.bind_ortvalue_output("logits", self._output(keep))
+        self._run(ids, len(ids), "logits_to_keep", keep)
+        return self._logits[:keep]
+
+    def _output(self, keep: int) -> Any:
+        """The buffer's first `keep` rows as an OrtValue; grown to the widest step seen, then never again."""
+        if keep > len(self._logits):
+            self._logits = np.empty((keep, self._logits.shape[1]), np.float32)
+            self._kept.clear()
+        if keep not in self._kept:
+            self._kept[keep] = self._value(self._logits[None, :keep])
+        return self._kept[keep]
+
+
+class DraftSession(Session):
+    """The model that proposes. Its `logits` output is not bound, so greedy decoding does not pay for it."""
+
+    def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
+        super().__init__(folder, manifest, provider, threads)
+        self._outputs: dict[int, tuple[Ids, Floats, Any, Any]] = {}
+
+    def step(self, ids: Sequence[int], draft_length: int) -> tuple[Ids, Floats]:
+        """Append ids and the graph's own draft_length - 1 masks to the cache.
+
+        Returns the draft ids and their probabilities, [draft_length] each, in buffers that the next step
+        of this draft length overwrites. `length` counts the masks: who calls rolls them back.
+        """
+        if draft_length < 1:
+            raise ValueError(f"a draft of {draft_length} tokens")
+        drafts, probabilities, ids_value, probabilities_value = self._output(draft_length)
+        self._binding.bind_ortvalue_output("draft_ids", ids_value)
+        self._binding.bind_ortvalue_output("draft_probabilities", probabilities_value)
+        self._run(ids, len(ids) + draft_length - 1, "draft_length", draft_length)
+        return drafts[0], probabilities[0]
+
+    def _output(self, draft_length: int) -> tuple[Ids, Floats, Any, Any]:
+        if draft_length not in self._outputs:
+            drafts = np.empty((1, draft_length), np.int64)
+            probabilities = np.empty((1, draft_length), np.float32)
+            self._outputs[draft_length] = (drafts, probabilities, self._value(drafts), self._value(probabilities))
+        return self._outputs[draft_length]

@@ -1,0 +1,129 @@
+"""A generation as it runs: rounds become text, stop strings end it, counts become stats."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from time import perf_counter
+
+from pard_onnx.models.errors import Failure
+
+from .loop import FinishReason, Step
+from .result import Chunk, Result, Tally
+from .stop import scan
+from .text import Detokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What stats say that the rounds do not know; start: perf_counter() when the request came."""
+
+    prompt_tokens: int
+    start: float
+    exact: bool
+    provider: str
+
+
+class Writer:
+    """Tokens in, certain text out; `stopped` once a stop string was complete."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: tuple[str, ...]) -> None:
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._hold = ""
+        self.stopped = False
+        self.tokens: list[int] = []
+        self.parts: list[str] = []
+
+    def write(self, tokens: Iterable[int]) -> list[str]:
+        """The text of each token, up to the one that completes a stop string."""
+        pieces: list[str] = []
+        for token in tokens:
+            self.tokens.append(token)
+            pieces.append(self._release(self._detokenizer.push(token)))
+            if self.stopped:
+                break
+        self.parts += pieces
+        return pieces
+
+    def finish(self) -> str:
+        """What was held back, unless it belongs to a stop string."""
+        if self.stopped:
+            return ""
+        rest = self._release(self._detokenizer.finish()) + self._hold
+        self._hold = ""
+        self.parts.append(rest)
+        return rest
+
+    def _release(self, text: str) -> str:
+        seen = scan(self._hold + text, self._stops)
+        self._hold, self.stopped = seen.hold, seen.stopped
+        return seen.release
+
+
+def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts) -> Generator[Chunk, None, Result]:
+    """Turn the loop's rounds into chunks, the last of which has all held-back text; returns the result."""
+    tally = Tally()
+    first = paused = 0.0
+    reason: FinishReason = "length"
+    with closing(rounds):
+        for step in rounds:
+            tally.add(step)
+            pieces = writer.write(step.tokens)
+            first = first or perf_counter() - facts.start
+            ended = "stop" if writer.stopped else step.finish_reason
+            if ended and (rest := writer.finish()):
+                pieces = [*pieces[:-1], pieces[-1] + rest] if pieces else [rest]
+            if pieces:
+                before = perf_counter()
+                yield chunk(step, pieces)
+                paused += perf_counter() - before
+            if ended:
+                reason = ended
+                break
+    total = perf_counter() - facts.start - paused
+    stats = tally.stats(facts.prompt_tokens, len(writer.tokens), total, first, facts.exact, facts.provider)
+    return Result("".join(writer.parts), tuple(writer.tokens), reason, stats)
+
+
+def chunk(step: Step, pieces: list[str]) -> Chunk:
+    """pieces: of the step's first tokens; one more than tokens where EOS let go of text held back."""
+    tokens = step.tokens[: len(pieces)]
+    drafted = tuple(i < step.matched for i in range(len(tokens)))
+    return Chunk("".join(pieces), tokens, drafted, tuple(pieces))
+
+
+class Stream(Iterator[Chunk]):
+    """Chunks of one generation; closing it early leaves the pair ready for the next."""
+
+    def __init__(self, run: Generator[Chunk, None, Result]) -> None:
+        self._run = run
+        self._result: Result | None = None
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Chunk:
+        try:
+            return next(self._run)
+        except StopIteration as end:
+            self._result = self._result or end.value
+            raise StopIteration from None
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the generation; there will be no more chunks."""
+        self._run.close()
+
+    @property
+    def result(self) -> Result:
+        """The whole generation, once the last chunk was taken; Failure before."""
+        if self._result is None:
+            raise Failure("the stream has no result: it was not read to its end")
+        return self._result

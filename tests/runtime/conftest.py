@@ -1,0 +1,188 @@
+"""Fixtures of the runtime's tests: toy artifact folders, and a scripted target and drafters for the loop."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Source
+from pard_onnx.models.precision import recipe
+from pard_onnx.models.spec import ModelSpec, Pard, Rope, Vocabulary
+from pard_onnx.runtime.drafter import Proposal
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec and spec.loader
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def toy() -> ModuleType:
+    """tests/runtime/toy.py"""
+    return _load("toy")
+
+
+def tokenizer(size: int, text: str = "the quick brown fox jumps over the lazy dog") -> Tokenizer:
+    """A byte-level BPE; special tokens take the last ids."""
+    out = Tokenizer(models.BPE())
+    out.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    out.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size - len(SPECIAL), initial_alphabet=alphabet, show_progress=False)
+    out.train_from_iterator([text] * 3, trainer)
+    out.add_special_tokens(SPECIAL)
+    assert out.get_vocab_size() == size, out.get_vocab_size()
+    return out
+
+
+@pytest.fixture(scope="session")
+def make_tokenizer() -> Callable[..., Tokenizer]:
+    return tokenizer
+
+
+def manifest(shape: Any, role: str, folder: Path, precision: str, eos: tuple[int, ...], dtype: str) -> Manifest:
+    spec = ModelSpec(
+        family="qwen2", layers=shape.layers, hidden=shape.hidden, intermediate=shape.hidden, heads=shape.heads,
+        kv_heads=shape.kv_heads, head_dim=shape.head_dim, norm_eps=1e-6, rope=Rope(100.0), qk_norm=False,
+        qkv_bias=False, tied=False, max_positions=shape.kv_rows, dtype="float32",
+        vocabulary=Vocabulary(shape.rows, shape.size, eos), chat_template=TEMPLATE,
+        pard=Pard(shape.mask_id) if role == "draft" else None,
+    )  # fmt: skip
+    return Manifest(
+        role=role, spec=spec, precision=precision, recipe=recipe(precision, role), opset=21, attention="gqa",
+        capacity=shape.kv_rows - KV_MARGIN, kv_rows=shape.kv_rows, kv_dtype=dtype,
+        files=tuple(File.of(path) for path in sorted(folder.iterdir())), source=Source(f"toy-{role}"), tools=(),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def write_artifact(toy: ModuleType) -> Callable[..., Path]:
+    """Writes a toy artifact folder: write_artifact(folder, role, seed=1, **options) -> folder."""
+
+    def write(
+        folder: Path, role: str, *, seed: int = 1, precision: str = "fp32", eos: tuple[int, ...] = (),
+        text: str = "the quick brown fox jumps over the lazy dog", dtype: str = "float32", **shape: int,
+    ) -> Path:  # fmt: skip
+        wanted = toy.Shape(**shape)
+        make = {"target": toy.target, "draft": toy.draft}[role]
+        toy.write(make(wanted, seed, {"float32": toy.FLOAT, "float16": toy.FLOAT16}[dtype]), folder)
+        tokenizer(wanted.size, text).save(str(folder / "tokenizer.json"))
+        config = {"bos_token": None, "eos_token": {"content": "<|im_end|>"}}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+        manifest(wanted, role, folder, precision, eos, dtype).write(folder)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def pair_folders(write_artifact: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A target and a draft of the same weights: it proposes well, but not always."""
+    root = tmp_path_factory.mktemp("toy pär")
+    return write_artifact(root / "target", "target"), write_artifact(root / "draft", "draft", rows=284)
+
+
+Next = Callable[[Sequence[int]], int]
+VOCABULARY = 7
+
+
+@dataclass
+class ScriptedTarget:
+    """A target whose next token is any function of the tokens before it. Its cache is a list of real ids."""
+
+    choose: Next
+    cache: list[int] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+    fail_at: int | None = None
+
+    @property
+    def length(self) -> int:
+        return len(self.cache)
+
+    def step(self, ids: Sequence[int], keep: int) -> NDArray[np.float32]:
+        assert 0 < keep <= len(ids)
+        if len(self.widths) == self.fail_at:
+            raise RuntimeError("the device is gone")
+        self.cache += ids
+        self.widths.append(len(ids))
+        self.kept.append(keep)
+        logits = np.zeros((keep, VOCABULARY), np.float32)
+        for row in range(keep):
+            logits[row, self.choose(self.cache[: len(self.cache) - keep + row + 1])] = 1
+        return logits
+
+    def rollback(self, length: int) -> None:
+        assert 0 <= length <= len(self.cache)
+        del self.cache[length:]
+
+
+MASK = -1
+
+
+@dataclass
+class ScriptedDraft:
+    """A parallel draft model; `guess(real tokens, position)` is any function. Masks land in the cache as MASK."""
+
+    guess: Callable[[Sequence[int], int], int]
+    cache: list[int] = field(default_factory=list)
+    fed: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        return len(self.cache)
+
+    def step(self, ids: Sequence[int], draft_length: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        assert len(ids) > 0 and draft_length > 0
+        assert MASK not in self.cache
+        self.cache += ids
+        self.fed.append(len(ids))
+        drafts = np.array([self.guess(self.cache, i) for i in range(draft_length)], np.int64)
+        self.cache += [MASK] * (draft_length - 1)
+        return drafts, np.ones(draft_length, np.float32)
+
+    def rollback(self, length: int) -> None:
+        assert 0 <= length <= len(self.cache)
+        del self.cache[length:]
+
+
+@dataclass
+class ScriptedDrafter:
+    """A drafter that says what it is told to, even more or fewer tokens than asked for."""
+
+    script: Callable[[Sequence[int], int], Sequence[int]]
+    length: int = 0
+
+    def propose(self, committed: Sequence[int], k: int) -> Proposal:
+        self.length = len(committed)
+        ids = tuple(self.script(committed, k))
+        return Proposal(ids, (1.0,) * len(ids))
+
+    def rollback(self, length: int) -> None:
+        assert 0 <= length <= self.length
+        self.length = length
+
+
+@pytest.fixture(scope="session")
+def fakes() -> SimpleNamespace:
+    """The scripted classes: fakes.Target, fakes.Draft, fakes.Drafter."""
+    return SimpleNamespace(
+        Target=ScriptedTarget, Draft=ScriptedDraft, Drafter=ScriptedDrafter, MASK=MASK, VOCABULARY=VOCABULARY
+    )
