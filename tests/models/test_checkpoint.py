@@ -45,7 +45,9 @@ def test_families(tiny, tmp_path, family):
         spec.vocabulary.eos_ids,
         spec.vocabulary.bos_id,
     ) == (320, 300, (299,), None)
-    assert set(shapes(spec)) == set(checkpoint.tensors)
+    tensors = weights(json.loads((tmp_path / "config.json").read_text()))
+    assert {name: array.shape for name, array in tensors.items()} == shapes(spec)
+    assert set(tensors) == set(checkpoint.tensors)
 
 
 def test_defaults_are_those_of_transformers(folder, tiny, tmp_path):

@@ -97,6 +97,13 @@ def test_a_write_that_fails_leaves_the_old_manifest(artifact):
     assert Manifest.read(artifact).parity == MANIFEST.parity
 
 
+def test_a_rename_that_fails_leaves_nothing(tmp_path):
+    (tmp_path / FILE_NAME).mkdir()
+    with pytest.raises(OSError):
+        MANIFEST.write(tmp_path)
+    assert [tmp_path / FILE_NAME] == list(tmp_path.iterdir())
+
+
 def test_no_folder(tmp_path):
     with pytest.raises(BadArtifact, match="no such folder"):
         Manifest.read(tmp_path / "absent")

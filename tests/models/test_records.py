@@ -26,6 +26,7 @@ class Tree:
     pair: tuple[str, int] = ("a", 1)
     other: Optional[Leaf] = None  # noqa: UP045  both spellings are read
     alive: bool = True
+    grade: Literal[1, 2] = 1
 
 
 LEAF = {"theta": 1.5, "count": 2, "name": "né"}
@@ -63,6 +64,7 @@ def test_reads_values_and_defaults():
         ({"leaves": [LEAF, {}]}, "leaves[1].theta: is missing"),
         ({"pair": ["a"]}, "pair: must have 2 items, not 1"),
         ({"pair": ["a", "b"]}, "pair[1]: must be a whole number, not 'b'"),
+        ({"grade": True}, "grade: must be one of 1, 2, not True"),
         ({"alive": 1}, "alive: must be true or false, not 1"),
     ],
 )
