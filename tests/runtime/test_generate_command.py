@@ -1,0 +1,109 @@
+"""pard-generate: what it prints where, and its exit codes."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pard_onnx import load
+from pard_onnx.generate_command import main
+
+TEXT = "the quick brown"
+KEYS = [
+    "text", "tokens", "prompt_tokens", "new_tokens", "finish_reason", "accepted", "mean_accepted",
+    "tokens_per_second", "time_to_first_token", "seconds", "exact", "provider",
+]  # fmt: skip
+
+
+@pytest.fixture
+def options(pair_folders: tuple[Path, Path]) -> list[str]:
+    return ["--target", str(pair_folders[0]), "--draft", str(pair_folders[1]), "--max-new-tokens", "12"]
+
+
+@pytest.fixture(scope="module")
+def expected(pair_folders: tuple[Path, Path]) -> str:
+    return load(*pair_folders).generate(TEXT, max_new_tokens=12).text
+
+
+def test_text_is_streamed_to_stdout(options: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*options, "--prompt", TEXT]) == 0
+    assert capsys.readouterr() == (expected + "\n", "")
+
+
+def test_json_is_one_object(options: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*options, "--prompt", TEXT, "--json", "--draft-length", "5", "--no-exact"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert list(out) == KEYS
+    assert list(out["seconds"]) == ["prefill", "draft", "verify", "other", "total"]
+    assert (out["text"], out["new_tokens"], out["finish_reason"]) == (expected, 12, "length")
+    assert (out["exact"], out["provider"]) == (False, "cpu")
+    assert 1 + sum(out["accepted"]) == 12 == len(out["tokens"])
+
+
+def test_a_prompt_file_and_stdin(
+    options: list[str],
+    expected: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / "prömpt.txt"
+    file.write_text(TEXT, encoding="utf-8")
+    assert main([*options, "--prompt-file", str(file)]) == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO(TEXT))
+    assert main(options) == 0
+    assert capsys.readouterr().out == (expected + "\n") * 2
+
+
+def test_chat_and_stop(options: list[str], pair_folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    whole = load(*pair_folders).generate(TEXT, chat=True, max_new_tokens=12).text
+    assert main([*options, "--prompt", TEXT, "--chat", "--stop", whole[5:7], "--stop", "never"]) == 0
+    assert capsys.readouterr().out == whole[: whole.index(whole[5:7])] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        (["--prompt", ""], "the prompt is empty"),
+        (["--prompt-file", "no such file"], "no such file: the prompt cannot be read"),
+        (["--prompt", "a", "--draft-length", "0"], "draft_length must be from 1 to 32, not 0"),
+        (["--prompt", "a", "--provider", "directml"], 'pip install "pard-onnx[directml]"'),
+        (["--prompt", "a", "--threads", "0"], "threads must be at least 1, not 0"),
+        (["--prompt", "fox " * 200], "but the capacity is 128"),
+        (["--prompt", "a", "--target", "nowhere at all"], "nowhere at all"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    options: list[str], more: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*options, *more]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1 and problem in err
+
+
+def test_unknown_options_are_refused(options: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*options, "--prompt", "a", "--nonsense"])
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (OSError("the disk is gone"), 1)])
+def test_interruptions_and_failures(
+    options: list[str], error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pard_onnx.generate_command.load", fail)
+    assert main([*options, "--prompt", "a"]) == code
+
+
+def test_output_is_utf8_whatever_the_console_says(options: list[str], expected: str) -> None:
+    """As on a Windows console: a code page that has none of these letters."""
+    command = [sys.executable, "-m", "pard_onnx.generate_command", *options, "--prompt", TEXT]
+    done = subprocess.run(command, capture_output=True, env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode("utf-8").replace("\r\n", "\n") == expected + "\n"

@@ -1,0 +1,263 @@
+"""The public face on toy artifacts: losslessness, ends of generation, refusals, one call at a time."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pard_onnx
+import pytest
+from pard_onnx import BadArtifact, BadInput, BadProvider, Failure, Pair, TooLong, load
+from pard_onnx.runtime.pair import Prompt
+
+PROMPTS: list[Prompt] = ["the quick brown fox", "é", [1, 2, 3], [{"role": "user", "content": "lazy dog"}]]
+TEXT = "the quick brown"
+
+
+@pytest.fixture(scope="module")
+def pair(pair_folders: tuple[Path, Path]) -> Iterator[Pair]:
+    with load(*pair_folders, threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def plain(pair_folders: tuple[Path, Path]) -> Pair:
+    return load(target=pair_folders[0], threads=1)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=repr)
+@pytest.mark.parametrize("k", [1, 2, 5, 8, 32])
+@pytest.mark.parametrize("exact", [True, False])
+def test_pard_gives_plain_tokens(pair: Pair, plain: Pair, prompt: Prompt, k: int, exact: bool) -> None:
+    expected = plain.generate(prompt, max_new_tokens=40, exact=exact)
+    result = pair.generate(prompt, max_new_tokens=40, draft_length=k, exact=exact)
+    assert (result.tokens, result.text, result.finish_reason) == (expected.tokens, expected.text, "length")
+    assert result.stats.mean_accepted > 1.5
+    assert expected.stats.mean_accepted == 1
+
+
+def test_a_quantized_pair_takes_even_widths_and_gives_the_same(
+    write_artifact: Callable[..., Path], plain: Pair, tmp_path: Path
+) -> None:
+    """The toy's matrices are floats whatever the manifest says: what is tested is the padding."""
+    folders = [write_artifact(tmp_path / role, role, precision="int4") for role in ("target", "draft")]
+    for opened in (load(*folders, threads=1), load(folders[0], threads=1)):
+        result = opened.generate(TEXT, max_new_tokens=40, draft_length=4)
+        assert result.tokens == plain.generate(TEXT, max_new_tokens=40).tokens
+
+
+def test_stats_add_up(pair: Pair) -> None:
+    result = pair.generate(TEXT, max_new_tokens=30, draft_length=6)
+    stats = result.stats
+    assert stats.new_tokens == len(result.tokens) == 30
+    assert 1 + sum(stats.accepted) == 30
+    assert stats.rounds == len(stats.accepted) == len(stats.proposed)
+    assert max(stats.proposed) == 6 == len(stats.accepted_per_position)
+    assert all(0 <= share <= 1 for share in stats.accepted_per_position)
+    assert stats.mean_accepted == pytest.approx(29 / stats.rounds)
+    seconds = stats.seconds
+    assert seconds.total == pytest.approx(seconds.prefill + seconds.draft + seconds.verify + seconds.other)
+    assert min(seconds.prefill, seconds.draft, seconds.verify, seconds.other) > 0
+    assert 0 < stats.time_to_first_token < seconds.total
+    assert (stats.exact, stats.provider) == (True, "cpu")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 17])
+def test_max_new_tokens_is_exact(pair: Pair, limit: int) -> None:
+    result = pair.generate(TEXT, max_new_tokens=limit)
+    assert (len(result.tokens), result.finish_reason) == (limit, "length")
+
+
+def test_eos_ends_the_text_and_is_not_in_it(
+    pair: Pair, write_artifact: Callable[..., Path], pair_folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    tokens = pair.generate(TEXT, max_new_tokens=40).tokens
+    eos = tokens[9]
+    with load(write_artifact(tmp_path / "eos", "target", eos=(0, eos)), pair_folders[1]) as ending:
+        result = ending.generate(TEXT, max_new_tokens=40)
+    assert (result.tokens, result.finish_reason) == (tokens[: tokens.index(eos)], "stop")
+
+
+def test_generation_fills_the_capacity_exactly(pair: Pair, plain: Pair) -> None:
+    prompt = list(range(1, 101))
+    result = pair.generate(prompt, max_new_tokens=1000)
+    assert (len(prompt) + len(result.tokens), result.finish_reason) == (pair.capacity, "length")
+    assert result.tokens == plain.generate(prompt, max_new_tokens=1000).tokens
+    assert len(pair.generate([1] * (pair.capacity - 1)).tokens) == 1
+
+
+def test_a_prompt_that_fills_the_capacity_is_refused(pair: Pair) -> None:
+    with pytest.raises(TooLong, match="the prompt has 128 tokens, but the capacity is 128"):
+        pair.generate([1] * 128)
+
+
+@pytest.mark.parametrize("k", [1, 8])
+def test_a_stop_string_across_tokens_cuts_the_text(pair: Pair, k: int) -> None:
+    whole = pair.generate(TEXT, max_new_tokens=40)
+    stop = whole.text[11:14]
+    at = whole.text.index(stop)
+    result = pair.generate(TEXT, max_new_tokens=40, draft_length=k, stop=[stop, "never this"])
+    assert (result.text, result.finish_reason) == (whole.text[:at], "stop")
+    assert result.tokens == whole.tokens[: len(result.tokens)]
+    assert len(result.tokens) < 40
+
+
+def test_text_held_back_for_a_stop_string_comes_at_the_end(pair: Pair) -> None:
+    whole = pair.generate(TEXT, max_new_tokens=12)
+    result = pair.generate(TEXT, max_new_tokens=12, stop=whole.text[-1] + "x")
+    assert (result.text, result.finish_reason) == (whole.text, "length")
+
+
+def test_a_stream_is_the_result_in_chunks(pair: Pair) -> None:
+    expected = pair.generate(TEXT, max_new_tokens=40)
+    stream = pair.stream(TEXT, max_new_tokens=40)
+    with pytest.raises(Failure, match="not read to its end"):
+        _ = stream.result
+    chunks = list(stream)
+    assert "".join(chunk.text for chunk in chunks) == expected.text == stream.result.text
+    assert tuple(token for chunk in chunks for token in chunk.tokens) == expected.tokens
+    assert all("".join(chunk.pieces) == chunk.text for chunk in chunks)
+    flags = [flag for chunk in chunks for flag in chunk.drafted]
+    assert flags.count(False) == len(chunks) - (stream.result.stats.accepted[-1] == stream.result.stats.proposed[-1])
+    assert not chunks[0].drafted[0]
+    assert list(stream) == [] and stream.result.tokens == expected.tokens
+
+
+def test_a_stream_left_early_leaves_the_pair_ready(pair: Pair) -> None:
+    expected = pair.generate(TEXT, max_new_tokens=40).tokens
+    with pair.stream("lazy dog", max_new_tokens=40) as stream:
+        next(stream)
+        next(stream)
+    assert pair.generate(TEXT, max_new_tokens=40).tokens == expected
+    with pytest.raises(ZeroDivisionError):
+        for _ in pair.stream("lazy dog", max_new_tokens=40):
+            raise ZeroDivisionError
+    assert pair.generate(TEXT, max_new_tokens=40).tokens == expected
+
+
+def test_a_second_call_while_one_runs_is_refused(pair: Pair) -> None:
+    caught: list[BaseException] = []
+
+    def second() -> None:
+        try:
+            pair.generate(TEXT)
+        except BaseException as error:
+            caught.append(error)
+
+    with pair.stream(TEXT) as stream:
+        next(stream)
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+        with pytest.raises(Failure, match="generating; close its stream first"):
+            pair.close()
+        next(stream)  # unharmed
+    assert [str(error) for error in caught] == [
+        "this pair is generating already; read that stream to its end, close it, or load another"
+    ]
+    assert isinstance(caught[0], Failure)
+    assert pair.generate(TEXT, max_new_tokens=2).finish_reason == "length"
+
+
+def test_a_closed_pair_says_so(pair_folders: tuple[Path, Path]) -> None:
+    with load(*pair_folders) as opened:
+        pass
+    with pytest.raises(Failure, match="this pair is closed"):
+        opened.generate(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "problem"),
+    [
+        ("", {}, "the prompt is empty"),
+        ([], {}, "the prompt is empty"),
+        ([1, 280], {}, "token id 280 in the prompt; the tokenizer has ids 0 to 279"),
+        ([-1], {}, "token id -1"),
+        ([1.5], {}, "a prompt is text, token ids, or a list of messages"),
+        (["a"], {}, "a prompt is text, token ids, or a list of messages"),
+        (TEXT, {"draft_length": 0}, "draft_length must be from 1 to 32, not 0"),
+        (TEXT, {"draft_length": 33}, "draft_length must be from 1 to 32, not 33"),
+        (TEXT, {"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
+        (TEXT, {"stop": [""]}, "a stop string must be text"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(
+    pair: Pair, prompt: Prompt, options: dict[str, object], problem: str
+) -> None:
+    with pytest.raises(BadInput, match=problem):
+        pair.stream(prompt, **options)  # type: ignore[arg-type]
+
+
+def test_chat_text_is_a_users_message(pair: Pair) -> None:
+    as_messages = pair.generate([{"role": "user", "content": "fox"}], max_new_tokens=8)
+    assert pair.generate("fox", chat=True, max_new_tokens=8).tokens == as_messages.tokens
+    assert pair.generate("fox", max_new_tokens=8).stats.prompt_tokens < as_messages.stats.prompt_tokens
+
+
+def test_padded_vocabularies_may_differ(pair: Pair) -> None:
+    assert pair.draft is not None
+    assert pair.target.spec.vocabulary.rows != pair.draft.spec.vocabulary.rows
+
+
+def test_roles_are_not_exchanged(pair_folders: tuple[Path, Path]) -> None:
+    target, draft = pair_folders
+    with pytest.raises(BadArtifact, match=r"draft: is a draft, not a target; give it as draft"):
+        load(draft)
+    with pytest.raises(BadArtifact, match=r"target: is a target, not a draft; give it as target"):
+        load(target, target)
+
+
+def test_different_tokenizers_are_refused_with_the_first_id(
+    pair_folders: tuple[Path, Path], write_artifact: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = write_artifact(tmp_path / "other", "draft", text="pack my box with five dozen liquor jugs and more")
+    with pytest.raises(BadArtifact, match=r"its tokenizer is not that of .*; id 256 is '.+' there and '.+' here"):
+        load(pair_folders[0], other)
+
+
+def test_the_same_tokenizer_in_other_bytes_is_the_same(
+    pair_folders: tuple[Path, Path], write_artifact: Callable[..., Path], tmp_path: Path
+) -> None:
+    draft = write_artifact(tmp_path / "draft", "draft")
+    path = draft / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
+    manifest = pard_onnx.runtime.pair.Manifest.read(draft)
+    files = tuple(type(file).of(draft / file.name) for file in manifest.files)
+    type(manifest)(**{**{name: getattr(manifest, name) for name in manifest.__slots__}, "files": files}).write(draft)
+    assert load(pair_folders[0], draft).generate(TEXT, max_new_tokens=2).finish_reason == "length"
+
+
+def test_a_damaged_folder_is_refused(write_artifact: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write_artifact(tmp_path / "target", "target")
+    graph = folder / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"\0")
+    with pytest.raises(BadArtifact, match=r"model\.onnx"):
+        load(folder)
+
+
+def test_a_provider_that_is_not_there_is_refused(pair_folders: tuple[Path, Path]) -> None:
+    with pytest.raises(BadProvider, match=r'pip install "pard-onnx\[migraphx\]"'):
+        load(*pair_folders, provider="migraphx")
+
+
+LIGHT = """
+import sys, pard_onnx
+pair = pard_onnx.load(*sys.argv[1:3])
+pair.generate([{"role": "user", "content": "the fox"}], max_new_tokens=8)
+heavy = {"torch", "transformers", "onnx", "onnx_ir", "onnxscript", "optimum", "safetensors"}
+print(sorted(heavy & {name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def test_running_a_pair_imports_nothing_heavy(pair_folders: tuple[Path, Path]) -> None:
+    command = [sys.executable, "-c", LIGHT, *map(str, pair_folders)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+
+
+def test_the_public_names() -> None:
+    assert sorted(name for name in pard_onnx.__all__ if name[0].islower()) == ["load"]
+    assert all(hasattr(pard_onnx, name) for name in pard_onnx.__all__)
+    assert pard_onnx.__version__
