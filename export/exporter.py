@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from uuid import uuid4
 from typing import Literal
 
 import onnx_ir as ir
@@ -164,13 +164,15 @@ def _require_space(job: Job, folder: Path) -> None:
 def _replacing(output: Path) -> Iterator[Path]:
     """A temporary sibling of `output` that takes its place if the body succeeds, and goes if it does not."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    unique = uuid4().hex[:8]
+    temporary = output.with_name(f".{output.name}.{unique}.partial")
+    temporary.mkdir()
     try:
         yield temporary
         if output.exists():
             # Windows cannot rename over a folder: the old one steps aside first.
-            old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=output.parent))
-            output.rename(old / output.name)
+            old = output.with_name(f".{output.name}.{unique}.old")
+            output.rename(old)
             temporary.rename(output)
             shutil.rmtree(old, ignore_errors=True)
         else:

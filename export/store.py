@@ -7,8 +7,9 @@ no more than the smallest. The same matrix asked for twice (tied embeddings) is 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +27,7 @@ from pard_onnx.quantize.report import Error
 
 ALIGNMENT = 4096  # of tensors in the data file: pages, so that they can be memory-mapped
 BLOCK_VALUES = 1 << 22  # weights packed at a time: 16 MiB as float32
+WORKERS = os.cpu_count() or 1
 Progress = Callable[[int], None]  # bytes of the checkpoint read since the last call
 
 
@@ -50,7 +52,6 @@ class WeightStore:
     progress: Progress = lambda _: None
     reports: list[TensorReport] = field(default_factory=list)
     _matrices: dict[tuple[tuple[str, ...], Format, bool], Matrix] = field(default_factory=dict)
-    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(os.cpu_count()))
 
     def matrix(self, names: tuple[str, ...], fmt: Format, transposed: bool = False) -> Matrix:
         """The matrices `names` (checkpoint names without `.weight`), one above the other, in one format.
@@ -78,12 +79,11 @@ class WeightStore:
         label = "+".join([names[0], *(n.rsplit(".", 1)[-1] for n in names[1:])])
 
         def weights() -> Iterator[NDArray[np.generic]]:
-            for packed, block_error in self._pool.map(lambda job: self._pack(job, fmt), self._jobs(names)):
+            for packed, block_error in self._packed(names, fmt):
                 error.add(block_error)
-                rest.append(packed)
+                rest.append(Packed(packed.weight[:0], packed.scale, packed.zero_point))
                 self.progress(packed.weight.shape[0] * self._row_bytes(names[0]))
                 yield packed.weight
-                rest[-1] = Packed(packed.weight[:0], packed.scale, packed.zero_point)
 
         blocks: Iterator[NDArray[np.generic]] = weights()
         if transposed:
@@ -99,6 +99,17 @@ class WeightStore:
         self.reports.append(TensorReport(label, fmt.name, size, error.relative))
         return Matrix(label, fmt, rows, width, parts)
 
+    def _packed(self, names: tuple[str, ...], fmt: Format) -> Iterator[tuple[Packed, Error]]:
+        """Blocks in order, packed in parallel, few at a time."""
+        pending: deque[Future[tuple[Packed, Error]]] = deque()
+        with ThreadPoolExecutor(WORKERS) as pool:
+            for job in self._jobs(names):
+                pending.append(pool.submit(self._pack, job, fmt))
+                if len(pending) > WORKERS:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+
     def _row_bytes(self, name: str) -> int:
         entry = self.checkpoint.tensors[f"{name}.weight"]
         return entry.nbytes // entry.shape[0]
@@ -111,7 +122,8 @@ class WeightStore:
 
     def _pack(self, job: tuple[str, slice], fmt: Format) -> tuple[Packed, Error]:
         weight = self._read(*job)
-        packed = pack(weight, fmt)
+        with np.errstate(over="ignore"):  # told below, by name
+            packed = pack(weight, fmt)
         if fmt.kind == "float16":
             require_finite(job[0], packed.weight)  # beyond float16's range
         return packed, Error.of(weight, packed, fmt)
@@ -122,7 +134,8 @@ class WeightStore:
         return array
 
     def _cast(self, name: str, array: NDArray[np.float32], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
-        cast = array.astype(dtype)
+        with np.errstate(over="ignore"):
+            cast = array.astype(dtype)
         require_finite(name, cast)
         return cast
 

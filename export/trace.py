@@ -15,6 +15,7 @@ operations, residuals and activations, is the modelling code's own; a family nee
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,6 +39,8 @@ from .attention import LayerCaches, Variant
 DOMAIN = "pard"
 OPSET = 21  # loads in every provider's wheel since onnxruntime 1.22
 _symbolic = torch.onnx.ops.symbolic
+# It tells of every optional package that is not installed.
+logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, slots=True)

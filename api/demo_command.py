@@ -1,0 +1,172 @@
+"""`pard-demo`: the shipped pair, exported, run by plain decoding and by PARD, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pard_onnx.cli import exit_code, stages
+from pard_onnx.models import demo
+from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.errors import BadInput, Failure
+from pard_onnx.models.hub import resolve_checkpoint
+from pard_onnx.models.precision import PRECISIONS
+from pard_onnx.runtime.pair import Pair, load
+from pard_onnx.runtime.result import Chunk, Result
+
+DRAFTED = "bold green"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One prompt, decoded plainly and by PARD."""
+
+    prompt: str
+    plain: Result
+    pard: Result
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def speed_up(self) -> float:
+        return self.pard.stats.tokens_per_second / self.plain.stats.tokens_per_second
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(
+        prog="pard-demo",
+        description="Export the shipped pair, quantize it, and generate by plain decoding and by PARD.",
+    )
+    out.add_argument("--precision", choices=PRECISIONS, default="int4", help="of the target (default: int4)")
+    out.add_argument("--draft-precision", choices=PRECISIONS, default="int8", help="default: int8")
+    out.add_argument("--max-new-tokens", type=int, default=96, metavar="N")
+    out.add_argument("--draft-length", type=int, default=7, metavar="K")
+    out.add_argument("--output", type=Path, metavar="DIR", help="keep the exported folders here")
+    out.add_argument("--json", action="store_true", help="one JSON object instead of text and table")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory(prefix="pard-demo-") as scratch:
+        place = options.output or Path(scratch)
+        target = exported("demo-target", place, options.precision)
+        draft = exported("demo-draft", place, options.draft_precision)
+        console = Console(highlight=False, quiet=options.json)
+        with load(target, share_threads=True) as plain, load(target, draft, share_threads=True) as pair:
+            for each in (plain, pair):
+                each.generate("def", max_new_tokens=16)  # warm-up
+            runs = []
+            for prompt in demo.prompts():
+                runs.append(compare(plain, pair, prompt, options))
+                show(console, runs[-1])
+        console.print(table(runs))
+        if options.json:
+            print(json.dumps(summary(runs)))
+
+
+def exported(name: str, place: Path, precision: str) -> Path:
+    """The exported folder of a shipped model, made now unless it is there."""
+    output = place / f"{name}-{precision}"
+    if not output.exists():
+        try:
+            from pard_onnx.export.exporter import Job, export
+        except ImportError as error:
+            raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
+        folder, source = resolve_checkpoint(name)
+        print(f"exporting {name} to {precision}", file=sys.stderr)
+        with stages() as progress:
+            export(Job(Checkpoint.open(folder), source, output, precision), progress)  # type: ignore[arg-type]
+    return output
+
+
+def compare(plain_pair: Pair, pair: Pair, prompt: str, options: argparse.Namespace) -> Run:
+    plain = plain_pair.generate(prompt, max_new_tokens=options.max_new_tokens)
+    with pair.stream(prompt, max_new_tokens=options.max_new_tokens, draft_length=options.draft_length) as stream:
+        chunks = tuple(stream)
+    if stream.result.tokens != plain.tokens:
+        raise Failure(f"PARD and plain decoding differ on {prompt!r}; please report this")
+    return Run(prompt, plain, stream.result, chunks)
+
+
+def show(console: Console, run: Run) -> None:
+    """The text, with the tokens that came from the draft in colour."""
+    text = Text(run.prompt, style="dim")
+    for chunk in run.chunks:
+        flags = [*chunk.drafted, *[False] * (len(chunk.pieces) - len(chunk.drafted))]
+        for piece, drafted in zip(chunk.pieces, flags, strict=True):
+            text.append(piece, style=DRAFTED if drafted else "")
+    console.rule(style="dim")
+    console.print(text)
+
+
+def table(runs: Sequence[Run]) -> Table:
+    out = Table(title="Same tokens; green text above was proposed by the draft and accepted", title_style="")
+    for name in ("prompt", "new tokens", "plain tok/s", "PARD tok/s", "speed-up", "accepted a round"):
+        out.add_column(name, justify="left" if name == "prompt" else "right")
+    for run in runs:
+        first = run.prompt.strip().splitlines()[-1].strip()
+        out.add_row(first[:32], *cells(row(run)))
+    out.add_section()
+    out.add_row("all", *cells(total(runs)))
+    return out
+
+
+def cells(facts: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        str(facts["new_tokens"]),
+        f"{facts['plain_tokens_per_second']:.0f}",
+        f"{facts['pard_tokens_per_second']:.0f}",
+        f"{facts['speed_up']:.2f}x",
+        f"{facts['mean_accepted']:.2f}",
+    )
+
+
+def row(run: Run) -> dict[str, Any]:
+    return {
+        "prompt": run.prompt,
+        "new_tokens": run.pard.stats.new_tokens,
+        "plain_tokens_per_second": run.plain.stats.tokens_per_second,
+        "pard_tokens_per_second": run.pard.stats.tokens_per_second,
+        "speed_up": run.speed_up,
+        "mean_accepted": run.pard.stats.mean_accepted,
+    }
+
+
+def total(runs: Sequence[Run]) -> dict[str, Any]:
+    """Over all prompts: tokens over seconds, not a mean of rates."""
+
+    def rate(results: Sequence[Result]) -> float:
+        tokens = sum(r.stats.new_tokens - 1 for r in results)
+        return tokens / sum((r.stats.new_tokens - 1) / r.stats.tokens_per_second for r in results)
+
+    plain, pard = rate([r.plain for r in runs]), rate([r.pard for r in runs])
+    accepted = [count for r in runs for count in r.pard.stats.accepted]
+    return {
+        "new_tokens": sum(r.pard.stats.new_tokens for r in runs),
+        "plain_tokens_per_second": plain,
+        "pard_tokens_per_second": pard,
+        "speed_up": pard / plain,
+        "mean_accepted": sum(accepted) / len(accepted),
+    }
+
+
+def summary(runs: Sequence[Run]) -> dict[str, Any]:
+    return {"prompts": [row(run) | {"text": run.pard.text} for run in runs], "all": total(runs)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""`pard-export`: a checkpoint to a folder that ONNX Runtime runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pard_onnx.cli import exit_code, stages
+from pard_onnx.models.errors import BadInput
+from pard_onnx.models.hub import resolve_checkpoint
+from pard_onnx.models.manifest import Manifest
+from pard_onnx.models.precision import PRECISIONS
+from rich.console import Console
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser(prog="pard-export", description="Export a checkpoint for ONNX Runtime.")
+    out.add_argument("--model", required=True, metavar="ID_OR_PATH",
+                     help="a hub id, a checkpoint folder, demo-target or demo-draft")
+    out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-PRECISION in the current folder")
+    out.add_argument("--role", choices=("auto", "draft", "target"), default="auto",
+                     help="default: draft if the checkpoint has a mask token")
+    out.add_argument("--precision", choices=PRECISIONS, default="int4")
+    out.add_argument("--context-length", type=int, metavar="N", help="tokens; default: the model's, at most 4096")
+    out.add_argument("--revision", help="branch, tag or commit of a hub id")
+    out.add_argument("--force", action="store_true", help="replace the output folder")
+    out.add_argument("--no-verify", dest="verify", action="store_false", help="skip the check against torch")
+    out.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    folder, source = resolve_checkpoint(options.model, options.revision)
+    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{options.precision}")
+    # What only reads headers comes before torch, whose import takes seconds: bad input is told at once.
+    from pard_onnx.models.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(folder).as_role(options.role)
+    require_new(output, options.force)
+    try:
+        from pard_onnx.export.exporter import Job, export
+    except ImportError as error:
+        raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
+    job = Job(checkpoint, source, output, options.precision, options.context_length,
+              verify=options.verify, force=options.force)
+    with stages() as progress:
+        manifest = export(job, progress)
+    report(manifest, output, as_json=options.json)
+
+
+def require_new(output: Path, force: bool) -> None:
+    """BadInput if the output folder is there and may not be replaced."""
+    if output.exists() and not force:
+        raise BadInput(f"{output} exists already; choose another --output, or --force to replace it")
+
+
+def summary(manifest: Manifest, output: Path) -> dict[str, Any]:
+    return {
+        "output": str(output),
+        "role": manifest.role,
+        "family": manifest.spec.family,
+        "precision": manifest.precision,
+        "context_length": manifest.capacity,
+        "bytes": sum(file.size for file in manifest.files),
+        "source": asdict(manifest.source),
+        "parity": asdict(manifest.parity) if manifest.parity else None,
+        "tensors": [asdict(tensor) for tensor in manifest.tensors],
+    }
+
+
+def report(manifest: Manifest, output: Path, *, as_json: bool) -> None:
+    facts = summary(manifest, output)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    console = Console(highlight=False)
+    parity = manifest.parity
+    checked = "not checked against torch" if parity is None else (
+        f"against torch: mean logit error {parity.mean_error:.2g}, top-1 agreement {parity.top1_agreement:.0%}"
+    )
+    console.print(f"{output}: {manifest.role}, {manifest.precision}, {facts['bytes'] / 1e6:.1f} MB; {checked}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
