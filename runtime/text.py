@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -17,8 +17,7 @@ Message = Mapping[str, Any]
 UNDECODED = "\ufffd"
 PIECES = 3  # replacement characters that the start of one character can show as (byte fallback)
 CONTEXT = 8  # tokens in front of a new one that decide how it decodes
-WINDOW = 16  # tokens decoded at once at most, between characters
-LONGEST = 64  # and inside one; no real character has as many
+WINDOW = 16  # tokens decoded at once at most
 
 
 class Text:
@@ -68,6 +67,12 @@ class Text:
         return Detokenizer(self, prompt)
 
 
+class Decodes(Protocol):
+    """What Detokenizer asks of a tokenizer."""
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
 class Detokenizer:
     """Text as tokens come, never half a character.
 
@@ -75,7 +80,7 @@ class Detokenizer:
     a character may span tokens; it is cut back now and then, so a token costs O(1).
     """
 
-    def __init__(self, text: Text, prompt: Sequence[int]) -> None:
+    def __init__(self, text: Decodes, prompt: Sequence[int]) -> None:
         self._text = text
         self._ids = list(prompt[-CONTEXT:])
         start = text.decode(self._ids)
@@ -88,7 +93,7 @@ class Detokenizer:
         held = trailing(text)
         delta = text[self._given : len(text) - held]
         self._given = max(self._given, len(text) - held)
-        if len(self._ids) >= (LONGEST if held else WINDOW):
+        if len(self._ids) == WINDOW:
             self._ids = self._ids[-CONTEXT:]
             self._given = max(len(self._text.decode(self._ids)) - held, 0)
         return delta

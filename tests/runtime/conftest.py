@@ -144,6 +144,7 @@ class ScriptedDraft:
     guess: Callable[[Sequence[int], int], int]
     cache: list[int] = field(default_factory=list)
     fed: list[int] = field(default_factory=list)
+    interrupt_at: int | None = None
 
     @property
     def length(self) -> int:
@@ -156,6 +157,8 @@ class ScriptedDraft:
         self.fed.append(len(ids))
         drafts = np.array([self.guess(self.cache, i) for i in range(draft_length)], np.int64)
         self.cache += [MASK] * (draft_length - 1)
+        if len(self.fed) == self.interrupt_at:
+            raise KeyboardInterrupt
         return drafts, np.ones(draft_length, np.float32)
 
     def rollback(self, length: int) -> None:

@@ -156,6 +156,13 @@ def test_a_step_that_fails_leaves_prefixes_of_the_conversation(
     check_caches(committed, target, draft)
 
 
+def test_an_interrupt_between_a_draft_and_its_rollback_leaves_no_masks(fakes: SimpleNamespace) -> None:
+    draft, committed = fakes.Draft(lambda real, position: 0, interrupt_at=2), [1, 2]
+    with pytest.raises(KeyboardInterrupt):
+        list(decode(fakes.Target(lambda tokens: 1), PardDrafter(draft), committed, Settings(20, 5, 100)))
+    assert draft.cache == committed
+
+
 def test_a_perfect_draft_commits_k_and_a_bonus_each_round(fakes: SimpleNamespace) -> None:
     choose = lambda tokens: len(tokens) % VOCABULARY  # noqa: E731
     draft = fakes.Draft(lambda real, position: (len(real) + position) % VOCABULARY)

@@ -39,13 +39,21 @@ def test_pard_gives_plain_tokens(pair: Pair, plain: Pair, prompt: Prompt, k: int
 
 
 def test_a_quantized_pair_takes_even_widths_and_gives_the_same(
-    write_artifact: Callable[..., Path], plain: Pair, tmp_path: Path
+    write_artifact: Callable[..., Path], plain: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The toy's matrices are floats whatever the manifest says: what is tested is the padding."""
     folders = [write_artifact(tmp_path / role, role, precision="int4") for role in ("target", "draft")]
     for opened in (load(*folders, threads=1), load(folders[0], threads=1)):
+        widths: list[int] = []
+        step = opened._model.step
+        monkeypatch.setattr(
+            opened._model, "step", lambda ids, keep, s=step, w=widths: w.append(len(ids)) or s(ids, keep)
+        )
         result = opened.generate(TEXT, max_new_tokens=40, draft_length=4)
         assert result.tokens == plain.generate(TEXT, max_new_tokens=40).tokens
+        assert {width % 2 for width in widths} == {0}
+        opened.generate(TEXT, max_new_tokens=40, draft_length=4, exact=False)
+        assert {width % 2 for width in widths} == {0, 1}
 
 
 def test_stats_add_up(pair: Pair) -> None:

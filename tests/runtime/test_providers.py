@@ -12,7 +12,7 @@ from pard_onnx.runtime.threads import Threads, physical_cores
 
 
 def test_the_nearest_provider_is_suggested() -> None:
-    with pytest.raises(BadProvider, match="unknown provider 'DirectMl'; did you mean 'directml'?"):
+    with pytest.raises(BadProvider, match="unknown provider 'DirectMl'; did you mean 'directml'"):
         named("DirectMl")
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pard_onnx.models.errors import BadArtifact, BadInput
-from pard_onnx.runtime.text import LONGEST, Detokenizer, Text, first_difference
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from pard_onnx.runtime.text import WINDOW, Detokenizer, Text, first_difference
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 SIZE = 280
 
@@ -55,10 +55,16 @@ def test_a_token_costs_the_same_however_long_the_text_and_however_broken() -> No
         lengths.append(len(ids))
         return "".join("\ufffd" if token else "a" for token in ids)
 
-    fake = SimpleNamespace(decode=decode)
-    out = pieces(Detokenizer(fake, []), [0] * 500 + [1] * 500)  # type: ignore[arg-type]
+    out = pieces(Detokenizer(SimpleNamespace(decode=decode), []), [0] * 500 + [1] * 500)
     assert "".join(out) == "a" * 500 + "\ufffd" * 500
-    assert max(lengths) <= LONGEST
+    assert max(lengths) <= WINDOW
+
+
+def test_a_decoder_that_takes_text_back_makes_no_text_twice() -> None:
+    """As those that tidy up spaces in front of punctuation do."""
+    texts = ["", "ab", "a", "abc"]
+    fake = SimpleNamespace(decode=lambda ids: texts[len(ids)])
+    assert pieces(Detokenizer(fake, []), [0, 0, 0]) == ["ab", "", "c", ""]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +95,18 @@ def test_special_tokens_are_not_text_but_are_read_in_chats(text: Text) -> None:
     ids = text.encode_chat([{"role": "user", "content": "fox"}])
     assert ids[-1] == SIZE - 1
     assert text.decode(ids) == "fox"
+
+
+def test_raw_text_gets_the_tokenizers_bos_and_chats_only_their_templates(
+    make_tokenizer: Callable[[int], Tokenizer], tmp_path: Path
+) -> None:
+    tokenizer = make_tokenizer(SIZE)
+    bos = ("<|end|>", SIZE - 3)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = Text(tmp_path, "<|end|>{{ messages[0].content }}")
+    assert text.encode("fox") == text.encode_chat([{"content": "fox"}])
+    assert text.encode("fox").count(bos[1]) == 1
 
 
 def test_templates_have_what_transformers_gives_them(text: Text, tmp_path: Path) -> None:
