@@ -62,6 +62,7 @@ def read_prompt(text: str | None, file: Path | None) -> str:
         prompt = text if text is not None else file.read_text(encoding="utf-8") if file else read_stdin()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{source}: the prompt cannot be read: {error}") from error
+    prompt = prompt.removeprefix("\ufeff")  # Windows editors and pipes put a byte order mark in front
     if not prompt:
         raise BadInput(f"{source}: the prompt is empty")
     return prompt

@@ -24,7 +24,7 @@ from .result import Chunk, Result
 from .session import DraftSession, TargetSession
 from .stop import stop_strings
 from .stream import Facts, Stream, Writer, chunks
-from .text import Message, Text, first_difference
+from .text import TOKENIZER, Message, Text, first_difference
 from .threads import Threads
 
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -38,7 +38,9 @@ class Artifact:
     name: str  # as the user gave it
     folder: Path
     manifest: Manifest
-    text: Text
+
+    def text(self) -> Text:
+        return Text(self.folder, self.manifest.spec.chat_template)
 
 
 def load(
@@ -72,14 +74,14 @@ def open_artifact(name: str | PathLike[str], role: Role) -> Artifact:
     if manifest.role != role:
         raise BadArtifact(f"{fspath(name)}: is a {manifest.role}, not a {role}; give it as {manifest.role}")
     manifest.verify(folder)
-    return Artifact(fspath(name), folder, manifest, Text(folder, manifest.spec.chat_template))
+    return Artifact(fspath(name), folder, manifest)
 
 
 def require_same_tokenizer(target: Artifact, draft: Artifact) -> None:
     """BadArtifact names the first id whose tokens differ. Padded vocabularies may have different sizes."""
-    if target.text.source == draft.text.source:
+    if (target.folder / TOKENIZER).read_bytes() == (draft.folder / TOKENIZER).read_bytes():
         return
-    difference = first_difference(target.text.vocabulary(), draft.text.vocabulary())
+    difference = first_difference(target.text().vocabulary(), draft.text().vocabulary())
     if difference:
         token_id, ours, theirs = difference
         raise BadArtifact(
@@ -100,7 +102,7 @@ class Pair:
     def __init__(self, target: Artifact, draft: Artifact | None, provider: Provider, threads: Threads) -> None:
         self.target = target.manifest
         self.draft = draft.manifest if draft else None
-        self._text = target.text
+        self._text = target.text()
         self._provider = provider
         self._model: TargetSession | None = TargetSession(target.folder, target.manifest, provider, threads)
         self._drafter: Drafter = NoDraft()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from pard_onnx.models.errors import BadArtifact, TooLong
 from pard_onnx.models.manifest import Manifest
 

@@ -10,10 +10,12 @@ from typing import Any, NoReturn, Protocol
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pard_onnx.models.errors import BadArtifact, BadInput
 from tokenizers import Tokenizer
 
+from pard_onnx.models.errors import BadArtifact, BadInput
+
 Message = Mapping[str, Any]
+TOKENIZER = "tokenizer.json"
 UNDECODED = "\ufffd"
 PIECES = 3  # replacement characters that the start of one character can show as (byte fallback)
 CONTEXT = 8  # tokens in front of a new one that decide how it decodes
@@ -25,8 +27,8 @@ class Text:
 
     def __init__(self, folder: Path, chat_template: str | None) -> None:
         try:
-            self.source = (folder / "tokenizer.json").read_text(encoding="utf-8")
-            self._tokenizer = Tokenizer.from_str(self.source)
+            # Not from_file: paths with letters that the platform's encoding lacks
+            self._tokenizer = Tokenizer.from_str((folder / TOKENIZER).read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises plain Exception
             raise BadArtifact(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
         self._tokenizer.no_truncation()
@@ -41,13 +43,18 @@ class Text:
 
     def encode(self, text: str) -> list[int]:
         """A raw prompt's ids, with what the tokenizer itself adds (a BOS token)."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=True).ids
-        return ids
+        return self._ids(text, add_special_tokens=True)
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a conversation up to where the assistant answers; BadInput without a template."""
-        rendered = self.render(messages)
-        ids: list[int] = self._tokenizer.encode(rendered, add_special_tokens=False).ids
+        return self._ids(self.render(messages), add_special_tokens=False)
+
+    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair: bytes of another encoding on a command line
+            raise BadInput(f"the prompt is not valid Unicode: {error}") from error
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def render(self, messages: Sequence[Message]) -> str:

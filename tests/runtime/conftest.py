@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Source
 from pard_onnx.models.precision import recipe
 from pard_onnx.models.spec import ModelSpec, Pard, Rope, Vocabulary
 from pard_onnx.runtime.drafter import Proposal
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (

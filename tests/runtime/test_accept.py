@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pard_onnx.runtime.accept import Accepted, accept
 
 ids = st.integers(0, 2)

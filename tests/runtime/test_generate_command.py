@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from pard_onnx import load
 from pard_onnx.generate_command import main
 
@@ -50,7 +51,7 @@ def test_a_prompt_file_and_stdin(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     file = tmp_path / "prömpt.txt"
-    file.write_text(TEXT, encoding="utf-8")
+    file.write_text("\ufeff" + TEXT, encoding="utf-8")
     assert main([*options, "--prompt-file", str(file)]) == 0
     monkeypatch.setattr(sys, "stdin", io.StringIO(TEXT))
     assert main(options) == 0

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pard_onnx.models.errors import BadInput, TooLong
 from pard_onnx.models.manifest import KV_MARGIN
 from pard_onnx.runtime.drafter import NoDraft, PardDrafter

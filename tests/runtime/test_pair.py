@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pard_onnx
 import pytest
+
+import pard_onnx
 from pard_onnx import BadArtifact, BadInput, BadProvider, Failure, Pair, TooLong, load
 from pard_onnx.runtime.pair import Prompt
 
@@ -184,6 +185,7 @@ def test_a_closed_pair_says_so(pair_folders: tuple[Path, Path]) -> None:
         ([1, 280], {}, "token id 280 in the prompt; the tokenizer has ids 0 to 279"),
         ([-1], {}, "token id -1"),
         ([1.5], {}, "a prompt is text, token ids, or a list of messages"),
+        ("half \ud83d", {}, "the prompt is not valid Unicode"),
         (["a"], {}, "a prompt is text, token ids, or a list of messages"),
         (TEXT, {"draft_length": 0}, "draft_length must be from 1 to 32, not 0"),
         (TEXT, {"draft_length": 33}, "draft_length must be from 1 to 32, not 33"),

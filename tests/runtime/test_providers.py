@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from pard_onnx.models.errors import BadInput, BadProvider
 from pard_onnx.runtime import providers
 from pard_onnx.runtime.providers import installed, named

@@ -7,6 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from pard_onnx.models.errors import BadArtifact, TooLong
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.runtime.providers import named

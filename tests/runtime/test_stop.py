@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.stop import Scan, scan, stop_strings
 

@@ -8,18 +8,24 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
 from pard_onnx.models.errors import BadArtifact, BadInput
 from pard_onnx.runtime.text import WINDOW, Detokenizer, Text, first_difference
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 SIZE = 280
 
 
 @pytest.fixture(scope="module")
-def text(make_tokenizer: Callable[[int], Tokenizer], tmp_path_factory: pytest.TempPathFactory) -> Text:
+def folder(make_tokenizer: Callable[[int], Tokenizer], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
     make_tokenizer(SIZE).save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}, "x": 3}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(folder: Path) -> Text:
     return Text(folder, "{{ messages[0].content }}{{ eos_token }}")
 
 
@@ -109,7 +115,7 @@ def test_raw_text_gets_the_tokenizers_bos_and_chats_only_their_templates(
     assert text.encode("fox").count(bos[1]) == 1
 
 
-def test_templates_have_what_transformers_gives_them(text: Text, tmp_path: Path) -> None:
+def test_templates_have_what_transformers_gives_them(folder: Path) -> None:
     template = (
         "{%- for m in messages %}\n"
         "    {%- if m.skip %}{% continue %}{% endif %}\n"
@@ -117,8 +123,7 @@ def test_templates_have_what_transformers_gives_them(text: Text, tmp_path: Path)
         "{%- endfor %}\n"
         "{% if tools is none and add_generation_prompt %}!{% endif %}"
     )
-    (tmp_path / "tokenizer.json").write_text(text.source, encoding="utf-8")
-    rendered = Text(tmp_path, template).render([{"content": "é<"}, {"skip": True}])
+    rendered = Text(folder, template).render([{"content": "é<"}, {"skip": True}])
     assert rendered == '{"content": "é<"}20!'
 
 
@@ -130,10 +135,9 @@ def test_templates_have_what_transformers_gives_them(text: Text, tmp_path: Path)
         ("{% if %}", "refuses"),
     ],
 )
-def test_a_template_that_refuses_is_bad_input(text: Text, tmp_path: Path, template: str, problem: str) -> None:
-    (tmp_path / "tokenizer.json").write_text(text.source, encoding="utf-8")
+def test_a_template_that_refuses_is_bad_input(folder: Path, template: str, problem: str) -> None:
     with pytest.raises(BadInput, match=problem):
-        Text(tmp_path, template).render([])
+        Text(folder, template).render([])
 
 
 def test_no_template_is_bad_input(metaspace: Text) -> None:
