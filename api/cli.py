@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pard_onnx.models.errors import PardError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from pard_onnx.models.errors import PardError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
