@@ -18,6 +18,7 @@ from pard_onnx.models.precision import Format
 
 Float = NDArray[np.float32]
 SMALLEST_BLOCK = 16  # of MatMulNBits
+SMALLEST_SCALE = np.finfo(np.float32).tiny  # below it floats lose bits, and a weight over its scale leaves int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,11 @@ def fit_block(fmt: Format, width: int, name: str) -> Format:
 
 
 def pack(weight: Float, fmt: Format) -> Packed:
-    """Pack rows [n, in] of finite floats; `fmt` comes from fit_block."""
+    """Pack rows [n, in] of finite floats; `fmt` comes from fit_block.
+
+    Blocks (dynamic: rows) with no weight above about 1e-36 are too small for a float32 scale; the error is then as
+    large as they are. With zero points a block may span 3e38 at most.
+    """
     return _PACKERS[fmt.kind](weight, fmt)
 
 
@@ -74,9 +79,9 @@ def _pack_nbits(weight: Float, fmt: Format) -> Packed:
 def _unpack_nbits(packed: Packed, fmt: Format) -> Float:
     rows, blocks, _ = packed.weight.shape
     assert packed.scale is not None
-    levels = _nibbles(packed.weight, fmt.bits).reshape(rows, blocks, fmt.block)
+    levels = _nibbles(packed.weight.astype(np.uint8, copy=False), fmt.bits).reshape(rows, blocks, fmt.block)
     if packed.zero_point is None:
-        zero = np.full((rows, blocks), 1 << (fmt.bits - 1), dtype=np.uint8)
+        zero: NDArray[np.uint8] = np.full((rows, blocks), 1 << (fmt.bits - 1), dtype=np.uint8)
     else:
         zero = _nibbles(packed.zero_point, fmt.bits).reshape(rows, -1)[:, :blocks]
     out = levels.astype(np.float32)
@@ -85,15 +90,15 @@ def _unpack_nbits(packed: Packed, fmt: Format) -> Float:
     return out.reshape(rows, blocks * fmt.block)
 
 
-def _nibbles(data: NDArray[np.generic], bits: int) -> NDArray[np.generic]:
+def _nibbles(data: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """The unsigned levels in order; two a byte at 4 bits, the low one first."""
-    return data if bits == 8 else np.stack([data & 15, data >> 4], axis=-1)  # type: ignore[operator]
+    return data if bits == 8 else np.stack([data & 15, data >> 4], axis=-1)
 
 
 def _pack_dynamic(weight: Float, fmt: Format) -> Packed:
-    """Symmetric int8 per output row; a row of zeros keeps scale 1."""
-    largest = np.abs(weight).max(axis=1)
-    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    """Symmetric int8 per output row; a row of zeros, or too small for a scale, is stored as zeros of scale 1."""
+    scale = np.abs(weight).max(axis=1) / np.float32(127)
+    scale = np.where(scale < SMALLEST_SCALE, np.float32(1), scale)
     return Packed(np.rint(weight / scale[:, None]).astype(np.int8), scale)
 
 

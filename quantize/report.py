@@ -21,7 +21,7 @@ class Error:
     @classmethod
     def of(cls, weight: Float, packed: Packed, fmt: Format) -> Error:
         if fmt.kind == "float32":
-            return cls(0.0, 1.0)
+            return cls(0.0, _square(weight))
         difference = unpack(packed, fmt)
         difference -= weight
         return cls(_square(difference), _square(weight))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 Batch = TypeVar("Batch")
@@ -32,7 +31,7 @@ class Schedule:
     def factor(self, step: int) -> float:
         """The share of the peak rate at `step` (0-based)."""
         left = (self.steps - step) / max(1, math.ceil(self.steps * self.decay))
-        return min(1.0, (step + 1) / self.warmup, left)
+        return min(1.0, (step + 1) / max(1, self.warmup), left)
 
 
 def fit(
@@ -43,7 +42,9 @@ def fit(
     folder: Path,
     log: Callable[[str], None] = print,
 ) -> None:
-    """Train `model` in place; an interrupted run goes on from the last checkpoint in `folder`.
+    """Train `model` in place, and leave it in eval mode.
+
+    An interrupted run goes on from the last checkpoint in `folder`; a finished one is only loaded.
 
     batch: the training data of a step, a pure function of its number, which makes resuming exact.
     loss: a scalar, in nats.
@@ -59,7 +60,7 @@ def fit(
                 group["lr"] = schedule.rate * schedule.factor(step)
         with torch.autocast(device, torch.bfloat16):
             value = loss(model, batch(step))
-        value.backward()
+        torch.autograd.backward(value)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
@@ -71,6 +72,7 @@ def fit(
             log(f"step {step}/{schedule.steps}  loss {running:.3f}  {pace:.2f} s/step")
         if step % schedule.save_every == 0 or step == schedule.steps:
             _save(model, optimizers, step, folder)
+    model.eval()
 
 
 def _optimizers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
@@ -94,7 +96,7 @@ def _save(model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, 
             tensors |= {f"optimizer.{i}.{j}.{k}": torch.as_tensor(v) for k, v in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "checkpoint.tmp", {"step": str(step)})
-    os.replace(folder / "checkpoint.tmp", folder / "checkpoint.safetensors")
+    (folder / "checkpoint.tmp").replace(folder / "checkpoint.safetensors")
 
 
 def _resume(model: nn.Module, optimizers: list[torch.optim.Optimizer], folder: Path) -> int:
@@ -102,7 +104,10 @@ def _resume(model: nn.Module, optimizers: list[torch.optim.Optimizer], folder: P
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return 0
-    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        step = int(file.metadata()["step"])
+        # Clones: a tensor of safetensors keeps the file mapped, and Windows does not replace a mapped file.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(tensors[f"model.{name}"])
@@ -113,11 +118,4 @@ def _resume(model: nn.Module, optimizers: list[torch.optim.Optimizer], folder: P
                 _, _, j, name = key.split(".", 3)
                 state.setdefault(int(j), {})[name] = value
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return _step(path)
-
-
-def _step(path: Path) -> int:
-    """The step number in a safetensors header: an 8-byte length, then JSON."""
-    with path.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return int(header["__metadata__"]["step"])
+    return step

@@ -67,7 +67,8 @@ class Packed:
         real = self.segments[None, :] == 0
         prefix = real & (self.positions[None, :] <= self.bases[:, None])
         chain = (self.bases[None, :] == self.bases[:, None]) & (self.segments[None, :] <= self.segments[:, None])
-        return prefix | (chain & ~real)
+        visible: NDArray[np.bool_] = prefix | (chain & ~real)
+        return visible
 
 
 def pack(tokens: NDArray[np.int64], mask_id: int, drop: Drop, rng: np.random.Generator) -> Packed:

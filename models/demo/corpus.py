@@ -17,11 +17,33 @@ IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 
 HELD_OUT = frozenset(
-    "bisect cmd colorsys csv fnmatch fractions glob graphlib heapq json mimetypes netrc "
-    "queue sched shlex stat string textwrap timeit wsgiref".split()
+    [
+        "bisect",
+        "cmd",
+        "colorsys",
+        "csv",
+        "fnmatch",
+        "fractions",
+        "glob",
+        "graphlib",
+        "heapq",
+        "json",
+        "mimetypes",
+        "netrc",
+        "queue",
+        "sched",
+        "shlex",
+        "stat",
+        "string",
+        "textwrap",
+        "timeit",
+        "wsgiref",
+    ]
 )
 # Installed packages, test suites and generated tables are not the library's own prose.
-EXCLUDED = frozenset("site-packages dist-packages test tests encodings pydoc_data ensurepip __pycache__".split())
+EXCLUDED = frozenset(
+    ["site-packages", "dist-packages", "test", "tests", "encodings", "pydoc_data", "ensurepip", "__pycache__"]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +64,10 @@ def modules(root: Path | None = None) -> Iterator[Module]:
     root: the library folder; the running interpreter's own by default.
     """
     root = root or Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
+    # Sorted by parts: Windows compares whole paths without case.
+    for relative in sorted((path.relative_to(root) for path in root.rglob("*.py")), key=lambda path: path.parts):
         if EXCLUDED.isdisjoint(relative.parts[:-1]) and not relative.name.startswith("_sysconfigdata"):
-            text = path.read_text(encoding="utf-8", errors="ignore").replace("\r\n", "\n")
+            text = (root / relative).read_text(encoding="utf-8", errors="ignore").replace("\r\n", "\n")
             yield Module(".".join(relative.with_suffix("").parts), text)
 
 

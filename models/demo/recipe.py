@@ -14,7 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +29,33 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from pard_onnx.models.adapt.fit import Schedule, fit
 from pard_onnx.models.adapt.packing import Drop, pack
+
 from . import corpus, tokenizer
 
 MASK_ID = tokenizer.SIZE  # the first padding row, as in PARD-Qwen2.5 (151665)
 SEED = 20260
 Ids = NDArray[np.int64]
 
-TARGET = dict(vocab_size=2176, hidden_size=256, intermediate_size=768, num_hidden_layers=6,
-              num_attention_heads=4, num_key_value_heads=2, head_dim=128)
-DRAFT = dict(vocab_size=2048, hidden_size=128, intermediate_size=512, num_hidden_layers=4,
-             num_attention_heads=2, num_key_value_heads=1, head_dim=64)
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The numbers of a Qwen2Config that the two models differ in."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+
+
+TARGET = Shape(2176, 256, 768, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=128)
+DRAFT = Shape(2048, 128, 512, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1, head_dim=64)
+TARGET_SCHEDULE = Schedule(steps=1000, rate=6e-3)
+AR_DRAFT_SCHEDULE = Schedule(steps=1000, rate=6e-3)
+DRAFT_SCHEDULE = Schedule(steps=1500, rate=4e-3)
+DROP = Drop(segments=8, ratio=0.7, floor=0.2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +79,11 @@ class Windows:
         return np.stack(out)
 
 
-def model(shape: dict[str, int]) -> Qwen2ForCausalLM:
+def model(shape: Shape) -> Qwen2ForCausalLM:
     """A fresh Qwen2 model; what Qwen2.5 fixes for its small models is fixed here too."""
     torch.manual_seed(SEED)
     config = Qwen2Config(
-        **shape,
+        **asdict(shape),
         tie_word_embeddings=True,
         max_position_embeddings=2048,
         rms_norm_eps=1e-6,
@@ -124,7 +141,7 @@ class Recipe:
         encoded = self.tokenizer().encode_batch(documents)
         return np.concatenate([np.array(e.ids, dtype=np.int64) for e in encoded])
 
-    def target(self, schedule: Schedule = Schedule(steps=1000, rate=6e-3)) -> Qwen2ForCausalLM:
+    def target(self, schedule: Schedule = TARGET_SCHEDULE) -> Qwen2ForCausalLM:
         net = model(TARGET)
         long = schedule.steps * 9 // 10  # the last tenth sees the whole context of 2048
         short_windows, long_windows = (Windows(self.tokens(), n) for n in (512, 2048))
@@ -134,7 +151,7 @@ class Recipe:
             return torch.from_numpy(windows.batch(step, rows))
 
         fit(net, batch, next_token_loss, schedule, self.work / "target", self.log)
-        return net.eval()
+        return net
 
     def replies(self, total: int = 1_500_000, rows: int = 128, prompt: int = 64, new: int = 192) -> Ids:
         """Prefixes of the corpus with the target's own greedy continuations, as one run of ids."""
@@ -148,7 +165,11 @@ class Recipe:
             for step in range(total // (rows * (prompt + new)) + 1):
                 started = time.monotonic()
                 ids = torch.from_numpy(windows.batch(step, rows))
-                out = net.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
+                # transformers types `self` of generate as a protocol that its own models do not match.
+                out = net.generate(  # type: ignore[misc]
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False
+                )
+                assert isinstance(out, Tensor)  # [rows, prompt + new]
                 done.append(out.flatten().numpy())
                 self.log(f"replies {sum(map(len, done))}/{total} tokens  {time.monotonic() - started:.0f} s")
         save_file({"ids": np.concatenate(done)}, path)
@@ -159,19 +180,25 @@ class Recipe:
         own, replies = Windows(self.tokens(), length, SEED + 2), Windows(self.replies(), length, SEED + 3)
         return lambda step, rows: np.concatenate([own.batch(step, rows // 2), replies.batch(step, rows - rows // 2)])
 
-    def ar_draft(self, schedule: Schedule = Schedule(steps=1000, rate=6e-3)) -> Qwen2ForCausalLM:
+    def ar_draft(self, schedule: Schedule = AR_DRAFT_SCHEDULE) -> Qwen2ForCausalLM:
         net = model(DRAFT)
         mixed = self.mixed(512)
-        fit(net, lambda step: torch.from_numpy(mixed(step, 32)), next_token_loss, schedule,
-            self.work / "ar-draft", self.log)
-        return net.eval()
 
-    def draft(self, schedule: Schedule = Schedule(steps=1500, rate=4e-3)) -> Qwen2ForCausalLM:
+        def batch(step: int) -> Tensor:
+            return torch.from_numpy(mixed(step, 32))
+
+        fit(net, batch, next_token_loss, schedule, self.work / "ar-draft", self.log)
+        return net
+
+    def draft(self, schedule: Schedule = DRAFT_SCHEDULE) -> Qwen2ForCausalLM:
         net = self.ar_draft()
-        mixed, drop = self.mixed(320), Drop(segments=8, ratio=0.7, floor=0.2)
-        fit(net, lambda step: packed_batch(mixed(step, 16), step, drop), packed_loss, schedule,
-            self.work / "draft", self.log)
-        return net.eval()
+        mixed = self.mixed(320)
+
+        def batch(step: int) -> list[Tensor]:
+            return packed_batch(mixed(step, 16), step, DROP)
+
+        fit(net, batch, packed_loss, schedule, self.work / "draft", self.log)
+        return net
 
     def publish(self, folder: Path) -> None:
         """Write the pair as Hugging Face checkpoints: `target` and `draft` below `folder`."""

@@ -25,8 +25,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def train(texts: Iterable[str]) -> Tokenizer:
-    """A tokenizer of exactly SIZE ids; the special tokens take the last ones."""
+def train(texts: Iterable[str], size: int = SIZE) -> Tokenizer:
+    """A tokenizer of exactly `size` ids; the special tokens take the last ones."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -36,13 +36,15 @@ def train(texts: Iterable[str]) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=SIZE - len(SPECIAL),
+        vocab_size=size - len(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(list(SPECIAL))
-    assert tokenizer.get_vocab_size() == SIZE, tokenizer.get_vocab_size()
+    got = tokenizer.get_vocab_size()
+    if got != size:
+        raise ValueError(f"the texts and bytes make {got} ids, not {size}; give more text or another size")
     return tokenizer
 
 
