@@ -10,22 +10,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from pard_onnx.cli import exit_code, stages
+from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest
-from pard_onnx.models.precision import PRECISIONS
-from rich.console import Console
+from pard_onnx.models.precision import PRECISIONS, default_precision
 
 
 def parser() -> argparse.ArgumentParser:
     out = argparse.ArgumentParser(prog="pard-export", description="Export a checkpoint for ONNX Runtime.")
-    out.add_argument("--model", required=True, metavar="ID_OR_PATH",
-                     help="a hub id, a checkpoint folder, demo-target or demo-draft")
+    out.add_argument(
+        "--model", required=True, metavar="ID_OR_PATH", help="a hub id, a checkpoint folder, demo-target or demo-draft"
+    )
     out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-PRECISION in the current folder")
-    out.add_argument("--role", choices=("auto", "draft", "target"), default="auto",
-                     help="default: draft if the checkpoint has a mask token")
-    out.add_argument("--precision", choices=PRECISIONS, default="int4")
+    out.add_argument(
+        "--role",
+        choices=("auto", "draft", "target"),
+        default="auto",
+        help="default: draft if the checkpoint has a mask token",
+    )
+    out.add_argument("--precision", choices=PRECISIONS, help="default: int4 for a target, int8 for a draft")
     out.add_argument("--context-length", type=int, metavar="N", help="tokens; default: the model's, at most 4096")
     out.add_argument("--revision", help="branch, tag or commit of a hub id")
     out.add_argument("--force", action="store_true", help="replace the output folder")
@@ -41,18 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     folder, source = resolve_checkpoint(options.model, options.revision)
-    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{options.precision}")
-    # What only reads headers comes before torch, whose import takes seconds: bad input is told at once.
-    from pard_onnx.models.checkpoint import Checkpoint
-
     checkpoint = Checkpoint.open(folder).as_role(options.role)
+    precision = options.precision or default_precision(checkpoint.spec.role)
+    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{precision}")
     require_new(output, options.force)
+    # torch comes after what only reads headers: its import takes seconds, and bad input is told at once.
     try:
         from pard_onnx.export.exporter import Job, export
     except ImportError as error:
         raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
-    job = Job(checkpoint, source, output, options.precision, options.context_length,
-              verify=options.verify, force=options.force)
+    job = Job(checkpoint, source, output, precision, options.context_length, verify=options.verify, force=options.force)
     with stages() as progress:
         manifest = export(job, progress)
     report(manifest, output, as_json=options.json)
@@ -85,8 +90,10 @@ def report(manifest: Manifest, output: Path, *, as_json: bool) -> None:
         return
     console = Console(highlight=False)
     parity = manifest.parity
-    checked = "not checked against torch" if parity is None else (
-        f"against torch: mean logit error {parity.mean_error:.2g}, top-1 agreement {parity.top1_agreement:.0%}"
+    checked = (
+        "not checked against torch"
+        if parity is None
+        else (f"against torch: mean logit error {parity.mean_error:.2g}, top-1 agreement {parity.top1_agreement:.0%}")
     )
     console.print(f"{output}: {manifest.role}, {manifest.precision}, {facts['bytes'] / 1e6:.1f} MB; {checked}")
 

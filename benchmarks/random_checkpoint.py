@@ -18,15 +18,23 @@ import numpy as np
 from pard_onnx.models.demo import TARGET
 
 # Public facts of the models' config.json.
+FACTS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+    "tie_word_embeddings",
+)
 SHAPES = {
-    "Qwen2.5-0.5B": dict(hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
-                         intermediate_size=4864, vocab_size=151936, tie_word_embeddings=True),
-    "Qwen2.5-1.5B": dict(hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
-                         intermediate_size=8960, vocab_size=151936, tie_word_embeddings=True),
-    "Qwen2.5-3B": dict(hidden_size=2048, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2,
-                       intermediate_size=11008, vocab_size=151936, tie_word_embeddings=True),
-    "Qwen2.5-7B": dict(hidden_size=3584, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
-                       intermediate_size=18944, vocab_size=152064, tie_word_embeddings=False),
+    name: dict(zip(FACTS, facts, strict=True))
+    for name, facts in {
+        "Qwen2.5-0.5B": (896, 24, 14, 2, 4864, 151936, True),
+        "Qwen2.5-1.5B": (1536, 28, 12, 2, 8960, 151936, True),
+        "Qwen2.5-3B": (2048, 36, 16, 2, 11008, 151936, True),
+        "Qwen2.5-7B": (3584, 28, 28, 4, 18944, 152064, False),
+    }.items()
 }
 NOISE = 1 << 22  # values
 
@@ -56,12 +64,22 @@ def write(name: str, folder: Path, draft: bool = False) -> None:
     folder.mkdir(parents=True)
     for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         shutil.copyfile(TARGET / file, folder / file)
-    config = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu",
-              "rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 32768,
-              "use_sliding_window": False, "torch_dtype": "bfloat16", **shape}
+    config = {
+        "model_type": "qwen2",
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "max_position_embeddings": 32768,
+        "use_sliding_window": False,
+        "torch_dtype": "bfloat16",
+        **shape,
+    }
     if draft:
-        config |= {"pard_token": json.loads((TARGET.parent / "draft" / "config.json").read_text())["pard_token"],
-                   "spd_type": "pard"}
+        config |= {
+            "pard_token": json.loads((TARGET.parent / "draft" / "config.json").read_text())["pard_token"],
+            "spd_type": "pard",
+        }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     shapes = tensors(shape)
     header, offset = {}, 0

@@ -66,8 +66,17 @@ def _group_query_attention(
     extra = caches.extra
     out, new_key, new_value = torch.onnx.ops.symbolic_multi_out(
         f"{MICROSOFT}::GroupQueryAttention",
-        [_flat(query), _flat(key), _flat(value), past_key, past_value,
-         extra["seqlens_k"], extra["total_sequence_length"], extra["cos_cache"], extra["sin_cache"]],
+        [
+            _flat(query),
+            _flat(key),
+            _flat(value),
+            past_key,
+            past_value,
+            extra["seqlens_k"],
+            extra["total_sequence_length"],
+            extra["cos_cache"],
+            extra["sin_cache"],
+        ],
         {"num_heads": heads, "kv_num_heads": key.shape[1], "scale": scaling, "do_rotary": 1},
         dtypes=[query.dtype] * 3,
         shapes=[(batch, sequence, heads * head_dim), past_key.shape, past_value.shape],
@@ -100,6 +109,4 @@ def _gqa_lengths(tape: ir.tape.Tape, mask: ir.Value, appended: ir.Value | None) 
     }
 
 
-VARIANTS: dict[str, Variant] = {
-    v.name: v for v in (Variant("gqa", _group_query_attention, _gqa_extra, _gqa_lengths),)
-}
+VARIANTS: dict[str, Variant] = {v.name: v for v in (Variant("gqa", _group_query_attention, _gqa_extra, _gqa_lengths),)}

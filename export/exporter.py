@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from uuid import uuid4
-from typing import Literal
 
 import onnx_ir as ir
 import torch
@@ -18,7 +17,6 @@ from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Parity, Source
 from pard_onnx.models.precision import Precision, recipe
-from pard_onnx.models.spec import ModelSpec, Role
 
 from .attention import MICROSOFT, VARIANTS
 from .fuse import PackQkvPass, SkipNormPass
@@ -33,8 +31,15 @@ GRAPH, DATA = "model.onnx", "model.onnx.data"
 IR_VERSION = 10
 DEFAULT_CAPACITY = 4096
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json",
-    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "config.json",
 )
 TOOLS = ("pard-onnx", "torch", "transformers", "optimum", "onnx-ir", "onnxscript", "onnxruntime")
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -104,9 +109,19 @@ def _build(job: Job, capacity: int, folder: Path, progress: Progress) -> Manifes
     progress("weights", total, total)
     _save(model, folder)
     manifest = Manifest(
-        role=spec.role, spec=spec, precision=job.precision, recipe=used, opset=OPSET, attention=variant.name,
-        capacity=capacity, kv_rows=rows, kv_dtype=used.floats, files=(), source=job.source,
-        tools=tuple((name, version(name)) for name in TOOLS), tensors=tuple(store.reports),
+        role=spec.role,
+        spec=spec,
+        precision=job.precision,
+        recipe=used,
+        opset=OPSET,
+        attention=variant.name,
+        capacity=capacity,
+        kv_rows=rows,
+        kv_dtype=used.floats,
+        files=(),
+        source=job.source,
+        tools=tuple((name, version(name)) for name in TOOLS),
+        tensors=tuple(store.reports),
     )
     for name in TOKENIZER_FILES:
         if (checkpoint.folder / name).is_file():
@@ -179,5 +194,3 @@ def _replacing(output: Path) -> Iterator[Path]:
             temporary.rename(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-

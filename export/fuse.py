@@ -39,10 +39,10 @@ def _pack(graph: ir.Graph, nodes: list[ir.Node], recipe: Recipe) -> bool:
     if len({recipe.of(name) for name in names}) > 1:
         return False
     widths = [n.attributes["out"].as_int() for n in nodes]
-    attributes = {"names": names, "out": sum(widths), "bias": nodes[0].attributes["bias"].as_int()}
-    linear = ir.node("Linear", [nodes[0].inputs[0]], attributes, domain=DOMAIN)
+    bias = nodes[0].attributes["bias"].as_int()
+    linear = ir.node("Linear", [nodes[0].inputs[0]], {"names": names, "out": sum(widths), "bias": bias}, domain=DOMAIN)
     packed = linear.outputs[0]
-    packed.dtype = nodes[0].outputs[0].dtype
+    packed.type = nodes[0].outputs[0].type
     first = min(nodes, key=list(graph).index)
     graph.insert_before(first, linear)
     readers = [n.outputs[0].consumers() for n in nodes]
@@ -55,7 +55,7 @@ def _pack(graph: ir.Graph, nodes: list[ir.Node], recipe: Recipe) -> bool:
         split = ir.node("Split", [packed, _ints(graph, linear, widths)], {"axis": -1}, num_outputs=3)  # 2
         graph.insert_after(linear, split)
         for node, part in zip(nodes, split.outputs, strict=True):
-            part.dtype = node.outputs[0].dtype
+            part.type = node.outputs[0].type
             node.outputs[0].replace_all_uses_with(part)
     graph.remove(nodes, safe=True)
     return True
@@ -78,12 +78,10 @@ class SkipNormPass(ir.passes.InPlacePass):
                 continue
             fused = ir.node("SkipNorm", add.inputs, dict(node.attributes), domain=DOMAIN, num_outputs=2)
             for old, new in zip((node.outputs[0], add.outputs[0]), fused.outputs, strict=True):
-                new.dtype = old.dtype
+                new.type = old.type
             model.graph.insert_before(add, fused)
             node.outputs[0].replace_all_uses_with(fused.outputs[0])
             add.outputs[0].replace_all_uses_with(fused.outputs[1])
             model.graph.remove([node, add], safe=True)
             modified = True
         return ir.passes.PassResult(model, modified)
-
-

@@ -40,7 +40,7 @@ class LowerPass(ir.passes.InPlacePass):
             tape = ir.tape.Tape()
             outputs = _RULES[node.op_type](self, tape, node)
             for old, new in zip(node.outputs, outputs, strict=True):
-                new.dtype = old.dtype
+                new.type = old.type
                 if old.is_graph_output():
                     new.name, new.shape, old.name = old.name, old.shape, None
                     graph.outputs[graph.outputs.index(old)] = new
@@ -59,8 +59,12 @@ class LowerPass(ir.passes.InPlacePass):
         return np.dtype(self.recipe.floats)
 
     def vector(self, name: str, array: NDArray[np.generic]) -> ir.Value:
-        return ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-                        const_value=ir.tensor(array, name=name))
+        return ir.Value(
+            name=name,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+            const_value=ir.tensor(array, name=name),
+        )
 
     def norm_weight(self, node: ir.Node) -> ir.Value:
         name = f"{node.attributes['name'].as_string()}.weight"
@@ -117,8 +121,13 @@ _RULES: dict[str, Callable[[LowerPass, ir.tape.Tape, ir.Node], list[ir.Value]]] 
 
 
 def _float_linear(
-    self: LowerPass, tape: ir.tape.Tape, x: ir.Value, names: tuple[str, ...], fmt: Format,
-    bias: ir.Value | None, shared: bool,
+    self: LowerPass,
+    tape: ir.tape.Tape,
+    x: ir.Value | None,
+    names: tuple[str, ...],
+    fmt: Format,
+    bias: ir.Value | None,
+    shared: bool,
 ) -> ir.Value:
     matrix = self.store.matrix(names, fmt, transposed=not shared)
     weight = matrix.parts["weight"]
@@ -129,24 +138,40 @@ def _float_linear(
 
 
 def _nbits_linear(
-    self: LowerPass, tape: ir.tape.Tape, x: ir.Value, names: tuple[str, ...], fmt: Format,
-    bias: ir.Value | None, shared: bool,
+    self: LowerPass,
+    tape: ir.tape.Tape,
+    x: ir.Value | None,
+    names: tuple[str, ...],
+    fmt: Format,
+    bias: ir.Value | None,
+    shared: bool,
 ) -> ir.Value:
     matrix = self.store.matrix(names, fmt)
     parts = matrix.parts
-    attributes = {"K": matrix.width, "N": matrix.rows, "bits": matrix.format.bits,
-                  "block_size": matrix.format.block, "accuracy_level": 4}
+    attributes = {
+        "K": matrix.width,
+        "N": matrix.rows,
+        "bits": matrix.format.bits,
+        "block_size": matrix.format.block,
+        "accuracy_level": 4,
+    }
     inputs = [x, parts["weight"], parts["scale"], parts.get("zero_point"), None, bias]
     return tape.op("MatMulNBits", _trimmed(inputs), attributes, domain=MICROSOFT)
 
 
 def _dynamic_linear(
-    self: LowerPass, tape: ir.tape.Tape, x: ir.Value, names: tuple[str, ...], fmt: Format,
-    bias: ir.Value | None, shared: bool,
+    self: LowerPass,
+    tape: ir.tape.Tape,
+    x: ir.Value | None,
+    names: tuple[str, ...],
+    fmt: Format,
+    bias: ir.Value | None,
+    shared: bool,
 ) -> ir.Value:
     parts = self.store.matrix(names, fmt, transposed=True).parts
-    return tape.op("DynamicQuantizeMatMul", _trimmed([x, parts["weight"], parts["scale"], None, bias]),
-                   domain=MICROSOFT)
+    return tape.op(
+        "DynamicQuantizeMatMul", _trimmed([x, parts["weight"], parts["scale"], None, bias]), domain=MICROSOFT
+    )
 
 
 def _trimmed(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
@@ -158,11 +183,11 @@ def _trimmed(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
 LINEARS = {"float32": _float_linear, "float16": _float_linear, "nbits": _nbits_linear, "dynamic": _dynamic_linear}
 
 
-def _float_embedding(self: LowerPass, tape: ir.tape.Tape, ids: ir.Value, matrix: Matrix) -> ir.Value:
+def _float_embedding(self: LowerPass, tape: ir.tape.Tape, ids: ir.Value | None, matrix: Matrix) -> ir.Value:
     return tape.op("Gather", [matrix.parts["weight"], ids], {"axis": 0})
 
 
-def _nbits_embedding(self: LowerPass, tape: ir.tape.Tape, ids: ir.Value, matrix: Matrix) -> ir.Value:
+def _nbits_embedding(self: LowerPass, tape: ir.tape.Tape, ids: ir.Value | None, matrix: Matrix) -> ir.Value:
     """GatherBlockQuantized over the bytes of MatMulNBits, seen as [rows, in * bits / 8]."""
     weight = matrix.parts["weight"]
     stored = weight.const_value

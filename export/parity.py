@@ -61,7 +61,8 @@ class _Graph:
         logits, *caches = self.session.run(["logits", *presents], feeds)
         self.caches = dict(zip(self.caches, caches, strict=True))
         self.length = total
-        return logits[0]
+        rows: Logits = logits[0]
+        return rows
 
 
 def check(checkpoint: Checkpoint, folder: Path) -> Parity:
@@ -113,5 +114,6 @@ def _compare(found: Logits, expected: Logits, rolled_back: int, size: int) -> Pa
     found, expected = found[:, :size], expected[:, :size]
     error = np.abs(found - expected)
     agreement = (found.argmax(axis=1) == expected.argmax(axis=1)).mean()
-    return Parity(len(found), float(error.max()), float(error.mean()), float(agreement),
-                  float(error[-rolled_back:].max()))
+    return Parity(
+        len(found), float(error.max()), float(error.mean()), float(agreement), float(error[-rolled_back:].max())
+    )

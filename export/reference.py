@@ -19,9 +19,7 @@ def reference_logits(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
     """Logits of ids [batch, sequence]: float32 [batch, sequence, vocabulary rows]."""
     config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
     dtype = getattr(torch, checkpoint.spec.dtype)
-    build = TasksManager.get_model_class_for_task(
-        "text-generation", framework="pt", model_type=checkpoint.spec.family
-    )
+    build = TasksManager.get_model_class_for_task("text-generation", framework="pt", model_type=checkpoint.spec.family)
     with torch.device("meta"):
         model = build.from_config(config, attn_implementation="eager", dtype=dtype).eval()
     model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its buffers are computed, not stored

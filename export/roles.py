@@ -86,8 +86,10 @@ def _propose(graph: ir.Graph) -> None:
     # exp(best) / sum(exp) without a softmax over the whole vocabulary being kept.
     total = tape.op("ReduceSum", [tape.op("Exp", [tape.op("Sub", [logits, best])]), last], {"keepdims": 0})
     probabilities = tape.op("Reciprocal", [total])
-    for value, name, dtype in ((ids, "draft_ids", ir.DataType.INT64),
-                               (probabilities, "draft_probabilities", ir.DataType.FLOAT)):
+    for value, name, dtype in (
+        (ids, "draft_ids", ir.DataType.INT64),
+        (probabilities, "draft_probabilities", ir.DataType.FLOAT),
+    ):
         value.name, value.dtype, value.shape = name, dtype, ir.Shape(["batch", "kept"])
     graph.outputs[0:0] = [ids, probabilities]
 

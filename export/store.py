@@ -125,7 +125,7 @@ class WeightStore:
         with np.errstate(over="ignore"):  # told below, by name
             packed = pack(weight, fmt)
         if fmt.kind == "float16":
-            require_finite(job[0], packed.weight)  # beyond float16's range
+            require_finite(job[0], packed.weight.astype(np.float32))  # beyond float16's range
         return packed, Error.of(weight, packed, fmt)
 
     def _read(self, name: str, rows: slice | None) -> NDArray[np.float32]:
@@ -145,7 +145,8 @@ class WeightStore:
     def _stream(self, blocks: Iterator[NDArray[np.generic]]) -> tuple[int, tuple[int, ...], np.dtype[np.generic]]:
         """Write blocks behind one another; the offset, and shape and dtype of the last block."""
         self.file.write(b"\0" * (-self.file.tell() % ALIGNMENT))
-        offset, shape, dtype = self.file.tell(), (), np.dtype(np.uint8)
+        offset, shape = self.file.tell(), ()
+        dtype: np.dtype[np.generic] = np.dtype(np.uint8)
         for block in blocks:
             self.file.write(np.ascontiguousarray(block).data)
             shape, dtype = block.shape, block.dtype
@@ -157,6 +158,13 @@ class WeightStore:
     def alias(self, name: str, offset: int, shape: tuple[int, ...], dtype: ir.DataType) -> ir.Value:
         """A value over bytes that are already in the file."""
         length = int(np.prod(shape)) * dtype.itemsize
-        tensor = ir.ExternalTensor(self.location, offset, int(length), dtype, shape=ir.Shape(shape), name=name,
-                                   base_dir=Path(self.file.name).parent)
+        tensor = ir.ExternalTensor(
+            self.location,
+            offset,
+            int(length),
+            dtype,
+            shape=ir.Shape(shape),
+            name=name,
+            base_dir=Path(self.file.name).parent,
+        )
         return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype), const_value=tensor)

@@ -18,7 +18,7 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from .attention import LayerCaches, Variant
 DOMAIN = "pard"
 OPSET = 21  # loads in every provider's wheel since onnxruntime 1.22
 _symbolic = torch.onnx.ops.symbolic
+Attributes = dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
 # It tells of every optional package that is not installed.
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 
@@ -59,7 +60,7 @@ class _Linear(nn.Module):
         self.name, self.out, self.biased = name, source.out_features, source.bias is not None
 
     def forward(self, x: Tensor) -> Tensor:
-        attributes = {"name": self.name, "out": self.out, "bias": int(self.biased)}
+        attributes: Attributes = {"name": self.name, "out": self.out, "bias": int(self.biased)}
         shape = (*x.shape[:-1], self.out)
         return _symbolic(f"{DOMAIN}::Linear", [x], attributes, dtype=x.dtype, shape=shape, version=1)
 
@@ -70,7 +71,7 @@ class _Norm(nn.Module):
         self.name, self.epsilon = name, float(source.variance_epsilon)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        attributes = {"name": self.name, "epsilon": self.epsilon}
+        attributes: Attributes = {"name": self.name, "epsilon": self.epsilon}
         return _symbolic(f"{DOMAIN}::Norm", [x], attributes, dtype=x.dtype, shape=x.shape, version=1)
 
 
@@ -80,7 +81,7 @@ class _Embedding(nn.Module):
         self.name, self.hidden, self.dtype = name, source.embedding_dim, source.weight.dtype
 
     def forward(self, ids: Tensor) -> Tensor:
-        attributes = {"name": self.name, "hidden": self.hidden}
+        attributes: Attributes = {"name": self.name, "hidden": self.hidden}
         shape = (*ids.shape, self.hidden)
         return _symbolic(f"{DOMAIN}::Embedding", [ids], attributes, dtype=self.dtype, shape=shape, version=1)
 
@@ -116,17 +117,18 @@ def _swap(module: nn.Module, prefix: str = "") -> None:
 class _Trunk(nn.Module):
     """ids to logits of the last `rows_to_keep` rows, with the caches as explicit inputs and outputs."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(
         self, ids: Tensor, rows_to_keep: Tensor, extra: dict[str, Tensor], past: list[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         caches = LayerCaches(past, extra)
         hidden = self.model.model(input_ids=ids, use_cache=False, caches=caches).last_hidden_state
-        kept = _symbolic(f"{DOMAIN}::LastRows", [hidden, rows_to_keep], dtype=hidden.dtype,
-                         shape=hidden.shape, version=1)
+        kept = _symbolic(
+            f"{DOMAIN}::LastRows", [hidden, rows_to_keep], dtype=hidden.dtype, shape=hidden.shape, version=1
+        )
         return self.model.lm_head(kept), [caches.present[i] for i in range(len(past))]
 
 
@@ -171,8 +173,9 @@ def _dummies(config: Any, spec: ModelSpec, variant: Variant, dtype: torch.dtype)
     """Example arguments and which of their dimensions are dynamic. The numbers only have to differ."""
     batch, sequence, rows = 2, 3, 32
     layers = NormalizedConfigManager.get_normalized_config_class(spec.family)(config).num_layers
-    past = [tuple(torch.zeros(batch, spec.kv_heads, rows, spec.head_dim, dtype=dtype) for _ in "kv")
-            for _ in range(layers)]
+    past = [
+        tuple(torch.zeros(batch, spec.kv_heads, rows, spec.head_dim, dtype=dtype) for _ in "kv") for _ in range(layers)
+    ]
     extra = variant.extra(batch, rows + 1, spec.head_dim // 2)
     extra = {k: v.to(dtype) if v.is_floating_point() else v for k, v in extra.items()}
     arguments = (torch.zeros(batch, sequence, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), extra, past)

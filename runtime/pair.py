@@ -28,7 +28,7 @@ from .text import TOKENIZER, Message, Text, first_difference
 from .threads import Threads
 
 Prompt = str | Sequence[int] | Sequence[Message]
-DRAFT_LENGTH = 8
+DRAFT_LENGTH = 7  # odd: a verify step of K + 1 tokens is even without padding
 
 
 @dataclass(frozen=True, slots=True)

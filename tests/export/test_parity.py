@@ -77,9 +77,7 @@ def test_half_precision_checkpoints(exported: Exported) -> None:
         assert parity is not None and parity.mean_error < 0.05  # torch itself computed in half precision
 
 
-def test_llama3_scaling_past_its_original_context(
-    tmp_path: Path, tiny: Callable[..., Path]
-) -> None:
+def test_llama3_scaling_past_its_original_context(tmp_path: Path, tiny: Callable[..., Path]) -> None:
     from pard_onnx.export.exporter import Job, export
     from pard_onnx.models.checkpoint import Checkpoint
     from pard_onnx.models.manifest import Source
