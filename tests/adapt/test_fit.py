@@ -4,7 +4,7 @@ import math
 import pickle
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
@@ -147,6 +147,7 @@ SCHEDULES = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(SCHEDULES)
 def test_the_rate_rises_stays_and_falls(schedule):
     factors = [schedule.factor(step) for step in range(schedule.steps)]
@@ -154,7 +155,7 @@ def test_the_rate_rises_stays_and_falls(schedule):
     top = factors.index(max(factors))
     assert factors[: top + 1] == sorted(factors[: top + 1])
     assert factors[top:] == sorted(factors[top:], reverse=True)
-    assert schedule.factor(schedule.steps) == (0.0 if schedule.steps else 1.0)
+    assert schedule.factor(schedule.steps) == 0.0
 
     falling = math.ceil(schedule.steps * schedule.decay)
     plateau = range(max(0, schedule.warmup - 1), schedule.steps - falling + 1)

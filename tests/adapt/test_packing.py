@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pard_onnx.models.adapt.packing import IGNORE, Drop, pack
@@ -49,6 +49,7 @@ def literal(tokens: list[int], kept: list[tuple[int, int]]) -> dict[str, list]:
     return {"ids": ids, "positions": positions, "labels": labels, "mask": mask}
 
 
+@settings(deadline=None)
 @given(st.integers(1, 24), DROPS, SEEDS)
 def test_a_packed_sequence_is_the_literal_one(length, drop, seed):
     tokens = tokens_of(length)
@@ -62,6 +63,7 @@ def test_a_packed_sequence_is_the_literal_one(length, drop, seed):
     assert expected["mask"] == packed.mask().tolist()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 24), DROPS, SEEDS)
 def test_what_is_kept_can_be_learned(length, drop, seed):
     """Every kept pair is kept once, has its label, and finds the masks that it must attend to."""
@@ -76,6 +78,7 @@ def test_what_is_kept_can_be_learned(length, drop, seed):
         assert (label == IGNORE) == (segment == 0 and base == length - 1)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 400), DROPS, SEEDS)
 def test_the_shares_are_kept_and_nested(length, drop, seed):
     usable = max(0, length - drop.segments)
@@ -103,6 +106,7 @@ def test_every_base_is_dropped_at_times():
     assert not set.intersection(*kept)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 24), DROPS, SEEDS)
 def test_the_same_seed_packs_the_same(length, drop, seed):
     one, two = (pack(tokens_of(length), MASK, drop, np.random.default_rng(seed)) for _ in range(2))
@@ -110,6 +114,7 @@ def test_the_same_seed_packs_the_same(length, drop, seed):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 24), SEEDS)
 def test_one_segment_is_autoregressive_training(length, seed):
     tokens = tokens_of(length)

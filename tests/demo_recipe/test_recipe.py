@@ -1,0 +1,71 @@
+"""The recipe's data: windows, batches and shapes, without training."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from pard_onnx.models.adapt.packing import IGNORE, Drop
+from pard_onnx.models.demo import recipe, tokenizer
+
+
+@settings(deadline=None)
+@given(st.integers(2, 12), st.integers(2, 60), st.integers(0, 99), st.integers(1, 4), st.integers(0, 20))
+def test_windows_are_runs_of_the_tokens(length, count, seed, rows, step):
+    tokens = np.arange(length * count + seed % length)
+    windows = recipe.Windows(tokens, length, seed)
+    batch = windows.batch(step, rows)
+    assert batch.shape == (rows, length)
+    np.testing.assert_array_equal(batch - batch[:, :1], np.tile(np.arange(length), (rows, 1)))
+    np.testing.assert_array_equal(batch, windows.batch(step, rows))
+
+
+@settings(deadline=None)
+@given(st.integers(2, 12), st.integers(2, 40), st.integers(0, 99))
+def test_an_epoch_shows_no_token_twice(length, count, seed):
+    windows = recipe.Windows(np.arange(length * count), length, seed)
+    epoch = windows.batch(0, count - 1)  # all of it but one window: the room of the offset
+    assert len(np.unique(epoch)) == epoch.size
+    np.testing.assert_array_equal(epoch, np.concatenate([windows.batch(i, 1) for i in range(count - 1)]))
+
+
+def test_epochs_differ():
+    windows = recipe.Windows(np.arange(200), 10)
+    first, second = windows.batch(0, 19), windows.batch(1, 19)
+    assert not np.array_equal(first, second)
+
+
+def test_a_packed_batch_is_what_the_model_takes():
+    windows = np.arange(60).reshape(3, 20)
+    ids, positions, labels, mask = recipe.packed_batch(windows, step=4, drop=Drop(3, 0.5, 0.2))
+    size = sum(Drop(3, 0.5, 0.2).counts(20))
+    assert ids.shape == positions.shape == labels.shape == (3, size)
+    assert mask.shape == (3, 1, size, size) and set(mask.unique().tolist()) == {0.0, -np.inf}
+    assert set(ids[:, 20:].unique().tolist()) == {recipe.MASK_ID}
+    np.testing.assert_array_equal(ids[:, :20], windows)
+    assert (labels == IGNORE).sum() == 3  # the last real token of each
+    again = recipe.packed_batch(windows, step=4, drop=Drop(3, 0.5, 0.2))
+    assert all(one.equal(two) for one, two in zip((ids, positions, labels, mask), again, strict=True))
+    other = recipe.packed_batch(windows, step=5, drop=Drop(3, 0.5, 0.2))
+    assert not positions.equal(other[1])
+
+
+def test_the_mask_id_is_the_first_padding_row():
+    assert recipe.MASK_ID == tokenizer.SIZE < min(recipe.TARGET.vocab_size, recipe.DRAFT.vocab_size)
+
+
+def test_shapes_divide_the_qwen_shapes_they_will_be_scaled_to():
+    """Hidden sizes and head sizes of Qwen2.5 1.5B, 7B (target) and 0.5B (draft)."""
+    target, draft = recipe.TARGET, recipe.DRAFT
+    assert target.head_dim == 128 and 1536 % target.hidden_size == 3584 % target.hidden_size == 0
+    assert draft.head_dim == 64 and 896 % draft.hidden_size == 0
+
+
+def test_a_finished_replies_stage_is_only_read(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"ids": np.arange(7)}, tmp_path / "replies.safetensors")
+    np.testing.assert_array_equal(recipe.Recipe(tmp_path).replies(), np.arange(7))
