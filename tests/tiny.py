@@ -33,6 +33,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+SHA = "0123456789abcdef0123456789abcdef01234567"  # of the hub cache's one commit
+BLOB = "f" * 40
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -206,3 +208,18 @@ def _save_tokenizer(folder: Path, size: int) -> None:
         "chat_template": CHAT_TEMPLATE,
     }
     save_json(folder / "tokenizer_config.json", config)
+
+
+def save_in_hub_cache(source: Path, cache: Path, name: str) -> Path:
+    """Lay out `source` as huggingface_hub's cache does: links in a snapshot to blobs; without links, copies."""
+    repo = cache / f"models--{name.replace('/', '--')}"
+    snapshot = repo / "snapshots" / SHA
+    snapshot.mkdir(parents=True)
+    for folder in ("refs", "blobs"):
+        (repo / folder).mkdir()
+    (repo / "refs" / "main").write_text(SHA)
+    for file in source.iterdir():
+        blob = repo / "blobs" / (file.name + BLOB)
+        blob.write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(Path("../../blobs") / blob.name)
+    return snapshot

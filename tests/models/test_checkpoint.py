@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny import LLAMA3, STORED, edit_json, save_json, save_safetensors, weights
+
 from pard_onnx.models.checkpoint import Checkpoint, read_tensor, require_finite
 from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.families import FAMILIES, shapes
 from pard_onnx.models.spec import Llama3Scaling, Pard, Rope
-from tiny import LLAMA3, STORED, edit_json, save_json, save_safetensors, weights
 
 LLAMA3_ROPE = Rope(500000.0, Llama3Scaling(8.0, 1.0, 4.0, 8192))
 OLD_LLAMA3 = {("type" if key == "rope_type" else key): value for key, value in LLAMA3.items() if key != "rope_theta"}

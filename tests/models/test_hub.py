@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from tiny import SHA, save_in_hub_cache
+
 from pard_onnx.models import demo, hub
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
 from pard_onnx.models.manifest import FILE_NAME, Source
-
-SHA = "0123456789abcdef0123456789abcdef01234567"
-BLOB = "f" * 40
 
 
 @pytest.fixture(autouse=True)
@@ -26,21 +25,6 @@ def caches(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("PARD_ONNX_CACHE", str(tmp_path / "pard onnx é"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
-
-
-def save_in_hub_cache(source: Path, cache: Path, name: str) -> Path:
-    """Lay out `source` as huggingface_hub's cache does: links in a snapshot to blobs; without links, copies."""
-    repo = cache / f"models--{name.replace('/', '--')}"
-    snapshot = repo / "snapshots" / SHA
-    snapshot.mkdir(parents=True)
-    for folder in ("refs", "blobs"):
-        (repo / folder).mkdir()
-    (repo / "refs" / "main").write_text(SHA)
-    for file in source.iterdir():
-        blob = repo / "blobs" / (file.name + BLOB)
-        blob.write_bytes(file.read_bytes())
-        (snapshot / file.name).symlink_to(Path("../../blobs") / blob.name)
-    return snapshot
 
 
 needs_links = pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")

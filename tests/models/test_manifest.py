@@ -6,6 +6,7 @@ import os
 from dataclasses import replace
 
 import pytest
+
 from pard_onnx.models import manifest as manifests
 from pard_onnx.models.errors import BadArtifact
 from pard_onnx.models.manifest import FILE_NAME, FORMAT_VERSION, File, Manifest, Parity, Source, TensorReport

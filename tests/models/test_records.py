@@ -7,6 +7,7 @@ from typing import Literal, Optional
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from pard_onnx.models.errors import BadArtifact, BadInput
 from pard_onnx.models.records import from_json, to_json
 

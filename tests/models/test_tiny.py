@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from pard_onnx.models.checkpoint import Checkpoint, read_tensor
 
 

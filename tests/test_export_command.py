@@ -1,0 +1,153 @@
+"""`pard-export` as its users meet it: the hub id, JSON, and every bad input in one line with exit code 2."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import SHA, edit_json, save_in_hub_cache, save_safetensors, weights
+
+from pard_onnx.export_command import main
+from pard_onnx.models.manifest import Manifest
+
+Tiny = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_the_first_command_of_a_user(tmp_path: Path, tiny: Tiny, capsys: Capture) -> None:
+    """A hub id, through a stand-in for the hub client's cache."""
+    source = tiny(tmp_path / "source", "qwen2", "draft", dtype="bfloat16")
+    save_in_hub_cache(source, tmp_path / "hub", "amd/PARD-Qwen2.5-0.5B")
+    assert main(["--model", "amd/PARD-Qwen2.5-0.5B", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["output"] == "PARD-Qwen2.5-0.5B-int8"
+    assert found["source"] == {"model": "amd/PARD-Qwen2.5-0.5B", "revision": SHA}
+    manifest = Manifest.read(tmp_path / "PARD-Qwen2.5-0.5B-int8")
+    assert manifest.role == "draft" and manifest.parity is not None
+    manifest.verify(tmp_path / "PARD-Qwen2.5-0.5B-int8")
+
+
+def test_progress_goes_to_stderr_and_the_result_to_stdout(tmp_path: Path, tiny: Tiny, capsys: Capture) -> None:
+    tiny(tmp_path / "model")
+    assert main(["--model", "model", "--precision", "fp32", "--output", "out"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("out: target, fp32") and "weights" not in out
+    assert "weights" in err and "trace" in err
+
+
+def test_roles(tmp_path: Path, tiny: Tiny) -> None:
+    tiny(tmp_path / "draft", "qwen3", "draft")
+    assert main(["--model", "draft", "--role", "target", "--no-verify", "--output", "out"]) == 0
+    assert Manifest.read(tmp_path / "out").role == "target"
+
+
+def drop_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def truncated(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def without(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        tensors = weights(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        del tensors[name]
+        save_safetensors(folder / "model.safetensors", tensors)
+
+    return change
+
+
+def not_finite(folder: Path) -> None:
+    tensors = weights(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    tensors["model.layers.0.self_attn.k_proj.weight"][0, 0] = np.nan
+    save_safetensors(folder / "model.safetensors", tensors)
+
+
+def configured(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder / "config.json", **changes)
+
+
+BAD: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), [], "config.json"),
+    "unknown family": (configured(model_type="mamba"), [], "llama, qwen2, qwen3"),
+    "no mask id": (configured(pard_token=...), [], "mask id"),
+    "mask id too large": (configured(pard_token=320), [], "320"),
+    "no weights": (drop_weights, [], "no weights"),
+    "pickles": (pickled, [], "never loaded"),
+    "truncated": (truncated, [], "truncated"),
+    "missing tensor": (without("model.layers.1.mlp.down_proj.weight"), [], "model.layers.1.mlp.down_proj.weight"),
+    "not finite": (not_finite, [], "model.layers.0.self_attn.k_proj.weight"),
+    "sliding window": (configured(use_sliding_window=True, sliding_window=64, max_window_layers=0), [], "liding"),
+    "context length": (lambda f: None, ["--context-length", "100000"], "100000"),
+    "revision of a folder": (lambda f: None, ["--revision", "main"], "main"),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), [], "tokenizer.json"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(case: str, tmp_path: Path, tiny: Tiny, capsys: Capture) -> None:
+    spoil, options, expected = BAD[case]
+    folder = tiny(tmp_path / "model", "qwen2", "draft")
+    spoil(folder)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    assert main(["--model", "model", "--output", "out", "--no-verify", *options]) == 2
+    out, err = capsys.readouterr()
+    errors = [line for line in err.splitlines() if "error:" in line]
+    assert out == "" and len(errors) == 1 and err.endswith(errors[0] + "\n")
+    assert expected in errors[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ("nowhere", "org/model-that-is-not-cached", "C:\\models\\x", ""))
+def test_a_model_that_is_not_there(name: str, tmp_path: Path, capsys: Capture) -> None:
+    assert main(["--model", name, "--output", "out"]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_index_that_names_absent_files(tmp_path: Path, tiny: Tiny, capsys: Capture) -> None:
+    folder = tiny(tmp_path / "model", shards=2)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    assert main(["--model", "model", "--output", "out"]) == 2
+    assert "model-00002-of-00002.safetensors" in capsys.readouterr().err
+
+
+def test_an_existing_output_is_kept(tmp_path: Path, tiny: Tiny, capsys: Capture) -> None:
+    tiny(tmp_path / "model")
+    (tmp_path / "out").mkdir()
+    assert main(["--model", "model", "--output", "out"]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    from pard_onnx.export import exporter
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporter, "finish", stop)
+    yield
+
+
+def test_ctrl_c_leaves_nothing(tmp_path: Path, tiny: Tiny, interrupted: None) -> None:
+    tiny(tmp_path / "model")
+    assert main(["--model", "model", "--output", "out"]) == 130
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
