@@ -49,8 +49,8 @@ def fit_block(fmt: Format, width: int, name: str) -> Format:
 def pack(weight: Float, fmt: Format) -> Packed:
     """Pack rows [n, in] of finite floats; `fmt` comes from fit_block.
 
-    Blocks (dynamic: rows) with no weight above about 1e-36 are too small for a float32 scale; the error is then as
-    large as they are. With zero points a block may span 3e38 at most.
+    Blocks (dynamic: rows) with no weight above about 1e-36 are too small for a float32 scale; the error is then
+    of their own size. With zero points a block may span 3e38 at most.
     """
     return _PACKERS[fmt.kind](weight, fmt)
 

@@ -66,8 +66,9 @@ class Packed:
         """Which token sees which, [S, S]: row = the one that looks."""
         real = self.segments[None, :] == 0
         prefix = real & (self.positions[None, :] <= self.bases[:, None])
+        # The chain of a base begins at its real token, which the prefix has too.
         chain = (self.bases[None, :] == self.bases[:, None]) & (self.segments[None, :] <= self.segments[:, None])
-        visible: NDArray[np.bool_] = prefix | (chain & ~real)
+        visible: NDArray[np.bool_] = prefix | chain
         return visible
 
 

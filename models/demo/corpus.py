@@ -67,7 +67,7 @@ def modules(root: Path | None = None) -> Iterator[Module]:
     # Sorted by parts: Windows compares whole paths without case.
     for relative in sorted((path.relative_to(root) for path in root.rglob("*.py")), key=lambda path: path.parts):
         if EXCLUDED.isdisjoint(relative.parts[:-1]) and not relative.name.startswith("_sysconfigdata"):
-            text = (root / relative).read_text(encoding="utf-8", errors="ignore").replace("\r\n", "\n")
+            text = (root / relative).read_text(encoding="utf-8", errors="ignore")  # every line end as one \n
             yield Module(".".join(relative.with_suffix("").parts), text)
 
 

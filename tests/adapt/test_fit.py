@@ -39,13 +39,14 @@ def batch(step):
 
 
 def loss(net, ids):
+    assert net.training
     logits = net(ids[:, :-1])
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
 def train(folder, schedule=SCHEDULE, stop_at=None, log=lambda _: None):
     """A fresh net, trained; the numbers of the steps whose batch was asked for."""
-    net, asked = Net(), []
+    net, asked = Net().eval(), []
 
     def counted(step):
         if step == stop_at:
@@ -88,8 +89,9 @@ def test_training_moves_every_parameter(tmp_path):
 
 
 def test_a_finished_run_is_only_loaded(tmp_path):
-    whole, _ = train(tmp_path)
-    loaded, asked = train(tmp_path)
+    schedule = Schedule(steps=6, rate=1e-2, warmup=2, save_every=4)
+    whole, _ = train(tmp_path, schedule)
+    loaded, asked = train(tmp_path, schedule)
     assert asked == []
     assert_equal(whole, loaded)
     assert not loaded.training
@@ -98,7 +100,15 @@ def test_a_finished_run_is_only_loaded(tmp_path):
 def test_it_learns(tmp_path):
     net, _ = train(tmp_path, Schedule(steps=60, rate=3e-2, warmup=4, save_every=100))
     seen = batch(0)
-    assert loss(net, seen).item() < loss(Net(), seen).item() - 0.05
+    assert loss(net.train(), seen).item() < loss(Net(), seen).item() - 0.05
+
+
+@pytest.mark.parametrize("warmup", [1, 20])
+def test_the_rate_is_the_schedules(tmp_path, warmup):
+    """Adam's first step moves a parameter by just the rate."""
+    net, _ = train(tmp_path, Schedule(steps=1, rate=1e-2, warmup=warmup))
+    moved = (net.norm.bias - Net().norm.bias).abs().max().item()
+    assert moved == pytest.approx(1e-2 / warmup, rel=1e-3)
 
 
 def test_a_checkpoint_cut_off_while_written_is_not_read(tmp_path):

@@ -15,7 +15,8 @@ def short():
 
 
 def bare(x):
-    return x
+    y = x
+    return y
 
 
 def add(a, b):

@@ -118,12 +118,15 @@ def test_float32_is_kept(weight):
 
 
 @pytest.mark.parametrize("fmt", [*NBITS, DYNAMIC_INT8], ids=lambda fmt: fmt.name)
-@pytest.mark.parametrize("magnitude", [1e-45, 1e-41, 1e-38, 1e-36])
-def test_magnitudes_below_what_a_scale_can_tell_stay_harmless(fmt, magnitude):
-    """Rows that training left at next to nothing, such as a vocabulary's padding: finite, and no larger."""
-    weight = (np.random.default_rng(0).uniform(-1, 1, (3, 32)) * magnitude).astype(np.float32)
-    back = unpack(pack(weight, fmt), fmt)
-    assert np.abs(back - weight).max() <= 1.25 * np.abs(weight).max()
+def test_magnitudes_below_what_a_scale_can_tell_stay_harmless(fmt):
+    """Rows that training left at next to nothing, such as a vocabulary's padding: finite and tiny they stay."""
+    largest = np.geomspace(1e-45, 1e-35, 300)[:, None]
+    weight = (np.random.default_rng(0).uniform(-1, 1, (300, 32)) * largest).astype(np.float32)
+    weight[:, 0] = largest[:, 0]
+    error = np.abs(unpack(pack(weight, fmt), fmt) - weight)
+    # ONNX Runtime's own packers are off by more than the weights where floats have a few bits left.
+    allowed = 1.02 if fmt == DYNAMIC_INT8 else 3.0
+    np.testing.assert_array_less(error.max(axis=1), allowed * weight[:, 0].astype(np.float64))
 
 
 @settings(deadline=None)
