@@ -21,6 +21,17 @@ from .trace import DOMAIN
 HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
 
 
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """x times the matrices `names`, one above the other. shared: the matrix also serves as the embedding."""
+
+    x: ir.Value | None
+    names: tuple[str, ...]
+    format: Format
+    bias: ir.Value | None
+    shared: bool
+
+
 @dataclass
 class LowerPass(ir.passes.InPlacePass):
     """Every node of the domain `pard` is replaced.
@@ -77,17 +88,18 @@ class LowerPass(ir.passes.InPlacePass):
         if attributes["bias"].as_int():
             parts = tuple(f"{n}.bias" for n in names)
             bias = self.vector("+".join(parts), self.store.vectors(parts, self.floats))
-        fmt, shared = self.recipe.of(names[0]), names == (HEAD,) and self.tied
+        shared = names == (HEAD,) and self.tied
         if names == (HEAD,) and self.head_bias is not None:
             bias = self.vector("lm_head.padding", self.head_bias.astype(self.floats))
-        rule = LINEARS[fmt.kind]
-        return [rule(self, tape, node.inputs[0], (EMBEDDING,) if shared else names, fmt, bias, shared)]
+        fmt = self.recipe.of(names[0])
+        job = Linear(node.inputs[0], (EMBEDDING,) if shared else names, fmt, bias, shared)
+        return [LINEARS[fmt.kind](self.store, tape, job)]
 
     def embedding(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
         # A tied matrix is stored once, in the head's format.
         fmt = self.recipe.of(HEAD if self.tied else node.attributes["name"].as_string())
         name = node.attributes["name"].as_string()
-        return [EMBEDDINGS[fmt.kind](self, tape, node.inputs[0], self.store.matrix((name,), fmt))]
+        return [EMBEDDINGS[fmt.kind](self.store, tape, node.inputs[0], self.store.matrix((name,), fmt))]
 
     def norm(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
         attributes = {"epsilon": node.attributes["epsilon"].as_float(), "axis": -1}
@@ -120,58 +132,32 @@ _RULES: dict[str, Callable[[LowerPass, ir.tape.Tape, ir.Node], list[ir.Value]]] 
 }
 
 
-def _float_linear(
-    self: LowerPass,
-    tape: ir.tape.Tape,
-    x: ir.Value | None,
-    names: tuple[str, ...],
-    fmt: Format,
-    bias: ir.Value | None,
-    shared: bool,
-) -> ir.Value:
-    matrix = self.store.matrix(names, fmt, transposed=not shared)
-    weight = matrix.parts["weight"]
-    if shared:  # ONNX Runtime folds the transposition into the matmul or the constant
+def _float_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
+    weight = store.matrix(job.names, job.format, transposed=not job.shared).parts["weight"]
+    if job.shared:  # ONNX Runtime folds the transposition into the matmul or the constant
         weight = tape.op("Transpose", [weight], {"perm": [1, 0]})
-    product = tape.op("MatMul", [x, weight])
-    return product if bias is None else tape.op("Add", [product, bias])
+    product = tape.op("MatMul", [job.x, weight])
+    return product if job.bias is None else tape.op("Add", [product, job.bias])
 
 
-def _nbits_linear(
-    self: LowerPass,
-    tape: ir.tape.Tape,
-    x: ir.Value | None,
-    names: tuple[str, ...],
-    fmt: Format,
-    bias: ir.Value | None,
-    shared: bool,
-) -> ir.Value:
-    matrix = self.store.matrix(names, fmt)
+def _nbits_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
+    matrix = store.matrix(job.names, job.format)
     parts = matrix.parts
     attributes = {
         "K": matrix.width,
         "N": matrix.rows,
         "bits": matrix.format.bits,
         "block_size": matrix.format.block,
-        "accuracy_level": 4,
+        "accuracy_level": 4,  # int8 activations; at 8 bits the other levels are a hundred times slower
     }
-    inputs = [x, parts["weight"], parts["scale"], parts.get("zero_point"), None, bias]
+    inputs = [job.x, parts["weight"], parts["scale"], parts.get("zero_point"), None, job.bias]
     return tape.op("MatMulNBits", _trimmed(inputs), attributes, domain=MICROSOFT)
 
 
-def _dynamic_linear(
-    self: LowerPass,
-    tape: ir.tape.Tape,
-    x: ir.Value | None,
-    names: tuple[str, ...],
-    fmt: Format,
-    bias: ir.Value | None,
-    shared: bool,
-) -> ir.Value:
-    parts = self.store.matrix(names, fmt, transposed=True).parts
-    return tape.op(
-        "DynamicQuantizeMatMul", _trimmed([x, parts["weight"], parts["scale"], None, bias]), domain=MICROSOFT
-    )
+def _dynamic_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
+    parts = store.matrix(job.names, job.format, transposed=True).parts
+    inputs = [job.x, parts["weight"], parts["scale"], None, job.bias]
+    return tape.op("DynamicQuantizeMatMul", _trimmed(inputs), domain=MICROSOFT)
 
 
 def _trimmed(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
@@ -183,17 +169,17 @@ def _trimmed(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
 LINEARS = {"float32": _float_linear, "float16": _float_linear, "nbits": _nbits_linear, "dynamic": _dynamic_linear}
 
 
-def _float_embedding(self: LowerPass, tape: ir.tape.Tape, ids: ir.Value | None, matrix: Matrix) -> ir.Value:
+def _float_embedding(store: WeightStore, tape: ir.tape.Tape, ids: ir.Value | None, matrix: Matrix) -> ir.Value:
     return tape.op("Gather", [matrix.parts["weight"], ids], {"axis": 0})
 
 
-def _nbits_embedding(self: LowerPass, tape: ir.tape.Tape, ids: ir.Value | None, matrix: Matrix) -> ir.Value:
+def _nbits_embedding(store: WeightStore, tape: ir.tape.Tape, ids: ir.Value | None, matrix: Matrix) -> ir.Value:
     """GatherBlockQuantized over the bytes of MatMulNBits, seen as [rows, in * bits / 8]."""
     weight = matrix.parts["weight"]
     stored = weight.const_value
     assert isinstance(stored, ir.ExternalTensor) and stored.offset is not None
     flat = (matrix.rows, matrix.width * matrix.format.bits // 8)
-    data = self.store.alias(f"{matrix.name}.rows", stored.offset, flat, stored.dtype)
+    data = store.alias(f"{matrix.name}.rows", stored.offset, flat, stored.dtype)
     attributes = {"bits": matrix.format.bits, "block_size": matrix.format.block, "gather_axis": 0, "quantize_axis": 1}
     inputs = [data, ids, matrix.parts["scale"], matrix.parts.get("zero_point")]
     return tape.op("GatherBlockQuantized", _trimmed(inputs), attributes, domain=MICROSOFT)

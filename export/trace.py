@@ -27,6 +27,7 @@ import onnx_ir as ir
 import torch
 from optimum.exporters.tasks import TasksManager
 from optimum.utils import NormalizedConfigManager
+from optimum.utils.input_generators import DummyTextInputGenerator, MistralDummyPastKeyValuesGenerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AutoConfig
@@ -37,6 +38,7 @@ from pard_onnx.models.spec import ModelSpec
 from .attention import LayerCaches, Variant
 
 DOMAIN = "pard"
+TASK = "text-generation"
 OPSET = 21  # loads in every provider's wheel since onnxruntime 1.22
 _symbolic = torch.onnx.ops.symbolic
 Attributes = dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
@@ -157,7 +159,7 @@ def trace(folder: Path, spec: ModelSpec, variant: Variant, rows: int, dtype: tor
     name = f"pard_onnx_{variant.name}"
     AttentionInterface.register(name, variant.attend)
     AttentionMaskInterface.register(name, _no_mask)
-    build = TasksManager.get_model_class_for_task("text-generation", framework="pt", model_type=spec.family)
+    build = TasksManager.get_model_class_for_task(TASK, framework="pt", model_type=spec.family)
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export's own notices
         model = build.from_config(config, attn_implementation=name, dtype=dtype).eval()
@@ -171,14 +173,15 @@ def trace(folder: Path, spec: ModelSpec, variant: Variant, rows: int, dtype: tor
 
 def _dummies(config: Any, spec: ModelSpec, variant: Variant, dtype: torch.dtype) -> tuple[Any, Any]:
     """Example arguments and which of their dimensions are dynamic. The numbers only have to differ."""
-    batch, sequence, rows = 2, 3, 32
-    layers = NormalizedConfigManager.get_normalized_config_class(spec.family)(config).num_layers
-    past = [
-        tuple(torch.zeros(batch, spec.kv_heads, rows, spec.head_dim, dtype=dtype) for _ in "kv") for _ in range(layers)
-    ]
+    batch, rows = 2, 32
+    normalized = NormalizedConfigManager.get_normalized_config_class(spec.family)(config)
+    ids = DummyTextInputGenerator(TASK, normalized, batch_size=batch, sequence_length=3)
+    caches = MistralDummyPastKeyValuesGenerator(TASK, normalized, batch_size=batch, sequence_length=rows)
+    past = caches.generate("past_key_values", framework="pt", float_dtype="fp16" if dtype == torch.float16 else "fp32")
+    layers = len(past)
     extra = variant.extra(batch, rows + 1, spec.head_dim // 2)
     extra = {k: v.to(dtype) if v.is_floating_point() else v for k, v in extra.items()}
-    arguments = (torch.zeros(batch, sequence, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), extra, past)
+    arguments = (ids.generate("input_ids", framework="pt"), torch.zeros(1, dtype=torch.int64), extra, past)
     dim = torch.export.Dim
     cache = {0: dim("batch"), 2: dim("rows")}
     dynamic = (

@@ -98,3 +98,13 @@ def documents(module: Module) -> Iterator[str]:
     yield f"# {module.name}\n{module.source}{END_OF_TEXT}"
     for head, body in functions(module):
         yield chat(f"Complete the code.\n{head}\n", f"{body}\n") + END_OF_TEXT
+
+
+def held_out_prompts(count: int, shortest: int = 60, longest: int = 200) -> list[str]:
+    """The first documented function of each held-out module, up to its docstring, that is of fitting length."""
+    fitting = (
+        next((head for head, _ in functions(m) if shortest < len(head) < longest), None)
+        for m in modules()
+        if m.held_out
+    )
+    return [f"{head}\n" for head in fitting if head][:count]

@@ -34,6 +34,7 @@ from . import corpus, tokenizer
 
 MASK_ID = tokenizer.SIZE  # the first padding row, as in PARD-Qwen2.5 (151665)
 SEED = 20260
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Ids = NDArray[np.int64]
 
 
@@ -92,7 +93,7 @@ def model(shape: Shape) -> Qwen2ForCausalLM:
         eos_token_id=tokenizer.SIZE - 1,
         pad_token_id=tokenizer.SIZE - 3,
     )
-    return Qwen2ForCausalLM(config)
+    return Qwen2ForCausalLM(config).to(DEVICE)
 
 
 def next_token_loss(net: nn.Module, ids: Tensor) -> Tensor:
@@ -117,7 +118,24 @@ def packed_batch(windows: Ids, step: int, drop: Drop) -> list[Tensor]:
     packs = [pack(row, MASK_ID, drop, rng) for row in windows]
     arrays = [np.stack([getattr(p, name) for p in packs]) for name in ("ids", "positions", "labels")]
     mask = np.stack([p.mask() for p in packs])[:, None]
-    return [*map(torch.from_numpy, arrays), torch.from_numpy(np.where(mask, np.float32(0), np.float32("-inf")))]
+    arrays.append(np.where(mask, np.float32(0), np.float32("-inf")))
+    return [torch.from_numpy(array).to(DEVICE) for array in arrays]
+
+
+def continuations(net: Qwen2ForCausalLM, prompts: Ids, new: int) -> Ids:
+    """The prompts [rows, length] with `new` greedy tokens each, as one run of ids.
+
+    Nothing ends a row early: the draft learns what follows an EOS too.
+    """
+    net.generation_config.eos_token_id = None
+    ids = torch.from_numpy(prompts).to(DEVICE)
+    with torch.inference_mode(), torch.autocast(DEVICE.type, torch.bfloat16):
+        # transformers types `self` of generate as a protocol that its own models do not match.
+        out = net.generate(  # type: ignore[misc]
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False
+        )
+    assert isinstance(out, Tensor)  # [rows, length + new]
+    return out.flatten().cpu().numpy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,32 +166,25 @@ class Recipe:
 
         def batch(step: int) -> Tensor:
             windows, rows = (short_windows, 16) if step < long else (long_windows, 4)
-            return torch.from_numpy(windows.batch(step, rows))
+            return torch.from_numpy(windows.batch(step, rows)).to(DEVICE)
 
         fit(net, batch, next_token_loss, schedule, self.work / "target", self.log)
         return net
 
-    def replies(self, total: int = 1_500_000, rows: int = 128, prompt: int = 64, new: int = 192) -> Ids:
+    def replies(self, total: int = 600_000, rows: int = 128, prompt: int = 64, new: int = 192) -> Ids:
         """Prefixes of the corpus with the target's own greedy continuations, as one run of ids."""
-        path = self.work / "replies.safetensors"
-        if path.exists():
-            return load_file(path)["ids"]
-        net = self.target()
-        windows, done = Windows(self.tokens(), prompt, SEED + 1), []
-        net.generation_config.eos_token_id = None  # every row runs to the end: the draft learns what follows an EOS too
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            for step in range(total // (rows * (prompt + new)) + 1):
+        folder = self.work / "replies"
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = [folder / f"{i:03}.safetensors" for i in range(total // (rows * (prompt + new)) + 1)]
+        windows, net = Windows(self.tokens(), prompt, SEED + 1), None
+        for step, part in enumerate(parts):
+            if not part.exists():
+                net = net or self.target()
                 started = time.monotonic()
-                ids = torch.from_numpy(windows.batch(step, rows))
-                # transformers types `self` of generate as a protocol that its own models do not match.
-                out = net.generate(  # type: ignore[misc]
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False
-                )
-                assert isinstance(out, Tensor)  # [rows, prompt + new]
-                done.append(out.flatten().numpy())
-                self.log(f"replies {sum(map(len, done))}/{total} tokens  {time.monotonic() - started:.0f} s")
-        save_file({"ids": np.concatenate(done)}, path)
-        return np.concatenate(done)
+                save_file({"ids": continuations(net, windows.batch(step, rows), new)}, part.with_suffix(".tmp"))
+                part.with_suffix(".tmp").replace(part)
+                self.log(f"replies {step + 1}/{len(parts)}  {time.monotonic() - started:.0f} s")
+        return np.concatenate([load_file(part)["ids"] for part in parts])
 
     def mixed(self, length: int) -> Callable[[int, int], Ids]:
         """Batches half from the corpus and half from the target's replies."""
@@ -185,7 +196,7 @@ class Recipe:
         mixed = self.mixed(512)
 
         def batch(step: int) -> Tensor:
-            return torch.from_numpy(mixed(step, 32))
+            return torch.from_numpy(mixed(step, 32)).to(DEVICE)
 
         fit(net, batch, next_token_loss, schedule, self.work / "ar-draft", self.log)
         return net
@@ -212,14 +223,16 @@ class Recipe:
             eos = [tokenizer.SIZE - 1, tokenizer.SIZE - 3]  # <|im_end|>, <|endoftext|>
             generation = {"do_sample": False, "eos_token_id": eos, "pad_token_id": tokenizer.SIZE - 3}
             (path / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", newline="\n")
-            weights = {n: p.detach().to(torch.bfloat16).contiguous() for n, p in net.named_parameters()}
+            weights = {n: p.detach().to("cpu", torch.bfloat16).contiguous() for n, p in net.named_parameters()}
             save_tensors(weights, path / "model.safetensors", {"format": "pt"})
             tokenizer.save(self.tokenizer(), path)
+        prompts = json.dumps(corpus.held_out_prompts(8), indent=2) + "\n"
+        (folder / "prompts.json").write_text(prompts, encoding="utf-8", newline="\n")
 
     def perplexity(self, net: nn.Module, length: int = 1024) -> float:
         """On the held-out modules, over windows of `length` tokens."""
         tokens = self.tokens(held_out=True)
-        rows = torch.from_numpy(tokens[: len(tokens) // length * length].reshape(-1, length))
+        rows = torch.from_numpy(tokens[: len(tokens) // length * length].reshape(-1, length)).to(DEVICE)
         with torch.inference_mode():
             losses = [next_token_loss(net, row[None]).item() for row in rows]
         return float(np.exp(np.mean(losses)))
