@@ -65,9 +65,24 @@ def test_shapes_divide_the_qwen_shapes_they_will_be_scaled_to():
     assert draft.head_dim == 64 and 896 % draft.hidden_size == 0
 
 
-def test_a_finished_replies_stage_is_only_read(tmp_path, monkeypatch):
-    from safetensors.numpy import save_file
+def test_replies_go_on_where_they_were_interrupted(tmp_path, monkeypatch):
+    made = []
 
-    monkeypatch.setattr(recipe, "fit", lambda *_: pytest.fail("it trains"))
-    save_file({"ids": np.arange(7)}, tmp_path / "replies.safetensors")
-    np.testing.assert_array_equal(recipe.Recipe(tmp_path).replies(), np.arange(7))
+    def continuations(net, prompts, new):
+        if len(made) == 2 and net == "first":
+            raise KeyboardInterrupt
+        made.append(prompts)
+        return np.concatenate([prompts, prompts[:, :1].repeat(new, axis=1)], axis=1).flatten()
+
+    monkeypatch.setattr(recipe.Recipe, "tokens", lambda self: np.arange(100))
+    monkeypatch.setattr(recipe, "continuations", continuations)
+    stage = recipe.Recipe(tmp_path, log=lambda _: None)
+    sizes = {"total": 60, "rows": 2, "prompt": 4, "new": 3}
+    monkeypatch.setattr(recipe.Recipe, "target", lambda self: "first")
+    with pytest.raises(KeyboardInterrupt):
+        stage.replies(**sizes)
+    monkeypatch.setattr(recipe.Recipe, "target", lambda self: "second")
+    replies = stage.replies(**sizes)
+    assert len(made) == 5 and len(replies) == 5 * 2 * 7
+    monkeypatch.setattr(recipe.Recipe, "target", lambda self: pytest.fail("it trains"))
+    np.testing.assert_array_equal(stage.replies(**sizes), replies)
