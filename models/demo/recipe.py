@@ -54,8 +54,8 @@ class Shape:
 TARGET = Shape(2176, 256, 768, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=128)
 DRAFT = Shape(2048, 128, 512, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1, head_dim=64)
 TARGET_SCHEDULE = Schedule(steps=1000, rate=6e-3)
-AR_DRAFT_SCHEDULE = Schedule(steps=1000, rate=6e-3)
-DRAFT_SCHEDULE = Schedule(steps=1500, rate=4e-3)
+AR_DRAFT_SCHEDULE = Schedule(steps=600, rate=6e-3)
+DRAFT_SCHEDULE = Schedule(steps=1300, rate=4e-3)
 DROP = Drop(segments=8, ratio=0.7, floor=0.2)
 
 
