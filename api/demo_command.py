@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> None:
         target = exported("demo-target", place, options.precision)
         draft = exported("demo-draft", place, options.draft_precision)
         console = Console(highlight=False, quiet=options.json)
-        with load(target, share_threads=True) as plain, load(target, draft, share_threads=True) as pair:
+        with load(target) as plain, load(target, draft) as pair:
             for each in (plain, pair):
                 each.generate("def", max_new_tokens=16)  # warm-up
             runs = []
