@@ -115,11 +115,10 @@ def show(console: Console, run: Run) -> None:
 
 def table(runs: Sequence[Run]) -> Table:
     out = Table(title="Same tokens; green text above was proposed by the draft and accepted", title_style="")
-    for name in ("prompt", "new tokens", "plain tok/s", "PARD tok/s", "speed-up", "accepted a round"):
-        out.add_column(name, justify="left" if name == "prompt" else "right")
+    for name in ("prompt", "tokens", "plain tok/s", "PARD tok/s", "speed-up", "accepted/round"):
+        out.add_column(name, justify="left" if name == "prompt" else "right", no_wrap=True)
     for run in runs:
-        first = run.prompt.strip().splitlines()[-1].strip()
-        out.add_row(first[:32], *cells(row(run)))
+        out.add_row(run.prompt.split("(")[0].strip(), *cells(row(run)))
     out.add_section()
     out.add_row("all", *cells(total(runs)))
     return out
