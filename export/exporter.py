@@ -30,6 +30,7 @@ from .trace import OPSET, trace
 GRAPH, DATA = "model.onnx", "model.onnx.data"
 IR_VERSION = 10
 DEFAULT_CAPACITY = 4096
+FLOAT_AGREEMENT = 0.8  # far below what half precision costs, far above what a wrong graph reaches
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -141,6 +142,11 @@ def _verify(job: Job, folder: Path, progress: Progress) -> Parity | None:
     progress("verify", 0, 1)
     parity = check(job.checkpoint, folder)
     progress("verify", 1, 1)
+    if job.precision in ("fp32", "fp16") and not parity.top1_agreement >= FLOAT_AGREEMENT:
+        raise Failure(
+            f"the exported graph is not the model: it agrees with torch on {parity.top1_agreement:.0%} of tokens, "
+            f"mean logit error {parity.mean_error:.2g}; please report this model (--no-verify exports it all the same)"
+        )
     return parity
 
 

@@ -109,3 +109,12 @@ def test_a_full_disk_is_told_before_writing(job: Job, monkeypatch: pytest.Monkey
     with pytest.raises(Failure, match="1 MiB free, the export needs about"):
         export(job)
     assert left(job) == []
+
+
+def test_a_graph_that_is_not_the_model_is_refused(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pard_onnx.export import exporter
+
+    monkeypatch.setattr(exporter, "vocabulary_bias", lambda spec: np.linspace(0, 50, 320, dtype=np.float32))
+    with pytest.raises(Failure, match="not the model"):
+        export(replace(job, precision="fp32", verify=True))
+    assert left(job) == []
