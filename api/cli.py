@@ -2,33 +2,59 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from pard_onnx.models.errors import PardError
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
+# Names are the user's own bytes on stdout, and readable whatever they hold on stderr.
+STREAMS = {"stdin": ("r", "strict"), "stdout": ("w", "surrogateescape"), "stderr": ("w", "backslashreplace")}
+TRACEBACK = "PARD_ONNX_TRACEBACK"  # set: errors that nobody foresaw are shown whole
+ENDS = ("SIGTERM", "SIGHUP", "SIGBREAK")  # a process manager's, a closed terminal's, a closed Windows console's
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad options are told as every other bad input: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help lists the options\n")
+
+
+class Ended(KeyboardInterrupt):
+    """A signal that would end the process at once, as Ctrl-C: what is half done is cleaned up first."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.exit_code = 128 + number
 
 
 def utf8_streams() -> None:
-    """Make stdin, stdout and stderr UTF-8, which on Windows they are not."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)  # tests and notebooks put other objects there
+    """Make stdin, stdout and stderr UTF-8, which on Windows they are not; those that are closed, empty."""
+    for name, (mode, errors) in STREAMS.items():
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 until the process ends
+        reconfigure = getattr(getattr(sys, name), "reconfigure", None)  # tests and notebooks put other objects there
         if reconfigure:
-            reconfigure(encoding="utf-8")
+            reconfigure(encoding="utf-8", errors=errors)
 
 
 def exit_code(command: Callable[[], None]) -> int:
     """Run a command: 0 done, 2 bad input, 1 failure, each told in one line on stderr; 130 interrupted."""
     utf8_streams()
     try:
-        command()
-        sys.stdout.flush()
+        with ended_as_interrupted():
+            command()
+            sys.stdout.flush()
     except PardError as error:
         return complain(str(error), error.exit_code)
     except BrokenPipeError:  # the reader has left; nothing may be written at exit either
@@ -36,9 +62,36 @@ def exit_code(command: Callable[[], None]) -> int:
         return 1
     except OSError as error:
         return complain(str(error), 1)
+    except Ended as end:
+        return end.exit_code
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return 128 + signal.SIGINT
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        return complain(f"{type(error).__name__}: {error}; not foreseen, please report it with {TRACEBACK}=1", 1)
     return 0
+
+
+@contextmanager
+def ended_as_interrupted() -> Iterator[None]:
+    """Signals that end the process raise Ended in the body, unless someone handles or ignores them already."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise Ended(number)
+
+    numbers = [getattr(signal, name) for name in ENDS if hasattr(signal, name)]
+    mine = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    try:
+        for number in mine:
+            signal.signal(number, end)
+    except ValueError:  # not in the main thread, where Python has no signals
+        mine = []
+    try:
+        yield
+    finally:
+        for number in mine:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def complain(message: str, code: int) -> int:

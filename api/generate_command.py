@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pard_onnx.cli import exit_code
+from pard_onnx.cli import Parser, exit_code
 from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.pair import DRAFT_LENGTH, load
 from pard_onnx.runtime.result import Result
@@ -18,7 +18,7 @@ from pard_onnx.runtime.stream import Stream
 
 
 def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(prog="pard-generate", description="Generate text with an exported pair.")
+    out = Parser(prog="pard-generate", description="Generate text with an exported pair.")
     out.add_argument("--target", required=True, help="exported target: a folder or a hub id")
     out.add_argument("--draft", help="exported PARD draft; without it, plain decoding")
     prompt = out.add_mutually_exclusive_group()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -91,15 +92,24 @@ def test_unknown_options_are_refused(options: list[str]) -> None:
     assert caught.value.code == 2
 
 
-@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (OSError("the disk is gone"), 1)])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (OSError("the disk is gone"), 1), (ZeroDivisionError("what nobody foresaw"), 1)],
+)
 def test_interruptions_and_failures(
-    options: list[str], error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch
+    options: list[str],
+    error: BaseException,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("pard_onnx.generate_command.load", fail)
     assert main([*options, "--prompt", "a"]) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == (code == 1) and str(error) in err
 
 
 def test_output_is_utf8_whatever_the_console_says(options: list[str], expected: str) -> None:
@@ -108,3 +118,21 @@ def test_output_is_utf8_whatever_the_console_says(options: list[str], expected: 
     done = subprocess.run(command, capture_output=True, env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.decode("utf-8").replace("\r\n", "\n") == expected + "\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell's way to close streams")
+@pytest.mark.parametrize(
+    ("closed", "more", "code", "problem"),
+    [
+        ("<&-", [], 2, "error: stdin: the prompt is empty\n"),
+        (">&-", ["--prompt", TEXT], 0, ""),
+        ("2>&-", ["--target", "nowhere at all", "--prompt", TEXT], 2, ""),
+        (">&-", ["--target", "\udcff", "--prompt", TEXT], 2, "\\udcff"),
+        ("| :", ["--prompt", TEXT], 0, ""),  # the shell's code is that of the pipe's end
+    ],
+)
+def test_closed_streams(options: list[str], closed: str, more: list[str], code: int, problem: str) -> None:
+    command = [sys.executable, "-m", "pard_onnx.generate_command", *options, *more]
+    done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], capture_output=True)
+    assert (done.returncode, done.stdout) == (code, b"")
+    assert problem in done.stderr.decode() and done.stderr.count(b"\n") == bool(problem)
