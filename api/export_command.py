@@ -10,9 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from pard_onnx.cli import exit_code, stages
+from pard_onnx.cli import Parser, exit_code, stages
+from pard_onnx.export.output import place
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_checkpoint
@@ -21,7 +20,7 @@ from pard_onnx.models.precision import PRECISIONS, default_precision
 
 
 def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(prog="pard-export", description="Export a checkpoint for ONNX Runtime.")
+    out = Parser(prog="pard-export", description="Export a checkpoint for ONNX Runtime.")
     out.add_argument(
         "--model", required=True, metavar="ID_OR_PATH", help="a hub id, a checkpoint folder, demo-target or demo-draft"
     )
@@ -51,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     checkpoint = Checkpoint.open(folder).as_role(options.role)
     precision = options.precision or default_precision(checkpoint.spec.role)
     output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{precision}")
-    require_new(output, options.force)
+    place(output, folder, force=options.force)
     # torch comes after what only reads headers: its import takes seconds, and bad input is told at once.
     try:
         from pard_onnx.export.exporter import Job, export
@@ -61,12 +60,6 @@ def run(options: argparse.Namespace) -> None:
     with stages() as progress:
         manifest = export(job, progress)
     report(manifest, output, as_json=options.json)
-
-
-def require_new(output: Path, force: bool) -> None:
-    """BadInput if the output folder is there and may not be replaced."""
-    if output.exists() and not force:
-        raise BadInput(f"{output} exists already; choose another --output, or --force to replace it")
 
 
 def summary(manifest: Manifest, output: Path) -> dict[str, Any]:
@@ -88,14 +81,13 @@ def report(manifest: Manifest, output: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts))
         return
-    console = Console(highlight=False)
     parity = manifest.parity
     checked = (
         "not checked against torch"
         if parity is None
         else (f"against torch: mean logit error {parity.mean_error:.2g}, top-1 agreement {parity.top1_agreement:.0%}")
     )
-    console.print(f"{output}: {manifest.role}, {manifest.precision}, {facts['bytes'] / 1e6:.1f} MB; {checked}")
+    print(f"{output}: {manifest.role}, {manifest.precision}, {facts['bytes'] / 1e6:.1f} MB; {checked}")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from uuid import uuid4
 
 import onnx_ir as ir
 import torch
@@ -23,25 +21,14 @@ from .fuse import PackQkvPass, SkipNormPass
 from .genai import write_genai_config
 from .layout import LayoutPass
 from .lower import LowerPass
+from .output import COPIED, DATA, GRAPH, place, replacing
 from .roles import finish, vocabulary_bias
 from .store import WeightStore
 from .trace import OPSET, trace
 
-GRAPH, DATA = "model.onnx", "model.onnx.data"
 IR_VERSION = 10
 DEFAULT_CAPACITY = 4096
 FLOAT_AGREEMENT = 0.8  # far below what half precision costs, far above what a wrong graph reaches
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "config.json",
-)
 TOOLS = ("pard-onnx", "torch", "transformers", "optimum", "onnx-ir", "onnxscript", "onnxruntime")
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
@@ -75,9 +62,8 @@ def export(job: Job, progress: Progress = lambda *_: None) -> Manifest:
     beside its final place and renamed, so that an interrupted export leaves nothing that looks finished.
     """
     capacity = job.resolved_capacity()
-    if job.output.exists() and not job.force:
-        raise BadInput(f"{job.output} exists already; choose another --output or pass --force to replace it")
-    with _replacing(job.output) as folder:
+    output = place(job.output, job.checkpoint.folder, force=job.force)
+    with replacing(output, force=job.force) as folder:
         _require_space(job, folder)
         manifest = _build(job, capacity, folder, progress)
         manifest.write(folder)
@@ -124,7 +110,7 @@ def _build(job: Job, capacity: int, folder: Path, progress: Progress) -> Manifes
         tools=tuple((name, version(name)) for name in TOOLS),
         tensors=tuple(store.reports),
     )
-    for name in TOKENIZER_FILES:
+    for name in COPIED:
         if (checkpoint.folder / name).is_file():
             shutil.copyfile(checkpoint.folder / name, folder / name)
     if spec.role == "target":
@@ -179,24 +165,3 @@ def _require_space(job: Job, folder: Path) -> None:
     needed, free = values * bits // 8 + (64 << 20), shutil.disk_usage(folder).free
     if free < needed:
         raise Failure(f"{folder.parent}: {free >> 20} MiB free, the export needs about {needed >> 20} MiB")
-
-
-@contextlib.contextmanager
-def _replacing(output: Path) -> Iterator[Path]:
-    """A temporary sibling of `output` that takes its place if the body succeeds, and goes if it does not."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unique = uuid4().hex[:8]
-    temporary = output.with_name(f".{output.name}.{unique}.partial")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if output.exists():
-            # Windows cannot rename over a folder: the old one steps aside first.
-            old = output.with_name(f".{output.name}.{unique}.old")
-            output.rename(old)
-            temporary.rename(output)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

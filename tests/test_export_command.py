@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -151,3 +152,44 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path, tiny: Tiny, interrupted: None) ->
     tiny(tmp_path / "model")
     assert main(["--model", "model", "--output", "out"]) == 130
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("options", (["--output", "."], ["--output", "", "--force"], ["--output", "m", "--force"]))
+def test_the_checkpoint_is_not_its_own_output(
+    options: list[str], tmp_path: Path, tiny: Tiny, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny(tmp_path / "m")
+    before = {path: path.read_bytes() for path in (tmp_path / "m").iterdir()}
+    monkeypatch.chdir(tmp_path if "m" in options else tmp_path / "m")
+    assert main(["--model", str(tmp_path / "m"), *options]) == 2
+    assert "holds the checkpoint itself" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "m").iterdir()} == before
+
+
+def test_names_that_look_like_markup(tmp_path: Path, tiny: Tiny, capsys: Capture) -> None:
+    tiny(tmp_path / "model")
+    assert main(["--model", "model", "--no-verify", "--output", "[red]out[x]"]) == 0
+    assert capsys.readouterr().out.startswith("[red]out[x]: target, int4")
+
+
+def test_bad_options_are_told_in_one_line(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--model", "a", "--precision", "int3"])
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "int3" in err and "pard-export --help" in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without asking it")
+def test_sigterm_leaves_nothing(tmp_path: Path, tiny: Tiny) -> None:
+    from pard_onnx.export import exporter
+
+    def end(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    tiny(tmp_path / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter, "finish", end)
+        assert main(["--model", "model", "--output", "out"]) == 143
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
