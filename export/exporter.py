@@ -14,7 +14,7 @@ import torch
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Parity, Source
-from pard_onnx.models.precision import Precision, recipe
+from pard_onnx.models.precision import Precision, Recipe, recipe
 
 from .attention import MICROSOFT, VARIANTS
 from .fuse import PackQkvPass, SkipNormPass
@@ -41,10 +41,17 @@ class Job:
     source: Source
     output: Path
     precision: Precision = "int4"
+    recipe: Recipe | None = None  # None: the precision's own; a mixed one keeps the precision as its name
     capacity: int | None = None  # tokens; None: the model's own, at most DEFAULT_CAPACITY
     attention: str = "gqa"
     verify: bool = True
     force: bool = False
+
+    def resolved_recipe(self) -> Recipe:
+        role = self.checkpoint.spec.role
+        used = self.recipe or recipe(self.precision, role)
+        used.require(role)
+        return used
 
     def resolved_capacity(self) -> int:
         limit = self.checkpoint.spec.max_positions
@@ -62,6 +69,7 @@ def export(job: Job, progress: Progress = lambda *_: None) -> Manifest:
     beside its final place and renamed, so that an interrupted export leaves nothing that looks finished.
     """
     capacity = job.resolved_capacity()
+    job.resolved_recipe()
     output = place(job.output, job.checkpoint.folder, force=job.force)
     with replacing(output, force=job.force) as folder:
         _require_space(job, folder)
@@ -72,7 +80,7 @@ def export(job: Job, progress: Progress = lambda *_: None) -> Manifest:
 
 def _build(job: Job, capacity: int, folder: Path, progress: Progress) -> Manifest:
     checkpoint, spec = job.checkpoint, job.checkpoint.spec
-    used, variant = recipe(job.precision, spec.role), VARIANTS[job.attention]
+    used, variant = job.resolved_recipe(), VARIANTS[job.attention]
     rows = capacity + KV_MARGIN
     progress("trace", 0, 1)
     traced = trace(checkpoint.folder, spec, variant, rows, getattr(torch, used.floats))
@@ -128,7 +136,7 @@ def _verify(job: Job, folder: Path, progress: Progress) -> Parity | None:
     progress("verify", 0, 1)
     parity = check(job.checkpoint, folder)
     progress("verify", 1, 1)
-    if job.precision in ("fp32", "fp16") and not parity.top1_agreement >= FLOAT_AGREEMENT:
+    if job.resolved_recipe().matrices.kind in ("float32", "float16") and not parity.top1_agreement >= FLOAT_AGREEMENT:
         raise Failure(
             f"the exported graph is not the model: it agrees with torch on {parity.top1_agreement:.0%} of tokens, "
             f"mean logit error {parity.mean_error:.2g}; please report this model (--no-verify exports it all the same)"
@@ -159,7 +167,7 @@ def _save(model: ir.Model, folder: Path) -> None:
 
 
 def _require_space(job: Job, folder: Path) -> None:
-    used = recipe(job.precision, job.checkpoint.spec.role)
+    used = job.resolved_recipe()
     bits = {"float32": 32, "float16": 16, "dynamic": 8}.get(used.matrices.kind, used.matrices.bits + 1)
     values = sum(entry.nbytes // (4 if entry.dtype == "F32" else 2) for entry in job.checkpoint.tensors.values())
     needed, free = values * bits // 8 + (64 << 20), shutil.disk_usage(folder).free

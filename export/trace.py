@@ -33,6 +33,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AutoConfig
 from transformers.masking_utils import AttentionMaskInterface
 
+from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.spec import ModelSpec
 
 from .attention import LayerCaches, Variant
@@ -150,19 +151,30 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """Causality is the attention operator's."""
 
 
+@contextlib.contextmanager
+def _refusals(folder: Path) -> Iterator[None]:
+    """What transformers cannot read or build is the checkpoint's fault."""
+    try:
+        yield
+    except Exception as error:  # of every kind: its own, huggingface_hub's, torch's
+        raise BadCheckpoint(f"{folder / 'config.json'}: transformers refuses it: {error}") from error
+
+
 def trace(folder: Path, spec: ModelSpec, variant: Variant, rows: int, dtype: torch.dtype) -> Trace:
-    """Trace the checkpoint in `folder` (its config alone is read).
+    """Trace the checkpoint in `folder` (its config alone is read). Raises BadCheckpoint.
 
     rows: of the KV buffers and rotary tables; dtype: of activations.
     """
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    with _refusals(folder):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
     name = f"pard_onnx_{variant.name}"
     AttentionInterface.register(name, variant.attend)
     AttentionMaskInterface.register(name, _no_mask)
     build = TasksManager.get_model_class_for_task(TASK, framework="pt", model_type=spec.family)
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export's own notices
-        model = build.from_config(config, attn_implementation=name, dtype=dtype).eval()
+        with _refusals(folder):
+            model = build.from_config(config, attn_implementation=name, dtype=dtype).eval()
         rotary = type(model.model.rotary_emb)
         _swap(model)
         with _rotation_left_to_attention(model):

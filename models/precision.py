@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from .errors import BadInput
 from .spec import Role
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
@@ -60,6 +61,19 @@ class Recipe:
         if name == "lm_head":
             return self.head
         return self.embedding if name.endswith("embed_tokens") else self.matrices
+
+    def require(self, role: Role) -> None:
+        """BadInput if a model of this role cannot be stored, or not run exactly, in these formats."""
+        named = [("matrices", self.matrices), ("head", self.head), ("embedding", self.embedding), *self.overrides]
+        for name, fmt in named:
+            if fmt.kind == "dynamic" and role == "target":
+                raise BadInput(
+                    f"{name}: {fmt.name} in a target: a row's result would depend on its neighbours; use int8"
+                )
+            if fmt.kind == "dynamic" and name in ("head", "embedding"):
+                raise BadInput(f"{name}: {fmt.name} has no embedding lookup; use int8")
+            if fmt.kind in ("float32", "float16") and fmt.kind != self.floats:
+                raise BadInput(f"{name}: {fmt.name} beside activations in {self.floats}; use {self.floats}")
 
     @property
     def floats(self) -> Literal["float32", "float16"]:

@@ -15,6 +15,7 @@ from pard_onnx.export.output import place, replacing
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadCheckpoint, BadInput, Failure
 from pard_onnx.models.manifest import Manifest, Source
+from pard_onnx.models.precision import DYNAMIC_INT8, FLOAT16, FLOAT32, INT4, INT8, Recipe
 
 Tiny = Callable[..., Path]
 
@@ -199,4 +200,41 @@ def test_a_graph_that_is_not_the_model_is_refused(job: Job, monkeypatch: pytest.
     monkeypatch.setattr(exporter, "vocabulary_bias", lambda spec: np.linspace(0, 50, 320, dtype=np.float32))
     with pytest.raises(Failure, match="not the model"):
         export(replace(job, precision="fp32", verify=True))
+    assert left(job) == []
+
+
+MIXED = Recipe(
+    INT4, INT8, INT8, (("model.layers.0.*", INT8), ("*.1.self_attn.v_proj", FLOAT32), ("*.down_proj", FLOAT32))
+)
+
+
+@pytest.mark.parametrize("family", ("qwen2", "qwen3"))
+def test_a_mixed_recipe(tmp_path: Path, tiny: Tiny, family: str) -> None:
+    """Formats by name; q, k and v stay apart where theirs differ. Less rounding than all int4, more than none."""
+    checkpoint = Checkpoint.open(tiny(tmp_path / "model", family))
+    mixed, plain = (
+        export(Job(checkpoint, Source("tiny"), tmp_path / name, "int4", recipe=recipe))
+        for name, recipe in (("mixed", MIXED), ("plain", None))
+    )
+    formats = {t.name: t.format for t in mixed.tensors}
+    assert formats["model.layers.0.self_attn.q_proj+k_proj+v_proj"] == "int8-b64"
+    assert formats["model.layers.1.self_attn.q_proj"] == "int4-b64"
+    assert formats["model.layers.1.self_attn.v_proj"] == "float32"
+    assert formats["lm_head"] == "int8-b64"
+    assert mixed.recipe == MIXED == Manifest.read(tmp_path / "mixed").recipe
+    assert mixed.parity is not None and plain.parity is not None
+    assert 1e-4 < mixed.parity.mean_error < plain.parity.mean_error
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    (
+        (Recipe(DYNAMIC_INT8, INT8, INT8), "neighbours"),
+        (Recipe(INT4, INT4, INT4, (("*.up_proj", DYNAMIC_INT8),)), "neighbours"),
+        (Recipe(INT4, FLOAT16, INT4), "float16 beside"),
+    ),
+)
+def test_recipes_that_a_target_cannot_take(job: Job, recipe: Recipe, reason: str) -> None:
+    with pytest.raises(BadInput, match=reason):
+        export(replace(job, recipe=recipe))
     assert left(job) == []
