@@ -56,7 +56,15 @@ def run(options: argparse.Namespace) -> None:
         from pard_onnx.export.exporter import Job, export
     except ImportError as error:
         raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
-    job = Job(checkpoint, source, output, precision, options.context_length, verify=options.verify, force=options.force)
+    job = Job(
+        checkpoint,
+        source,
+        output,
+        precision,
+        capacity=options.context_length,
+        verify=options.verify,
+        force=options.force,
+    )
     with stages() as progress:
         manifest = export(job, progress)
     report(manifest, output, as_json=options.json)

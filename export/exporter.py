@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 
 import onnx_ir as ir
@@ -136,6 +137,11 @@ def _verify(job: Job, folder: Path, progress: Progress) -> Parity | None:
     progress("verify", 0, 1)
     parity = check(job.checkpoint, folder)
     progress("verify", 1, 1)
+    if not isfinite(parity.max_error):
+        raise Failure(
+            f"{job.checkpoint.folder}: its logits are not finite, in torch or in the {job.precision} graph; "
+            "the checkpoint is damaged or beyond the range of its floats (--no-verify exports it all the same)"
+        )
     if job.resolved_recipe().matrices.kind in ("float32", "float16") and not parity.top1_agreement >= FLOAT_AGREEMENT:
         raise Failure(
             f"the exported graph is not the model: it agrees with torch on {parity.top1_agreement:.0%} of tokens, "

@@ -180,6 +180,15 @@ def test_values_beyond_half_precision_are_refused_by_tensor(job: Job) -> None:
     assert left(job) == []
 
 
+def test_logits_that_are_not_finite_are_a_failure(job: Job) -> None:
+    folder = job.checkpoint.folder
+    tensors = weights(json.loads((folder / "config.json").read_text(encoding="utf-8")), std=1e12)
+    save_safetensors(folder / "model.safetensors", tensors)
+    with pytest.raises(Failure, match="logits are not finite"):
+        export(replace(job, checkpoint=Checkpoint.open(folder), precision="fp32", verify=True))
+    assert left(job) == []
+
+
 @pytest.mark.parametrize("capacity", (0, -1, 513))
 def test_a_context_length_that_the_model_does_not_have_is_refused(job: Job, capacity: int) -> None:
     with pytest.raises(BadInput, match=f"context length {capacity} "):
