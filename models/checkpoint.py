@@ -83,7 +83,7 @@ def _spec(config: Config, family: Family, size: int, dtype: str) -> ModelSpec:
 
 def _needed(folder: Path, spec: ModelSpec, found: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
     tensors = {}
-    for name, shape in shapes(spec).items():
+    for name, shape in shapes(spec):
         entry = found.get(name)
         if entry is None:
             raise BadCheckpoint(f"{folder}: no tensor {name} in its safetensors; a {spec.family} checkpoint needs it")

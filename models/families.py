@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .spec import ModelSpec
@@ -33,15 +34,18 @@ FAMILIES = {
 }
 
 
-def shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a checkpoint of `spec` must hold, by name; matrices are [out, in]."""
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (spec.vocabulary.rows, spec.hidden)}
+def shapes(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every tensor that a checkpoint of `spec` must hold, by name; matrices are [out, in].
+
+    One by one: a config may claim any number of layers.
+    """
+    yield "model.embed_tokens.weight", (spec.vocabulary.rows, spec.hidden)
     for index in range(spec.layers):
-        found |= {f"model.layers.{index}.{name}": shape for name, shape in _layer(spec).items()}
-    found["model.norm.weight"] = (spec.hidden,)
+        for name, shape in _layer(spec).items():
+            yield f"model.layers.{index}.{name}", shape
+    yield "model.norm.weight", (spec.hidden,)
     if not spec.tied:
-        found["lm_head.weight"] = (spec.vocabulary.rows, spec.hidden)
-    return found
+        yield "lm_head.weight", (spec.vocabulary.rows, spec.hidden)
 
 
 def _layer(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

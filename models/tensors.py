@@ -58,7 +58,7 @@ def _sharded(folder: Path) -> dict[str, TensorEntry]:
     for shard in shards:
         if Path(shard).name != shard or "\\" in shard:  # an index may not reach outside its folder
             raise BadCheckpoint(f"{index}: {shard!r} is not the name of a file beside it")
-    absent = [shard for shard in shards if not (folder / shard).is_file()]
+    absent = [shard for shard in shards if not _is_file(folder / shard)]
     if absent:
         raise BadCheckpoint(f"{index}: names files that are not there: {', '.join(absent)}; download them")
     headers = {shard: read_header(folder / shard) for shard in shards}
@@ -66,6 +66,13 @@ def _sharded(folder: Path) -> dict[str, TensorEntry]:
         if name not in headers[shard]:
             raise BadCheckpoint(f"{folder / shard}: has no tensor {name}, which {INDEX} says it has; download it again")
     return {name: headers[shard][name] for name, shard in shard_of.items()}
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or not Unicode
+        return False
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:
@@ -79,7 +86,7 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     try:
         header = json.loads(text)
         entries = dict(_entries(file, header, start=8 + length))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BadCheckpoint(f"{file}: not a safetensors file (broken header); download it again") from error
     for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
         end = entry.offset + entry.nbytes

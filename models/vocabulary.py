@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from .errors import BadCheckpoint
 from .json_files import read_json
 
@@ -22,9 +24,17 @@ def tokenizer_size(folder: Path) -> int:
     try:
         added = [int(token["id"]) for token in value.get("added_tokens") or ()]
         highest: int = max((*_model_ids(value["model"]["vocab"]), *added))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # OverflowError: Infinity
         raise BadCheckpoint(f"{path}: not a tokenizer of the tokenizers library (no vocabulary in it)") from error
+    _require_readable(path)
     return highest + 1
+
+
+def _require_readable(path: Path) -> None:
+    try:
+        Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise BadCheckpoint(f"{path}: the tokenizers library cannot read it: {error}; download it again") from error
 
 
 def _model_ids(vocab: Any) -> range | list[int]:
@@ -34,17 +44,17 @@ def _model_ids(vocab: Any) -> range | list[int]:
 
 def chat_template(folder: Path) -> str | None:
     """The jinja text of the chat template (of the one named "default" among several), or None."""
+    config = folder / CONFIG_FILE
+    value = read_json(config, BadCheckpoint).get("chat_template") if config.is_file() else None
     path = folder / TEMPLATE_FILE
     if path.is_file():
         try:
             return path.read_text(encoding="utf-8-sig")
         except ValueError as error:
             raise BadCheckpoint(f"{path}: not UTF-8 text") from error
-    path = folder / CONFIG_FILE
-    value = read_json(path, BadCheckpoint).get("chat_template") if path.is_file() else None
     if isinstance(value, list):
         named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
         value = named.get("default")
     if value is not None and not isinstance(value, str):
-        raise BadCheckpoint(f"{path}: chat_template is neither text nor a list of named templates")
+        raise BadCheckpoint(f"{config}: chat_template is neither text nor a list of named templates")
     return value

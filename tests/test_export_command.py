@@ -97,6 +97,8 @@ BAD: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "sliding window": (configured(use_sliding_window=True, sliding_window=64, max_window_layers=0), [], "liding"),
     "context length": (lambda f: None, ["--context-length", "100000"], "100000"),
     "revision of a folder": (lambda f: None, ["--revision", "main"], "main"),
+    "unreadable by transformers": (configured(use_cache="often"), [], "transformers refuses it: Validation error"),
+    "unbuildable by transformers": (configured(pad_token_id=99999), [], "config.json: transformers refuses it"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), [], "tokenizer.json"),
 }
 

@@ -1,6 +1,7 @@
 """Checkpoint folders: what is read from them, and each way in which they can be unfit."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_families(tiny, tmp_path, family):
         spec.vocabulary.bos_id,
     ) == (320, 300, (299,), None)
     tensors = weights(json.loads((tmp_path / "config.json").read_text()))
-    assert {name: array.shape for name, array in tensors.items()} == shapes(spec)
+    assert {name: array.shape for name, array in tensors.items()} == dict(shapes(spec))
     assert set(tensors) == set(checkpoint.tensors)
 
 
@@ -292,7 +293,16 @@ def test_no_tokenizer(folder):
     assert "FOLDER: no tokenizer.json" in refusal(folder)
 
 
-@pytest.mark.parametrize("value", [{}, {"model": {"vocab": {}}}, {"model": {"vocab": {"a": "b"}}}, {"model": 5}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        {"model": {"vocab": {}}},
+        {"model": {"vocab": {"a": "b"}}},
+        {"model": 5},
+        {"model": {"vocab": {"a": float("inf")}}},
+    ],
+)
 def test_tokenizer_without_a_vocabulary(folder, value):
     save_json(folder / "tokenizer.json", value)
     assert "tokenizer.json: not a tokenizer" in refusal(folder)
@@ -389,3 +399,37 @@ def test_quantized_tensors(folder):
     content = path.read_bytes()
     path.write_bytes(content.replace(b'{"dtype": "F32"', b'{"dtype": "I32"'))
     assert "is stored as I32; supported: F32, F16, BF16 (export the unquantized" in refusal(folder)
+
+
+@pytest.mark.parametrize("spoiled", [{"type": "Nope"}, {"merges": [["zz", "yy"]]}])
+def test_tokenizer_that_the_library_refuses(folder, spoiled):
+    value = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    value["model"] |= spoiled
+    save_json(folder / "tokenizer.json", value)
+    assert "tokenizer.json: the tokenizers library cannot read it" in refusal(folder)
+
+
+def test_tokenizer_config_is_read_beside_a_template_file(folder):
+    (folder / "chat_template.jinja").write_text("T")
+    (folder / "tokenizer_config.json").write_text("[]")
+    assert "tokenizer_config.json: holds a JSON list" in refusal(folder)
+
+
+def test_layers_beyond_number(folder):
+    edit_json(folder / "config.json", num_hidden_layers=10**15)
+    assert "no tensor model.layers.2.input_layernorm.weight" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["s" * 300, "\ud800", "a\0b"])
+def test_shard_names_that_no_file_can_have(folder, name):
+    (folder / "model.safetensors").unlink()
+    save_json(folder / "model.safetensors.index.json", {"weight_map": {"model.norm.weight": name}})
+    assert "names files that are not there" in refusal(folder)
+
+
+@pytest.mark.parametrize("fact", [{"shape": [math.inf, 1]}, {"data_offsets": [0, math.inf]}])
+def test_infinite_sizes_in_a_header(folder, fact):
+    header = {"model.norm.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} | fact}
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * 4)
+    assert "broken header" in refusal(folder)
