@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .errors import BadArtifact
 from .json_files import read_json, write_json
@@ -16,6 +18,7 @@ from .stamps import is_stamped, stamp
 
 FILE_NAME = "pard_onnx.json"
 FORMAT_VERSION = 1
+SEAL = "sha256"  # the last key: the digest of all others, so that no flipped bit or edited number passes
 KV_MARGIN = 64  # rows beyond the capacity, for masks, rejected drafts and padding
 
 
@@ -79,7 +82,8 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write pard_onnx.json into `folder`, whole or not at all."""
-        write_json(folder / FILE_NAME, to_json(self))
+        value = to_json(self)
+        write_json(folder / FILE_NAME, value | {SEAL: _digest(value)})
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -98,7 +102,11 @@ class Manifest:
             raise BadArtifact(
                 f"{path}: has format version {version}, this pard-onnx reads up to {FORMAT_VERSION}; update pard-onnx"
             )
-        return from_json(cls, value, error=BadArtifact, context=f"{path}: ")
+        seal = value.pop(SEAL, None)
+        manifest = from_json(cls, value, error=BadArtifact, context=f"{path}: ")
+        if seal != _digest(value):
+            raise BadArtifact(f"{path}: has been changed since it was written; export or download the folder again")
+        return manifest
 
     def verify(self, folder: Path) -> None:
         """Check that every file is there with its size and hash. Raises BadArtifact, naming the first that is not.
@@ -118,6 +126,11 @@ class Manifest:
             if _sha256(path) != file.sha256:
                 raise _damaged(path, "has been changed (its hash differs)")
             stamp(path, file.sha256)
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _damaged(path: Path, problem: str) -> BadArtifact:

@@ -216,3 +216,20 @@ def test_cache_folder(monkeypatch, tmp_path, platform, variables, expected):
     monkeypatch.setattr(stamps.sys, "platform", platform)
     monkeypatch.setattr(stamps.Path, "home", lambda: tmp_path / "home")
     assert tmp_path / expected == stamps.cache_folder()
+
+
+@pytest.mark.parametrize(
+    "edit", [{"kv_rows": 4161}, {"capacity": 10**9}, {"files": []}, {"sha256": "0"}, {"parity": None}]
+)
+def test_a_manifest_that_was_edited_is_refused(artifact, edit):
+    change(artifact, **edit)
+    with pytest.raises(
+        BadArtifact, match=r"pard_onnx\.json: has been changed since it was written; export or download"
+    ):
+        Manifest.read(artifact)
+
+
+def test_a_manifest_may_be_laid_out_anew(artifact):
+    expected = Manifest.read(artifact)
+    change(artifact)
+    assert expected == Manifest.read(artifact)
