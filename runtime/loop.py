@@ -15,6 +15,7 @@ from pard_onnx.models.errors import BadInput, TooLong
 
 from .accept import accept
 from .drafter import PREFILL_CHUNK, Drafter
+from .limits import require_whole
 
 DRAFT_LIMIT = 32  # with it masks and padding fit the margin of the KV buffers (KV_MARGIN)
 FinishReason = Literal["stop", "length"]
@@ -45,10 +46,8 @@ class Settings:
     chunk: int = PREFILL_CHUNK
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise BadInput(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
-        if not 1 <= self.draft_length <= DRAFT_LIMIT:
-            raise BadInput(f"draft_length must be from 1 to {DRAFT_LIMIT}, not {self.draft_length}")
+        require_whole("max_new_tokens", self.max_new_tokens, 1)
+        require_whole("draft_length", self.draft_length, 1, DRAFT_LIMIT)
 
     def room(self, prompt: int) -> int:
         """The most tokens that may follow a prompt of so many; TooLong if none, BadInput if it is empty."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from os import PathLike, fspath
@@ -28,6 +28,7 @@ from .text import TOKENIZER, Message, Text, first_difference
 from .threads import Threads
 
 Prompt = str | Sequence[int] | Sequence[Message]
+WANTED = "a prompt is text, token ids, or a list of messages with role and content"
 DRAFT_LENGTH = 7  # odd: a verify step of K + 1 tokens is even without padding
 
 
@@ -129,8 +130,9 @@ class Pair:
         stream = self.stream(
             prompt, max_new_tokens=max_new_tokens, draft_length=draft_length, stop=stop, exact=exact, chat=chat
         )
-        for _ in stream:
-            pass
+        with stream:  # an interruption between rounds must not leave it running as long as its traceback lives
+            for _ in stream:
+                pass
         return stream.result
 
     def stream(
@@ -182,13 +184,15 @@ class Pair:
             if not prompt:
                 raise BadInput("the prompt is empty")
             return self._text.encode_chat([{"role": "user", "content": prompt}]) if chat else self._text.encode(prompt)
+        if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
+            raise BadInput(f"{WANTED}, not {type(prompt).__name__}")
         items: Sequence[Any] = list(prompt)
         if items and all(isinstance(item, Mapping) for item in items):
             return self._text.encode_chat(items)
         try:
             ids = [index(item) for item in items]
         except TypeError:
-            raise BadInput("a prompt is text, token ids, or a list of messages with role and content") from None
+            raise BadInput(WANTED) from None
         size = self.target.spec.vocabulary.size
         for token in ids:
             if not 0 <= token < size:

@@ -34,6 +34,8 @@ PROVIDERS = {
 
 def named(key: str) -> Provider:
     """The provider that users call `key`; BadProvider names the nearest known one."""
+    if not isinstance(key, str):
+        raise BadProvider(f"a provider is one of {', '.join(PROVIDERS)}, not {key!r}")
     if key in PROVIDERS:
         return PROVIDERS[key]
     near = get_close_matches(key.lower(), PROVIDERS, n=1, cutoff=0.5)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pard_onnx.models.errors import BadArtifact, TooLong
+from pard_onnx.models.errors import BadArtifact, Failure, TooLong
 from pard_onnx.models.manifest import Manifest
 
 from .providers import Provider, onnxruntime
@@ -46,7 +46,8 @@ class Session:
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
         self._value = onnxruntime().OrtValue.ortvalue_from_numpy
-        self._session = open_graph(folder / GRAPH, provider, threads)
+        self._path = folder / GRAPH
+        self._session = open_graph(self._path, provider, threads)
         self._binding = self._session.io_binding()
         self._rows = manifest.kv_rows
         self._length = 0
@@ -91,7 +92,10 @@ class Session:
         self._binding.bind_ortvalue_input("input_ids", self._widths[width])
         self._binding.bind_ortvalue_input("attention_mask", self._value(self._ones[:, : self._length + width]))
         self._binding.bind_ortvalue_input(count_name, self._count_value)
-        self._session.run_with_iobinding(self._binding)
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise Failure(f"{self._path}: ONNX Runtime failed in a step: {error}") from error
         self._length = end
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pard_onnx.models.errors import BadInput
@@ -31,7 +31,7 @@ def scan(text: str, stops: Sequence[str]) -> Scan:
 
 def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
     """What users give as `stop`, checked: one string or several, none of them empty."""
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    stops = (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else tuple(stop)
     for one in stops:
         if not isinstance(one, str) or not one:
             raise BadInput(f"a stop string must be text of at least one character, not {one!r}")

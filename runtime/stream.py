@@ -110,6 +110,9 @@ class Stream(Iterator[Chunk]):
         except StopIteration as end:
             self._result = self._result or end.value
             raise StopIteration from None
+        except ValueError as error:
+            refuse_second_reader(error)
+            raise
 
     def __enter__(self) -> Stream:
         return self
@@ -119,7 +122,11 @@ class Stream(Iterator[Chunk]):
 
     def close(self) -> None:
         """End the generation; there will be no more chunks."""
-        self._run.close()
+        try:
+            self._run.close()
+        except ValueError as error:
+            refuse_second_reader(error)
+            raise
 
     @property
     def result(self) -> Result:
@@ -127,3 +134,9 @@ class Stream(Iterator[Chunk]):
         if self._result is None:
             raise Failure("the stream has no result: it was not read to its end")
         return self._result
+
+
+def refuse_second_reader(error: ValueError) -> None:
+    """Failure if `error` is what Python says of a generator that is asked while it runs."""
+    if "already executing" in str(error):
+        raise Failure("another thread is reading this stream; leave its loop there") from None

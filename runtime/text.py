@@ -13,6 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from pard_onnx.models.errors import BadArtifact, BadInput
+from pard_onnx.models.json_files import read_json
 
 Message = Mapping[str, Any]
 TOKENIZER = "tokenizer.json"
@@ -63,7 +64,7 @@ class Text:
             raise BadInput("this model has no chat template; give the prompt as text")
         try:
             return render(self._template, messages, self._special)
-        except (TemplateError, TypeError) as error:
+        except Exception as error:  # a template is a program
             raise BadInput(f"the chat template refuses these messages: {error}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -124,7 +125,7 @@ def special_tokens(path: Path) -> dict[str, str]:
     """bos_token, eos_token and their like out of tokenizer_config.json, as templates name them."""
     if not path.is_file():
         return {}
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path, BadArtifact)
     tokens = {key: value for key, value in config.items() if key.endswith("_token")}
     texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in tokens.items()}
     return {key: value for key, value in texts.items() if isinstance(value, str)}

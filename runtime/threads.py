@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pard_onnx.models.errors import BadInput
-
+from .limits import require_whole
 from .providers import onnxruntime
 
 SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+LIMIT = 512  # more than any machine has cores; ONNX Runtime tries to start whatever it is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class Threads:
     shared: bool = False
 
     def __post_init__(self) -> None:
-        if self.count is not None and self.count < 1:
-            raise BadInput(f"threads must be at least 1, not {self.count}")
+        if self.count is not None:
+            require_whole("threads", self.count, 1, LIMIT)
 
 
 def physical_cores() -> int:

@@ -170,6 +170,51 @@ def test_a_second_call_while_one_runs_is_refused(pair: Pair) -> None:
     assert pair.generate(TEXT, max_new_tokens=2).finish_reason == "length"
 
 
+def test_an_interrupted_call_leaves_the_pair_ready_while_its_traceback_lives(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at a Python prompt, which keeps the last traceback."""
+    step = pard_onnx.Stream.__next__
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as kept:
+
+        def between_rounds(stream: pard_onnx.Stream) -> pard_onnx.Chunk:
+            step(stream)
+            raise KeyboardInterrupt
+
+        patch.setattr(pard_onnx.Stream, "__next__", between_rounds)
+        pair.generate(TEXT)
+    assert pair.generate(TEXT, max_new_tokens=2).finish_reason == "length"
+    assert kept.tb is not None
+
+
+def test_one_stream_is_not_for_two_threads(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    problems: list[str] = []
+    stream = pair.stream(TEXT)
+    step = pair._model.step  # type: ignore[union-attr]
+
+    def meanwhile(ids: list[int], keep: int) -> object:
+        for act in (stream.close, stream.__next__):
+            with pytest.raises(Failure) as caught:
+                act()
+            problems.append(str(caught.value))
+        return step(ids, keep)
+
+    monkeypatch.setattr(pair._model, "step", meanwhile)
+    next(stream)
+    stream.close()
+    assert set(problems) == {"another thread is reading this stream; leave its loop there"}
+
+
+def test_what_onnx_runtime_says_in_a_step_is_a_failure(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def run_with_iobinding(self, _: object) -> None:
+            raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr(pair._model, "_session", Broken())
+    with pytest.raises(Failure, match=r"model\.onnx: ONNX Runtime failed in a step: the device is gone"):
+        pair.generate(TEXT)
+
+
 def test_a_closed_pair_says_so(pair_folders: tuple[Path, Path]) -> None:
     with load(*pair_folders) as opened:
         pass
@@ -190,6 +235,14 @@ def test_a_closed_pair_says_so(pair_folders: tuple[Path, Path]) -> None:
         (TEXT, {"draft_length": 0}, "draft_length must be from 1 to 32, not 0"),
         (TEXT, {"draft_length": 33}, "draft_length must be from 1 to 32, not 33"),
         (TEXT, {"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
+        (None, {}, "a prompt is text, token ids, or a list of messages with role and content, not NoneType"),
+        (b"abc", {}, "not bytes"),
+        (5, {}, "not int"),
+        (TEXT, {"draft_length": 7.5}, "draft_length must be a whole number, not 7.5"),
+        (TEXT, {"draft_length": None}, "draft_length must be a whole number, not None"),
+        (TEXT, {"max_new_tokens": "12"}, "max_new_tokens must be a whole number, not '12'"),
+        (TEXT, {"stop": None}, "a stop string must be text of at least one character, not None"),
+        (TEXT, {"stop": 5}, "not 5"),
         (TEXT, {"stop": [""]}, "a stop string must be text"),
     ],
 )

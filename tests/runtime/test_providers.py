@@ -38,7 +38,7 @@ def test_cpu_is_installed() -> None:
 
 
 def test_threads_are_at_least_one() -> None:
-    with pytest.raises(BadInput, match="threads must be at least 1, not 0"):
+    with pytest.raises(BadInput, match="threads must be from 1 to 512, not 0"):
         Threads(0)
     assert physical_cores() >= 0
 
@@ -68,3 +68,15 @@ def test_thread_pools_in_a_process_of_their_own(program: str, pair_folders: tupl
     command = [sys.executable, "-c", program, *map(str, pair_folders)]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+@pytest.mark.parametrize("key", [None, 5])
+def test_a_provider_is_text(key: object) -> None:
+    with pytest.raises(BadProvider, match=f"a provider is one of cpu, .*, not {key}"):
+        named(key)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count", [513, "2", 1.5])
+def test_threads_are_a_number_that_a_machine_has(count: object) -> None:
+    with pytest.raises(BadInput, match="threads must be"):
+        Threads(count)  # type: ignore[arg-type]

@@ -133,6 +133,7 @@ def test_templates_have_what_transformers_gives_them(folder: Path) -> None:
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ messages.append(1) }}", "is not safely callable|unsafe"),
         ("{% if %}", "refuses"),
+        ("{{ 1 / 0 }}", "division by zero"),
     ],
 )
 def test_a_template_that_refuses_is_bad_input(folder: Path, template: str, problem: str) -> None:
@@ -148,6 +149,14 @@ def test_no_template_is_bad_input(metaspace: Text) -> None:
 def test_a_tokenizer_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BadArtifact, match=r"tokenizer\.json cannot be read"):
+        Text(tmp_path, None)
+
+
+@pytest.mark.parametrize("config", [b"[]", b"\xff", b""])
+def test_a_tokenizer_config_that_cannot_be_read(folder: Path, config: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_bytes(config)
+    with pytest.raises(BadArtifact, match=r"tokenizer_config\.json: "):
         Text(tmp_path, None)
 
 
