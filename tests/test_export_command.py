@@ -168,6 +168,14 @@ def test_the_checkpoint_is_not_its_own_output(
     assert {path: path.read_bytes() for path in (tmp_path / "m").iterdir()} == before
 
 
+def test_an_output_that_cannot_be_made_is_told_in_one_line(tmp_path: Path, tiny: Tiny, capsys: Capture) -> None:
+    tiny(tmp_path / "model")
+    (tmp_path / "file").touch()
+    assert main(["--model", "model", "--output", "file/out"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "cannot be made" in err
+
+
 def test_names_that_look_like_markup(tmp_path: Path, tiny: Tiny, capsys: Capture) -> None:
     tiny(tmp_path / "model")
     assert main(["--model", "model", "--no-verify", "--output", "[red]out[x]"]) == 0
