@@ -15,12 +15,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pard_onnx.cli import exit_code, stages
+from pard_onnx.cli import Parser, exit_code, stages
 from pard_onnx.models import demo
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.precision import PRECISIONS
+from pard_onnx.runtime.limits import require_whole
+from pard_onnx.runtime.loop import DRAFT_LIMIT
 from pard_onnx.runtime.pair import Pair, load
 from pard_onnx.runtime.result import Chunk, Result
 
@@ -36,13 +38,9 @@ class Run:
     pard: Result
     chunks: tuple[Chunk, ...]
 
-    @property
-    def speed_up(self) -> float:
-        return self.pard.stats.tokens_per_second / self.plain.stats.tokens_per_second
-
 
 def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(
+    out = Parser(
         prog="pard-demo",
         description="Export the shipped pair, quantize it, and generate by plain decoding and by PARD.",
     )
@@ -61,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
+    require_whole("--max-new-tokens", options.max_new_tokens, 2)  # rates are of the tokens after the first
+    require_whole("--draft-length", options.draft_length, 1, DRAFT_LIMIT)
     with tempfile.TemporaryDirectory(prefix="pard-demo-") as scratch:
         place = options.output or Path(scratch)
         target = exported("demo-target", place, options.precision)
@@ -118,53 +118,46 @@ def table(runs: Sequence[Run]) -> Table:
     for name in ("prompt", "tokens", "plain tok/s", "PARD tok/s", "speed-up", "accepted/round"):
         out.add_column(name, justify="left" if name == "prompt" else "right", no_wrap=True)
     for run in runs:
-        out.add_row(run.prompt.split("(")[0].strip(), *cells(row(run)))
+        out.add_row(Text(run.prompt.split("(")[0].strip()), *cells(facts([run])))
     out.add_section()
-    out.add_row("all", *cells(total(runs)))
+    out.add_row("all", *cells(facts(runs)))
     return out
 
 
-def cells(facts: dict[str, Any]) -> tuple[str, ...]:
+def cells(found: dict[str, Any]) -> tuple[str, ...]:
     return (
-        str(facts["new_tokens"]),
-        f"{facts['plain_tokens_per_second']:.0f}",
-        f"{facts['pard_tokens_per_second']:.0f}",
-        f"{facts['speed_up']:.2f}x",
-        f"{facts['mean_accepted']:.2f}",
+        str(found["new_tokens"]),
+        f"{found['plain_tokens_per_second']:.0f}",
+        f"{found['pard_tokens_per_second']:.0f}",
+        f"{found['speed_up']:.2f}x",
+        f"{found['mean_accepted']:.2f}",
     )
 
 
-def row(run: Run) -> dict[str, Any]:
+def facts(runs: Sequence[Run]) -> dict[str, Any]:
+    """Over all runs: tokens over seconds, not a mean of rates."""
+    plain, pard = rate([run.plain for run in runs]), rate([run.pard for run in runs])
+    accepted = [count for run in runs for count in run.pard.stats.accepted]
     return {
-        "prompt": run.prompt,
-        "new_tokens": run.pard.stats.new_tokens,
-        "plain_tokens_per_second": run.plain.stats.tokens_per_second,
-        "pard_tokens_per_second": run.pard.stats.tokens_per_second,
-        "speed_up": run.speed_up,
-        "mean_accepted": run.pard.stats.mean_accepted,
-    }
-
-
-def total(runs: Sequence[Run]) -> dict[str, Any]:
-    """Over all prompts: tokens over seconds, not a mean of rates."""
-
-    def rate(results: Sequence[Result]) -> float:
-        tokens = sum(r.stats.new_tokens - 1 for r in results)
-        return tokens / sum((r.stats.new_tokens - 1) / r.stats.tokens_per_second for r in results)
-
-    plain, pard = rate([r.plain for r in runs]), rate([r.pard for r in runs])
-    accepted = [count for r in runs for count in r.pard.stats.accepted]
-    return {
-        "new_tokens": sum(r.pard.stats.new_tokens for r in runs),
+        "new_tokens": sum(run.pard.stats.new_tokens for run in runs),
         "plain_tokens_per_second": plain,
         "pard_tokens_per_second": pard,
-        "speed_up": pard / plain,
-        "mean_accepted": sum(accepted) / len(accepted),
+        "speed_up": pard / plain if plain else 0.0,
+        "mean_accepted": sum(accepted) / len(accepted) if accepted else 0.0,
     }
+
+
+def rate(results: Sequence[Result]) -> float:
+    """Tokens after the first, a second after the first."""
+    seconds = sum(r.stats.seconds.total - r.stats.time_to_first_token for r in results)
+    return sum(max(0, r.stats.new_tokens - 1) for r in results) / seconds if seconds else 0.0
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
-    return {"prompts": [row(run) | {"text": run.pard.text} for run in runs], "all": total(runs)}
+    return {
+        "prompts": [{"prompt": run.prompt, "text": run.pard.text} | facts([run]) for run in runs],
+        "all": facts(runs),
+    }
 
 
 if __name__ == "__main__":

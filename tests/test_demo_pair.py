@@ -68,6 +68,12 @@ def test_demo_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "speed-up" in text and "accepted" in text
 
 
+@pytest.mark.parametrize("options", (["--draft-length", "0"], ["--draft-length", "33"], ["--max-new-tokens", "1"]))
+def test_bad_options_of_the_demo(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo_main(options) == 2
+    assert capsys.readouterr().err.startswith(f"error: {options[0]} must be ")
+
+
 @pytest.mark.parametrize("precision", ("fp32", "int8", "int4"))
 def test_pard_is_plain_decoding(folder: Folder, precision: str) -> None:
     """Token for token, on every prompt and draft length."""

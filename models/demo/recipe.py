@@ -93,7 +93,9 @@ def model(shape: Shape) -> Qwen2ForCausalLM:
         eos_token_id=tokenizer.SIZE - 1,
         pad_token_id=tokenizer.SIZE - 3,
     )
-    return Qwen2ForCausalLM(config).to(DEVICE)
+    net = Qwen2ForCausalLM(config)
+    nn.Module.to(net, DEVICE)  # transformers' own `to` is untyped
+    return net
 
 
 def next_token_loss(net: nn.Module, ids: Tensor) -> Tensor:
