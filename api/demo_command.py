@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -114,11 +115,13 @@ def show(console: Console, run: Run) -> None:
 
 
 def table(runs: Sequence[Run]) -> Table:
-    out = Table(title="Same tokens; green text above was proposed by the draft and accepted", title_style="")
-    for name in ("prompt", "tokens", "plain tok/s", "PARD tok/s", "speed-up", "accepted/round"):
+    out = Table(
+        box=SIMPLE_HEAD, caption="Same tokens both ways. Green above: proposed by the draft. accepted: tokens a round."
+    )
+    for name in ("prompt", "tokens", "plain tok/s", "PARD tok/s", "speed-up", "accepted"):
         out.add_column(name, justify="left" if name == "prompt" else "right", no_wrap=True)
     for run in runs:
-        out.add_row(Text(run.prompt.split("(")[0].strip()), *cells(facts([run])))
+        out.add_row(Text(run.prompt.split("(")[0].split()[-1]), *cells(facts([run])))
     out.add_section()
     out.add_row("all", *cells(facts(runs)))
     return out

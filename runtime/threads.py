@@ -1,6 +1,6 @@
 """Threads of the sessions. Two sessions whose idle threads spin fight for the cores: 1.35 times slower.
 
-By default each session has a pool whose threads sleep when idle. `share` makes one pool for the whole process
+By default each session has a pool whose threads stop spinning when a run ends. `share` makes one pool for the whole process
 instead; ONNX Runtime then refuses every session with a pool of its own, other libraries' included, so only
 an application that owns its process should ask for it.
 """
@@ -66,4 +66,4 @@ def apply(threads: Threads, options: Any) -> None:
         options.use_per_session_threads = False
         return
     options.intra_op_num_threads = count
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
