@@ -115,10 +115,8 @@ def show(console: Console, run: Run) -> None:
 
 
 def table(runs: Sequence[Run]) -> Table:
-    out = Table(
-        box=SIMPLE_HEAD, caption="Same tokens both ways. Green above: proposed by the draft. accepted: tokens a round."
-    )
-    for name in ("prompt", "tokens", "plain tok/s", "PARD tok/s", "speed-up", "accepted"):
+    out = Table(box=SIMPLE_HEAD, caption="Same tokens both ways; green above: from the draft; accepted: tokens a round")
+    for name in ("prompt", "tokens", "plain\ntok/s", "PARD\ntok/s", "speed-up", "accepted"):
         out.add_column(name, justify="left" if name == "prompt" else "right", no_wrap=True)
     for run in runs:
         out.add_row(Text(run.prompt.split("(")[0].split()[-1]), *cells(facts([run])))

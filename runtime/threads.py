@@ -1,8 +1,8 @@
 """Threads of the sessions. Two sessions whose idle threads spin fight for the cores: 1.35 times slower.
 
-By default each session has a pool whose threads stop spinning when a run ends. `share` makes one pool for the whole process
-instead; ONNX Runtime then refuses every session with a pool of its own, other libraries' included, so only
-an application that owns its process should ask for it.
+By default each session has a pool whose threads stop spinning when a run ends. `share` makes one pool for the
+whole process instead; ONNX Runtime then refuses every session with a pool of its own, other libraries' included,
+so only an application that owns its process should ask for it.
 """
 
 from __future__ import annotations
