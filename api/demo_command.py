@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--precision", choices=PRECISIONS, default="int4", help="of the target (default: int4)")
     out.add_argument("--draft-precision", choices=PRECISIONS, default="int8", help="default: int8")
     out.add_argument("--max-new-tokens", type=int, default=96, metavar="N")
-    out.add_argument("--draft-length", type=int, default=7, metavar="K")
+    out.add_argument("--draft-length", type=int, default=5, metavar="K", help="default: 5")
     out.add_argument("--output", type=Path, metavar="DIR", help="keep the exported folders here")
     out.add_argument("--json", action="store_true", help="one JSON object instead of text and table")
     return out
