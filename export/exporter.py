@@ -14,7 +14,7 @@ import torch
 
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
-from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Parity, Source
+from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Parity, Source, TensorReport
 from pard_onnx.models.precision import Precision, Recipe, recipe
 
 from .attention import MICROSOFT, VARIANTS
@@ -80,9 +80,39 @@ def export(job: Job, progress: Progress = lambda *_: None) -> Manifest:
 
 
 def _build(job: Job, capacity: int, folder: Path, progress: Progress) -> Manifest:
+    """Everything in `folder` but the manifest, which comes last and is returned."""
+    checkpoint, spec = job.checkpoint, job.checkpoint.spec
+    used, rows = job.resolved_recipe(), capacity + KV_MARGIN
+    tensors = _write_graph(job, rows, folder, progress)
+    manifest = Manifest(
+        role=spec.role,
+        spec=spec,
+        precision=job.precision,
+        recipe=used,
+        opset=OPSET,
+        attention=job.attention,
+        capacity=capacity,
+        kv_rows=rows,
+        kv_dtype=used.floats,
+        files=(),
+        source=job.source,
+        tools=tuple((name, version(name)) for name in TOOLS),
+        tensors=tensors,
+    )
+    for name in COPIED:
+        if (checkpoint.folder / name).is_file():
+            shutil.copyfile(checkpoint.folder / name, folder / name)
+    if spec.role == "target":
+        write_genai_config(manifest, folder)
+    parity = _verify(job, folder, progress)
+    files = tuple(File.of(path) for path in sorted(folder.iterdir()))
+    return replace(manifest, files=files, parity=parity)
+
+
+def _write_graph(job: Job, rows: int, folder: Path, progress: Progress) -> tuple[TensorReport, ...]:
+    """model.onnx and its weights; rows: of KV buffers and rotary tables."""
     checkpoint, spec = job.checkpoint, job.checkpoint.spec
     used, variant = job.resolved_recipe(), VARIANTS[job.attention]
-    rows = capacity + KV_MARGIN
     progress("trace", 0, 1)
     traced = trace(checkpoint.folder, spec, variant, rows, getattr(torch, used.floats))
     progress("trace", 1, 1)
@@ -104,29 +134,7 @@ def _build(job: Job, capacity: int, folder: Path, progress: Progress) -> Manifes
         finish(model, spec, variant)
     progress("weights", total, total)
     _save(model, folder)
-    manifest = Manifest(
-        role=spec.role,
-        spec=spec,
-        precision=job.precision,
-        recipe=used,
-        opset=OPSET,
-        attention=variant.name,
-        capacity=capacity,
-        kv_rows=rows,
-        kv_dtype=used.floats,
-        files=(),
-        source=job.source,
-        tools=tuple((name, version(name)) for name in TOOLS),
-        tensors=tuple(store.reports),
-    )
-    for name in COPIED:
-        if (checkpoint.folder / name).is_file():
-            shutil.copyfile(checkpoint.folder / name, folder / name)
-    if spec.role == "target":
-        write_genai_config(manifest, folder)
-    parity = _verify(job, folder, progress)
-    files = tuple(File.of(path) for path in sorted(folder.iterdir()))
-    return replace(manifest, files=files, parity=parity)
+    return tuple(store.reports)
 
 
 def _verify(job: Job, folder: Path, progress: Progress) -> Parity | None:
