@@ -1,4 +1,4 @@
-"""What the commands share: UTF-8 streams, and errors to exit codes."""
+"""What the commands share: UTF-8 streams, errors to exit codes, exporting with progress bars."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from typing import NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from pard_onnx.models.errors import PardError
+from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.errors import BadInput, PardError
+from pard_onnx.models.manifest import Manifest, Source
+from pard_onnx.models.precision import Precision
 
 # Names are the user's own bytes on stdout, and readable whatever they hold on stderr.
 STREAMS = {"stdin": ("r", "strict"), "stdout": ("w", "surrogateescape"), "stderr": ("w", "backslashreplace")}
@@ -117,3 +120,26 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
     finally:
         if tasks:
             bars.stop()
+
+
+def export_with_progress(
+    checkpoint: Checkpoint,
+    source: Source,
+    output: Path,
+    precision: Precision,
+    *,
+    capacity: int | None = None,
+    verify: bool = True,
+    force: bool = False,
+) -> Manifest:
+    """Export with bars on stderr; arguments as of `export.exporter.Job`. BadInput where the export extra is missing.
+
+    torch is imported here, after what only reads headers: it takes seconds, and bad input is told at once.
+    """
+    try:
+        from pard_onnx.export.exporter import Job, export
+    except ImportError as error:
+        raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
+    job = Job(checkpoint, source, output, precision, capacity=capacity, verify=verify, force=force)
+    with stages() as progress:
+        return export(job, progress)

@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pard_onnx.cli import Parser, exit_code, stages
+from pard_onnx.cli import Parser, exit_code, export_with_progress
 from pard_onnx.models import demo
 from pard_onnx.models.checkpoint import Checkpoint
-from pard_onnx.models.errors import BadInput, Failure
+from pard_onnx.models.errors import Failure
 from pard_onnx.models.hub import resolve_checkpoint
-from pard_onnx.models.precision import PRECISIONS
+from pard_onnx.models.precision import PRECISIONS, Precision
 from pard_onnx.runtime.limits import require_whole
 from pard_onnx.runtime.loop import DRAFT_LIMIT
 from pard_onnx.runtime.pair import Pair, load
@@ -79,18 +79,13 @@ def run(options: argparse.Namespace) -> None:
             print(json.dumps(summary(runs)))
 
 
-def exported(name: str, place: Path, precision: str) -> Path:
+def exported(name: str, place: Path, precision: Precision) -> Path:
     """The exported folder of a shipped model, made now unless it is there."""
     output = place / f"{name}-{precision}"
     if not output.exists():
-        try:
-            from pard_onnx.export.exporter import Job, export
-        except ImportError as error:
-            raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
         folder, source = resolve_checkpoint(name)
         print(f"exporting {name} to {precision}", file=sys.stderr)
-        with stages() as progress:
-            export(Job(Checkpoint.open(folder), source, output, precision), progress)  # type: ignore[arg-type]
+        export_with_progress(Checkpoint.open(folder), source, output, precision)
     return output
 
 

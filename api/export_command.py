@@ -10,10 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pard_onnx.cli import Parser, exit_code, stages
+from pard_onnx.cli import Parser, exit_code, export_with_progress
 from pard_onnx.export.output import place
 from pard_onnx.models.checkpoint import Checkpoint
-from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.precision import PRECISIONS, default_precision
@@ -51,12 +50,7 @@ def run(options: argparse.Namespace) -> None:
     precision = options.precision or default_precision(checkpoint.spec.role)
     output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{precision}")
     place(output, folder, force=options.force)
-    # torch comes after what only reads headers: its import takes seconds, and bad input is told at once.
-    try:
-        from pard_onnx.export.exporter import Job, export
-    except ImportError as error:
-        raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
-    job = Job(
+    manifest = export_with_progress(
         checkpoint,
         source,
         output,
@@ -65,8 +59,6 @@ def run(options: argparse.Namespace) -> None:
         verify=options.verify,
         force=options.force,
     )
-    with stages() as progress:
-        manifest = export(job, progress)
     report(manifest, output, as_json=options.json)
 
 
