@@ -164,7 +164,8 @@ class Recipe:
     def target(self, schedule: Schedule = TARGET_SCHEDULE) -> Qwen2ForCausalLM:
         net = model(TARGET)
         long = schedule.steps * 9 // 10  # the last tenth sees the whole context of 2048
-        short_windows, long_windows = (Windows(self.tokens(), n) for n in (512, 2048))
+        tokens = self.tokens()
+        short_windows, long_windows = Windows(tokens, 512), Windows(tokens, 2048)
 
         def batch(step: int) -> Tensor:
             windows, rows = (short_windows, 16) if step < long else (long_windows, 4)

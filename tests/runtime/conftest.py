@@ -1,8 +1,6 @@
 """Fixtures of the runtime's tests: toy artifact folders, and a scripted target and drafters for the loop."""
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import toy as graphs
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -26,18 +25,10 @@ TEMPLATE = (
 )
 
 
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec and spec.loader
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def toy() -> ModuleType:
     """tests/runtime/toy.py"""
-    return _load("toy")
+    return graphs
 
 
 def tokenizer(size: int, text: str = "the quick brown fox jumps over the lazy dog") -> Tokenizer:
