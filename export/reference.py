@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from pard_onnx.models.checkpoint import Checkpoint
-from pard_onnx.models.tensors import TensorEntry, read_tensor
-
-BLOCK_VALUES = 1 << 22
+from pard_onnx.models.tensors import TensorEntry, read_tensor, row_blocks
 
 
 def reference_logits(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
@@ -50,8 +48,6 @@ def _lend_weights(module: nn.Module, name: str, checkpoint: Checkpoint, dtype: t
 def _read(entry: TensorEntry, dtype: torch.dtype) -> Tensor:
     """Filled by blocks of rows: the float32 copy is never whole."""
     tensor = torch.empty(entry.shape, dtype=dtype)
-    rows = entry.shape[0]
-    step = max(1, BLOCK_VALUES * rows // max(1, tensor.numel()))
-    for i in range(0, rows, step):
-        tensor[i : i + step] = torch.from_numpy(read_tensor(entry, slice(i, min(i + step, rows))))
+    for rows in row_blocks(entry):
+        tensor[rows] = torch.from_numpy(read_tensor(entry, rows))
     return tensor

@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.manifest import TensorReport
 from pard_onnx.models.precision import Format
-from pard_onnx.models.tensors import read_tensor, require_finite
+from pard_onnx.models.tensors import read_tensor, require_finite, row_blocks
 from pard_onnx.quantize.pack import Packed, fit_block, pack
 from pard_onnx.quantize.report import Error
 
 ALIGNMENT = 4096  # of tensors in the data file: pages, so that they can be memory-mapped
-BLOCK_VALUES = 1 << 22  # weights packed at a time: 16 MiB as float32
 WORKERS = os.cpu_count() or 1
 Progress = Callable[[int], None]  # bytes of the checkpoint read since the last call
 
@@ -116,9 +115,7 @@ class WeightStore:
 
     def _jobs(self, names: tuple[str, ...]) -> Iterator[tuple[str, slice]]:
         for name in names:
-            rows, width = self.checkpoint.tensors[f"{name}.weight"].shape
-            step = max(1, BLOCK_VALUES // width)
-            yield from ((f"{name}.weight", slice(i, min(i + step, rows))) for i in range(0, rows, step))
+            yield from ((f"{name}.weight", rows) for rows in row_blocks(self.checkpoint.tensors[f"{name}.weight"]))
 
     def _pack(self, job: tuple[str, slice], fmt: Format) -> tuple[Packed, Error]:
         weight = self._read(*job)

@@ -20,6 +20,7 @@ INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # safetensors' names of the floats that are read, and how they lie in the file
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+BLOCK_VALUES = 1 << 22  # 16 MiB as float32
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
 
@@ -128,6 +129,13 @@ def read_tensor(entry: TensorEntry, rows: slice | None = None) -> NDArray[np.flo
         raw = (raw.astype(np.uint32) << 16).view(np.float32)
     found: NDArray[np.float32] = raw.astype(np.float32, copy=False).reshape(shape)
     return found
+
+
+def row_blocks(entry: TensorEntry) -> Iterator[slice]:
+    """Slices of rows, in order, of at most BLOCK_VALUES values (one row at least), for reading piece by piece."""
+    rows = entry.shape[0]
+    step = max(1, BLOCK_VALUES // max(1, math.prod(entry.shape[1:])))
+    return (slice(i, min(i + step, rows)) for i in range(0, rows, step))
 
 
 def require_finite(name: str, array: NDArray[np.float32]) -> None:
