@@ -1,0 +1,185 @@
+"""A checkpoint as one GGUF file, tensor by tensor: what llama.cpp and OpenVINO GenAI read."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.errors import BadCheckpoint, BadInput
+from pard_onnx.models.json_files import read_json
+from pard_onnx.models.spec import Llama3Scaling, ModelSpec
+from pard_onnx.models.tensors import TensorEntry, read_tensor, row_blocks
+
+GgufFormat = Literal["q4_0", "q8_0", "f32"]
+BLOCK = 32  # values that share a scale in Q4_0 and Q8_0
+PRE_TOKENIZERS = {"qwen2": "qwen2", "qwen3": "qwen2", "llama": "llama-bpe"}  # llama.cpp's names of the split patterns
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf.TokenType
+# Checkpoint name to GGUF name, the layer's prefix apart
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write_gguf(checkpoint: Checkpoint, output: Path, form: GgufFormat) -> None:
+    """Write `output`; matrices in `form`, head and embedding too, everything else float32.
+
+    Holds one packed matrix at a time. Raises BadInput where the gguf package is missing, BadCheckpoint where
+    the model or its tokenizer has no GGUF form here.
+    """
+    gguf = _library()
+    spec = checkpoint.spec
+    pieces = _tokenizer(checkpoint)
+    writer = gguf.GGUFWriter(output, spec.family)
+    try:
+        _write_facts(writer, spec, form)
+        _write_tokenizer(writer, spec, *pieces)
+        _write_tensors(gguf, writer, checkpoint, form)
+    finally:
+        writer.close()
+
+
+def _library() -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise BadInput("gguf is not installed; run: pip install gguf") from None
+    return gguf
+
+
+def _write_facts(writer: Any, spec: ModelSpec, form: GgufFormat) -> None:
+    writer.add_name("checkpoint")
+    writer.add_file_type({"f32": 0, "q4_0": 2, "q8_0": 7}[form])  # llama.cpp's numbers
+    writer.add_block_count(spec.layers)
+    writer.add_context_length(spec.max_positions)
+    writer.add_embedding_length(spec.hidden)
+    writer.add_feed_forward_length(spec.intermediate)
+    writer.add_head_count(spec.heads)
+    writer.add_head_count_kv(spec.kv_heads)
+    writer.add_key_length(spec.head_dim)
+    writer.add_value_length(spec.head_dim)
+    writer.add_rope_dimension_count(spec.head_dim)
+    writer.add_rope_freq_base(spec.rope.theta)
+    writer.add_layer_norm_rms_eps(spec.norm_eps)
+    writer.add_vocab_size(spec.vocabulary.rows)
+
+
+def _tokenizer(checkpoint: Checkpoint) -> tuple[list[str], list[int], list[str]]:
+    """Tokens and their types, one a vocabulary row, and merges. Padding rows are marked unused."""
+    path = checkpoint.folder / "tokenizer.json"
+    value = read_json(path, BadCheckpoint)
+    model = value["model"]
+    if model.get("type") != "BPE" or "merges" not in model or model.get("byte_fallback"):
+        raise BadCheckpoint(f"{path}: is no byte-level BPE tokenizer, the only kind that is written to GGUF here")
+    rows = checkpoint.spec.vocabulary.rows
+    tokens, types = [f"[PAD{i}]" for i in range(rows)], [UNUSED] * rows
+    for token, i in model["vocab"].items():
+        tokens[i], types[i] = token, NORMAL
+    for added in value.get("added_tokens") or ():
+        tokens[added["id"]], types[added["id"]] = added["content"], CONTROL if added["special"] else USER_DEFINED
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    return tokens, types, merges
+
+
+def _write_tokenizer(writer: Any, spec: ModelSpec, tokens: list[str], types: list[int], merges: list[str]) -> None:
+    vocabulary = spec.vocabulary
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(PRE_TOKENIZERS[spec.family])
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(merges)
+    writer.add_add_bos_token(False)  # prompts come as ids
+    eos = vocabulary.eos_ids[0] if vocabulary.eos_ids else 0
+    writer.add_eos_token_id(eos)
+    writer.add_pad_token_id(eos)
+    writer.add_bos_token_id(vocabulary.bos_id if vocabulary.bos_id is not None else eos)
+    if spec.chat_template:
+        writer.add_chat_template(spec.chat_template)
+
+
+def _write_tensors(gguf: Any, writer: Any, checkpoint: Checkpoint, form: GgufFormat) -> None:
+    """All infos, which the format wants first, then the data."""
+    factors = rope_factors(checkpoint.spec)
+    kinds = {name: _kind(gguf, entry, form) for name, entry in checkpoint.tensors.items()}
+    if factors is not None:
+        writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
+    for name, entry in checkpoint.tensors.items():
+        shape = gguf.quants.quant_shape_to_byte_shape(entry.shape, kinds[name])
+        # The writer takes the shape of packed tensors in bytes
+        writer.add_tensor_info(gguf_name(name), shape, np.dtype(np.uint8), math.prod(shape), kinds[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    if factors is not None:
+        writer.write_tensor_data(factors)
+    for name, entry in checkpoint.tensors.items():
+        blocks = (_rows(checkpoint.spec, name, entry, rows) for rows in _blocks(checkpoint.spec, name, entry))
+        writer.write_tensor_data(np.concatenate([gguf.quants.quantize(block, kinds[name]) for block in blocks]))
+
+
+def _kind(gguf: Any, entry: TensorEntry, form: GgufFormat) -> Any:
+    matrix = len(entry.shape) > 1 and entry.shape[-1] % BLOCK == 0
+    return gguf.GGMLQuantizationType[form.upper() if matrix else "F32"]
+
+
+def gguf_name(name: str) -> str:
+    """`model.layers.3.mlp.up_proj.weight` is `blk.3.ffn_up.weight`."""
+    stem, _, kind = name.rpartition(".")
+    if not stem.startswith("model.layers."):
+        return f"{NAMES[stem]}.{kind}"
+    _, _, layer, part = stem.split(".", 3)
+    return f"blk.{layer}.{NAMES[part]}.{kind}"
+
+
+def _blocks(spec: ModelSpec, name: str, entry: TensorEntry) -> list[slice]:
+    """Slices of rows that can be read one by one; whole tensors where rows change places."""
+    return [slice(None)] if _interleaved(spec, name) else list(row_blocks(entry))
+
+
+def _rows(spec: ModelSpec, name: str, entry: TensorEntry, rows: slice) -> NDArray[np.float32]:
+    found = read_tensor(entry, rows)
+    if not _interleaved(spec, name):
+        return found
+    # llama.cpp turns neighbours where transformers turns halves: row i of the halves' order goes to 2i, 2i + 1
+    halves = found.reshape(-1, 2, spec.head_dim // 2, *found.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(found.shape)
+
+
+def _interleaved(spec: ModelSpec, name: str) -> bool:
+    return spec.family == "llama" and ".self_attn." in name and name.split(".")[-2] in ("q_proj", "k_proj")
+
+
+def rope_factors(spec: ModelSpec) -> NDArray[np.float32] | None:
+    """What Llama 3's scaling divides each rotary frequency by; None without it."""
+    scaling = spec.rope.llama3
+    if scaling is None:
+        return None
+    frequencies = spec.rope.theta ** -(np.arange(0, spec.head_dim, 2) / spec.head_dim)
+    return np.array([_rope_factor(scaling, 2 * math.pi / f) for f in frequencies], np.float32)
+
+
+def _rope_factor(scaling: Llama3Scaling, wavelength: float) -> float:
+    original, low, high = scaling.original_max_position_embeddings, scaling.low_freq_factor, scaling.high_freq_factor
+    if wavelength < original / high:
+        return 1.0
+    if wavelength > original / low:
+        return scaling.factor
+    smooth = (original / wavelength - low) / (high - low)
+    return 1 / ((1 - smooth) / scaling.factor + smooth)
