@@ -21,7 +21,10 @@ from pard_onnx.models.precision import PRECISIONS, default_precision
 def parser() -> argparse.ArgumentParser:
     out = Parser(prog="pard-export", description="Export a checkpoint for ONNX Runtime.")
     out.add_argument(
-        "--model", required=True, metavar="ID_OR_PATH", help="a hub id, a checkpoint folder, demo-target or demo-draft"
+        "--model",
+        required=True,
+        metavar="ID_OR_PATH",
+        help="a hub id, a checkpoint folder, demo-target, demo-draft or demo-ar-draft",
     )
     out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-PRECISION in the current folder")
     out.add_argument(

@@ -18,7 +18,7 @@ from .errors import BadInput, Failure
 from .manifest import FILE_NAME, Source
 from .stamps import cache_folder
 
-DEMO = {"demo-target": demo.TARGET, "demo-draft": demo.DRAFT}
+DEMO = {"demo-target": demo.TARGET, "demo-draft": demo.DRAFT, "demo-ar-draft": demo.AR_DRAFT}
 HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?<![.-])", re.ASCII)
 # Never pickles: nothing of this package reads them
 CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja"]
@@ -26,7 +26,7 @@ ARTIFACT_FILES = ["*.json", "*.jinja", "*.onnx", "*.data"]
 
 
 def resolve_checkpoint(name: str, revision: str | None = None) -> tuple[Path, Source]:
-    """The folder of a checkpoint: `demo-target`, `demo-draft`, a local folder, or a hub id (`org/name`).
+    """The folder of a checkpoint: a shipped model (a name in DEMO), a local folder, or a hub id (`org/name`).
 
     A hub id is fetched into huggingface_hub's cache, or found there if the hub cannot be reached; `revision`
     is a branch, tag or commit of it. Raises BadInput, or Failure when a download breaks off.

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,10 @@ from pard_onnx.demo_command import main as demo_main
 from pard_onnx.export_command import main as export_main
 from pard_onnx.generate_command import main as generate_main
 from pard_onnx.models import demo
+from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.hub import DEMO
 from pard_onnx.models.manifest import Manifest
+from pard_onnx.models.tensors import read_tensor
 from pard_onnx.runtime.providers import installed
 from pard_onnx.runtime.session import TargetSession
 from pard_onnx.runtime.threads import Threads
@@ -37,12 +41,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 def test_the_pair_is_small_and_padded_differently(folder: Folder) -> None:
-    size = sum(p.stat().st_size for part in (demo.TARGET, demo.DRAFT) for p in part.iterdir())
+    size = sum(p.stat().st_size for part in DEMO.values() for p in part.iterdir())
     assert size <= 24 * 1000 * 1000
     target, draft = (Manifest.read(folder(n, "fp32")).spec for n in ("demo-target", "demo-draft"))
     assert target.vocabulary.rows != draft.vocabulary.rows
     assert target.vocabulary.size == draft.vocabulary.size
     assert draft.pard is not None and draft.pard.mask_id == draft.vocabulary.size
+
+
+def test_the_autoregressive_draft_is_the_draft_before_it_learned_the_mask() -> None:
+    draft, before = Checkpoint.open(demo.DRAFT), Checkpoint.open(demo.AR_DRAFT)
+    assert before.spec == replace(draft.spec, pard=None)
+    rows = slice(before.spec.vocabulary.size)
+    one, two = (read_tensor(c.tensors["model.embed_tokens.weight"], rows).ravel() for c in (draft, before))
+    assert 0.5 < np.corrcoef(one, two)[0, 1] < 1  # related, not the same
 
 
 def test_export_and_generate_by_command(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:

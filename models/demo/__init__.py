@@ -1,10 +1,12 @@
-"""The pair that ships with the package: a target and its PARD draft, as Hugging Face checkpoint folders."""
+"""The models that ship with the package, as Hugging Face checkpoint folders: a target, its PARD draft, and the
+autoregressive draft that the PARD draft was adapted from."""
 
 import json
 from pathlib import Path
 
 TARGET = Path(__file__).parent / "target"
 DRAFT = Path(__file__).parent / "draft"
+AR_DRAFT = Path(__file__).parent / "ar-draft"
 
 
 def prompts() -> list[str]:

@@ -140,6 +140,18 @@ def continuations(net: Qwen2ForCausalLM, prompts: Ids, new: int) -> Ids:
     return out.flatten().cpu().numpy()
 
 
+def save(net: Qwen2ForCausalLM, folder: Path) -> None:
+    """Write configs and weights in bfloat16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    net.config.dtype, net.config.architectures = torch.bfloat16, ["Qwen2ForCausalLM"]
+    net.config.save_pretrained(folder)
+    eos = [tokenizer.SIZE - 1, tokenizer.SIZE - 3]  # <|im_end|>, <|endoftext|>
+    generation = {"do_sample": False, "eos_token_id": eos, "pad_token_id": tokenizer.SIZE - 3}
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", newline="\n")
+    weights = {n: p.detach().to("cpu", torch.bfloat16).contiguous() for n, p in net.named_parameters()}
+    save_tensors(weights, folder / "model.safetensors", {"format": "pt"})
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """The stages over one work folder."""
@@ -215,20 +227,12 @@ class Recipe:
         return net
 
     def publish(self, folder: Path) -> None:
-        """Write the pair as Hugging Face checkpoints: `target` and `draft` below `folder`."""
-        for name, net in (("target", self.target()), ("draft", self.draft())):
-            path = folder / name
-            path.mkdir(parents=True, exist_ok=True)
-            if name == "draft":
-                net.config.update({"pard_token": MASK_ID, "spd_type": "pard"})
-            net.config.dtype, net.config.architectures = torch.bfloat16, ["Qwen2ForCausalLM"]
-            net.config.save_pretrained(path)
-            eos = [tokenizer.SIZE - 1, tokenizer.SIZE - 3]  # <|im_end|>, <|endoftext|>
-            generation = {"do_sample": False, "eos_token_id": eos, "pad_token_id": tokenizer.SIZE - 3}
-            (path / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", newline="\n")
-            weights = {n: p.detach().to("cpu", torch.bfloat16).contiguous() for n, p in net.named_parameters()}
-            save_tensors(weights, path / "model.safetensors", {"format": "pt"})
-            tokenizer.save(self.tokenizer(), path)
+        """Write the models as Hugging Face checkpoints: `target`, `draft` and `ar-draft` below `folder`."""
+        draft = self.draft()
+        draft.config.update({"pard_token": MASK_ID, "spd_type": "pard"})
+        for name, net in (("target", self.target()), ("ar-draft", self.ar_draft()), ("draft", draft)):
+            save(net, folder / name)
+            tokenizer.save(self.tokenizer(), folder / name)
         prompts = json.dumps(corpus.held_out_prompts(8), indent=2) + "\n"
         (folder / "prompts.json").write_text(prompts, encoding="utf-8", newline="\n")
 
@@ -244,7 +248,7 @@ class Recipe:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="checkpoints and logs of the stages")
-    parser.add_argument("--output", type=Path, help="where to write the finished pair; default: WORK/pair")
+    parser.add_argument("--output", type=Path, help="where to write the finished models; default: WORK/pair")
     arguments = parser.parse_args()
     recipe = Recipe(arguments.work)
     recipe.publish(arguments.output or arguments.work / "pair")

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from pard_onnx.models.adapt.packing import IGNORE, Drop
-from pard_onnx.models.demo import recipe, tokenizer
+from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.demo import TARGET, recipe, tokenizer
 
 
 @settings(deadline=None)
@@ -63,6 +65,19 @@ def test_shapes_divide_the_qwen_shapes_they_will_be_scaled_to():
     target, draft = recipe.TARGET, recipe.DRAFT
     assert target.head_dim == 128 and 1536 % target.hidden_size == 3584 % target.hidden_size == 0
     assert draft.head_dim == 64 and 896 % draft.hidden_size == 0
+
+
+def test_the_models_are_published_as_checkpoints(tmp_path, monkeypatch):
+    shape = recipe.Shape(2048, 32, 64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
+    for stage in ("target", "draft", "ar_draft"):
+        monkeypatch.setattr(recipe.Recipe, stage, lambda self: recipe.model(shape))
+    monkeypatch.setattr(recipe.Recipe, "tokenizer", lambda self: Tokenizer.from_file(str(TARGET / "tokenizer.json")))
+    recipe.Recipe(tmp_path).publish(tmp_path / "out")
+    specs = {path.name: Checkpoint.open(path).spec for path in (tmp_path / "out").iterdir() if path.is_dir()}
+    assert {name: s.role for name, s in specs.items()} == {"target": "target", "draft": "draft", "ar-draft": "target"}
+    assert specs["draft"].pard.mask_id == recipe.MASK_ID
+    assert {s.dtype for s in specs.values()} == {"bfloat16"}
+    assert specs["ar-draft"].vocabulary.eos_ids == (2039, 2037)
 
 
 def test_replies_go_on_where_they_were_interrupted(tmp_path, monkeypatch):

@@ -49,8 +49,8 @@ def test_a_relative_path_is_recorded_by_its_name(tmp_path, monkeypatch):
 
 
 def test_the_shipped_pair(monkeypatch, tmp_path):
-    assert {"demo-target": demo.TARGET, "demo-draft": demo.DRAFT} == hub.DEMO
-    assert Path(demo.__file__).parent == demo.TARGET.parent == demo.DRAFT.parent
+    assert {"demo-target": demo.TARGET, "demo-draft": demo.DRAFT, "demo-ar-draft": demo.AR_DRAFT} == hub.DEMO
+    assert {Path(demo.__file__).parent} == {folder.parent for folder in hub.DEMO.values()}
     monkeypatch.setitem(hub.DEMO, "demo-draft", tmp_path)
     assert (tmp_path, Source("demo-draft")) == resolve_checkpoint("demo-draft", None)
     monkeypatch.setitem(hub.DEMO, "demo-draft", tmp_path / "absent")
