@@ -26,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a UTF-8 file")
     out.add_argument("--chat", action="store_true", help="the prompt is a user's message for the chat template")
     out.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
-    out.add_argument("--draft-length", type=int, default=DRAFT_LENGTH, metavar="K", help="drafts a round, 1 to 32")
+    length = "drafts a round, 1 to 32; 0: plain decoding"
+    out.add_argument("--draft-length", type=int, default=DRAFT_LENGTH, metavar="K", help=length)
     out.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     out.add_argument("--provider", default="cpu", help="execution provider (default: cpu)")
     out.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")

@@ -36,7 +36,8 @@ class TargetModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """capacity: tokens, prompt included; even: only even widths and row counts, for bitwise equal rows."""
+    """draft_length: 0 is plain decoding; capacity: tokens, prompt included; even: only even widths and row
+    counts, for bitwise equal rows."""
 
     max_new_tokens: int
     draft_length: int
@@ -47,7 +48,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         require_whole("max_new_tokens", self.max_new_tokens, 1)
-        require_whole("draft_length", self.draft_length, 1, DRAFT_LIMIT)
+        require_whole("draft_length", self.draft_length, 0, DRAFT_LIMIT)
 
     def room(self, prompt: int) -> int:
         """The most tokens that may follow a prompt of so many; TooLong if none, BadInput if it is empty."""

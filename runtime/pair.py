@@ -103,6 +103,7 @@ class Pair:
     def __init__(self, target: Artifact, draft: Artifact | None, provider: Provider, threads: Threads) -> None:
         self.target = target.manifest
         self.draft = draft.manifest if draft else None
+        self.target_name, self.draft_name = target.name, draft.name if draft else None
         self._text = target.text()
         self._provider = provider
         self._model: TargetSession | None = TargetSession(target.folder, target.manifest, provider, threads)
@@ -148,8 +149,8 @@ class Pair:
         """Greedy decoding, a chunk a round; `Stream.result` once it is read to its end.
 
         prompt: text, token ids, or chat messages; chat: the text is a user's message. draft_length: tokens
-        proposed a round, 1 to 32. stop: strings that end the text, themselves left out. exact: plain
-        decoding gives the same tokens as any draft, bit for bit on quantized targets.
+        proposed a round, 1 to 32, or 0 for plain decoding. stop: strings that end the text, themselves left
+        out. exact: plain decoding gives the same tokens as any draft, bit for bit on quantized targets.
 
         Raises BadInput (TooLong: for a prompt that fills the capacity) at once, Failure on the first chunk
         if another generation runs.

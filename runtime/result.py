@@ -25,7 +25,8 @@ class Stats:
     """accepted: tokens that the target committed in each round, its own included (K + 1 at most); EOS counts,
     and so does what a stop string cut off. The prompt's step, which gives the first token, is no round.
 
-    proposed: drafts of each round; accepted_per_position: of the drafts at each position, the accepted share.
+    proposed: drafts of each round; matched: of those, the accepted ones; accepted_per_position: of the drafts
+    at each position, the accepted share.
     tokens_per_second: of the tokens after the first, over the time after the first (the draft's prefill
     counts against it). exact: plain decoding and any draft give the same tokens under this setting.
     """
@@ -35,6 +36,7 @@ class Stats:
     rounds: int
     accepted: tuple[int, ...]
     proposed: tuple[int, ...]
+    matched: tuple[int, ...]
     accepted_per_position: tuple[float, ...]
     mean_accepted: float
     seconds: Seconds
@@ -109,6 +111,7 @@ class Tally:
             rounds=rounds,
             accepted=tuple(self.accepted),
             proposed=tuple(self.proposed),
+            matched=tuple(self.matched),
             accepted_per_position=self.per_position(),
             mean_accepted=sum(self.accepted) / rounds if rounds else 0.0,
             seconds=Seconds(

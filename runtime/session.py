@@ -77,6 +77,12 @@ class Session:
             raise ValueError(f"a cache of {self._length} tokens cannot be rolled back to {length}")
         self._length = length
 
+    def pretend(self, length: int) -> None:
+        """Treat the cache as if it held so many tokens, whatever is in it: for measuring what steps cost."""
+        if not 0 <= length <= self._rows:
+            raise ValueError(f"a cache of {self._rows} rows cannot hold {length} tokens")
+        self._length = length
+
     def _run(self, ids: Sequence[int], written: int, count_name: str, count: int) -> None:
         """One call that writes the KV rows length .. length + written - 1."""
         width, end = len(ids), self._length + written

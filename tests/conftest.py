@@ -6,8 +6,24 @@ from pathlib import Path
 import pytest
 import tiny as checkpoints
 
+from pard_onnx.export_command import main as export_main
+
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., Path]:
     """Writes a tiny random checkpoint and returns its folder: tests/tiny.py's `write`."""
     return checkpoints.write
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """demo_folder(name, precision): the shipped model exported by the command, once."""
+    root = tmp_path_factory.mktemp("demo pair ü")
+
+    def make(name: str, precision: str) -> Path:
+        out = root / f"{name}-{precision}"
+        if not out.exists():
+            assert export_main(["--model", name, "--precision", precision, "--output", str(out)]) == 0
+        return out
+
+    return make

@@ -26,24 +26,10 @@ from pard_onnx.runtime.threads import Threads
 Folder = Callable[[str, str], Path]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """folder(name, precision): the shipped model exported by the command, once."""
-    root = tmp_path_factory.mktemp("demo pair ü")
-
-    def make(name: str, precision: str) -> Path:
-        out = root / f"{name}-{precision}"
-        if not out.exists():
-            assert export_main(["--model", name, "--precision", precision, "--output", str(out)]) == 0
-        return out
-
-    return make
-
-
-def test_the_pair_is_small_and_padded_differently(folder: Folder) -> None:
+def test_the_pair_is_small_and_padded_differently(demo_folder: Folder) -> None:
     size = sum(p.stat().st_size for part in DEMO.values() for p in part.iterdir())
     assert size <= 24 * 1000 * 1000
-    target, draft = (Manifest.read(folder(n, "fp32")).spec for n in ("demo-target", "demo-draft"))
+    target, draft = (Manifest.read(demo_folder(n, "fp32")).spec for n in ("demo-target", "demo-draft"))
     assert target.vocabulary.rows != draft.vocabulary.rows
     assert target.vocabulary.size == draft.vocabulary.size
     assert draft.pard is not None and draft.pard.mask_id == draft.vocabulary.size
@@ -57,8 +43,8 @@ def test_the_autoregressive_draft_is_the_draft_before_it_learned_the_mask() -> N
     assert 0.5 < np.corrcoef(one, two)[0, 1] < 1  # related, not the same
 
 
-def test_export_and_generate_by_command(folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
-    target, draft = str(folder("demo-target", "int4")), str(folder("demo-draft", "int8"))
+def test_export_and_generate_by_command(demo_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    target, draft = str(demo_folder("demo-target", "int4")), str(demo_folder("demo-draft", "int8"))
     prompt = demo.prompts()[0]
     capsys.readouterr()
     assert generate_main(["--target", target, "--draft", draft, "--prompt", prompt, "--json"]) == 0
@@ -87,9 +73,9 @@ def test_bad_options_of_the_demo(options: list[str], capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("precision", ("fp32", "int8", "int4"))
-def test_pard_is_plain_decoding(folder: Folder, precision: str) -> None:
+def test_pard_is_plain_decoding(demo_folder: Folder, precision: str) -> None:
     """Token for token, on every prompt and draft length."""
-    target, draft = folder("demo-target", precision), folder("demo-draft", "int8")
+    target, draft = demo_folder("demo-target", precision), demo_folder("demo-draft", "int8")
     with load(target) as plain, load(target, draft) as pair:
         for prompt in demo.prompts():
             expected = plain.generate(prompt, max_new_tokens=64)
@@ -100,9 +86,9 @@ def test_pard_is_plain_decoding(folder: Folder, precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ("int8", "int4"))
-def test_even_widths_give_bitwise_equal_rows(folder: Folder, precision: str) -> None:
+def test_even_widths_give_bitwise_equal_rows(demo_folder: Folder, precision: str) -> None:
     """Width 2 throughout against mixed even widths with rollbacks over wrong tokens."""
-    path = folder("demo-target", precision)
+    path = demo_folder("demo-target", precision)
     manifest = Manifest.read(path)
     ids = np.random.default_rng(0).integers(0, 2000, 96).tolist()
 
@@ -141,9 +127,9 @@ def reference_rounds(prompt: list[int], count: int, k: int, eos: set[int]) -> tu
     return tokens, accepted
 
 
-def test_rounds_are_those_of_the_definition(folder: Folder) -> None:
+def test_rounds_are_those_of_the_definition(demo_folder: Folder) -> None:
     prompt = demo.prompts()[0]
-    with load(folder("demo-target", "fp32"), folder("demo-draft", "fp32")) as pair:
+    with load(demo_folder("demo-target", "fp32"), demo_folder("demo-draft", "fp32")) as pair:
         ids = pair._text.encode(prompt)
         tokens, accepted = reference_rounds(ids, 48, 8, set(pair.target.spec.vocabulary.eos_ids))
         result = pair.generate(ids, max_new_tokens=200, draft_length=8)
@@ -153,9 +139,9 @@ def test_rounds_are_those_of_the_definition(folder: Folder) -> None:
     assert list(result.stats.accepted[:rounds]) == accepted[:rounds]
 
 
-def test_stopping_early_leaves_the_pair_ready(folder: Folder) -> None:
+def test_stopping_early_leaves_the_pair_ready(demo_folder: Folder) -> None:
     prompt = demo.prompts()[0]
-    with load(folder("demo-target", "int4"), folder("demo-draft", "int8")) as pair:
+    with load(demo_folder("demo-target", "int4"), demo_folder("demo-draft", "int8")) as pair:
         expected = pair.generate(prompt, max_new_tokens=40).tokens
         for rounds in (1, 2, 5):
             with pair.stream(prompt, max_new_tokens=40) as stream:
@@ -164,8 +150,8 @@ def test_stopping_early_leaves_the_pair_ready(folder: Folder) -> None:
             assert pair.generate(prompt, max_new_tokens=40).tokens == expected
 
 
-def test_chat_template_and_eos(folder: Folder) -> None:
-    with load(folder("demo-target", "int4"), folder("demo-draft", "int8")) as pair:
+def test_chat_template_and_eos(demo_folder: Folder) -> None:
+    with load(demo_folder("demo-target", "int4"), demo_folder("demo-draft", "int8")) as pair:
         result = pair.generate(
             [{"role": "user", "content": 'Complete the code.\ndef close(self):\n    """Close the file."""\n'}],
             max_new_tokens=300,
@@ -174,11 +160,11 @@ def test_chat_template_and_eos(folder: Folder) -> None:
     assert "<|im_end|>" not in result.text
 
 
-def test_generation_ends_at_the_capacity(tmp_path: Path, folder: Folder) -> None:
+def test_generation_ends_at_the_capacity(tmp_path: Path, demo_folder: Folder) -> None:
     out = tmp_path / "short"
     arguments = ["--model", "demo-target", "--output", str(out), "--context-length", "40", "--no-verify"]
     assert export_main(arguments) == 0
-    with load(out, folder("demo-draft", "int8")) as pair:
+    with load(out, demo_folder("demo-draft", "int8")) as pair:
         result = pair.generate(demo.prompts()[0][:60], max_new_tokens=500, draft_length=12)
         assert pair.capacity == 40
     assert result.finish_reason == "length"

@@ -209,9 +209,9 @@ def test_eos_first_gives_no_token(fakes: SimpleNamespace) -> None:
     assert [(step.tokens, step.finish_reason) for step in steps] == [((), "stop")]
 
 
-@pytest.mark.parametrize("k", [0, -1, DRAFT_LIMIT + 1])
+@pytest.mark.parametrize("k", [-1, DRAFT_LIMIT + 1])
 def test_draft_lengths_out_of_range_are_refused(k: int) -> None:
-    with pytest.raises(BadInput, match=f"draft_length must be from 1 to 32, not {k}"):
+    with pytest.raises(BadInput, match=f"draft_length must be from 0 to 32, not {k}"):
         Settings(8, k, 100)
 
 

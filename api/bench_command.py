@@ -1,0 +1,175 @@
+"""`pard-bench`: plain decoding and PARD side by side, step costs, and other libraries on the same prompts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pard_onnx.benchmarks import peak_memory, plot, tables
+from pard_onnx.benchmarks.bench import Bench, bench, with_predictions
+from pard_onnx.benchmarks.costs import CONTEXT, Curve, measure_folder, parse_contexts
+from pard_onnx.benchmarks.prompt_files import SHIPPED, PromptSet, read
+from pard_onnx.benchmarks.trial import Progress as Tick
+from pard_onnx.benchmarks.trial import Request
+from pard_onnx.cli import Parser, exit_code
+from pard_onnx.models.errors import BadInput, Failure
+from pard_onnx.runtime.limits import require_whole
+from pard_onnx.runtime.loop import DRAFT_LIMIT
+from pard_onnx.runtime.pair import DRAFT_LENGTH, load
+from pard_onnx.runtime.threads import physical_cores
+
+
+def parser() -> argparse.ArgumentParser:
+    out = Parser(prog="pard-bench", description="Measure plain decoding and PARD, interleaved prompt by prompt.")
+    out.add_argument("--pair", nargs=2, action="append", default=[], metavar=("TARGET", "DRAFT"), help="repeatable")
+    out.add_argument("--prompts", type=Path, action="append", metavar="F.jsonl", help="repeatable; default: 24 shipped")
+    out.add_argument("--limit", type=int, metavar="N", help="the first N prompts of each file")
+    length = out.add_mutually_exclusive_group()
+    length.add_argument("--draft-length", type=int, default=DRAFT_LENGTH, metavar="K", help=f"default: {DRAFT_LENGTH}")
+    length.add_argument("--sweep-k", metavar="A..B", help="every draft length from A to B, as 1..12")
+    out.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    out.add_argument("--chat", action="store_true", help="prompts are messages for the chat template")
+    cost = "step costs of folders; with pairs also theirs, and what they predict"
+    out.add_argument("--cost", nargs="*", metavar="DIR", help=cost)
+    out.add_argument("--contexts", metavar="N,N", help=f"tokens, for --cost (default: the prompts' own, or {CONTEXT})")
+    out.add_argument("--provider", default="cpu", help="execution provider (default: cpu)")
+    out.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
+    out.add_argument("--plot", type=Path, metavar="F.png", help="speed-up by K, acceptance by position, time split")
+    out.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    return exit_code(lambda: measure(options))
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Everything that can be refused is refused before the first measurement."""
+    if not options.pair and not options.cost:
+        raise BadInput("name a pair: --pair TARGET DRAFT, or folders: --cost DIR")
+    require_whole("--max-new-tokens", options.max_new_tokens, 2)  # rates are of the tokens after the first
+    if options.limit is not None:
+        require_whole("--limit", options.limit, 1)
+    lengths = draft_lengths(options.sweep_k, options.draft_length)
+    contexts = parse_contexts(options.contexts) if options.contexts else ()
+    sets = [read(path, options.limit) for path in options.prompts or [SHIPPED]]
+    if options.plot:
+        plot.require_writable(options.plot)
+    console = Console(highlight=False, quiet=options.json)
+    curves = [curve for name in options.cost or [] for curve in curves_of(name, contexts or (CONTEXT,), options)]
+    benches = [one for pair in options.pair for one in pair_on(pair, sets, lengths, options, console)]
+    if options.cost is not None:
+        context = contexts[0] if contexts else None
+        benches, more = with_predictions(benches, lambda name, at: curves_of(name, (at,), options)[0], context)
+        curves += more
+        console.print(tables.of_curves(curves))
+        for one in benches:
+            console.print(tables.of_predictions(one.title, one.predictions, one.ways))
+    if options.plot and benches:
+        plot.save(options.plot, benches)
+    if options.json:
+        print(json.dumps(report(benches, curves, options)))
+    require_agreement(benches)
+
+
+def draft_lengths(sweep: str | None, single: int) -> list[int]:
+    """The draft lengths to measure, of '1..12' or of one number."""
+    first, dots, last = sweep.partition("..") if sweep else (str(single), "..", str(single))
+    try:
+        lengths = list(range(int(first), int(last) + 1)) if dots else []
+    except ValueError:
+        lengths = []
+    if not lengths or lengths[0] < 1 or lengths[-1] > DRAFT_LIMIT:
+        given = f"--sweep-k {sweep!r}" if sweep else f"--draft-length {single}"
+        raise BadInput(f"{given}: draft lengths are from 1 to {DRAFT_LIMIT}, a sweep is written as 1..12")
+    return lengths
+
+
+def pair_on(
+    names: Sequence[str],
+    sets: Sequence[PromptSet],
+    lengths: Sequence[int],
+    options: argparse.Namespace,
+    console: Console,
+) -> Iterator[Bench]:
+    """The pair on every prompt set; its sessions are loaded once."""
+    request = Request(options.max_new_tokens, options.chat)
+    peak_memory.reset()
+    with load(*names, provider=options.provider, threads=options.threads) as pair:
+        for prompts in sets:
+            with counted(prompts.name) as tick:
+                one = bench(pair, prompts, lengths, request, tick)
+            console.print(tables.of_rates(f"{one.title}, {one.prompt_count} prompts", one.ways))
+            console.print(tables.of_rounds(one.pard))
+            console.print(f"peak memory {one.peak_bytes / 2**20:.0f} MiB\n")
+            yield one
+
+
+def curves_of(name: str, contexts: Sequence[int], options: argparse.Namespace) -> list[Curve]:
+    with counted(f"steps of {Path(name).name}") as tick:
+        out = []
+        for curve in measure_folder(name, contexts, provider=options.provider, threads=options.threads):
+            out.append(curve)
+            tick(len(out), len(contexts))
+    return out
+
+
+@contextmanager
+def counted(name: str) -> Iterator[Tick]:
+    """A progress bar on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(name, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def report(benches: Sequence[Bench], measured: Sequence[Curve], options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "system": platform.platform(),
+            "threads": options.threads or physical_cores(),
+        },
+        "versions": {
+            "pard-onnx": version("pard-onnx"),
+            "onnxruntime": onnxruntime_version(),
+            "python": platform.python_version(),
+        },
+        "provider": options.provider,
+        "max_new_tokens": options.max_new_tokens,
+        "pairs": [asdict(one) for one in benches],
+        "curves": [asdict(curve) for curve in measured],
+    }
+
+
+def onnxruntime_version() -> str:
+    from pard_onnx.runtime.providers import onnxruntime
+
+    return str(onnxruntime().__version__)
+
+
+def require_agreement(benches: Sequence[Bench]) -> None:
+    """Failure, after everything was shown, if PARD's tokens were not plain decoding's."""
+    for one in benches:
+        for way in one.pard:
+            if way.agreement < 1:
+                raise Failure(
+                    f"{one.title}: {way.name} and plain decoding differ on {100 * (1 - way.agreement):.0f} % of the "
+                    "prompts; please report this"
+                )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

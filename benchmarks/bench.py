@@ -1,0 +1,83 @@
+"""Pairs on prompt sets: trials, their summaries, and what the step costs predict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+
+from pard_onnx.runtime.pair import Pair, quantized
+
+from . import peak_memory
+from .costs import Curve, Prediction, predict
+from .prompt_files import PromptSet
+from .summary import Summary, summary
+from .trial import PLAIN, REFERENCE, Progress, Request, pard, run
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """One pair on one prompt set. context: mean tokens in the cache during a round; even: verify widths were;
+    peak_bytes: of this process while the pair was loaded."""
+
+    target: str
+    draft: str
+    prompts: str
+    prompt_count: int
+    ways: tuple[Summary, ...]
+    context: int
+    even: bool
+    peak_bytes: int
+    predictions: tuple[Prediction, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return f"{Path(self.target).name} + {Path(self.draft).name}, {self.prompts}"
+
+    @property
+    def pard(self) -> list[Summary]:
+        return [way for way in self.ways if way.draft_length]
+
+
+def bench(
+    pair: Pair, prompts: PromptSet, lengths: Sequence[int], request: Request, progress: Progress | None = None
+) -> Bench:
+    """Plain decoding, exact plain decoding and every draft length on a prompt set."""
+    ways = [PLAIN, REFERENCE, *map(pard, lengths)]
+    trial = run(pair, prompts.prompts, ways, request, progress)
+    sizes = [r.stats.prompt_tokens + r.stats.new_tokens / 2 for found in trial.results.values() for r in found]
+    return Bench(
+        target=pair.target_name,
+        draft=pair.draft_name or "",
+        prompts=prompts.name,
+        prompt_count=len(prompts.prompts),
+        ways=tuple(summary(trial, way) for way in ways),
+        context=round(mean(sizes)),
+        even=quantized(pair.target.recipe),
+        peak_bytes=peak_memory.peak_bytes(),
+    )
+
+
+def predicted(one: Bench, target: Curve, draft: Curve) -> Bench:
+    """With predictions from the profile, and the overhead, of the longest draft that was measured."""
+    longest = max(one.pard, key=lambda way: way.draft_length)
+    overhead = longest.round_seconds * longest.shares.other
+    return replace(one, predictions=tuple(predict(draft, target, longest.acceptance, overhead, one.even)))
+
+
+Measure = Callable[[str, int], Curve]  # (folder, context)
+
+
+def with_predictions(
+    benches: Sequence[Bench], measure: Measure, context: int | None
+) -> tuple[list[Bench], list[Curve]]:
+    """Curves of the benches' folders, at `context` or else at the one of each pair's prompts, and the predictions."""
+    curves: list[Curve] = []
+    out: list[Bench] = []
+    for one in benches:
+        at = context if context is not None else one.context
+        target, draft = (measure(folder, at) for folder in (one.target, one.draft))
+        curves += [target, draft]
+        out.append(predicted(one, target, draft))
+    return out, curves

@@ -1,0 +1,94 @@
+"""Step-cost curves of exported folders, and what they predict for a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from pard_onnx.models.errors import BadInput, TooLong
+from pard_onnx.models.hub import resolve_artifact
+from pard_onnx.models.manifest import Manifest
+from pard_onnx.runtime.costs import WIDTHS, StepCosts, measure
+from pard_onnx.runtime.providers import installed
+from pard_onnx.runtime.session import DraftSession, TargetSession
+from pard_onnx.runtime.threads import Threads
+from pard_onnx.runtime.throughput import RoundCosts, throughput
+
+TOKEN = 0  # which one it is makes no difference to the cost
+CONTEXT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A folder's steps at one context; a target's with all rows of logits, as verifying needs them; a draft's
+    with its masks counted as tokens."""
+
+    folder: str
+    role: str
+    precision: str
+    context: int
+    costs: StepCosts
+
+
+def measure_folder(
+    name: str, contexts: Sequence[int], *, provider: str = "cpu", threads: int | None = None
+) -> Iterator[Curve]:
+    """The curves of one folder, at each context; TooLong for one that its KV cache cannot hold."""
+    folder = resolve_artifact(name)
+    manifest = Manifest.read(folder)
+    manifest.verify(folder)
+    most = manifest.kv_rows - max(WIDTHS)
+    for context in contexts:
+        if context > most:
+            raise TooLong(f"{name}: --contexts {context} is more than its KV cache can hold, {most}")
+    step = stepper(folder, manifest, provider, threads)
+    for context in contexts:
+        yield Curve(name, manifest.role, manifest.precision, context, measure(partial(step, context)))
+
+
+def stepper(folder: Path, manifest: Manifest, provider: str, threads: int | None) -> Callable[[int, int], None]:
+    """A function that runs one step: (context, width)."""
+    opened = (folder, manifest, installed(provider), Threads(threads))
+    if manifest.role == "draft":
+        draft = DraftSession(*opened)
+
+        def propose(context: int, width: int) -> None:
+            draft.pretend(context)
+            real = min(width, 4)  # a round's usual number of new tokens; the rest are masks
+            draft.step([TOKEN] * real, width - real + 1)
+
+        return propose
+    target = TargetSession(*opened)
+
+    def verify(context: int, width: int) -> None:
+        target.pretend(context)
+        target.step([TOKEN] * width, width)
+
+    return verify
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Tokens a second by draft length, from curves and an acceptance profile."""
+
+    draft_length: int
+    tokens_per_second: float
+
+
+def predict(draft: Curve, target: Curve, acceptance: Sequence[float], overhead: float, even: bool) -> list[Prediction]:
+    """From plain decoding (0) to as many drafts as the profile knows."""
+    costs = RoundCosts(draft.costs, target.costs, overhead, even)
+    return [Prediction(k, throughput(costs, acceptance, k)) for k in range(len(acceptance) + 1)]
+
+
+def parse_contexts(text: str) -> tuple[int, ...]:
+    """'256,1024' to numbers; BadInput if it is anything else."""
+    try:
+        contexts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise BadInput(f"--contexts takes numbers of tokens as 256,1024, not {text!r}") from None
+    if min(contexts) < 0:
+        raise BadInput(f"--contexts cannot be negative: {text!r}")
+    return contexts

@@ -1,0 +1,79 @@
+"""Results as rich tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from .bootstrap import Ratio
+from .costs import Curve, Prediction
+from .summary import Summary
+
+
+def of_rates(title: str, rows: Sequence[Summary]) -> Table:
+    caption = (
+        "decode: without prefills; overall: with them; speed-up: decode, against plain single-token steps, "
+        "95 % interval over prompts; same: prompts with exact plain decoding's tokens"
+    )
+    columns = ("way", "decode\ntok/s", "overall\ntok/s", "first\nms", "speed-up", "same\n%")
+    out = table(title, columns, caption)
+    for row in rows:
+        out.add_row(
+            row.name,
+            f"{row.decode_tokens_per_second:.1f}",
+            f"{row.overall_tokens_per_second:.1f}",
+            f"{1000 * row.time_to_first_token:.0f}",
+            interval(row.speed_up),
+            f"{100 * row.agreement:.0f}",
+        )
+    return out
+
+
+def of_rounds(rows: Sequence[Summary]) -> Table:
+    """What a round is made of, and which positions of the longest draft were accepted."""
+    longest = max(rows, key=lambda row: len(row.acceptance))
+    profile = " ".join(f"{100 * share:.0f}" for share in longest.acceptance)
+    caption = f"accepted by position in the draft, %: {profile}"
+    out = table("rounds", ("way", "tokens", "ms", "draft %", "verify %", "other %"), caption)
+    for row in rows:
+        shares = (row.shares.draft, row.shares.verify, row.shares.other)
+        cells = (f"{row.mean_accepted:.2f}", f"{1000 * row.round_seconds:.2f}", *(f"{100 * s:.1f}" for s in shares))
+        out.add_row(row.name, *cells)
+    return out
+
+
+def of_curves(curves: Sequence[Curve]) -> Table:
+    caption = "ms by tokens in the step; target: all rows of logits; draft: masks count as tokens"
+    names = (f"{Path(curve.folder).name}\nat {curve.context}" for curve in curves)
+    out = table("step costs", ("tokens", *names), caption)
+    for row in zip(*(curve.costs.points for curve in curves), strict=True):
+        out.add_row(str(row[0][0]), *(f"{1000 * seconds:.2f}" for _, seconds in row))
+    return out
+
+
+def of_predictions(title: str, predicted: Sequence[Prediction], measured: Sequence[Summary]) -> Table:
+    """The model of the curves beside what decoding gave."""
+    found = {row.draft_length: row.decode_tokens_per_second for row in measured if row.exact}
+    out = table(
+        f"{title}: predicted from the curves, and measured", ("K", "predicted tok/s", "measured tok/s", "off by")
+    )
+    for row in predicted:
+        actual = found.get(row.draft_length)
+        off = f"{100 * (row.tokens_per_second / actual - 1):+.0f} %" if actual else ""
+        name = str(row.draft_length) if row.draft_length else "plain"
+        out.add_row(name, f"{row.tokens_per_second:.1f}", f"{actual:.1f}" if actual else "", off)
+    return out
+
+
+def table(title: str, columns: Sequence[str], caption: str | None = None) -> Table:
+    out = Table(box=SIMPLE_HEAD, title=title, caption=caption, title_justify="left")
+    for i, name in enumerate(columns):
+        out.add_column(name, justify="right" if i else "left", no_wrap=True)
+    return out
+
+
+def interval(ratio: Ratio) -> str:
+    return f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"

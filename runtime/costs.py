@@ -1,0 +1,46 @@
+"""What a step costs: seconds by the number of tokens in it, measured on the sessions in use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from time import perf_counter
+
+WIDTHS = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32)
+REPEATS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """Points (tokens in the step, seconds), widths rising; linear between them and on beyond the last."""
+
+    points: tuple[tuple[int, float], ...]
+
+    def __post_init__(self) -> None:
+        widths = [width for width, _ in self.points]
+        if not widths or widths != sorted(set(widths)) or widths[0] < 1:
+            raise ValueError(f"the widths of a cost curve rise from 1 or more, not {widths}")
+
+    def __call__(self, width: float) -> float:
+        """Seconds of a step of so many tokens; a mean width may be no whole number."""
+        if width <= self.points[0][0] or len(self.points) == 1:
+            return self.points[0][1]
+        pieces = list(pairwise(self.points))
+        low, high = next((piece for piece in pieces if width <= piece[1][0]), pieces[-1])
+        slope = (high[1] - low[1]) / (high[0] - low[0])
+        return max(0.0, low[1] + slope * (width - low[0]))
+
+
+def measure(step: Callable[[int], None], widths: Sequence[int] = WIDTHS, repeats: int = REPEATS) -> StepCosts:
+    """The median of `repeats` rounds over all widths: a slow moment of the machine hits one round, not one width."""
+    for width in widths:  # the first run of a shape allocates
+        step(width)
+    seconds: dict[int, list[float]] = {width: [] for width in widths}
+    for _ in range(repeats):
+        for width in widths:
+            start = perf_counter()
+            step(width)
+            seconds[width].append(perf_counter() - start)
+    return StepCosts(tuple((width, median(seconds[width])) for width in sorted(seconds)))
