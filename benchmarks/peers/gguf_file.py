@@ -47,7 +47,7 @@ def write_gguf(checkpoint: Checkpoint, output: Path, form: GgufFormat) -> None:
     gguf = _library()
     spec = checkpoint.spec
     pieces = _tokenizer(checkpoint)
-    writer = gguf.GGUFWriter(output, spec.family)
+    writer = gguf.GGUFWriter(output, architecture(spec))
     try:
         _write_facts(writer, spec, form)
         _write_tokenizer(writer, spec, *pieces)
@@ -62,6 +62,15 @@ def _library() -> Any:
     except ImportError:
         raise BadInput("gguf is not installed; run: pip install gguf") from None
     return gguf
+
+
+def architecture(spec: ModelSpec) -> str:
+    """llama.cpp's name of the model.
+
+    Its qwen2 has no head_dim of its own; its llama has, takes biases too, and differs in the order of rotary pairs.
+    """
+    plain = spec.heads * spec.head_dim == spec.hidden
+    return "llama" if spec.family == "qwen2" and not plain else spec.family
 
 
 def _write_facts(writer: Any, spec: ModelSpec, form: GgufFormat) -> None:
@@ -163,7 +172,7 @@ def _rows(spec: ModelSpec, name: str, entry: TensorEntry, rows: slice) -> NDArra
 
 
 def _interleaved(spec: ModelSpec, name: str) -> bool:
-    return spec.family == "llama" and ".self_attn." in name and name.split(".")[-2] in ("q_proj", "k_proj")
+    return architecture(spec) == "llama" and ".self_attn." in name and name.split(".")[-2] in ("q_proj", "k_proj")
 
 
 def rope_factors(spec: ModelSpec) -> NDArray[np.float32] | None:

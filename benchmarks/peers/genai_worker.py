@@ -1,0 +1,59 @@
+"""onnxruntime-genai: plain, with its own draft-model speculation, or with its n-gram lookup.
+
+Models are exported folders: an export of role target has the genai_config.json that genai reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from worker_protocol import Emit, Generate, Request, serve
+
+
+def load(request: Request) -> Generate:
+    import numpy as np
+    import onnxruntime_genai as genai
+
+    config = genai.Config(request.models["target"])
+    config.overlay(json.dumps(overlay(request)))
+    model = genai.Model(config)
+
+    def generate(prompt: list[int], limit: int, emit: Emit) -> None:
+        parameters = genai.GeneratorParams(model)
+        parameters.set_search_options(max_length=len(prompt) + limit, do_sample=False)
+        if request.mode != "plain":
+            parameters.set_speculative_options(**speculation(request))
+        generator = genai.Generator(model, parameters)
+        generator.append_tokens(np.array([prompt], np.int32))
+        while not generator.is_done():
+            generator.generate_next_token()
+            emit(generator.get_next_tokens())
+
+    return generate
+
+
+def overlay(request: Request) -> dict[str, Any]:
+    """What the run changes of genai_config.json: threads, the end ids, and the draft."""
+    session = {"intra_op_num_threads": request.threads}
+    model: dict[str, Any] = {"decoder": {"session_options": session}, "eos_token_id": request.eos_ids}
+    if request.mode == "speculative":
+        folder = Path(request.models["draft"])
+        draft = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]
+        draft["filename"] = os.path.relpath(folder / draft["filename"], request.models["target"])
+        draft["session_options"] |= session
+        model["draft"] = draft
+    return {"model": model}
+
+
+def speculation(request: Request) -> dict[str, Any]:
+    options = {"max_draft_tokens": request.settings.get("draft_length", 4)}
+    if request.mode == "prompt-lookup":
+        options |= {"ngram_size": 3, "ngram_chained_lookup": True}
+    return options | request.settings.get("speculative", {})
+
+
+if __name__ == "__main__":
+    serve(("onnxruntime-genai",), load)

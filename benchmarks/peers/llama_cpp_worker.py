@@ -1,0 +1,131 @@
+"""llama.cpp through llama-cpp-python's plain bindings: plain, with an autoregressive draft, or with prompt lookup.
+
+The loop is that of llama.cpp's own speculative examples: the draft stops where it is unsure, the target
+checks all proposals in one step. llama_cpp.Llama.generate would do it too, but copies every row of logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from worker_protocol import Emit, Generate, Request, serve
+
+Propose = Callable[[list[int], int], list[int]]  # (all tokens so far, at most so many) -> proposals
+
+
+class Model:
+    """A GGUF file with its cache; `held`: the tokens in it."""
+
+    def __init__(self, path: str, threads: int, length: int) -> None:
+        import llama_cpp
+        import numpy as np
+
+        self.np, self.lib = np, llama_cpp
+        self.model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
+        if not self.model:
+            raise RuntimeError(f"llama.cpp cannot load {path}")
+        settings = llama_cpp.llama_context_default_params()
+        settings.n_ctx = settings.n_batch = length
+        settings.n_threads = settings.n_threads_batch = threads
+        self.context = llama_cpp.llama_init_from_model(self.model, settings)
+        if not self.context:
+            raise RuntimeError(f"llama.cpp cannot make a context of {length} tokens for {path}")
+        self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+        self.batch = llama_cpp.llama_batch_init(length, 0, 1)
+        self.held: list[int] = []
+
+    def feed(self, tokens: list[int], keep: int) -> list[Any]:
+        """Append tokens to the cache; logits of the last `keep` of them, each [vocab]."""
+        batch, past = self.batch, len(self.held)
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i] = token, past + i
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            batch.logits[i] = i >= len(tokens) - keep
+        status = self.lib.llama_decode(self.context, batch)
+        if status:
+            raise RuntimeError(f"llama_decode gave {status}")
+        self.held += tokens
+        return [self.row(i) for i in range(len(tokens) - keep, len(tokens))]
+
+    def row(self, index: int) -> Any:
+        pointer = self.lib.llama_get_logits_ith(self.context, index)
+        return self.np.ctypeslib.as_array(pointer, shape=(self.vocabulary,))
+
+    def rewind(self, length: int) -> None:
+        self.lib.llama_memory_seq_rm(self.lib.llama_get_memory(self.context), -1, length, -1)
+        del self.held[length:]
+
+
+def load(request: Request) -> Generate:
+    most = request.settings.get("draft_length", 16)
+    length = request.longest + most + 1
+    target = Model(request.models["target"], request.threads, length)
+    propose = proposer(request, length)
+
+    def generate(prompt: list[int], limit: int, emit: Emit) -> None:
+        tokens = list(prompt)
+        target.rewind(0)
+        tokens.append(int(target.feed(tokens, 1)[0].argmax()))
+        emit(tokens[-1:])
+        while (left := limit - (len(tokens) - len(prompt))) > 0 and tokens[-1] not in request.eos_ids:
+            drafts = propose(tokens, min(most, left - 1))
+            wanted = [int(row.argmax()) for row in target.feed([tokens[-1], *drafts], len(drafts) + 1)]
+            matched = next((i for i, draft in enumerate(drafts) if draft != wanted[i]), len(drafts))
+            fresh = wanted[: matched + 1]
+            tokens += fresh
+            target.rewind(len(tokens) - 1)
+            emit(fresh)
+            if not set(fresh).isdisjoint(request.eos_ids):
+                return
+
+    return generate
+
+
+def proposer(request: Request, length: int) -> Propose:
+    if request.mode == "plain":
+        return lambda tokens, most: []
+    if request.mode == "prompt-lookup":
+        return looked_up(request)
+    return drafted(Model(request.models["draft"], request.threads, length), request.settings.get("sure", 0.75))
+
+
+def looked_up(request: Request) -> Propose:
+    import numpy as np
+    from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+
+    lookup = LlamaPromptLookupDecoding(max_ngram_size=3)
+
+    def propose(tokens: list[int], most: int) -> list[int]:
+        if not most:
+            return []
+        lookup.num_pred_tokens = most
+        return [int(token) for token in lookup(np.array(tokens, np.intc))]
+
+    return propose
+
+
+def drafted(draft: Model, sure: float) -> Propose:
+    """Greedy proposals of the draft, as long as their probability is `sure` at least."""
+    np = draft.np
+
+    def propose(tokens: list[int], most: int) -> list[int]:
+        same = next((i for i, (a, b) in enumerate(zip(draft.held, tokens, strict=False)) if a != b), len(draft.held))
+        draft.rewind(min(same, len(tokens) - 1))
+        found: list[int] = []
+        pending = tokens[len(draft.held) :]
+        while len(found) < most:
+            logits = draft.feed(pending, 1)[0]
+            best = int(logits.argmax())
+            if sure and 1 < sure * float(np.exp(logits - logits[best]).sum()):
+                break
+            found.append(best)
+            pending = [best]
+        return found
+
+    return propose
+
+
+if __name__ == "__main__":
+    serve(("llama-cpp-python",), load)

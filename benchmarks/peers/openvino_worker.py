@@ -1,0 +1,60 @@
+"""OpenVINO GenAI's LLMPipeline on a GGUF file: plain, with an autoregressive draft, or with prompt lookup."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from worker_protocol import Emit, Generate, Request, serve
+
+BLOCK_TOKENS = 32  # of the paged KV cache on CPU
+
+
+def load(request: Request) -> Generate:
+    import numpy as np
+    import openvino
+    import openvino_genai as genai
+
+    class Streamer(genai.StreamerBase):  # type: ignore[misc]
+        def __init__(self, emit: Emit) -> None:
+            super().__init__()
+            self.emit = emit
+
+        def write(self, tokens: Any) -> Any:
+            self.emit(tokens if isinstance(tokens, list) else [tokens])
+            return genai.StreamingStatus.RUNNING
+
+        def end(self) -> None: ...
+
+    settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": request.threads, "scheduler_config": scheduler(genai, request)}
+    if request.mode == "speculative":
+        settings["draft_model"] = genai.draft_model(
+            request.models["draft"], "CPU", INFERENCE_NUM_THREADS=request.threads
+        )
+    if request.mode == "prompt-lookup":
+        settings["prompt_lookup"] = True
+    pipeline = genai.LLMPipeline(request.models["target"], "CPU", **settings)
+
+    def generate(prompt: list[int], limit: int, emit: Emit) -> None:
+        config = genai.GenerationConfig()
+        config.max_new_tokens, config.do_sample, config.apply_chat_template = limit, False, False
+        config.stop_token_ids = set(request.eos_ids)
+        if request.mode != "plain":
+            config.num_assistant_tokens = request.settings.get("draft_length", 5)
+        if request.mode == "prompt-lookup":
+            config.max_ngram_size = 3
+        pipeline.generate(openvino.Tensor(np.array([prompt], np.int64)), config, Streamer(emit))
+
+    return generate
+
+
+def scheduler(genai: Any, request: Request) -> Any:
+    """A cache for one conversation, and no reuse of earlier prompts: a warm-up must not make a prompt free."""
+    config = genai.SchedulerConfig()
+    config.enable_prefix_caching = False
+    config.max_num_batched_tokens = max(256, request.longest)
+    config.cache_size = 1  # GiB
+    return config
+
+
+if __name__ == "__main__":
+    serve(("openvino-genai", "openvino"), load)
