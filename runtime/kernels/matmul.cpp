@@ -1,0 +1,133 @@
+#include "matmul.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+namespace pard {
+namespace {
+
+constexpr size_t MOST_WORKERS = 64;         // tasks offered to the pool; each works until nothing is left
+constexpr size_t RUN_BYTES = 64 << 10;      // weights that a worker takes at a time, about
+constexpr size_t PIECE = 2048;              // activations that a worker quantizes at a time, about
+constexpr unsigned SPINS_BEFORE_YIELD = 4096;
+
+// Quantized rows, for one strip; kept from call to call by the thread that calls.
+struct Scratch {
+  std::vector<int8_t> levels;
+  std::vector<float> scales;
+  std::vector<int32_t> offsets;
+
+  void reserve(size_t rows, const Layout& layout) {
+    grow(levels, rows * layout.inputs);
+    grow(scales, rows * layout.blocks());
+    grow(offsets, rows * layout.blocks());
+  }
+
+ private:
+  template <class T>
+  static void grow(std::vector<T>& array, size_t size) {
+    if (array.size() < size) array.resize(size);
+  }
+};
+
+// One strip of rows. Workers first share the quantization, wait for one another, then share the panels.
+// Waiting cannot lock up: only pieces that a running worker has taken are waited for.
+class Strip {
+ public:
+  Strip(const Isa& isa, const Weights& weights, const float* x, size_t rows, float* out, Scratch& scratch)
+      : isa_(isa), weights_(weights), x_(x), out_(out), scratch_(scratch), tiling_(rows, isa.highest_tile) {
+    const Layout& layout = weights.layout;
+    const size_t together = isa.panels_together(tiling_.height(0));
+    run_panels_ = std::max<size_t>(RUN_BYTES / layout.panel_bytes() / together, 1) * together;
+    piece_rows_ = std::max<size_t>(PIECE / layout.inputs, 1);
+    pieces_ = (rows + piece_rows_ - 1) / piece_rows_;
+    runs_ = (layout.panels() + run_panels_ - 1) / run_panels_;
+  }
+
+  size_t workers() const { return std::min(std::max(runs_, pieces_), MOST_WORKERS); }
+
+  static void work(void* self, size_t) { static_cast<Strip*>(self)->work(); }
+
+ private:
+  void work() {
+    size_t i;
+    while ((i = next_piece_.fetch_add(1, std::memory_order_relaxed)) < pieces_) {
+      quantize(i);
+      done_.fetch_add(1, std::memory_order_release);
+    }
+    for (unsigned spins = 0; done_.load(std::memory_order_acquire) < pieces_; ++spins)
+      if (spins >= SPINS_BEFORE_YIELD) std::this_thread::yield();
+    while ((i = next_run_.fetch_add(1, std::memory_order_relaxed)) < runs_) multiply(i);
+  }
+
+  Activations tile_rows(size_t tile) const {
+    const size_t first = tiling_.first(tile), blocks = weights_.layout.blocks();
+    return {scratch_.levels.data() + first * weights_.layout.inputs, scratch_.scales.data() + first * blocks,
+            scratch_.offsets.data() + first * blocks};
+  }
+
+  void quantize(size_t piece) {
+    const Layout& layout = weights_.layout;
+    const size_t end = std::min((piece + 1) * piece_rows_, tiling_.rows);
+    for (size_t row = piece * piece_rows_; row < end; ++row) {
+      const size_t tile = tiling_.tile_of(row);
+      isa_.quantize({x_ + row * layout.inputs, layout.blocks(), layout.format.block, row - tiling_.first(tile),
+                     tiling_.height(tile), weights_.zeros.empty() ? layout.default_zero() : 1, tile_rows(tile)});
+    }
+  }
+
+  void multiply(size_t run) {
+    const Layout& layout = weights_.layout;
+    const size_t first = run * run_panels_, end = std::min(first + run_panels_, layout.panels());
+    const size_t whole = std::min(end, layout.outputs / PANEL);
+    for (size_t tile = 0; tile < tiling_.tiles; ++tile) {
+      if (first < whole) multiply(tile, first, whole - first, out_ + tiling_.first(tile) * layout.outputs + first * PANEL, layout.outputs);
+      if (whole < end) multiply_last(tile);
+    }
+  }
+
+  void multiply(size_t tile, size_t panel, size_t panels, float* out, size_t stride) {
+    const Layout& layout = weights_.layout;
+    const uint8_t* zeros = weights_.zeros.empty() ? nullptr : weights_.zeros.data() + panel * layout.blocks() * PANEL;
+    const float* bias = weights_.bias.empty() ? nullptr : weights_.bias.data() + panel * PANEL;
+    isa_.multiply({layout.format, layout.blocks(), tiling_.height(tile),
+                   weights_.panels->data() + panel * layout.panel_bytes(), layout.panel_bytes(), zeros, panels, bias,
+                   tile_rows(tile), out, stride});
+  }
+
+  // The panel that has fewer outputs than PANEL.
+  void multiply_last(size_t tile) {
+    const size_t outputs = weights_.layout.outputs, first = outputs / PANEL * PANEL;
+    float sums[HIGHEST_TILE * PANEL];
+    multiply(tile, outputs / PANEL, 1, sums, PANEL);
+    for (size_t row = 0; row < tiling_.height(tile); ++row)
+      std::memcpy(out_ + (tiling_.first(tile) + row) * outputs + first, sums + row * PANEL,
+                  (outputs - first) * sizeof(float));
+  }
+
+  const Isa& isa_;
+  const Weights& weights_;
+  const float* x_;
+  float* out_;
+  Scratch& scratch_;
+  Tiling tiling_;
+  size_t run_panels_, piece_rows_, pieces_, runs_;
+  std::atomic<size_t> next_piece_{0}, done_{0}, next_run_{0};
+};
+
+}  // namespace
+
+void matmul(const Isa& isa, const Weights& weights, const float* x, size_t rows, float* out, const Parallel& parallel) {
+  static thread_local Scratch scratch;
+  scratch.reserve(std::min(rows, MOST_ROWS), weights.layout);
+  for (size_t first = 0; first < rows; first += MOST_ROWS) {
+    Strip strip(isa, weights, x + first * weights.layout.inputs, std::min(rows - first, MOST_ROWS),
+                out + first * weights.layout.outputs, scratch);
+    parallel.run(parallel.context, Strip::work, strip.workers(), &strip);
+  }
+}
+
+}  // namespace pard

@@ -1,0 +1,74 @@
+"""Protocol buffers' wire format: messages as lists of fields, so that a graph can be edited without the onnx package.
+
+Whatever is not edited is written back byte for byte. Source: protobuf.dev, "Encoding".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+WIDTHS = {FIXED64: 8, FIXED32: 4}
+
+Field = tuple[int, int, int | bytes]  # number, wire type, value
+
+
+def fields(data: bytes) -> Iterator[Field]:
+    """The fields of a message in order. ValueError if it is not one."""
+    at, end = 0, len(data)
+    while at < end:
+        key, at = _varint(data, at)
+        number, wire = key >> 3, key & 7
+        if wire == VARINT:
+            value, at = _varint(data, at)
+            yield number, wire, value
+            continue
+        if wire == BYTES:
+            size, at = _varint(data, at)
+        elif wire in WIDTHS:
+            size = WIDTHS[wire]
+        else:
+            raise ValueError(f"wire type {wire} at byte {at}")
+        if at + size > end:
+            raise ValueError(f"a field of {size} bytes at byte {at} of {end}")
+        yield number, wire, data[at : at + size]
+        at += size
+
+
+def message(parts: Iterable[Field]) -> bytes:
+    """The inverse of `fields`."""
+    out = bytearray()
+    for number, wire, value in parts:
+        out += _encoded(number << 3 | wire)
+        if isinstance(value, int):
+            out += _encoded(value)
+            continue
+        if wire == BYTES:
+            out += _encoded(len(value))
+        out += value
+    return bytes(out)
+
+
+def text(number: int, value: str) -> Field:
+    return number, BYTES, value.encode()
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if at >= len(data) or shift > 63:
+            raise ValueError(f"a number that does not end at byte {at}")
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+
+
+def _encoded(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

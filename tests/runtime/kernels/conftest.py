@@ -1,0 +1,87 @@
+"""The native library, called without a session."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from literal_matmul import Floats, Matrix
+
+from pard_onnx.runtime import kernels
+
+Pointer = ctypes.c_void_p
+Size = ctypes.c_size_t
+
+
+class Native:
+    """pard_pack and pard_matmul of testing.cpp."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+        library.pard_pack.argtypes = [ctypes.c_int, Size, Size, Size, *[Pointer] * 4, Size, ctypes.c_char_p, Size]
+        library.pard_pack.restype = Pointer
+        library.pard_matmul.argtypes = [ctypes.c_char_p, Pointer, Pointer, Size, Pointer, Size]
+        library.pard_packed_bytes.argtypes, library.pard_packed_bytes.restype = [Pointer], Size
+        library.pard_free.argtypes = [Pointer]
+
+    def pack(self, matrix: Matrix, threads: int = 1, k: int | None = None) -> int:
+        """A handle to free; ValueError with the library's words where it refuses."""
+        error = ctypes.create_string_buffer(200)
+        arrays = [matrix.levels, matrix.scales, matrix.zero_points, matrix.bias]
+        pointers = [None if a is None else a.ctypes.data for a in arrays]
+        shape = (matrix.n, matrix.k if k is None else k)
+        handle: int | None = self.library.pard_pack(matrix.bits, matrix.block, *shape, *pointers, threads, error, 200)
+        if handle is None:
+            raise ValueError(error.value.decode())
+        return handle
+
+    @contextmanager
+    def packed(self, matrix: Matrix, threads: int = 1) -> Iterator[int]:
+        handle = self.pack(matrix, threads)
+        try:
+            yield handle
+        finally:
+            self.library.pard_free(handle)
+
+    def bytes(self, handle: int) -> int:
+        size: int = self.library.pard_packed_bytes(handle)
+        return size
+
+    def run(self, isa: str, handle: int, n: int, x: Floats, threads: int = 1) -> Floats:
+        out = np.full((len(x), n), np.nan, np.float32)
+        assert self.library.pard_matmul(isa.encode(), handle, x.ctypes.data, len(x), out.ctypes.data, threads)
+        return out
+
+    def matmul(self, isa: str, matrix: Matrix, x: Floats, threads: int = 1) -> Floats:
+        with self.packed(matrix) as handle:
+            return self.run(isa, handle, matrix.n, x, threads)
+
+
+@pytest.fixture(scope="session")
+def native() -> Native:
+    library = kernels.load()
+    if library is None:
+        pytest.skip("the kernels are not built")
+    return Native(library)
+
+
+@pytest.fixture(scope="session")
+def isas(native: Native) -> list[str]:
+    """Those of this processor."""
+    found = [name for name in kernels.ISAS if native.library.pard_select_isa(name.encode())]
+    native.library.pard_select_isa(None)
+    return found
+
+
+@pytest.fixture
+def kernel_variable(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
+    def set_variable(value: str | None) -> None:
+        if value is None:
+            monkeypatch.delenv(kernels.VARIABLE, raising=False)
+        else:
+            monkeypatch.setenv(kernels.VARIABLE, value)
+
+    return set_variable
