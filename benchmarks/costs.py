@@ -55,7 +55,7 @@ def stepper(folder: Path, manifest: Manifest, provider: str, threads: int | None
         draft = DraftSession(*opened)
 
         def propose(context: int, width: int) -> None:
-            draft.pretend(context)
+            draft.cache.pretend(context)
             real = min(width, 4)  # a round's usual number of new tokens; the rest are masks
             draft.step([TOKEN] * real, width - real + 1)
 
@@ -63,7 +63,7 @@ def stepper(folder: Path, manifest: Manifest, provider: str, threads: int | None
     target = TargetSession(*opened)
 
     def verify(context: int, width: int) -> None:
-        target.pretend(context)
+        target.cache.pretend(context)
         target.step([TOKEN] * width, width)
 
     return verify

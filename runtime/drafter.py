@@ -6,15 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-PREFILL_CHUNK = 256  # tokens a call; even, so that exact widths stay exact
+PREFILL_CHUNK = 256  # tokens a call; a multiple of every step width
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Tokens that may follow, and the drafter's probability of each; at most as many as asked for."""
+    """Tokens that may follow, the drafter's probability of each given those before it, and who the drafter is."""
 
     ids: tuple[int, ...] = ()
     probabilities: tuple[float, ...] = ()
+    source: str = "none"
+
+    def first(self, k: int) -> Proposal:
+        """At most the first k tokens."""
+        return self if len(self.ids) <= k else Proposal(self.ids[:k], self.probabilities[:k], self.source)
 
 
 NOTHING = Proposal()
@@ -28,6 +33,10 @@ class Drafter(Protocol):
 
     def propose(self, committed: Sequence[int], k: int) -> Proposal:
         """Up to k >= 1 tokens to follow `committed`, the whole conversation so far."""
+        ...
+
+    def observe(self, drafted: int, matched: int) -> None:
+        """What became of the last proposal: how many of its tokens were verified, and how many of them matched."""
         ...
 
     def rollback(self, length: int) -> None: ...
@@ -52,11 +61,13 @@ class NoDraft:
     def propose(self, committed: Sequence[int], k: int) -> Proposal:
         return NOTHING
 
+    def observe(self, drafted: int, matched: int) -> None: ...
+
     def rollback(self, length: int) -> None: ...
 
 
 class PardDrafter:
-    """One forward pass a round: the real tokens that its cache lacks, then K-1 masks (FACTS: AMD-AGI/PARD)."""
+    """One forward pass a round: the real tokens that its cache lacks, then K-1 masks (reference: AMD-AGI/PARD)."""
 
     def __init__(self, model: DraftModel, chunk: int = PREFILL_CHUNK) -> None:
         self._model = model
@@ -69,13 +80,15 @@ class PardDrafter:
     def rollback(self, length: int) -> None:
         self._model.rollback(length)
 
+    def observe(self, drafted: int, matched: int) -> None: ...
+
     def propose(self, committed: Sequence[int], k: int) -> Proposal:
         # The first draft is read off the last real token's row, so at least that token is fed.
         self._model.rollback(min(self._model.length, len(committed) - 1))
         while len(committed) - self._model.length > self._chunk:
             self._feed(committed[self._model.length : self._model.length + self._chunk], 1)
         ids, probabilities = self._feed(committed[self._model.length :], k)
-        return Proposal(tuple(ids.tolist()), tuple(probabilities.tolist()))
+        return Proposal(tuple(ids.tolist()), tuple(probabilities.tolist()), "pard")
 
     def _feed(self, ids: Sequence[int], k: int) -> tuple[Any, Any]:
         real = self._model.length + len(ids)

@@ -13,12 +13,13 @@ from typing import Any, Literal, Protocol
 
 from pard_onnx.models.errors import BadInput, TooLong
 
-from .accept import accept
-from .drafter import PREFILL_CHUNK, Drafter
+from .drafter import NOTHING, PREFILL_CHUNK, Drafter, Proposal
 from .limits import require_whole
+from .sampler import Chooser, Greedy
+from .widths import ANY, Widths
 
 DRAFT_LIMIT = 32  # with it masks and padding fit the margin of the KV buffers (KV_MARGIN)
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 
 
 class TargetModel(Protocol):
@@ -34,16 +35,24 @@ class TargetModel(Protocol):
     def rollback(self, length: int) -> None: ...
 
 
+class Halted(Exception):
+    """Raised between two steps by whoever watches the models: the generation ends with what it has."""
+
+    def __init__(self, reason: FinishReason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """draft_length: 0 is plain decoding; capacity: tokens, prompt included; even: only even widths and row
-    counts, for bitwise equal rows."""
+    """draft_length: the most drafts a round, 0 is plain decoding; capacity: tokens, prompt included; widths: of
+    the target's steps, and numbers of rows of its LM head."""
 
     max_new_tokens: int
     draft_length: int
     capacity: int
     eos_ids: frozenset[int] = frozenset()
-    even: bool = False
+    widths: Widths = ANY
     chunk: int = PREFILL_CHUNK
 
     def __post_init__(self) -> None:
@@ -64,10 +73,10 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One round; the first (drafted 0) is the prompt's.
+    """One round; the first (drafted 0) is the prompt's. A halt gives a last one in which nothing was accepted.
 
     tokens: new ones, none past EOS and EOS itself left out; drafted: proposed; matched: of those, accepted
-    up to EOS; accepted: committed by the target, bonus and EOS included; seconds of this round.
+    up to EOS; accepted: committed by the target, bonus and EOS included; seconds of this round; source: who drafted.
     """
 
     tokens: tuple[int, ...]
@@ -75,31 +84,41 @@ class Step:
     matched: int
     accepted: int
     finish_reason: FinishReason | None
-    draft_seconds: float
-    verify_seconds: float
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    source: str = NOTHING.source
 
 
 def decode(
-    target: TargetModel, drafter: Drafter, committed: list[int], settings: Settings
+    target: TargetModel,
+    drafter: Drafter,
+    committed: list[int],
+    settings: Settings,
+    chooser: Chooser | None = None,
 ) -> Generator[Step, None, None]:
-    """Greedy decoding. Steps until one has a finish_reason; no token beyond max_new_tokens or capacity."""
+    """Steps until one has a finish_reason; no token beyond max_new_tokens or capacity. Greedy without a chooser."""
     remaining = settings.room(len(committed))
+    chooser = chooser or Greedy()
     try:
         start = perf_counter()
-        first = prefill(target, committed, settings)
-        step = commit(committed, (), [first], remaining, settings.eos_ids, (0.0, perf_counter() - start))
+        prefill(target, committed, settings)
+        chosen = choose(target, committed, NOTHING, settings, chooser)
+        step = commit(committed, NOTHING, chosen, remaining, settings.eos_ids, (0.0, perf_counter() - start))
         yield step
         while step.finish_reason is None:
             remaining -= len(step.tokens)
             start = perf_counter()
             k = min(settings.draft_length, remaining - 1)  # the target always adds one of its own
-            drafts = drafter.propose(committed, k).ids[:k] if k else ()
+            proposal = drafter.propose(committed, k).first(k) if k else NOTHING
             drafted = perf_counter()
-            chosen = choose(target, [committed[-1], *drafts], len(drafts) + 1, settings.even)
+            chosen = choose(target, committed, proposal, settings, chooser)
             seconds = (drafted - start, perf_counter() - drafted)
-            step = commit(committed, drafts, chosen, remaining, settings.eos_ids, seconds)
+            step = commit(committed, proposal, chosen, remaining, settings.eos_ids, seconds)
             target.rollback(len_cached(target.length, committed))
+            drafter.observe(len(proposal.ids), len(chosen) - 1)
             yield step
+    except Halted as halt:
+        yield Step((), 0, 0, 0, halt.reason)
     finally:
         target.rollback(len_cached(target.length, committed))
         drafter.rollback(min(drafter.length, len(committed)))
@@ -110,47 +129,50 @@ def len_cached(length: int, committed: Sequence[int]) -> int:
     return min(length, len(committed) - 1)
 
 
-def prefill(target: TargetModel, committed: Sequence[int], settings: Settings) -> int:
-    """Bring the target's cache up to `committed`, a chunk at a time; the token it chooses next."""
+def prefill(target: TargetModel, committed: Sequence[int], settings: Settings) -> None:
+    """Bring the target's cache up to `committed` but for its last tokens, at most a chunk of them."""
     target.rollback(len_cached(target.length, committed))  # one row must be computed to choose from
     while len(committed) - target.length > settings.chunk:
         target.step(committed[target.length : target.length + settings.chunk], 1)
-    return choose(target, committed[target.length :], 1, settings.even)[0]
 
 
-def choose(target: TargetModel, ids: Sequence[int], keep: int, even: bool) -> list[int]:
-    """The target's greedy ids after each of the last `keep` of ids, which its cache then holds."""
+def choose(
+    target: TargetModel, committed: Sequence[int], proposal: Proposal, settings: Settings, chooser: Chooser
+) -> list[int]:
+    """The target's tokens after `committed`, the drafts that they match and one more; its cache then holds the
+    drafts, right or wrong."""
+    ids = [*committed[target.length :], *proposal.ids]
+    keep = len(proposal.ids) + 1
     real = target.length + len(ids)
-    padding = len(ids) % 2 if even else 0
-    rows = keep + padding
-    rows += rows % 2 if even else 0  # the LM head's matmul has a width, too
-    logits = target.step([*ids, ids[-1]] if padding else ids, rows)
-    target.rollback(real)  # the padding token's row is not kept
+    padding = settings.widths.fit(len(ids)) - len(ids)
+    rows = settings.widths.fit(keep + padding)  # the LM head's matmul has a width, too
+    logits = target.step([*ids, *[ids[-1]] * padding], rows)
+    target.rollback(real)  # the padding tokens' rows are not kept
     last = rows - padding
-    chosen: list[int] = logits[last - keep : last].argmax(axis=-1).tolist()
-    return chosen
+    return chooser.choose(logits[last - keep : last], committed, proposal.ids)
 
 
 def commit(
     committed: list[int],
-    drafts: Sequence[int],
+    proposal: Proposal,
     chosen: Sequence[int],
     remaining: int,
     eos_ids: frozenset[int],
     seconds: tuple[float, float],
 ) -> Step:
-    """Append what the target accepts to `committed`, up to EOS."""
-    accepted = accept(drafts, chosen)
-    end = next((i for i, token in enumerate(accepted.tokens) if token in eos_ids), None)
-    tokens = accepted.tokens[:end]
+    """Append what the target chose to `committed`, up to EOS."""
+    end = next((i for i, token in enumerate(chosen) if token in eos_ids), None)
+    tokens = tuple(chosen[:end])
     committed.extend(tokens)
+    matched = len(chosen) - 1
     reason: FinishReason | None = "length" if len(tokens) == remaining else None
     return Step(
         tokens=tokens,
-        drafted=len(drafts),
-        matched=accepted.matched if end is None else min(accepted.matched, end + 1),
+        drafted=len(proposal.ids),
+        matched=matched if end is None else min(matched, end + 1),
         accepted=len(tokens) + (end is not None),
         finish_reason="stop" if end is not None else reason,
         draft_seconds=seconds[0],
         verify_seconds=seconds[1],
+        source=proposal.source,
     )

@@ -26,6 +26,7 @@ from .stop import stop_strings
 from .stream import Facts, Stream, Writer, chunks
 from .text import TOKENIZER, Message, Text, first_difference
 from .threads import Threads
+from .widths import ANY, EVEN
 
 Prompt = str | Sequence[int] | Sequence[Message]
 WANTED = "a prompt is text, token ids, or a list of messages with role and content"
@@ -160,7 +161,7 @@ class Pair:
         ids = self._ids(prompt, chat)
         even = exact and quantized(self.target.recipe)
         eos_ids = frozenset(self.target.spec.vocabulary.eos_ids)
-        settings = Settings(max_new_tokens, draft_length, self.capacity, eos_ids, even)
+        settings = Settings(max_new_tokens, draft_length, self.capacity, eos_ids, EVEN if even else ANY)
         settings.room(len(ids))
         return Stream(self._run(ids, settings, stops, Facts(len(ids), start, exact, self._provider.key)))
 

@@ -1,4 +1,4 @@
-"""An ONNX Runtime session with its KV cache: buffers allocated and bound once, rolled back by numbers.
+"""An ONNX Runtime session on the KV cache of a conversation: buffers bound once, rolled back by numbers.
 
 GroupQueryAttention does not notice lengths beyond its buffers (it concatenates, or reads past the end), so
 every call checks its bounds first.
@@ -6,7 +6,7 @@ every call checks its bounds first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pard_onnx.models.errors import BadArtifact, Failure, TooLong
 from pard_onnx.models.manifest import Manifest
 
+from .kv_cache import KvCache
 from .providers import Provider, onnxruntime
 from .threads import Threads, apply
 
@@ -24,6 +25,7 @@ ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Watch = Callable[[], None]
 
 
 def open_graph(path: Path, provider: Provider, threads: Threads) -> Any:
@@ -41,68 +43,67 @@ def open_graph(path: Path, provider: Provider, threads: Threads) -> Any:
         raise BadArtifact(f"{path} cannot be loaded on {provider.key}: {reason}") from error
 
 
+def nothing() -> None:
+    """Nobody watches."""
+
+
 class Session:
-    """What target and draft share. `length` counts the tokens in the cache; not thread-safe."""
+    """What target and draft share. `length` counts the tokens in the cache that is attached; not thread-safe."""
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
         self._value = onnxruntime().OrtValue.ortvalue_from_numpy
         self._path = folder / GRAPH
         self._session = open_graph(self._path, provider, threads)
         self._binding = self._session.io_binding()
-        self._rows = manifest.kv_rows
-        self._length = 0
-        self._ids: Ids = np.zeros((1, self._rows), np.int64)
-        self._ones: Ids = np.ones((1, self._rows), np.int64)
+        self._ids: Ids = np.zeros((1, manifest.kv_rows), np.int64)
+        self._ones: Ids = np.ones((1, manifest.kv_rows), np.int64)
         self._count: Ids = np.zeros(1, np.int64)
         self._count_value = self._value(self._count)
         self._widths: dict[int, Any] = {}
-        self._bind_cache(manifest)
+        self._watch: Watch = nothing
+        self.manifest = manifest
+        self.cache = KvCache(manifest)
+        self.cache.bind(self._binding)
 
-    def _bind_cache(self, manifest: Manifest) -> None:
-        """Past and present of each layer are one buffer, updated in place."""
-        shape = (1, manifest.spec.kv_heads, self._rows, manifest.spec.head_dim)
-        for layer in range(manifest.spec.layers):
-            for part in ("key", "value"):
-                buffer = self._value(np.zeros(shape, np.dtype(manifest.kv_dtype)))
-                self._binding.bind_ortvalue_input(f"past_key_values.{layer}.{part}", buffer)
-                self._binding.bind_ortvalue_output(f"present.{layer}.{part}", buffer)
+    def attach(self, cache: KvCache) -> None:
+        """Go on in another conversation's cache; one made for this model."""
+        if cache is not self.cache:
+            cache.bind(self._binding)
+            self.cache = cache
+
+    def watch(self, watch: Watch = nothing) -> None:
+        """Call `watch` before every step; what it raises ends the step before it began."""
+        self._watch = watch
 
     @property
     def length(self) -> int:
-        return self._length
+        return self.cache.length
 
     def rollback(self, length: int) -> None:
         """Forget the cache's rows from `length` on."""
-        if not 0 <= length <= self._length:
-            raise ValueError(f"a cache of {self._length} tokens cannot be rolled back to {length}")
-        self._length = length
-
-    def pretend(self, length: int) -> None:
-        """Treat the cache as if it held so many tokens, whatever is in it: for measuring what steps cost."""
-        if not 0 <= length <= self._rows:
-            raise ValueError(f"a cache of {self._rows} rows cannot hold {length} tokens")
-        self._length = length
+        self.cache.rollback(length)
 
     def _run(self, ids: Sequence[int], written: int, count_name: str, count: int) -> None:
         """One call that writes the KV rows length .. length + written - 1."""
-        width, end = len(ids), self._length + written
+        self._watch()
+        width, end = len(ids), self.length + written
         if not width:
             raise ValueError("a step needs at least one token")
-        if end > self._rows:
-            raise TooLong(f"{self._length} tokens and {written} more exceed the {self._rows} rows of the KV cache")
+        if end > self.cache.rows:
+            raise TooLong(f"{self.length} tokens and {written} more exceed the {self.cache.rows} rows of the KV cache")
         self._ids[0, :width] = ids
         if width not in self._widths:
             self._widths[width] = self._value(self._ids[:, :width])
         self._count[0] = count
         # Bound again although the memory is the same: a provider off the CPU copies when binding.
         self._binding.bind_ortvalue_input("input_ids", self._widths[width])
-        self._binding.bind_ortvalue_input("attention_mask", self._value(self._ones[:, : self._length + width]))
+        self._binding.bind_ortvalue_input("attention_mask", self._value(self._ones[:, : self.length + width]))
         self._binding.bind_ortvalue_input(count_name, self._count_value)
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise Failure(f"{self._path}: ONNX Runtime failed in a step: {error}") from error
-        self._length = end
+        self.cache.length = end
 
 
 class TargetSession(Session):

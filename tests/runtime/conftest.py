@@ -164,11 +164,15 @@ class ScriptedDrafter:
 
     script: Callable[[Sequence[int], int], Sequence[int]]
     length: int = 0
+    observed: list[tuple[int, int]] = field(default_factory=list)
 
     def propose(self, committed: Sequence[int], k: int) -> Proposal:
         self.length = len(committed)
         ids = tuple(self.script(committed, k))
-        return Proposal(ids, (1.0,) * len(ids))
+        return Proposal(ids, (1.0,) * len(ids), "script")
+
+    def observe(self, drafted: int, matched: int) -> None:
+        self.observed.append((drafted, matched))
 
     def rollback(self, length: int) -> None:
         assert 0 <= length <= self.length

@@ -13,6 +13,7 @@ from pard_onnx.models.errors import BadInput, TooLong
 from pard_onnx.models.manifest import KV_MARGIN
 from pard_onnx.runtime.drafter import NoDraft, PardDrafter
 from pard_onnx.runtime.loop import DRAFT_LIMIT, Settings, decode
+from pard_onnx.runtime.widths import CANDIDATES
 
 Next = Callable[[Sequence[int]], int]
 VOCABULARY = 7
@@ -47,8 +48,8 @@ def cases(draw: st.DrawFn) -> SimpleNamespace:
             draft_length=draw(st.integers(1, 9)),
             capacity=draw(st.integers(len(prompt) + 1, 40)),
             eos_ids=draw(st.sampled_from([frozenset(), frozenset({0}), frozenset({1, 5})])),
-            even=draw(st.booleans()),
-            chunk=draw(st.sampled_from([2, 4, 256])),
+            widths=draw(st.sampled_from(CANDIDATES)),
+            chunk=draw(st.sampled_from([8, 16, 256])),
         ),
     )
 
@@ -91,10 +92,9 @@ def test_pard_gives_plain_greedy_tokens(fakes: SimpleNamespace, case: SimpleName
         assert len(step.tokens) <= step.accepted <= step.drafted + 1
         last = step
     assert (tokens, last.finish_reason) == expected(case)
-    if case.settings.even:
-        assert all(width % 2 == 0 for width in target.widths)
-        read = [keep for keep, width in zip(target.kept, target.widths, strict=True) if width != case.settings.chunk]
-        assert all(keep % 2 == 0 for keep in read)
+    assert all(width in case.settings.widths for width in target.widths)
+    read = [keep for keep, width in zip(target.kept, target.widths, strict=True) if width != case.settings.chunk]
+    assert all(keep in case.settings.widths for keep in read)
 
 
 @settings(max_examples=200, deadline=None)
@@ -118,8 +118,7 @@ def test_plain_decoding_is_the_same_loop(fakes: SimpleNamespace, case: SimpleNam
     steps = list(decode(target, NoDraft(), committed, case.settings))
     assert (committed[len(case.prompt) :], steps[-1].finish_reason) == expected(case)
     assert all(step.drafted == 0 for step in steps)
-    narrow = [width for width in target.widths[1:] if width <= 2]
-    assert set(narrow) <= ({2} if case.settings.even else {1, 2})
+    assert target.widths[-1] == case.settings.widths.fit(1) or len(steps) == 1
 
 
 @settings(max_examples=200, deadline=None)
