@@ -14,12 +14,12 @@ namespace pard {
 namespace {
 
 struct Avx2 : Vector256 {
-  template <int BITS>
+  template <int BITS, size_t ROWS>
   struct Sum;
 };
 
-template <>
-struct Avx2::Sum<4> {
+template <size_t ROWS>
+struct Avx2::Sum<4, ROWS> {
   using Levels = Nibbles;
   Int value, pairs;
 
@@ -39,8 +39,8 @@ struct Avx2::Sum<4> {
   Int total() const { return value; }
 };
 
-template <>
-struct Avx2::Sum<8> {
+template <size_t ROWS>
+struct Avx2::Sum<8, ROWS> {
   using Levels = Nibbles;
   Int value, low, high;
 
@@ -63,8 +63,7 @@ struct Avx2::Sum<8> {
 
 }  // namespace
 
-const Isa AVX2 = {"avx2",       Avx2::HIGHEST_TILE, Avx2::panels_together,
-                  cpu_has_avx2, quantize<Avx2>,     multiply<Avx2>};
+const Isa AVX2 = {"avx2", Avx2::HIGHEST_TILE, cpu_has_avx2, quantize<Avx2>, multiply<Avx2>};
 
 }  // namespace pard
 #include "target_end.h"

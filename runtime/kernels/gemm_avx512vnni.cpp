@@ -16,11 +16,9 @@ struct Avx512Vnni {
   using Float = __m512;
   static constexpr size_t LANES = 16;
   static constexpr size_t HIGHEST_TILE = 12;  // 12 sums, 12 results, weights, scales: 16 rows spill
+  static constexpr size_t SPLIT = 6;
 
-  // Few rows need several panels to keep enough chains of additions in flight.
-  static constexpr size_t panels_together(size_t rows) { return rows <= 2 ? 4 : rows <= 6 ? 2 : 1; }
-
-  template <int BITS>
+  template <int BITS, size_t ROWS>
   struct Sum;
 
   static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
@@ -46,27 +44,32 @@ struct Avx512Vnni {
   }
 };
 
-template <>
-struct Avx512Vnni::Sum<4> {
+template <size_t ROWS>
+struct Avx512Vnni::Sum<4, ROWS> {
   struct Levels {
     Int low, high;
   };
-  Int value;
+  Int value, other;
 
   static Levels load(const uint8_t* at) {
     const Int bytes = _mm512_loadu_si512(at), mask = _mm512_set1_epi8(15);
     return {_mm512_and_si512(bytes, mask), _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask)};
   }
-  void start(Int x) { value = x; }
+  void start(Int x) {
+    value = x;
+    other = _mm512_setzero_si512();
+  }
   void add(Levels w, const Int (&a)[2]) {
-    value = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(value, w.low, a[0]), w.high, a[1]);
+    value = _mm512_dpbusd_epi32(value, w.low, a[0]);
+    Int& second = ROWS <= SPLIT ? other : value;
+    second = _mm512_dpbusd_epi32(second, w.high, a[1]);
   }
   void flush() {}
-  Int total() const { return value; }
+  Int total() const { return ROWS <= SPLIT ? _mm512_add_epi32(value, other) : value; }
 };
 
-template <>
-struct Avx512Vnni::Sum<8> {
+template <size_t ROWS>
+struct Avx512Vnni::Sum<8, ROWS> {
   using Levels = Int;
   Int value;
 
@@ -79,8 +82,7 @@ struct Avx512Vnni::Sum<8> {
 
 }  // namespace
 
-const Isa AVX512_VNNI = {"avx512-vnni", Avx512Vnni::HIGHEST_TILE, Avx512Vnni::panels_together, cpu_has_avx512_vnni, quantize<Avx512Vnni>,
-                         multiply<Avx512Vnni>};
+const Isa AVX512_VNNI = {"avx512-vnni", Avx512Vnni::HIGHEST_TILE, cpu_has_avx512_vnni, quantize<Avx512Vnni>, multiply<Avx512Vnni>};
 
 }  // namespace pard
 #include "target_end.h"

@@ -13,12 +13,12 @@ namespace pard {
 namespace {
 
 struct AvxVnni : Vector256 {
-  template <int BITS>
+  template <int BITS, size_t ROWS>
   struct Sum;
 };
 
-template <>
-struct AvxVnni::Sum<4> {
+template <size_t ROWS>
+struct AvxVnni::Sum<4, ROWS> {
   using Levels = Nibbles;
   Int value;
 
@@ -31,8 +31,8 @@ struct AvxVnni::Sum<4> {
   Int total() const { return value; }
 };
 
-template <>
-struct AvxVnni::Sum<8> {
+template <size_t ROWS>
+struct AvxVnni::Sum<8, ROWS> {
   using Levels = Int;
   Int value;
 
@@ -45,8 +45,7 @@ struct AvxVnni::Sum<8> {
 
 }  // namespace
 
-const Isa AVX_VNNI = {"avx-vnni",       AvxVnni::HIGHEST_TILE, AvxVnni::panels_together,
-                      cpu_has_avx_vnni, quantize<AvxVnni>,     multiply<AvxVnni>};
+const Isa AVX_VNNI = {"avx-vnni", AvxVnni::HIGHEST_TILE, cpu_has_avx_vnni, quantize<AvxVnni>, multiply<AvxVnni>};
 
 }  // namespace pard
 #include "target_end.h"

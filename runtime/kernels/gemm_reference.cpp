@@ -12,8 +12,6 @@ constexpr float SMALLEST_PEAK = 0x1p-121f;  // below it 127 / peak overflows; su
 
 bool always() { return true; }
 
-size_t one_panel(size_t) { return 1; }
-
 void quantize(const QuantizeRow& job) {
   for (size_t b = 0; b < job.blocks; ++b) {
     const float* source = job.source + b * job.block;
@@ -74,6 +72,6 @@ void multiply(const Tile& tile) {
 
 }  // namespace
 
-const Isa REFERENCE = {"reference", 8, one_panel, always, quantize, multiply};
+const Isa REFERENCE = {"reference", 8, always, quantize, multiply};
 
 }  // namespace pard

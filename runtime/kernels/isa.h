@@ -32,7 +32,6 @@ struct Tile {
 struct Isa {
   const char* name;
   size_t highest_tile;
-  size_t (*panels_together)(size_t height);  // what a run of panels should be a multiple of
   bool (*supported)();
   void (*quantize)(const QuantizeRow&);
   void (*multiply)(const Tile&);

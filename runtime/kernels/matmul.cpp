@@ -10,7 +10,8 @@ namespace pard {
 namespace {
 
 constexpr size_t MOST_WORKERS = 64;         // tasks offered to the pool; each works until nothing is left
-constexpr size_t RUN_BYTES = 64 << 10;      // weights that a worker takes at a time, about
+constexpr size_t LEAST_BYTES = 64 << 10;    // weights that a worker takes at a time, about
+constexpr size_t CACHED_BYTES = 256 << 10;  // weights that stay in a core's cache while tiles of rows pass, about
 constexpr size_t PIECE = 2048;              // activations that a worker quantizes at a time, about
 constexpr unsigned SPINS_BEFORE_YIELD = 4096;
 
@@ -33,6 +34,11 @@ struct Scratch {
   }
 };
 
+size_t processors() {
+  static const size_t count = std::max(std::thread::hardware_concurrency(), 1u);
+  return count;
+}
+
 // One strip of rows. Workers first share the quantization, wait for one another, then share the panels.
 // Waiting cannot lock up: only pieces that a running worker has taken are waited for.
 class Strip {
@@ -40,14 +46,15 @@ class Strip {
   Strip(const Isa& isa, const Weights& weights, const float* x, size_t rows, float* out, Scratch& scratch)
       : isa_(isa), weights_(weights), x_(x), out_(out), scratch_(scratch), tiling_(rows, isa.highest_tile) {
     const Layout& layout = weights.layout;
-    const size_t together = isa.panels_together(tiling_.height(0));
-    run_panels_ = std::max<size_t>(RUN_BYTES / layout.panel_bytes() / together, 1) * together;
+    least_panels_ = std::max<size_t>(LEAST_BYTES / layout.panel_bytes(), 1);
+    cached_panels_ = tiling_.tiles == 1 ? layout.panels() : std::max<size_t>(CACHED_BYTES / layout.panel_bytes(), 1);
     piece_rows_ = std::max<size_t>(PIECE / layout.inputs, 1);
     pieces_ = (rows + piece_rows_ - 1) / piece_rows_;
-    runs_ = (layout.panels() + run_panels_ - 1) / run_panels_;
   }
 
-  size_t workers() const { return std::min(std::max(runs_, pieces_), MOST_WORKERS); }
+  size_t workers() const {
+    return std::min(std::max(weights_.layout.panels() / least_panels_ + 1, pieces_), MOST_WORKERS);
+  }
 
   static void work(void* self, size_t) { static_cast<Strip*>(self)->work(); }
 
@@ -60,7 +67,21 @@ class Strip {
     }
     for (unsigned spins = 0; done_.load(std::memory_order_acquire) < pieces_; ++spins)
       if (spins >= SPINS_BEFORE_YIELD) std::this_thread::yield();
-    while ((i = next_run_.fetch_add(1, std::memory_order_relaxed)) < runs_) multiply(i);
+    for (size_t first, count; (count = take(first)) > 0;)
+      for (size_t end = first + count; first < end; first += cached_panels_)
+        multiply(first, std::min(first + cached_panels_, end));
+  }
+
+  // The next panels that nobody has: many at first, as a long stream of weights is the fastest, then fewer, so that
+  // all workers end together.
+  size_t take(size_t& first) {
+    const size_t panels = weights_.layout.panels();
+    first = next_panel_.load(std::memory_order_relaxed);
+    for (size_t count; first < panels;) {
+      count = std::min(std::max((panels - first) / (2 * processors()), least_panels_), panels - first);
+      if (next_panel_.compare_exchange_weak(first, first + count, std::memory_order_relaxed)) return count;
+    }
+    return 0;
   }
 
   Activations tile_rows(size_t tile) const {
@@ -79,12 +100,12 @@ class Strip {
     }
   }
 
-  void multiply(size_t run) {
+  void multiply(size_t first, size_t end) {
     const Layout& layout = weights_.layout;
-    const size_t first = run * run_panels_, end = std::min(first + run_panels_, layout.panels());
     const size_t whole = std::min(end, layout.outputs / PANEL);
     for (size_t tile = 0; tile < tiling_.tiles; ++tile) {
-      if (first < whole) multiply(tile, first, whole - first, out_ + tiling_.first(tile) * layout.outputs + first * PANEL, layout.outputs);
+      float* out = out_ + tiling_.first(tile) * layout.outputs + first * PANEL;
+      if (first < whole) multiply(tile, first, whole - first, out, layout.outputs);
       if (whole < end) multiply_last(tile);
     }
   }
@@ -114,8 +135,8 @@ class Strip {
   float* out_;
   Scratch& scratch_;
   Tiling tiling_;
-  size_t run_panels_, piece_rows_, pieces_, runs_;
-  std::atomic<size_t> next_piece_{0}, done_{0}, next_run_{0};
+  size_t least_panels_, cached_panels_, piece_rows_, pieces_;
+  std::atomic<size_t> next_piece_{0}, done_{0}, next_panel_{0};
 };
 
 }  // namespace

@@ -14,8 +14,6 @@ struct Vector256 {
   static constexpr size_t LANES = 8;
   static constexpr size_t HIGHEST_TILE = 4;  // 16 registers: 8 sums, weights, activations; the results spill
 
-  static constexpr size_t panels_together(size_t rows) { return rows == 1 ? 2 : 1; }
-
   static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
   static Float zero() { return _mm256_setzero_ps(); }
   static Float load(const float* at) { return _mm256_loadu_ps(at); }
