@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from pard_onnx.models.json_files import read_json
 from pard_onnx.models.spec import Llama3Scaling, ModelSpec
 from pard_onnx.models.tensors import TensorEntry, read_tensor, row_blocks
 
+Progress = Callable[[str, int, int], None]  # stage, done, total
 GgufFormat = Literal["q4_0", "q8_0", "f32"]
 BLOCK = 32  # values that share a scale in Q4_0 and Q8_0
 PRE_TOKENIZERS = {"qwen2": "qwen2", "qwen3": "qwen2", "llama": "llama-bpe"}  # llama.cpp's names of the split patterns
@@ -38,22 +41,54 @@ NAMES = {
 }
 
 
-def write_gguf(checkpoint: Checkpoint, output: Path, form: GgufFormat) -> None:
+def write_gguf(
+    checkpoint: Checkpoint,
+    output: Path,
+    form: GgufFormat,
+    *,
+    native: bool = False,
+    progress: Progress = lambda *_: None,
+) -> None:
     """Write `output`; matrices in `form`, head and embedding too, everything else float32.
 
+    native: under the family's own name and in its own order even where llama.cpp wants another (`architecture`).
     Holds one packed matrix at a time. Raises BadInput where the gguf package is missing, BadCheckpoint where
-    the model or its tokenizer has no GGUF form here.
+    the tokenizer has no GGUF form here.
     """
     gguf = _library()
     spec = checkpoint.spec
-    pieces = _tokenizer(checkpoint)
-    writer = gguf.GGUFWriter(output, architecture(spec))
+    name = spec.family if native else architecture(spec)
+    tokenizer = _tokenizer(checkpoint)
+    writer = gguf.GGUFWriter(output, name)
     try:
         _write_facts(writer, spec, form)
-        _write_tokenizer(writer, spec, *pieces)
-        _write_tensors(gguf, writer, checkpoint, form)
+        _write_tokenizer(writer, spec, *tokenizer)
+        _write_tensors(gguf, writer, checkpoint, Plan(form, spec.head_dim if name == "llama" else 0), progress)
     finally:
         writer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """pairs: the head_dim where rotary pairs become neighbours, as llama.cpp's llama wants them; else 0."""
+
+    form: GgufFormat
+    pairs: int
+
+    def blocks(self, name: str, entry: TensorEntry) -> list[slice]:
+        """Slices of rows that can be read one by one; the whole tensor where rows change places."""
+        return [slice(None)] if self._paired(name) else list(row_blocks(entry))
+
+    def read(self, name: str, entry: TensorEntry, rows: slice) -> NDArray[np.float32]:
+        found = read_tensor(entry, rows)
+        if not self._paired(name):
+            return found
+        # transformers turns row i with i + head_dim / 2, llama.cpp 2i with 2i + 1
+        halves = found.reshape(-1, 2, self.pairs // 2, *found.shape[1:])
+        return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(found.shape)
+
+    def _paired(self, name: str) -> bool:
+        return bool(self.pairs) and name.split(".")[-2] in ("q_proj", "k_proj")
 
 
 def _library() -> Any:
@@ -123,10 +158,10 @@ def _write_tokenizer(writer: Any, spec: ModelSpec, tokens: list[str], types: lis
         writer.add_chat_template(spec.chat_template)
 
 
-def _write_tensors(gguf: Any, writer: Any, checkpoint: Checkpoint, form: GgufFormat) -> None:
+def _write_tensors(gguf: Any, writer: Any, checkpoint: Checkpoint, plan: Plan, progress: Progress) -> None:
     """All infos, which the format wants first, then the data."""
     factors = rope_factors(checkpoint.spec)
-    kinds = {name: _kind(gguf, entry, form) for name, entry in checkpoint.tensors.items()}
+    kinds = {name: _kind(gguf, entry, plan.form) for name, entry in checkpoint.tensors.items()}
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
     for name, entry in checkpoint.tensors.items():
@@ -138,9 +173,11 @@ def _write_tensors(gguf: Any, writer: Any, checkpoint: Checkpoint, form: GgufFor
     writer.write_ti_data_to_file()
     if factors is not None:
         writer.write_tensor_data(factors)
-    for name, entry in checkpoint.tensors.items():
-        blocks = (_rows(checkpoint.spec, name, entry, rows) for rows in _blocks(checkpoint.spec, name, entry))
+    for done, (name, entry) in enumerate(checkpoint.tensors.items()):
+        progress("gguf", done, len(checkpoint.tensors))
+        blocks = (plan.read(name, entry, rows) for rows in plan.blocks(name, entry))
         writer.write_tensor_data(np.concatenate([gguf.quants.quantize(block, kinds[name]) for block in blocks]))
+    progress("gguf", len(checkpoint.tensors), len(checkpoint.tensors))
 
 
 def _kind(gguf: Any, entry: TensorEntry, form: GgufFormat) -> Any:
@@ -155,24 +192,6 @@ def gguf_name(name: str) -> str:
         return f"{NAMES[stem]}.{kind}"
     _, _, layer, part = stem.split(".", 3)
     return f"blk.{layer}.{NAMES[part]}.{kind}"
-
-
-def _blocks(spec: ModelSpec, name: str, entry: TensorEntry) -> list[slice]:
-    """Slices of rows that can be read one by one; whole tensors where rows change places."""
-    return [slice(None)] if _interleaved(spec, name) else list(row_blocks(entry))
-
-
-def _rows(spec: ModelSpec, name: str, entry: TensorEntry, rows: slice) -> NDArray[np.float32]:
-    found = read_tensor(entry, rows)
-    if not _interleaved(spec, name):
-        return found
-    # llama.cpp turns neighbours where transformers turns halves: row i of the halves' order goes to 2i, 2i + 1
-    halves = found.reshape(-1, 2, spec.head_dim // 2, *found.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(found.shape)
-
-
-def _interleaved(spec: ModelSpec, name: str) -> bool:
-    return architecture(spec) == "llama" and ".self_attn." in name and name.split(".")[-2] in ("q_proj", "k_proj")
 
 
 def rope_factors(spec: ModelSpec) -> NDArray[np.float32] | None:

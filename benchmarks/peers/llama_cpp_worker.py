@@ -118,7 +118,7 @@ def drafted(draft: Model, sure: float) -> Propose:
         while len(found) < most:
             logits = draft.feed(pending, 1)[0]
             best = int(logits.argmax())
-            if sure and 1 < sure * float(np.exp(logits - logits[best]).sum()):
+            if sure and sure * float(np.exp(logits - logits[best]).sum()) > 1:
                 break
             found.append(best)
             pending = [best]

@@ -1,12 +1,10 @@
-"""OpenVINO GenAI's LLMPipeline on a GGUF file: plain, with an autoregressive draft, or with prompt lookup."""
+"""OpenVINO GenAI's LLMPipeline: plain, with an autoregressive draft, or with prompt lookup."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from worker_protocol import Emit, Generate, Request, serve
-
-BLOCK_TOKENS = 32  # of the paged KV cache on CPU
 
 
 def load(request: Request) -> Generate:

@@ -11,15 +11,17 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TextIO
 
-WARM_UP_TOKENS = 16  # as many as a draft's rounds need to be seen once
+WARM_UP_TOKENS = 16  # enough for a few rounds of every kind
 Emit = Callable[[Iterable[int]], None]
 Generate = Callable[[list[int], int, Emit], None]
+Send = Callable[..., None]  # an event's fields
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,6 @@ class Request:
     def longest(self) -> int:
         """Tokens of the longest prompt and all that may follow it."""
         return max(map(len, self.prompts)) + self.max_new_tokens
-
-
-class Skipped(Exception):
-    """The peer cannot run here; the text says why, and what would help."""
 
 
 class Recorder:
@@ -74,17 +72,24 @@ def serve(packages: Iterable[str], load: Callable[[Request], Generate]) -> None:
     load: makes `generate(prompt, limit, emit)` ready, and imports the framework, so that a missing one is an
     event like others. Tokens given to `emit` are timed as they come; what follows an EOS or the limit is dropped.
     """
+    script(lambda request, send: _answer(Request(**request), packages, load, send))
+
+
+def script(work: Callable[[dict[str, Any], Send], None]) -> None:
+    """Do `work` with the request on stdin; what goes wrong becomes the last event."""
     events = own_stdout()
-    request = Request(**json.loads(sys.stdin.readline()))
+
+    def send(**event: Any) -> None:
+        events.write(json.dumps(event) + "\n")
+        events.flush()
+
     try:
-        _answer(request, packages, load, events)
+        work(json.loads(sys.stdin.readline()), send)
     except ImportError as error:
-        name = (error.name or str(error)).split(".")[0]
-        _send(events, event="skipped", reason=f"{name} is not installed" if error.name else str(error))
-    except Skipped as reason:
-        _send(events, event="skipped", reason=one_line(reason))
+        name = (error.name or "").split(".")[0]
+        send(event="skipped", reason=f"{name} is not installed" if name else one_line(error))
     except Exception as error:
-        _send(events, event="failed", reason=f"{type(error).__name__}: {one_line(error)}")
+        send(event="failed", reason=f"{type(error).__name__}: {one_line(error)}")
 
 
 def own_stdout() -> TextIO:
@@ -95,38 +100,30 @@ def own_stdout() -> TextIO:
     return events
 
 
-def _answer(request: Request, packages: Iterable[str], load: Callable[[Request], Generate], events: TextIO) -> None:
+def _answer(request: Request, packages: Iterable[str], load: Callable[[Request], Generate], send: Send) -> None:
     os.environ["OMP_NUM_THREADS"] = str(request.threads)  # before any framework reads it
     before = perf_counter()
     generate = load(request)
-    _send(events, event="ready", version=versions(packages), load_seconds=perf_counter() - before)
+    send(event="ready", versions=versions(packages), load_seconds=perf_counter() - before)
     for i in range(request.warm_up):
-        prompt = request.prompts[i % len(request.prompts)]
-        limit = min(WARM_UP_TOKENS, request.max_new_tokens)
+        prompt, limit = request.prompts[i % len(request.prompts)], min(WARM_UP_TOKENS, request.max_new_tokens)
         generate(prompt, limit, Recorder(limit, request.eos_ids))
     for i, prompt in enumerate(request.prompts):
         seen = Recorder(request.max_new_tokens, request.eos_ids)
         generate(prompt, request.max_new_tokens, seen)
-        _send(events, event="sample", prompt=i, tokens=seen.tokens, first_seconds=seen.first, total_seconds=seen.total)
-    _send(events, event="end", peak_bytes=peak_bytes())
-
-
-def _send(events: TextIO, **event: Any) -> None:
-    events.write(json.dumps(event) + "\n")
-    events.flush()
+        send(event="sample", prompt=i, tokens=seen.tokens, first_seconds=seen.first, total_seconds=seen.total)
+    send(event="end", peak_bytes=peak_bytes())
 
 
 def one_line(error: object) -> str:
     return " ".join(str(error).split())[:500]
 
 
-def versions(packages: Iterable[str]) -> dict[str, str]:
-    found = {}
+def versions(packages: Iterable[str]) -> list[tuple[str, str]]:
+    found = []
     for name in packages:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
+        with suppress(PackageNotFoundError):
+            found.append((name, version(name)))
     return found
 
 

@@ -1,0 +1,44 @@
+"""A checkpoint exported by optimum itself, in its own environment: fp32, or dynamic int8 by its ORTQuantizer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from worker_protocol import Send, script
+
+TASK = "text-generation-with-past"
+
+
+def make(request: dict[str, Any], send: Send) -> None:
+    from optimum.exporters.onnx import main_export
+
+    output = Path(request["output"])
+    if request["format"] == "fp32":
+        main_export(request["checkpoint"], output, task=TASK, do_validation=False)
+    else:
+        whole = output.with_name(output.name + "-fp32")
+        try:
+            main_export(request["checkpoint"], whole, task=TASK, do_validation=False)
+            quantize(whole, output)
+        finally:
+            shutil.rmtree(whole, ignore_errors=True)
+    send(event="end")
+
+
+def quantize(whole: Path, output: Path) -> None:
+    """Dynamic int8: weights per channel, activations as they come, unsigned as VNNI wants them."""
+    from optimum.onnxruntime import ORTQuantizer
+    from optimum.onnxruntime.configuration import AutoQuantizationConfig
+
+    quantizer = ORTQuantizer.from_pretrained(whole, file_name="model.onnx")
+    config = AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=True)
+    quantizer.quantize(quantization_config=config, save_dir=output, file_suffix=None)
+    for path in whole.glob("*.json"):
+        if not (output / path.name).exists():
+            shutil.copyfile(path, output / path.name)
+
+
+if __name__ == "__main__":
+    script(make)

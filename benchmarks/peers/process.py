@@ -1,0 +1,143 @@
+"""A worker script as a process: one request in, events out, whatever happens to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from time import monotonic
+from typing import IO, Any
+
+from pard_onnx.models.errors import BadInput
+
+Event = dict[str, Any]
+HERE = Path(__file__).parent
+LAST = ("end", "skipped", "failed")
+GRACE = 10.0  # seconds to end by itself after the last event
+POLL = 0.2
+
+
+def events(python: Path, script: Path, request: object, silence: float) -> Iterator[Event]:
+    """Run a script and yield its events, the last of which is an end, a skipped or a failed one.
+
+    silence: seconds without an event after which the worker counts as hung. A worker that dies, hangs or
+    talks nonsense gives a failed event; it does not outlive the iteration, be it broken off by Ctrl-C.
+    Raises BadInput where there is no such Python.
+    """
+    with _process(python, script) as process:
+        assert process.stdin and process.stdout and process.stderr
+        said: deque[str] = deque(maxlen=20)
+        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        readers = (_thread(_read, process.stderr, said.append), _thread(_read, process.stdout, lines.put))
+        _thread(_write, process.stdin, json.dumps(request))
+        try:
+            last = None
+            while last not in LAST:
+                event = _next(process, lines, silence)
+                if event is None:
+                    readers[0].join(POLL)
+                    event = {"event": "failed", "reason": _ending(process, silence, said)}
+                last = event["event"]
+                yield event
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+        finally:
+            kill(process)
+            for reader in readers:  # a pipe may not be closed under a reader
+                reader.join(GRACE)
+
+
+def _process(python: Path, script: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    if python != Path(sys.executable):  # another environment: this one's settings are not its own
+        for name in ("PYTHONPATH", "PYTHONHOME"):
+            environment.pop(name, None)
+    try:
+        return subprocess.Popen(
+            [python, script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+            start_new_session=os.name == "posix",  # so that its own children can be ended with it
+        )
+    except OSError as error:
+        raise BadInput(f"{python}: is no Python that can be run: {error.strerror or error}") from error
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """End the worker and its children, if it still runs."""
+    if process.poll() is not None:
+        return
+    if os.name == "posix":
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+
+
+def _thread(work: Callable[..., None], *arguments: Any) -> Thread:
+    thread = Thread(target=work, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def _read(stream: IO[str], take: Callable[[Any], None]) -> None:
+    for line in stream:
+        take(line)
+    take(None)
+
+
+def _write(stream: IO[str], line: str) -> None:
+    with suppress(OSError, ValueError), stream:  # it may be gone already
+        stream.write(line + "\n")
+
+
+def _next(process: subprocess.Popen[str], lines: queue.SimpleQueue[str | None], silence: float) -> Event | None:
+    """The next event; None where none comes."""
+    deadline, ended = monotonic() + silence, False
+    while monotonic() < deadline and not ended:
+        ended = process.poll() is not None  # seen before the last look at its lines
+        with suppress(queue.Empty):
+            line = lines.get(timeout=POLL)
+            if line is None:
+                return None
+            if event := _event(line):
+                return event
+            ended = False
+    return None
+
+
+def _event(line: str) -> Event | None:
+    """What a line says; None for noise."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("event"), str) else None
+
+
+def _ending(process: subprocess.Popen[str], silence: float, said: deque[str]) -> str:
+    """Why there is no event, in one line."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(POLL)  # its pipes close a moment before it ends
+    code = process.poll()
+    if code is None:
+        how = f"no word from it for {silence:g} seconds"
+    elif code < 0:
+        how = f"ended by signal {-code}" + (", as when memory runs out" if code == -9 else "")
+    else:
+        how = f"ended with exit code {code}"
+    last = next((line.strip() for line in reversed(said) if line and line.strip()), "")
+    return f"{how}: {last[:500]}" if last else how
