@@ -49,10 +49,11 @@ def overlay(request: Request) -> dict[str, Any]:
 
 
 def speculation(request: Request) -> dict[str, Any]:
-    options = {"max_draft_tokens": request.settings.get("draft_length", 4)}
+    options: dict[str, Any] = {"max_draft_tokens": request.settings.get("draft_length", 4)}
     if request.mode == "prompt-lookup":
         options |= {"ngram_size": 3, "ngram_chained_lookup": True}
-    return options | request.settings.get("speculative", {})
+    options.update(request.settings.get("speculative", {}))
+    return options
 
 
 if __name__ == "__main__":

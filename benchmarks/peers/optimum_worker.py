@@ -10,17 +10,18 @@ from worker_protocol import Emit, Generate, Request, serve
 def load(request: Request) -> Generate:
     import onnxruntime
     import torch
+    import transformers
     from optimum.onnxruntime import ORTModelForCausalLM
     from token_streamer import token_streamer
-    from transformers import GenerationConfig
 
+    library: Any = transformers  # it declares types, and leaves them out
     torch.set_num_threads(request.threads)
     session = onnxruntime.SessionOptions()
     session.intra_op_num_threads = request.threads
     model = ORTModelForCausalLM.from_pretrained(
         request.models["target"], session_options=session, local_files_only=True
     )
-    model.generation_config = GenerationConfig(eos_token_id=request.eos_ids, pad_token_id=request.eos_ids[0])
+    model.generation_config = library.GenerationConfig(eos_token_id=request.eos_ids, pad_token_id=0)
 
     def generate(prompt: list[int], limit: int, emit: Emit) -> None:
         ids = torch.tensor([prompt])

@@ -175,6 +175,8 @@ def _added(out: PeerRun, event: Event) -> PeerRun:
         return replace(out, versions=ready.versions, load_seconds=ready.load_seconds)
     if kind == "end":
         return replace(out, peak_bytes=from_json(_End, facts).peak_bytes)
-    if kind in ("skipped", "failed"):
-        return replace(out, **{kind: str(facts.get("reason"))})
+    if kind == "skipped":
+        return replace(out, skipped=str(facts.get("reason")))
+    if kind == "failed":
+        return replace(out, failed=str(facts.get("reason")))
     raise BadInput(f"an event {kind!r}")

@@ -9,15 +9,16 @@ from worker_protocol import Emit, Generate, Request, serve
 
 def load(request: Request) -> Generate:
     import torch
+    import transformers
     from token_streamer import token_streamer
-    from transformers import AutoModelForCausalLM, GenerationConfig
 
+    library: Any = transformers  # it declares types, and leaves them out
     torch.set_num_threads(request.threads)
     dtype = getattr(torch, request.settings.get("format", "bfloat16"))
 
     def checkpoint(part: str) -> Any:
-        model = AutoModelForCausalLM.from_pretrained(request.models[part], dtype=dtype, local_files_only=True)
-        model.generation_config = GenerationConfig(eos_token_id=request.eos_ids, pad_token_id=request.eos_ids[0])
+        model = library.AutoModelForCausalLM.from_pretrained(request.models[part], dtype=dtype, local_files_only=True)
+        model.generation_config = library.GenerationConfig(eos_token_id=request.eos_ids, pad_token_id=0)
         return model.eval()
 
     model = checkpoint("target")
