@@ -21,6 +21,7 @@ Indexes = NDArray[np.int64]
 BLOCK = 1024  # weights that one step of a draw sums
 FEW = 4096  # weights that are sorted rather than narrowed
 SAMPLE = 1024  # weights that a bracket is taken from
+LIGHTEST = np.finfo(np.float32).smallest_subnormal
 COLDEST = 1e-30  # in float32 a smaller temperature would be 0, and 0 / 0 is no number
 
 
@@ -81,6 +82,7 @@ def heaviest(weights: Floats, logits: Floats, share: float) -> Indexes:
     """
     total = float(block_sums(weights).sum())
     cut, above = mass_cut(weights, total, share)
+    cut = max(cut, LIGHTEST)  # 0 if rounding asks for more than there is
     kept = weights >= cut
     ties = np.flatnonzero(weights == cut)
     wanted = max(1, ceil((share * total - above) / float(cut)))

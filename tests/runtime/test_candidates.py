@@ -55,6 +55,7 @@ samplings = st.builds(
 @settings(max_examples=500)
 @given(some_logits, samplings)
 @example([0.0] * 10, Sampling(1.0, top_p=0.7))
+@example([-inf, 0.0, 0.5], Sampling(0.1, top_p=nextafter(1, 0)))
 @example([0.5, -inf, -inf, -inf], Sampling(1e30, 3, 0.99))
 def test_candidates_are_what_the_filters_say(logits: list[float], sampling: Sampling) -> None:
     row = np.array(logits, np.float32)
@@ -117,6 +118,9 @@ def test_narrowing_ends_where_rounding_leaves_too_little(monkeypatch: pytest.Mon
         for weights in (np.ones(size, np.float32), np.geomspace(1, 1e-3, size).astype(np.float32)):
             total = float(weights.sum(dtype=np.float64)) * (1 + 1e-12)
             assert mass_cut(weights, total, nextafter(1, 0))[0] == weights.min()
+            some = np.concatenate([np.zeros(40, np.float32), weights, np.zeros(9, np.float32)])
+            kept = heaviest(some, np.log(some + 1e-9), nextafter(1, 0))
+            assert kept.tolist() == list(range(40, 40 + size))
 
 
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=40), st.data())
