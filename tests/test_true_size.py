@@ -1,13 +1,13 @@
-"""Memory of exporting true shapes with random weights (slow; gigabytes of disk)."""
+"""Memory of exporting true shapes (slow; gigabytes of disk)."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from pard_onnx.benchmarks.replica import main as replica
+
 psutil = pytest.importorskip("psutil")
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "random_checkpoint.py"
 
 
 def peak_memory(command: list[str]) -> int:
@@ -33,6 +33,6 @@ def peak_memory(command: list[str]) -> int:
 )
 def test_exporting_streams_the_weights(tmp_path: Path, name: str, options: list[str], limit: float) -> None:
     checkpoint = tmp_path / "checkpoint"
-    subprocess.run([sys.executable, SCRIPT, "--like", name, "--output", checkpoint], check=True)
+    assert replica(["--like", name, "--output", str(checkpoint)]) == 0
     export = [sys.executable, "-m", "pard_onnx.export_command", "--model", str(checkpoint), *options]
     assert peak_memory([*export, "--output", str(tmp_path / "out")]) < limit
