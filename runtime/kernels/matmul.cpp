@@ -12,7 +12,8 @@ namespace {
 constexpr size_t MOST_WORKERS = 64;         // tasks offered to the pool; each works until nothing is left
 constexpr size_t LEAST_BYTES = 64 << 10;    // weights that a worker takes at a time, about
 constexpr size_t CACHED_BYTES = 256 << 10;  // weights that stay in a core's cache while tiles of rows pass, about
-constexpr size_t PIECE = 2048;              // activations that a worker quantizes at a time, about
+constexpr size_t PIECE = 4096;              // activations that a worker quantizes at a time, about
+constexpr size_t ALONE = 16384;             // activations up to which sharing them takes longer than it saves
 constexpr unsigned SPINS_BEFORE_YIELD = 4096;
 
 // Quantized rows, for one strip; kept from call to call by the thread that calls.
@@ -54,6 +55,13 @@ class Strip {
 
   size_t workers() const {
     return std::min(std::max(weights_.layout.panels() / least_panels_ + 1, pieces_), MOST_WORKERS);
+  }
+
+  // Before the work. Few activations are quantized here, so that no worker waits for another.
+  void begin() {
+    if (tiling_.rows * weights_.layout.inputs > ALONE) return;
+    while (next_piece_ < pieces_) quantize(next_piece_++);
+    done_ = pieces_;
   }
 
   static void work(void* self, size_t) { static_cast<Strip*>(self)->work(); }
@@ -147,6 +155,7 @@ void matmul(const Isa& isa, const Weights& weights, const float* x, size_t rows,
   for (size_t first = 0; first < rows; first += MOST_ROWS) {
     Strip strip(isa, weights, x + first * weights.layout.inputs, std::min(rows - first, MOST_ROWS),
                 out + first * weights.layout.outputs, scratch);
+    strip.begin();
     parallel.run(parallel.context, Strip::work, strip.workers(), &strip);
   }
 }

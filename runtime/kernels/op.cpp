@@ -187,6 +187,7 @@ struct Kernel {
     layout.format.block = positive(node, "block_size");
     layout.inputs = positive(node, "K");
     layout.outputs = positive(node, "N");
+    check(layout);
     if (node.constant(G_IDX)) throw std::invalid_argument("MatMulNBits: g_idx is not supported");
     const std::string path = node.text_or_empty("weights_file");
     layout.format.zero_points = path.empty() ? node.constant(ZERO_POINTS) != nullptr

@@ -20,17 +20,6 @@ namespace {
 
 constexpr size_t HUGE_PAGE = size_t{2} << 20;
 
-void check(const Layout& layout) {
-  const Format& format = layout.format;
-  const auto refuse = [](const std::string& what) { throw std::invalid_argument("MatMulNBits: " + what); };
-  if (format.bits != 4 && format.bits != 8) refuse("bits " + std::to_string(format.bits) + ", not 4 or 8");
-  if (format.block != 32 && format.block != 64 && format.block != 128)
-    refuse("block_size " + std::to_string(format.block) + ", not 32, 64 or 128");
-  if (layout.outputs == 0) refuse("N is 0");
-  if (layout.inputs == 0 || layout.inputs % format.block)
-    refuse("K " + std::to_string(layout.inputs) + " is no multiple of block_size " + std::to_string(format.block));
-}
-
 // The four nibbles of 16 bits, each in a byte of its own, in order.
 uint32_t spread(uint32_t nibbles) {
   nibbles = (nibbles | nibbles << 8) & 0x00ff00ff;
@@ -129,6 +118,17 @@ Buffer::~Buffer() { ::operator delete(data_, std::align_val_t(alignment_)); }
 void Weights::set_bias(const float* values) {
   bias.assign(layout.panels() * PANEL, 0.0f);
   std::copy(values, values + layout.outputs, bias.begin());
+}
+
+void check(const Layout& layout) {
+  const Format& format = layout.format;
+  const auto refuse = [](const std::string& what) { throw std::invalid_argument("MatMulNBits: " + what); };
+  if (format.bits != 4 && format.bits != 8) refuse("bits " + std::to_string(format.bits) + ", not 4 or 8");
+  if (format.block != 32 && format.block != 64 && format.block != 128)
+    refuse("block_size " + std::to_string(format.block) + ", not 32, 64 or 128");
+  if (layout.outputs == 0) refuse("N is 0");
+  if (layout.inputs == 0 || layout.inputs % format.block)
+    refuse("K " + std::to_string(layout.inputs) + " is no multiple of block_size " + std::to_string(format.block));
 }
 
 Weights pack(const Layout& layout, const Read& read, size_t threads) {

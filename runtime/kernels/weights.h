@@ -38,9 +38,11 @@ struct Weights {
   size_t bytes() const { return layout.bytes() + zeros.size() + bias.size() * sizeof(float); }
 };
 
-// Packs a standard MatMulNBits matrix: levels [N][blocks][block * bits / 8], scales [N][blocks],
-// zero points [N][bytes]. The matrix is read and packed in parallel, a few rows at a time.
 // Throws std::invalid_argument for a shape that the kernels do not have.
+void check(const Layout& layout);
+
+// Packs a standard MatMulNBits matrix: levels [N][blocks][block * bits / 8], scales [N][blocks],
+// zero points [N][bytes]. The matrix is read and packed in parallel, a few rows at a time. Throws as `check` does, and what `read` throws.
 Weights pack(const Layout& layout, const Read& read, size_t threads);
 
 }  // namespace pard

@@ -1,0 +1,138 @@
+"""The rewriting of an artifact's graph, on the exported demo target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from pard_onnx.export.exporter import Job, export
+from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.demo import TARGET
+from pard_onnx.models.errors import BadInput
+from pard_onnx.models.manifest import Manifest, Source
+from pard_onnx.runtime import kernels
+from pard_onnx.runtime.kernels.graph import with_kernel
+from pard_onnx.runtime.kernels.protobuf import fields, message
+
+needs_kernels = pytest.mark.skipif(kernels.isa() is None, reason="the kernels are not built")
+SetVariable = Callable[[str | None], None]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exporté") / "target"
+    export(Job(Checkpoint.open(TARGET), Source("demo"), folder, "int4", verify=False))
+    return folder
+
+
+def options() -> Any:
+    out = ort.SessionOptions()
+    out.log_severity_level = 4
+    out.intra_op_num_threads = 2
+    return out
+
+
+def logits(graph: bytes | Path, settings: Any, manifest: Manifest, ids: list[int]) -> Any:
+    source = graph if isinstance(graph, bytes) else str(graph)
+    session = ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
+    shape = (1, manifest.spec.kv_heads, manifest.kv_rows, manifest.spec.head_dim)
+    feeds: dict[str, Any] = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+    for layer in range(manifest.spec.layers):
+        for part in ("key", "value"):
+            feeds[f"past_key_values.{layer}.{part}"] = np.zeros(shape, np.float32)
+    return session.run(["logits"], feeds)[0]
+
+
+@needs_kernels
+def test_the_graph_computes_the_same(artifact: Path) -> None:
+    manifest, settings = Manifest.read(artifact), options()
+    graph = with_kernel(artifact, settings)
+    assert isinstance(graph, bytes)
+    parsed = onnx.load_from_string(graph)
+    assert {n.domain for n in parsed.graph.node if n.op_type == "MatMulNBits"} == {"pard_onnx"}
+    ids = list(range(20, 31))
+    ours = logits(graph, settings, manifest, ids)
+    theirs = logits(artifact / "model.onnx", options(), manifest, ids)
+    known = np.isfinite(theirs)
+    assert (np.isfinite(ours) == known).all()
+    # 1e-7 differences cross int8 activation roundings: about what ONNX Runtime's own odd and even widths differ by
+    assert np.abs(ours[known] - theirs[known]).max() < 0.1 * theirs[known].std()
+
+
+@needs_kernels
+def test_weights_are_no_longer_constants_but_shared_ones_stay(artifact: Path) -> None:
+    before = onnx.load(artifact / "model.onnx", load_external_data=False)
+    graph = with_kernel(artifact, options())
+    assert isinstance(graph, bytes)
+    after = onnx.load_from_string(graph)
+    used = {name for node in after.graph.node for name in node.input}
+    kept = {tensor.name for tensor in after.graph.initializer}
+    assert kept <= used | {"logits_to_keep"}
+    assert len(kept) < len(before.graph.initializer)
+    # the tied embedding is looked up by ONNX Runtime
+    assert any("embed_tokens" in name for name in kept)
+    assert [o.domain for o in after.opset_import] == [*(o.domain for o in before.opset_import), "pard_onnx"]
+
+
+def test_off(artifact: Path, kernel_variable: SetVariable) -> None:
+    kernel_variable("off")
+    assert kernels.isa() is None and kernels.library() is None
+    assert with_kernel(artifact, options()) == artifact / "model.onnx"
+
+
+@needs_kernels
+def test_the_variable(kernel_variable: SetVariable, isas: list[str]) -> None:
+    for name in isas:
+        kernel_variable(name)
+        assert kernels.isa() == name
+    kernel_variable("sse2")
+    with pytest.raises(BadInput, match="PARD_ONNX_KERNEL=sse2: takes off, avx512-vnni"):
+        kernels.library()
+    kernel_variable(None)
+    assert kernels.isa() == isas[0]
+    assert kernels.library() == kernels.LIBRARY
+
+
+def test_no_library(monkeypatch: pytest.MonkeyPatch, artifact: Path, kernel_variable: SetVariable) -> None:
+    kernel_variable(None)
+    monkeypatch.setattr(kernels, "LIBRARY", Path("/nowhere/_cpu.so"))
+    kernels.load.cache_clear()
+    try:
+        assert kernels.library() is None
+        assert with_kernel(artifact, options()) == artifact / "model.onnx"
+    finally:
+        monkeypatch.undo()
+        kernels.load.cache_clear()
+
+
+@needs_kernels
+def test_other_graphs_stay(tmp_path: Path, artifact: Path) -> None:
+    """A format that the kernel does not have, and a graph without any matmul of the kind."""
+    model = onnx.load(artifact / "model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = 0
+    onnx.save(model, tmp_path / "model.onnx")
+    assert with_kernel(tmp_path, options()) == tmp_path / "model.onnx"
+
+
+@needs_kernels
+def test_not_a_graph(tmp_path: Path) -> None:
+    for data in (b"\xff" * 40, b"\x3a\x50abc", b"\x0b"):
+        (tmp_path / "model.onnx").write_bytes(data)
+        with pytest.raises(ValueError):
+            with_kernel(tmp_path, options())
+
+
+def test_protobuf_round_trip(artifact: Path) -> None:
+    data = (artifact / "model.onnx").read_bytes()
+    assert message(fields(data)) == data
+    every_type = bytes([0x08, 0xFF, 0x01, 0x11, *range(8), 0x1D, *range(4), 0x22, 2, 65, 66])
+    assert message(fields(every_type)) == every_type

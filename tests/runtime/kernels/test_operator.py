@@ -1,0 +1,126 @@
+"""pard_onnx::MatMulNBits in ONNX Runtime: equal to com.microsoft's, and refusing what it does not have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import literal_matmul as literal
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from pard_onnx.runtime import kernels
+
+pytestmark = pytest.mark.skipif(kernels.load() is None, reason="the kernels are not built")
+ROUNDING = 1e-5  # of the sum of magnitudes
+
+
+def model(matrix: literal.Matrix, domain: str, **changes: Any) -> ModelProto:
+    """One node; `changes` replace its attributes (None leaves one out)."""
+    named = {"B": matrix.levels, "scales": matrix.scales, "zero_points": matrix.zero_points, "": None, "bias": matrix.bias}
+    inputs = ["A", *(name if array is not None else "" for name, array in named.items())]
+    attributes = {"K": matrix.k, "N": matrix.n, "bits": matrix.bits, "block_size": matrix.block, "accuracy_level": 4}
+    attributes = {name: value for name, value in (attributes | changes).items() if value is not None}
+    node = helper.make_node("MatMulNBits", inputs, ["Y"], domain=domain, **attributes)
+    graph = helper.make_graph(
+        [node],
+        "one matmul",
+        [helper.make_tensor_value_info("A", TensorProto.FLOAT, ["batch", "rows", None])],
+        [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["batch", "rows", None])],
+        [numpy_helper.from_array(array, name) for name, array in named.items() if array is not None],
+    )
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(domain, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def session(graph: ModelProto, threads: int = 2) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(kernels.LIBRARY))
+    return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block", [32, 64, 128])
+def test_equals_onnxruntimes(bits: int, block: int, zeros: bool) -> None:
+    rng = np.random.default_rng(bits * block)
+    matrix = literal.random_matrix(rng, 70, 3 * block, bits, block, zeros, bias=True)
+    ours, theirs = (session(model(matrix, domain)) for domain in ("pard_onnx", "com.microsoft"))
+    for batch, rows in [(1, 1), (1, 2), (1, 9), (2, 3), (1, 70)]:
+        x = rng.standard_normal((batch, rows, matrix.k)).astype(np.float32)
+        (out,), (expected,) = ours.run(None, {"A": x}), theirs.run(None, {"A": x})
+        assert out.shape == expected.shape
+        magnitude = literal.magnitude(matrix, x.reshape(-1, matrix.k)).reshape(expected.shape)
+        assert (np.abs(out - expected) <= ROUNDING * magnitude).all()
+
+
+def test_extreme_activations_end_as_in_onnxruntime() -> None:
+    """But for NaN, which ONNX Runtime loses: there a row with one is a row of ordinary numbers."""
+    rng = np.random.default_rng(1)
+    matrix = literal.random_matrix(rng, 32, 256, 4, 128)
+    ours, theirs = (session(model(matrix, domain)) for domain in ("pard_onnx", "com.microsoft"))
+    for value in (np.inf, -np.inf, 0, 1e-40, -1e-45, 1e30):
+        x = rng.standard_normal((1, 2, 256)).astype(np.float32)
+        x[0, 0] = x[0, 0] * 1e-42 if abs(value) < 1e-30 else x[0, 0]
+        x[0, 0, 7] = value
+        (out,), (expected,) = ours.run(None, {"A": x}), theirs.run(None, {"A": x})
+        assert (np.isnan(out) == np.isnan(expected)).all()
+        assert np.allclose(out, expected, rtol=1e-3, equal_nan=True)
+    x[0, 0, 7] = np.nan
+    (out,) = ours.run(None, {"A": x})
+    assert np.isnan(out[0, 0]).all() and np.isfinite(out[0, 1]).all()
+
+
+def test_rows_are_the_same_for_every_number_of_rows_and_threads() -> None:
+    rng = np.random.default_rng(2)
+    matrix = literal.random_matrix(rng, 500, 512, 4, 128)
+    x = rng.standard_normal((1, 33, 512)).astype(np.float32)
+    (expected,) = session(model(matrix, "pard_onnx"), 1).run(None, {"A": x})
+    for threads in range(1, 9):
+        opened = session(model(matrix, "pard_onnx"), threads)
+        for rows in (1, 2, 5, 9, 16, 33):
+            (out,) = opened.run(None, {"A": x[:, :rows]})
+            assert (out == expected[:, :rows]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"block_size": 48}, "block_size 48"),
+        ({"bits": 2}, "bits 2"),
+        ({"K": 200}, "K 200 is no multiple"),
+        ({"K": -128}, "K -128"),
+        ({"N": 0}, "N 0"),
+        ({"N": 15}, "B is of another type or size"),
+        ({"K": None}, "K"),
+    ],
+)
+def test_refused(changes: dict[str, Any], words: str) -> None:
+    matrix = literal.random_matrix(np.random.default_rng(0), 16, 256, 4, 128)
+    with pytest.raises(Exception, match=words):
+        session(model(matrix, "pard_onnx", **changes))
+
+
+def test_refused_activations() -> None:
+    matrix = literal.random_matrix(np.random.default_rng(0), 16, 256, 4, 128)
+    with pytest.raises(Exception, match="last dimension is not K 256"):
+        session(model(matrix, "pard_onnx")).run(None, {"A": np.zeros((1, 2, 128), np.float32)})
+
+
+def test_an_empty_step() -> None:
+    matrix = literal.random_matrix(np.random.default_rng(0), 16, 256, 4, 128)
+    (out,) = session(model(matrix, "pard_onnx")).run(None, {"A": np.zeros((1, 0, 256), np.float32)})
+    assert out.shape == (1, 0, 16)
+
+
+def test_weights_in_a_file_that_ends_too_early(tmp_path: Any) -> None:
+    matrix = literal.random_matrix(np.random.default_rng(0), 16, 256, 4, 128)
+    path = tmp_path / "wéights"
+    path.write_bytes(b"short")
+    with pytest.raises(Exception, match="cannot be read"):
+        session(model(matrix, "pard_onnx", weights_file=str(path), B_offset=0, scales_offset=0))
+    with pytest.raises(Exception, match="cannot be read"):
+        session(model(matrix, "pard_onnx", weights_file=str(tmp_path / "none"), B_offset=0, scales_offset=0))
