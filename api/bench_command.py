@@ -26,7 +26,8 @@ from pard_onnx.cli import Parser, exit_code
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.runtime.limits import require_whole
 from pard_onnx.runtime.loop import DRAFT_LIMIT
-from pard_onnx.runtime.pair import DRAFT_LENGTH, load
+from pard_onnx.runtime.options import DRAFT_LENGTH
+from pard_onnx.runtime.pair import load
 from pard_onnx.runtime.threads import physical_cores
 
 
@@ -112,7 +113,7 @@ def pair_on(
             with counted(prompts.name) as tick:
                 one = bench(pair, prompts, lengths, request, tick)
             console.print(tables.of_rates(f"{one.title}, {one.prompt_count} prompts", one.ways))
-            console.print(tables.of_rounds(one.pard))
+            console.print(tables.of_rounds(one.rounds))
             console.print(f"peak memory {one.peak_bytes / 2**20:.0f} MiB\n")
             yield one
 
@@ -163,7 +164,7 @@ def onnxruntime_version() -> str:
 def require_agreement(benches: Sequence[Bench]) -> None:
     """Failure, after everything was shown, if PARD's tokens were not plain decoding's."""
     for one in benches:
-        for way in one.pard:
+        for way in one.rounds:
             if way.agreement < 1:
                 raise Failure(
                     f"{one.title}: {way.name} and plain decoding differ on {100 * (1 - way.agreement):.0f} % of the "

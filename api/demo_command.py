@@ -67,12 +67,12 @@ def run(options: argparse.Namespace) -> None:
         target = exported("demo-target", place, options.precision)
         draft = exported("demo-draft", place, options.draft_precision)
         console = Console(highlight=False, quiet=options.json)
-        with load(target) as plain, load(target, draft) as pair:
-            for each in (plain, pair):
-                each.generate("def", max_new_tokens=16)  # warm-up
+        with load(target, draft) as pair:
+            for length in (0, options.draft_length):
+                pair.generate("def", max_new_tokens=16, draft_length=length)  # warm-up
             runs = []
             for prompt in demo.prompts():
-                runs.append(compare(plain, pair, prompt, options))
+                runs.append(compare(pair, prompt, options))
                 show(console, runs[-1])
         console.print(table(runs))
         if options.json:
@@ -89,8 +89,8 @@ def exported(name: str, place: Path, precision: Precision) -> Path:
     return output
 
 
-def compare(plain_pair: Pair, pair: Pair, prompt: str, options: argparse.Namespace) -> Run:
-    plain = plain_pair.generate(prompt, max_new_tokens=options.max_new_tokens)
+def compare(pair: Pair, prompt: str, options: argparse.Namespace) -> Run:
+    plain = pair.generate(prompt, max_new_tokens=options.max_new_tokens, draft_length=0)
     with pair.stream(prompt, max_new_tokens=options.max_new_tokens, draft_length=options.draft_length) as stream:
         chunks = tuple(stream)
     if stream.result.tokens != plain.tokens:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pard_onnx.cli import Parser, exit_code
+from pard_onnx.generation_options import add_sampling, sampling, whole_or_auto
 from pard_onnx.models.errors import BadInput
-from pard_onnx.runtime.pair import DRAFT_LENGTH, load
+from pard_onnx.runtime.options import AUTO
+from pard_onnx.runtime.pair import load
 from pard_onnx.runtime.result import Result
 from pard_onnx.runtime.stream import Stream
 
@@ -26,9 +28,12 @@ def parser() -> argparse.ArgumentParser:
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a UTF-8 file")
     out.add_argument("--chat", action="store_true", help="the prompt is a user's message for the chat template")
     out.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
-    length = "drafts a round, 1 to 32; 0: plain decoding"
-    out.add_argument("--draft-length", type=int, default=DRAFT_LENGTH, metavar="K", help=length)
+    length = "drafts a round, 1 to 32; 0: plain decoding; auto (default): by measured costs and acceptance"
+    out.add_argument("--draft-length", type=whole_or_auto, default=AUTO, metavar="K", help=length)
+    out.add_argument("--no-lookup", dest="lookup", action="store_false", help="with auto: only the draft model drafts")
     out.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    out.add_argument("--timeout", type=float, metavar="S", help="end after so many seconds")
+    add_sampling(out)
     out.add_argument("--provider", default="cpu", help="execution provider (default: cpu)")
     out.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
     out.add_argument("--no-exact", dest="exact", action="store_false", help="allow any step width")
@@ -48,9 +53,12 @@ def generate(options: argparse.Namespace) -> None:
             prompt,
             max_new_tokens=options.max_new_tokens,
             draft_length=options.draft_length,
+            lookup=options.lookup,
             stop=options.stop,
             exact=options.exact,
             chat=options.chat,
+            timeout=options.timeout,
+            **sampling(options),
         )
         with stream:
             show(stream, as_json=options.json)
@@ -97,8 +105,11 @@ def summary(result: Result) -> dict[str, Any]:
         "tokens_per_second": stats.tokens_per_second,
         "time_to_first_token": stats.time_to_first_token,
         "seconds": asdict(stats.seconds),
+        "sources": list(stats.sources),
         "exact": stats.exact,
+        "widths": list(stats.widths),
         "provider": stats.provider,
+        "seed": stats.seed,
     }
 
 

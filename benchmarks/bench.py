@@ -7,18 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
-from pard_onnx.runtime.pair import Pair, quantized
+from pard_onnx.runtime.options import AUTO
+from pard_onnx.runtime.pair import Pair
+from pard_onnx.runtime.widths import ANY, Widths
 
 from . import peak_memory
 from .costs import Curve, Prediction, predict
 from .prompt_files import PromptSet
 from .summary import Summary, summary
-from .trial import PLAIN, REFERENCE, Progress, Request, pard, run
+from .trial import PLAIN, REFERENCE, TUNED, Progress, Request, pard, run
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """One pair on one prompt set. context: mean tokens in the cache during a round; even: verify widths were;
+    """One pair on one prompt set. context: mean tokens in the cache during a round; widths: of exact steps;
     peak_bytes: of this process while the pair was loaded."""
 
     target: str
@@ -27,7 +29,7 @@ class Bench:
     prompt_count: int
     ways: tuple[Summary, ...]
     context: int
-    even: bool
+    widths: Widths
     peak_bytes: int
     predictions: tuple[Prediction, ...] = ()
 
@@ -36,15 +38,21 @@ class Bench:
         return f"{Path(self.target).name} + {Path(self.draft).name}, {self.prompts}"
 
     @property
-    def pard(self) -> list[Summary]:
+    def fixed(self) -> list[Summary]:
+        """Of PARD with fixed draft lengths."""
+        return [way for way in self.ways if way.draft_length and way.draft_length != AUTO]
+
+    @property
+    def rounds(self) -> list[Summary]:
+        """Of all that drafts."""
         return [way for way in self.ways if way.draft_length]
 
 
 def bench(
     pair: Pair, prompts: PromptSet, lengths: Sequence[int], request: Request, progress: Progress | None = None
 ) -> Bench:
-    """Plain decoding, exact plain decoding and every draft length on a prompt set."""
-    ways = [PLAIN, REFERENCE, *map(pard, lengths)]
+    """Plain decoding, exact plain decoding, self-tuned drafts and every draft length on a prompt set."""
+    ways = [PLAIN, REFERENCE, TUNED, *map(pard, lengths)]
     trial = run(pair, prompts.prompts, ways, request, progress)
     sizes = [r.stats.prompt_tokens + r.stats.new_tokens / 2 for found in trial.results.values() for r in found]
     return Bench(
@@ -54,16 +62,16 @@ def bench(
         prompt_count=len(prompts.prompts),
         ways=tuple(summary(trial, way) for way in ways),
         context=round(mean(sizes)),
-        even=quantized(pair.target.recipe),
+        widths=pair.exact_widths or ANY,
         peak_bytes=peak_memory.peak_bytes(),
     )
 
 
 def predicted(one: Bench, target: Curve, draft: Curve) -> Bench:
     """With predictions from the profile, and the overhead, of the longest draft that was measured."""
-    longest = max(one.pard, key=lambda way: way.draft_length)
+    longest = max(one.fixed, key=lambda way: len(way.acceptance))
     overhead = longest.round_seconds * longest.shares.other
-    return replace(one, predictions=tuple(predict(draft, target, longest.acceptance, overhead, one.even)))
+    return replace(one, predictions=tuple(predict(draft, target, longest.acceptance, overhead, one.widths)))
 
 
 Measure = Callable[[str, int], Curve]  # (folder, context)

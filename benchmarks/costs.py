@@ -15,6 +15,7 @@ from pard_onnx.runtime.providers import installed
 from pard_onnx.runtime.session import DraftSession, TargetSession
 from pard_onnx.runtime.threads import Threads
 from pard_onnx.runtime.throughput import RoundCosts, throughput
+from pard_onnx.runtime.widths import Widths
 
 TOKEN = 0  # which one it is makes no difference to the cost
 CONTEXT = 256
@@ -77,9 +78,11 @@ class Prediction:
     tokens_per_second: float
 
 
-def predict(draft: Curve, target: Curve, acceptance: Sequence[float], overhead: float, even: bool) -> list[Prediction]:
+def predict(
+    draft: Curve, target: Curve, acceptance: Sequence[float], overhead: float, widths: Widths
+) -> list[Prediction]:
     """From plain decoding (0) to as many drafts as the profile knows."""
-    costs = RoundCosts(draft.costs, target.costs, overhead, even)
+    costs = RoundCosts(draft.costs, target.costs, overhead, widths)
     return [Prediction(k, throughput(costs, acceptance, k)) for k in range(len(acceptance) + 1)]
 
 

@@ -24,7 +24,8 @@ from pard_onnx.benchmarks.prompt_files import SHIPPED, read
 from pard_onnx.benchmarks.tables import table
 from pard_onnx.cli import Parser, exit_code
 from pard_onnx.models.errors import BadInput
-from pard_onnx.runtime.pair import DRAFT_LENGTH, Pair, load
+from pard_onnx.runtime.options import DRAFT_LENGTH
+from pard_onnx.runtime.pair import Pair, load
 
 RUN = "run_with_iobinding"
 LINES = 12
@@ -78,9 +79,9 @@ def measure(pair: Pair, prompts: Sequence[str], draft_length: int, max_new_token
 
 def timers(pair: Pair) -> list[Timed]:
     """Put a timer in front of each session of a pair; they are private, and nobody else needs to reach them."""
-    sessions: list[Any] = [pair._model, getattr(pair._drafter, "_model", None)]
+    sessions: list[Any] = [opened.session for opened in (pair._target, pair._draft) if opened]
     out = []
-    for session in filter(None, sessions):
+    for session in sessions:
         session._session = Timed(session._session)
         out.append(session._session)
     return out

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pard_onnx.models.errors import BadInput
+from pard_onnx.runtime.options import AUTO
 
 from .bench import Bench
 from .summary import Summary
@@ -35,10 +36,10 @@ def save(path: Path, benches: Sequence[Bench]) -> None:
     figure, (speed, acceptance, split) = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for one in benches:
         draw_speed_up(speed, one)
-        longest = max(one.pard, key=lambda row: len(row.acceptance))
+        longest = max(one.fixed, key=lambda row: len(row.acceptance))
         positions = range(1, len(longest.acceptance) + 1)
         acceptance.plot(positions, longest.acceptance, marker="o", label=one.title)
-    draw_split(split, benches[0].pard)
+    draw_split(split, benches[0].fixed)
     speed.axhline(1, color="grey", linewidth=0.8)
     speed.set(title="Speed-up over plain decoding", xlabel="draft length K", ylabel="times")
     acceptance.set(title="Acceptance", xlabel="position in the draft", ylabel="share accepted", ylim=(0, 1))
@@ -52,11 +53,13 @@ def save(path: Path, benches: Sequence[Bench]) -> None:
 
 def draw_speed_up(axes: Any, one: Bench) -> None:
     """Measured with intervals; dashed: predicted from the step costs, over the plain decoding that was measured."""
-    lengths = [row.draft_length for row in one.pard]
-    values = [row.speed_up.value for row in one.pard]
-    below = [row.speed_up.value - row.speed_up.low for row in one.pard]
-    above = [row.speed_up.high - row.speed_up.value for row in one.pard]
+    lengths = [row.draft_length for row in one.fixed]
+    values = [row.speed_up.value for row in one.fixed]
+    below = [row.speed_up.value - row.speed_up.low for row in one.fixed]
+    above = [row.speed_up.high - row.speed_up.value for row in one.fixed]
     line = axes.errorbar(lengths, values, yerr=(below, above), marker="o", capsize=3, label=one.title)
+    tuned = next(way for way in one.ways if way.draft_length == AUTO)
+    axes.axhline(tuned.speed_up.value, color=line[0].get_color(), linestyle=":", label="auto")
     if one.predictions:
         plain = one.ways[0].decode_tokens_per_second
         predicted = [row.tokens_per_second / plain for row in one.predictions if row.draft_length in lengths]

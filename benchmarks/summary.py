@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
 from pard_onnx.runtime.result import Result
 
@@ -32,7 +33,7 @@ class Summary:
     """
 
     name: str
-    draft_length: int
+    draft_length: int | Literal["auto"]
     exact: bool
     new_tokens: int
     decode_tokens_per_second: float

@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from pard_onnx.runtime.options import AUTO
+
 from .bootstrap import Ratio
 from .costs import Curve, Prediction
 from .summary import Summary
@@ -34,9 +36,9 @@ def of_rates(title: str, rows: Sequence[Summary]) -> Table:
 
 def of_rounds(rows: Sequence[Summary]) -> Table:
     """What a round is made of, and which positions of the longest draft were accepted."""
-    longest = max(rows, key=lambda row: len(row.acceptance))
+    longest = max(rows, key=lambda row: (row.draft_length != AUTO, len(row.acceptance)))
     profile = " ".join(f"{100 * share:.0f}" for share in longest.acceptance)
-    caption = f"accepted by position in the draft, %: {profile}"
+    caption = f"accepted by position in the draft ({longest.name}), %: {profile}"
     out = table("rounds", ("way", "tokens", "ms", "draft %", "verify %", "other %"), caption)
     for row in rows:
         shares = (row.shares.draft, row.shares.verify, row.shares.other)

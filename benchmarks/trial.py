@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pard_onnx.models.errors import BadInput
+from pard_onnx.runtime.options import AUTO
 from pard_onnx.runtime.pair import Pair
 from pard_onnx.runtime.result import Result
 
@@ -18,12 +20,14 @@ class Way:
     """How to decode; draft_length 0 is plain decoding."""
 
     name: str
-    draft_length: int
+    draft_length: int | Literal["auto"]
     exact: bool
 
 
 PLAIN = Way("plain", 0, exact=False)  # the fastest that the target alone can do: one token a step
 REFERENCE = Way("plain, exact", 0, exact=True)  # what PARD's tokens must equal
+
+TUNED = Way("auto", AUTO, exact=True)
 
 
 def pard(draft_length: int) -> Way:

@@ -67,27 +67,38 @@ class NoDraft:
 
 
 class PardDrafter:
-    """One forward pass a round: the real tokens that its cache lacks, then K-1 masks (reference: AMD-AGI/PARD)."""
+    """One forward pass a round: the real tokens that its cache lacks, then K-1 masks (reference: AMD-AGI/PARD).
 
-    def __init__(self, model: DraftModel, chunk: int = PREFILL_CHUNK) -> None:
+    The cache holds committed[start:length]; start is 0 unless a proposal was asked for after a window of context.
+    """
+
+    def __init__(self, model: DraftModel, chunk: int = PREFILL_CHUNK, start: int = 0) -> None:
         self._model = model
         self._chunk = chunk
+        self.start = start
 
     @property
     def length(self) -> int:
-        return self._model.length
+        return self.start + self._model.length
 
     def rollback(self, length: int) -> None:
-        self._model.rollback(length)
+        if length <= self.start:
+            self.start = 0
+            length = 0
+        self._model.rollback(length - self.start)
 
     def observe(self, drafted: int, matched: int) -> None: ...
 
-    def propose(self, committed: Sequence[int], k: int) -> Proposal:
+    def propose(self, committed: Sequence[int], k: int, window: int | None = None) -> Proposal:
+        """See `Drafter`. window: if the cache lacks more tokens than this, it begins anew with the last ones."""
+        if window is not None and len(committed) - self.length > window:
+            self._model.rollback(0)
+            self.start = len(committed) - window
         # The first draft is read off the last real token's row, so at least that token is fed.
-        self._model.rollback(min(self._model.length, len(committed) - 1))
-        while len(committed) - self._model.length > self._chunk:
-            self._feed(committed[self._model.length : self._model.length + self._chunk], 1)
-        ids, probabilities = self._feed(committed[self._model.length :], k)
+        self.rollback(min(self.length, len(committed) - 1))
+        while len(committed) - self.length > self._chunk:
+            self._feed(committed[self.length : self.length + self._chunk], 1)
+        ids, probabilities = self._feed(committed[self.length :], k)
         return Proposal(tuple(ids.tolist()), tuple(probabilities.tolist()), "pard")
 
     def _feed(self, ids: Sequence[int], k: int) -> tuple[Any, Any]:

@@ -2,47 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import index
-from os import PathLike, fspath
-from pathlib import Path
-from threading import Lock
+from os import PathLike
+from threading import Event, Lock
 from time import perf_counter
-from typing import Any
+from typing import Any, Unpack
 
-from pard_onnx.models import hub
-from pard_onnx.models.errors import BadArtifact, BadInput, Failure
-from pard_onnx.models.manifest import Manifest
-from pard_onnx.models.precision import Format, Recipe
-from pard_onnx.models.spec import Role
+from pard_onnx.models.errors import BadInput, Failure
 
+from .auto import AutoDrafter
+from .caches import Caches
+from .costs import StepCosts
 from .drafter import Drafter, NoDraft, PardDrafter
-from .loop import Settings, decode
+from .kv_cache import KvCache
+from .lookup import Lookup
+from .loop import DRAFT_LIMIT, Halted, Settings, decode
+from .models import Artifact, OpenDraft, OpenTarget, open_artifact, open_draft, open_target, require_same_tokenizer
+from .options import AUTO, Given, Options
+from .policy import Policy
 from .providers import Provider, installed
 from .result import Chunk, Result
-from .session import DraftSession, TargetSession
+from .sampler import chooser
+from .session import Session, TargetSession
 from .stop import stop_strings
 from .stream import Facts, Stream, Writer, chunks
-from .text import TOKENIZER, Message, Text, first_difference
+from .text import Message
 from .threads import Threads
-from .widths import ANY, EVEN
+from .throughput import RoundCosts
+from .widths import ANY, Widths
 
 Prompt = str | Sequence[int] | Sequence[Message]
+OVERHEAD = 1e-4  # seconds of a round outside of both models' steps
+FREE = StepCosts(((1, 0.0),))
+WIDEST = DRAFT_LIMIT + 2  # a step of all drafts, padded
 WANTED = "a prompt is text, token ids, or a list of messages with role and content"
-DRAFT_LENGTH = 7  # odd: a verify step of K + 1 tokens is even without padding
-
-
-@dataclass(frozen=True, slots=True)
-class Artifact:
-    """A folder that was read and verified."""
-
-    name: str  # as the user gave it
-    folder: Path
-    manifest: Manifest
-
-    def text(self) -> Text:
-        return Text(self.folder, self.manifest.spec.chat_template)
 
 
 def load(
@@ -52,11 +47,13 @@ def load(
     threads: int | None = None,
     share_threads: bool = False,
 ) -> Pair:
-    """Open a pair, or a target alone for plain decoding.
+    """Open a pair, or a target alone.
 
     target, draft: a folder that pard-export has written, or the hub id of one. provider: a key of
     `providers.PROVIDERS`. threads: of each step, None for one per physical core. share_threads: one pool
     for the process; ONNX Runtime then refuses all other sessions that have a pool of their own.
+
+    The first time on a machine it takes about a second longer: step costs and exact widths are measured.
 
     Raises BadArtifact (missing, damaged, wrong role, other tokenizer), BadProvider, BadInput.
     """
@@ -69,48 +66,19 @@ def load(
     return Pair(target_artifact, draft_artifact, found, wanted)
 
 
-def open_artifact(name: str | PathLike[str], role: Role) -> Artifact:
-    """Resolve, read and verify a folder; BadArtifact if it has the other role."""
-    folder = hub.resolve_artifact(fspath(name))
-    manifest = Manifest.read(folder)
-    if manifest.role != role:
-        raise BadArtifact(f"{fspath(name)}: is a {manifest.role}, not a {role}; give it as {manifest.role}")
-    manifest.verify(folder)
-    return Artifact(fspath(name), folder, manifest)
-
-
-def require_same_tokenizer(target: Artifact, draft: Artifact) -> None:
-    """BadArtifact names the first id whose tokens differ. Padded vocabularies may have different sizes."""
-    if (target.folder / TOKENIZER).read_bytes() == (draft.folder / TOKENIZER).read_bytes():
-        return
-    difference = first_difference(target.text().vocabulary(), draft.text().vocabulary())
-    if difference:
-        token_id, ours, theirs = difference
-        raise BadArtifact(
-            f"{draft.name}: its tokenizer is not that of {target.name}; id {token_id} is {theirs!r} there and "
-            f"{ours!r} here; take a draft made for this target"
-        )
-
-
-def quantized(recipe: Recipe) -> bool:
-    """Whether any matrix rounds its activations, so that a step's width can change its rows."""
-    formats: list[Format] = [recipe.matrices, recipe.head, *(fmt for _, fmt in recipe.overrides)]
-    return any(fmt.kind == "nbits" for fmt in formats)
-
-
 class Pair:
-    """A target, with or without a draft. Each call starts afresh; one at a time."""
+    """A target, with or without a draft. Each `generate` starts afresh, a `chat` goes on; one at a time."""
 
     def __init__(self, target: Artifact, draft: Artifact | None, provider: Provider, threads: Threads) -> None:
         self.target = target.manifest
         self.draft = draft.manifest if draft else None
         self.target_name, self.draft_name = target.name, draft.name if draft else None
-        self._text = target.text()
+        self.text = target.text()
         self._provider = provider
-        self._model: TargetSession | None = TargetSession(target.folder, target.manifest, provider, threads)
-        self._drafter: Drafter = NoDraft()
-        if draft:
-            self._drafter = PardDrafter(DraftSession(draft.folder, draft.manifest, provider, threads))
+        self._target: OpenTarget | None = open_target(target, provider, threads)
+        self._draft: OpenDraft | None = open_draft(draft, provider, threads) if draft else None
+        self._caches = Caches(self._target.session.cache, self._draft.session.cache if self._draft else None)
+        self._policies: dict[Widths, Policy] = {}
         self._lock = Lock()
 
     @property
@@ -118,79 +86,126 @@ class Pair:
         """Tokens that a conversation may hold, prompt included."""
         return min(manifest.capacity for manifest in (self.target, self.draft) if manifest)
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int = 128,
-        draft_length: int = DRAFT_LENGTH,
-        stop: str | Sequence[str] = (),
-        exact: bool = True,
-        chat: bool = False,
-    ) -> Result:
-        """Greedy decoding to the end; arguments and errors as of `stream`."""
-        stream = self.stream(
-            prompt, max_new_tokens=max_new_tokens, draft_length=draft_length, stop=stop, exact=exact, chat=chat
-        )
+    @property
+    def exact_widths(self) -> Widths | None:
+        """The widths of steps whose rows are bitwise equal on this machine; None if no set of them is known."""
+        return self._target.calibration.widths if self._target else None
+
+    def generate(self, prompt: Prompt, **options: Unpack[Given]) -> Result:
+        """Generate to the end; arguments and errors as of `stream`."""
+        stream = self.stream(prompt, **options)
         with stream:  # an interruption between rounds must not leave it running as long as its traceback lives
             for _ in stream:
                 pass
         return stream.result
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int = 128,
-        draft_length: int = DRAFT_LENGTH,
-        stop: str | Sequence[str] = (),
-        exact: bool = True,
-        chat: bool = False,
-    ) -> Stream:
-        """Greedy decoding, a chunk a round; `Stream.result` once it is read to its end.
+    def stream(self, prompt: Prompt, **options: Unpack[Given]) -> Stream:
+        """Generate, a chunk a round; `Stream.result` once it is read to its end.
 
-        prompt: text, token ids, or chat messages; chat: the text is a user's message. draft_length: tokens
-        proposed a round, 1 to 32, or 0 for plain decoding. stop: strings that end the text, themselves left
-        out. exact: plain decoding gives the same tokens as any draft, bit for bit on quantized targets.
+        prompt: text, token ids, or chat messages; options: see `Options` and `Sampling`.
 
         Raises BadInput (TooLong: for a prompt that fills the capacity) at once, Failure on the first chunk
         if another generation runs.
         """
         start = perf_counter()
-        stops = stop_strings(stop)
-        ids = self._ids(prompt, chat)
-        even = exact and quantized(self.target.recipe)
-        eos_ids = frozenset(self.target.spec.vocabulary.eos_ids)
-        settings = Settings(max_new_tokens, draft_length, self.capacity, eos_ids, EVEN if even else ANY)
-        settings.room(len(ids))
-        return Stream(self._run(ids, settings, stops, Facts(len(ids), start, exact, self._provider.key)))
+        wanted = Options.of(options)
+        return self.run(self.encode(prompt, chat=wanted.chat), wanted, start)
 
-    def _run(
-        self, ids: list[int], settings: Settings, stops: tuple[str, ...], facts: Facts
-    ) -> Generator[Chunk, None, Result]:
+    def run(self, ids: list[int], options: Options, start: float, caches: Caches | None = None) -> Stream:
+        """A stream that follows these ids; start: perf_counter() when the request came. caches: of a conversation
+        that may hold their beginning already; without, everything is computed."""
+        stops = stop_strings(options.stop)
+        settings, exact = self._settings(options)
+        settings.room(len(ids))
+        sampling = options.sampling
+        seed = None if sampling.certain else sampling.chosen_seed()
+        choose = chooser(sampling, self.target.spec.vocabulary.size, len(ids), seed or 0)
+        cancelled = Event()
+        watch = watcher(cancelled, options.timeout and start + options.timeout)
+        facts = Facts(len(ids), start, exact, settings.widths.upto(WIDEST), self._provider.key, seed)
+
+        def generation() -> Generator[Chunk, None, Result]:
+            with self._attached(caches, watch) as (target, mine):
+                mine.keep(ids)
+                drafter, pard = self._drafters(options, settings.widths, mine)
+                writer = Writer(self.text.stream(ids), stops)
+                try:
+                    rounds = decode(target, drafter, mine.tokens, settings, choose)
+                    return (yield from chunks(rounds, writer, facts))
+                finally:
+                    mine.draft_start = pard.start if pard else 0
+
+        return Stream(generation(), cancelled)
+
+    @contextmanager
+    def _attached(self, caches: Caches | None, watch: Callable[[], None]) -> Iterator[tuple[TargetSession, Caches]]:
+        """The sessions, for one generation, on its conversation's caches. Failure if they are in use, or closed."""
         if not self._lock.acquire(blocking=False):
             raise Failure("this pair is generating already; read that stream to its end, close it, or load another")
         try:
-            if self._model is None:
+            if self._target is None:
                 raise Failure("this pair is closed; load it again")
-            self._model.rollback(0)
-            self._drafter.rollback(0)
-            writer = Writer(self._text.stream(ids), stops)
-            return (yield from chunks(decode(self._model, self._drafter, ids, settings), writer, facts))
+            if caches is None:
+                caches = self._caches
+                caches.tokens.clear()
+            sessions: list[Session] = [self._target.session]
+            self._target.session.attach(caches.target)
+            if self._draft and caches.draft:
+                self._draft.session.attach(caches.draft)
+                sessions.append(self._draft.session)
+            for session in sessions:
+                session.watch(watch)
+            try:
+                yield self._target.session, caches
+            finally:
+                for session in sessions:
+                    session.watch()
         finally:
             self._lock.release()
 
-    def _ids(self, prompt: Prompt, chat: bool) -> list[int]:
-        """The prompt's ids, each one that the tokenizer knows."""
+    def _settings(self, options: Options) -> tuple[Settings, bool]:
+        """The loop's settings, and whether what was asked for is exact: no set of widths may be known to be."""
+        if self._target is None:
+            raise Failure("this pair is closed; load it again")
+        proven = self._target.calibration.widths if options.exact else None
+        most = DRAFT_LIMIT if options.draft_length == AUTO else options.draft_length
+        eos_ids = frozenset(self.target.spec.vocabulary.eos_ids)
+        settings = Settings(options.max_new_tokens, most, self.capacity, eos_ids, proven or ANY)
+        return settings, proven is not None
+
+    def _drafters(self, options: Options, widths: Widths, caches: Caches) -> tuple[Drafter, PardDrafter | None]:
+        """Who proposes, and of that the draft model's part, which knows where its cache begins."""
+        pard = PardDrafter(self._draft.session, start=caches.draft_start) if self._draft else None
+        if options.draft_length == AUTO:
+            return AutoDrafter(self._policy(widths), pard, Lookup() if options.lookup else None), pard
+        return pard or NoDraft(), pard
+
+    def _policy(self, widths: Widths) -> Policy:
+        """What was learned under these widths; it goes on from one generation to the next."""
+        if widths not in self._policies and self._target:
+            draft = self._draft.costs if self._draft else FREE
+            costs = RoundCosts(draft, self._target.calibration.costs, OVERHEAD, widths)
+            self._policies[widths] = Policy(costs, has_draft=self._draft is not None)
+        return self._policies[widths]
+
+    def new_caches(self) -> Caches:
+        """Memory for another conversation."""
+        if self._target is None:
+            raise Failure("this pair is closed; load it again")
+        draft = KvCache(self._draft.session.manifest) if self._draft else None
+        return Caches(KvCache(self._target.session.manifest), draft)
+
+    def encode(self, prompt: Prompt, *, chat: bool = False) -> list[int]:
+        """The prompt's ids, each one that the tokenizer knows; BadInput for anything else."""
         if isinstance(prompt, str):
             if not prompt:
                 raise BadInput("the prompt is empty")
-            return self._text.encode_chat([{"role": "user", "content": prompt}]) if chat else self._text.encode(prompt)
+            return self.text.encode_chat([{"role": "user", "content": prompt}]) if chat else self.text.encode(prompt)
         if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
             raise BadInput(f"{WANTED}, not {type(prompt).__name__}")
         items: Sequence[Any] = list(prompt)
         if items and all(isinstance(item, Mapping) for item in items):
-            return self._text.encode_chat(items)
+            return self.text.encode_chat(items)
         try:
             ids = [index(item) for item in items]
         except TypeError:
@@ -205,7 +220,7 @@ class Pair:
         """Free the sessions; Failure while one of them runs."""
         if not self._lock.acquire(blocking=False):
             raise Failure("this pair is generating; close its stream first")
-        self._model, self._drafter = None, NoDraft()
+        self._target, self._draft = None, None
         self._lock.release()
 
     def __enter__(self) -> Pair:
@@ -213,3 +228,15 @@ class Pair:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def watcher(cancelled: Event, deadline: float | None) -> Callable[[], None]:
+    """What is asked before every step; deadline: of perf_counter()."""
+
+    def watch() -> None:
+        if cancelled.is_set():
+            raise Halted("cancelled")
+        if deadline is not None and perf_counter() > deadline:
+            raise Halted("timeout")
+
+    return watch

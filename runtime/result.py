@@ -8,6 +8,18 @@ from .loop import FinishReason, Step
 
 
 @dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a generation before its first round; start: perf_counter() when the request came."""
+
+    prompt_tokens: int
+    start: float
+    exact: bool
+    widths: tuple[int, ...]
+    provider: str
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Seconds:
     """prefill: the prompt through the target, and the draft's first call, which carries it too; draft and
     verify: the later rounds' calls, acceptance in verify; other: the rest of total, which begins with the
@@ -42,14 +54,18 @@ class Stats:
     seconds: Seconds
     tokens_per_second: float
     time_to_first_token: float
+    sources: tuple[str, ...]
     exact: bool
+    widths: tuple[int, ...]
     provider: str
+    seed: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """text: what follows the prompt, cut in front of a stop string; tokens: without EOS, and up to the one that
-    completed a stop string; finish_reason: "stop" for EOS and stop strings, "length" for limits."""
+    completed a stop string; finish_reason: "stop" for EOS and stop strings, "length" for limits, "cancelled" and
+    "timeout" where it was ended from outside."""
 
     text: str
     tokens: tuple[int, ...]
@@ -75,12 +91,15 @@ class Tally:
     accepted: list[int] = field(default_factory=list)
     proposed: list[int] = field(default_factory=list)
     matched: list[int] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
     prefill: float = 0.0
     draft: float = 0.0
     verify: float = 0.0
     prompt_seen: bool = False
 
     def add(self, step: Step) -> None:
+        if not step.accepted:  # a halt
+            return
         if not self.prompt_seen:
             self.prompt_seen = True
             self.prefill = step.verify_seconds
@@ -93,6 +112,7 @@ class Tally:
         self.accepted.append(step.accepted)
         self.proposed.append(step.drafted)
         self.matched.append(step.matched)
+        self.sources.append(step.source)
 
     def per_position(self) -> tuple[float, ...]:
         rounds = list(zip(self.proposed, self.matched, strict=True))
@@ -101,12 +121,12 @@ class Tally:
             for i in range(max(self.proposed, default=0))
         )
 
-    def stats(self, prompt: int, new: int, total: float, first: float, exact: bool, provider: str) -> Stats:
-        """total, first: seconds to the end, and to the first token."""
+    def stats(self, facts: Facts, new: int, total: float, first: float) -> Stats:
+        """new: tokens; total, first: seconds to the end, and to the first token."""
         rounds = len(self.accepted)
         later = total - first
         return Stats(
-            prompt_tokens=prompt,
+            prompt_tokens=facts.prompt_tokens,
             new_tokens=new,
             rounds=rounds,
             accepted=tuple(self.accepted),
@@ -119,6 +139,9 @@ class Tally:
             ),
             tokens_per_second=(new - 1) / later if new > 1 and later > 0 else 0.0,
             time_to_first_token=first,
-            exact=exact,
-            provider=provider,
+            sources=tuple(self.sources),
+            exact=facts.exact,
+            widths=facts.widths,
+            provider=facts.provider,
+            seed=facts.seed,
         )

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from threading import Event
 from time import perf_counter
 
 from pard_onnx.models.errors import Failure
 
 from .loop import FinishReason, Step
-from .result import Chunk, Result, Tally
+from .result import Chunk, Facts, Result, Tally
 from .stop import scan
 from .text import Detokenizer
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What stats say that the rounds do not know; start: perf_counter() when the request came."""
-
-    prompt_tokens: int
-    start: float
-    exact: bool
-    provider: str
 
 
 class Writer:
@@ -83,7 +73,7 @@ def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts) ->
                 reason = ended
                 break
     total = perf_counter() - facts.start - paused
-    stats = tally.stats(facts.prompt_tokens, len(writer.tokens), total, first, facts.exact, facts.provider)
+    stats = tally.stats(facts, len(writer.tokens), total, first)
     return Result("".join(writer.parts), tuple(writer.tokens), reason, stats)
 
 
@@ -97,8 +87,9 @@ def chunk(step: Step, pieces: list[str]) -> Chunk:
 class Stream(Iterator[Chunk]):
     """Chunks of one generation; closing it early leaves the pair ready for the next."""
 
-    def __init__(self, run: Generator[Chunk, None, Result]) -> None:
+    def __init__(self, run: Generator[Chunk, None, Result], cancelled: Event) -> None:
         self._run = run
+        self._cancelled = cancelled
         self._result: Result | None = None
 
     def __iter__(self) -> Stream:
@@ -120,8 +111,13 @@ class Stream(Iterator[Chunk]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def cancel(self) -> None:
+        """End the generation before its next step; for any thread. Its reader gets the result of what is there,
+        with the finish_reason "cancelled"."""
+        self._cancelled.set()
+
     def close(self) -> None:
-        """End the generation; there will be no more chunks."""
+        """End the generation; there will be no more chunks. For the thread that reads: see `cancel`."""
         try:
             self._run.close()
         except ValueError as error:
@@ -139,4 +135,4 @@ class Stream(Iterator[Chunk]):
 def refuse_second_reader(error: ValueError) -> None:
     """Failure if `error` is what Python says of a generator that is asked while it runs."""
     if "already executing" in str(error):
-        raise Failure("another thread is reading this stream; leave its loop there") from None
+        raise Failure("another thread is reading this stream; leave its loop there, or cancel() the stream") from None

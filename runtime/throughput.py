@@ -10,22 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .costs import StepCosts
+from .widths import ANY, Widths
 
 
 @dataclass(frozen=True, slots=True)
 class RoundCosts:
-    """The steps of a round; overhead: seconds outside of both models' steps; even: verify widths are even."""
+    """The steps of a round; overhead: seconds outside of both models' steps; widths: that the target's may have."""
 
     draft: StepCosts
     verify: StepCosts
     overhead: float = 0.0
-    even: bool = False
+    widths: Widths = ANY
 
     def seconds(self, k: int, accepted: float) -> float:
         """A round of k drafts after rounds of `accepted` tokens: the draft reads those and k - 1 masks."""
-        width = k + 1 + (self.even and (k + 1) % 2)
         draft = self.draft(accepted + k - 1) if k else 0.0
-        return draft + self.verify(width) + self.overhead
+        return draft + self.verify(self.widths.fit(k + 1)) + self.overhead
 
 
 def tokens_per_round(acceptance: Sequence[float], k: int) -> float:

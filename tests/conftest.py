@@ -1,12 +1,20 @@
 """Fixtures that several folders of tests share. Helper modules lie beside: pytest's `pythonpath` has these folders."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import tiny as checkpoints
 
 from pard_onnx.export_command import main as export_main
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that a test finds out about this machine stays in its user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PARD_ONNX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

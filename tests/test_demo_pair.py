@@ -130,7 +130,7 @@ def reference_rounds(prompt: list[int], count: int, k: int, eos: set[int]) -> tu
 def test_rounds_are_those_of_the_definition(demo_folder: Folder) -> None:
     prompt = demo.prompts()[0]
     with load(demo_folder("demo-target", "fp32"), demo_folder("demo-draft", "fp32")) as pair:
-        ids = pair._text.encode(prompt)
+        ids = pair.text.encode(prompt)
         tokens, accepted = reference_rounds(ids, 48, 8, set(pair.target.spec.vocabulary.eos_ids))
         result = pair.generate(ids, max_new_tokens=200, draft_length=8)
     count = min(len(result.tokens), 48)

@@ -9,7 +9,7 @@ import pytest
 from pard_onnx.bench_command import main
 
 Folder = Callable[[str, str], Path]
-WAYS = ["plain", "plain, exact", "PARD K=2", "PARD K=3"]
+WAYS = ["plain", "plain, exact", "auto", "PARD K=2", "PARD K=3"]
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_a_sweep_as_json(short: list[str], capsys: pytest.CaptureFixture[str]) -
     assert set(out) == {"machine", "versions", "provider", "max_new_tokens", "pairs", "curves"}
     (one,) = out["pairs"]
     assert [way["name"] for way in one["ways"]] == WAYS
-    assert [way["agreement"] for way in one["ways"][1:]] == [1, 1, 1]
+    assert [way["agreement"] for way in one["ways"][1:]] == [1, 1, 1, 1]
     for way in one["ways"]:
         assert 24 < way["new_tokens"] <= 72
         assert way["decode_tokens_per_second"] > way["overall_tokens_per_second"] > 0

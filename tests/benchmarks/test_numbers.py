@@ -9,6 +9,7 @@ from pard_onnx.benchmarks.bootstrap import Work, rate, speed_up
 from pard_onnx.benchmarks.trial import Way, in_turn
 from pard_onnx.runtime.costs import StepCosts, measure
 from pard_onnx.runtime.throughput import RoundCosts, throughput, tokens_per_round
+from pard_onnx.runtime.widths import EVEN
 
 works = st.lists(
     st.tuples(st.integers(1, 500), st.floats(0.01, 100), st.integers(1, 500), st.floats(0.01, 100)),
@@ -67,7 +68,7 @@ def test_throughput_is_tokens_over_seconds() -> None:
     assert tokens_per_round(acceptance, 0) == 1 and tokens_per_round(acceptance, 3) == 2
     assert throughput(costs, acceptance, 0) == 1 / 11
     assert throughput(costs, acceptance, 3) == 2 / (2 + 13 + 1)
-    even = RoundCosts(flat, rising, 1.0, even=True)
+    even = RoundCosts(flat, rising, 1.0, EVEN)
     assert throughput(even, acceptance, 0) == 1 / 12  # plain decoding at width 2
     assert throughput(even, acceptance, 2) == 1.75 / (2 + 13 + 1)
     assert throughput(even, acceptance, 3) == throughput(costs, acceptance, 3)

@@ -5,13 +5,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import pard_onnx
 from pard_onnx import BadArtifact, BadInput, BadProvider, Failure, Pair, TooLong, load
+from pard_onnx.models.manifest import Manifest
 from pard_onnx.runtime.pair import Prompt
+from pard_onnx.runtime.widths import EVEN, Widths
 
 PROMPTS: list[Prompt] = ["the quick brown fox", "é", [1, 2, 3], [{"role": "user", "content": "lazy dog"}]]
 TEXT = "the quick brown"
@@ -32,29 +36,38 @@ def plain(pair_folders: tuple[Path, Path]) -> Pair:
 @pytest.mark.parametrize("k", [1, 2, 5, 8, 32])
 @pytest.mark.parametrize("exact", [True, False])
 def test_pard_gives_plain_tokens(pair: Pair, plain: Pair, prompt: Prompt, k: int, exact: bool) -> None:
-    expected = plain.generate(prompt, max_new_tokens=40, exact=exact)
+    expected = plain.generate(prompt, max_new_tokens=40, exact=exact, draft_length=0)
     result = pair.generate(prompt, max_new_tokens=40, draft_length=k, exact=exact)
     assert (result.tokens, result.text, result.finish_reason) == (expected.tokens, expected.text, "length")
     assert result.stats.mean_accepted > 1.5
     assert expected.stats.mean_accepted == 1
 
 
-def test_a_quantized_pair_takes_even_widths_and_gives_the_same(
-    write_artifact: Callable[..., Path], plain: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("widths", [EVEN, Widths(4, 4)])
+def test_exact_steps_have_the_widths_that_were_proven(
+    pair_folders: tuple[Path, Path], plain: Pair, widths: Widths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The toy's matrices are floats whatever the manifest says: what is tested is the padding."""
-    folders = [write_artifact(tmp_path / role, role, precision="int4") for role in ("target", "draft")]
-    for opened in (load(*folders, threads=1), load(folders[0], threads=1)):
-        widths: list[int] = []
-        step = opened._model.step
-        monkeypatch.setattr(
-            opened._model, "step", lambda ids, keep, s=step, w=widths: w.append(len(ids)) or s(ids, keep)
-        )
-        result = opened.generate(TEXT, max_new_tokens=40, draft_length=4)
+    for opened in (load(*pair_folders, threads=1), load(pair_folders[0], threads=1)):
+        assert opened._target
+        opened._target = replace(opened._target, calibration=replace(opened._target.calibration, widths=widths))
+        session, seen = opened._target.session, []
+        step = session.step
+        monkeypatch.setattr(session, "step", lambda ids, keep, s=step, w=seen: w.append(len(ids)) or s(ids, keep))
+        result = opened.generate(TEXT, max_new_tokens=40)
         assert result.tokens == plain.generate(TEXT, max_new_tokens=40).tokens
-        assert {width % 2 for width in widths} == {0}
-        opened.generate(TEXT, max_new_tokens=40, draft_length=4, exact=False)
-        assert {width % 2 for width in widths} == {0, 1}
+        assert (result.stats.exact, result.stats.widths) == (True, widths.upto(34))
+        assert all(width in widths for width in seen)
+        inexact = opened.generate(TEXT, max_new_tokens=40, draft_length=4, exact=False)
+        assert (inexact.stats.exact, inexact.stats.widths) == (False, tuple(range(1, 35)))
+        assert not all(width in widths for width in seen)
+
+
+def test_where_no_widths_are_exact_it_is_said(pair_folders: tuple[Path, Path]) -> None:
+    with load(*pair_folders, threads=1) as opened:
+        assert opened._target and opened.exact_widths
+        opened._target = replace(opened._target, calibration=replace(opened._target.calibration, widths=None))
+        stats = opened.generate(TEXT, max_new_tokens=4).stats
+        assert (stats.exact, stats.widths) == (False, tuple(range(1, 35)))
 
 
 def test_stats_add_up(pair: Pair) -> None:
@@ -190,7 +203,7 @@ def test_an_interrupted_call_leaves_the_pair_ready_while_its_traceback_lives(
 def test_one_stream_is_not_for_two_threads(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     problems: list[str] = []
     stream = pair.stream(TEXT)
-    step = pair._model.step  # type: ignore[union-attr]
+    step = pair._target.session.step  # type: ignore[union-attr]
 
     def meanwhile(ids: list[int], keep: int) -> object:
         for act in (stream.close, stream.__next__):
@@ -199,10 +212,60 @@ def test_one_stream_is_not_for_two_threads(pair: Pair, monkeypatch: pytest.Monke
             problems.append(str(caught.value))
         return step(ids, keep)
 
-    monkeypatch.setattr(pair._model, "step", meanwhile)
+    monkeypatch.setattr(pair._target.session, "step", meanwhile)  # type: ignore[union-attr]
     next(stream)
     stream.close()
-    assert set(problems) == {"another thread is reading this stream; leave its loop there"}
+    assert set(problems) == {"another thread is reading this stream; leave its loop there, or cancel() the stream"}
+
+
+def test_a_stream_is_cancelled_from_another_thread_within_a_step(pair: Pair) -> None:
+    expected = pair.generate(TEXT, max_new_tokens=40).tokens
+    stream = pair.stream(TEXT, max_new_tokens=100)
+    first = next(stream)
+    thread = threading.Thread(target=stream.cancel)
+    thread.start()
+    thread.join()
+    assert not any(chunk.tokens for chunk in stream)  # only text that was held back
+    result = stream.result
+    assert (result.finish_reason, result.tokens) == ("cancelled", first.tokens)
+    assert pair.generate(TEXT, max_new_tokens=40).tokens == expected
+
+
+def test_a_stream_cancelled_before_its_first_step_has_no_tokens(pair: Pair) -> None:
+    stream = pair.stream(TEXT)
+    stream.cancel()
+    assert list(stream) == []
+    assert (stream.result.finish_reason, stream.result.tokens, stream.result.text) == ("cancelled", (), "")
+
+
+def test_a_deadline_ends_the_text_as_it_is(pair: Pair) -> None:
+    result = pair.generate(TEXT, max_new_tokens=100, timeout=1e-9)
+    assert (result.finish_reason, result.tokens) == ("timeout", ())
+    assert pair.generate(TEXT, max_new_tokens=10, timeout=1000).finish_reason == "length"
+
+
+@pytest.mark.parametrize("lookup", [True, False])
+def test_self_tuned_drafts_change_no_token(pair: Pair, plain: Pair, lookup: bool) -> None:
+    prompt = TEXT + " fox" * 20
+    expected = plain.generate(prompt, max_new_tokens=60, draft_length=0).tokens
+    for _ in range(3):  # what it learned goes on from one generation to the next
+        result = pair.generate(prompt, max_new_tokens=60, lookup=lookup)
+        assert result.tokens == expected
+        assert lookup or "lookup" not in result.stats.sources
+
+
+def test_drawn_tokens_are_the_same_however_they_are_drafted(pair: Pair, plain: Pair) -> None:
+    def draw(of: Pair, **options: Any) -> Any:
+        return of.generate(TEXT, max_new_tokens=40, temperature=1.5, top_p=0.9, **options)
+
+    one = draw(plain, seed=7, draft_length=0)
+    assert one.stats.seed == 7
+    for options in ({"draft_length": 5}, {"draft_length": 8}, {}, {"lookup": False}):
+        assert draw(pair, seed=7, **options).tokens == one.tokens
+    assert draw(pair, seed=8).tokens != one.tokens
+    fresh = draw(pair)
+    assert draw(pair, seed=fresh.stats.seed).tokens == fresh.tokens
+    assert pair.generate(TEXT, max_new_tokens=2, seed=3).stats.seed is None  # nothing was drawn
 
 
 def test_what_onnx_runtime_says_in_a_step_is_a_failure(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +273,7 @@ def test_what_onnx_runtime_says_in_a_step_is_a_failure(pair: Pair, monkeypatch: 
         def run_with_iobinding(self, _: object) -> None:
             raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(pair._model, "_session", Broken())
+    monkeypatch.setattr(pair._target.session, "_session", Broken())  # type: ignore[union-attr]
     with pytest.raises(Failure, match=r"model\.onnx: ONNX Runtime failed in a step: the device is gone"):
         pair.generate(TEXT)
 
@@ -240,6 +303,12 @@ def test_a_closed_pair_says_so(pair_folders: tuple[Path, Path]) -> None:
         (5, {}, "not int"),
         (TEXT, {"draft_length": 7.5}, "draft_length must be a whole number, not 7.5"),
         (TEXT, {"draft_length": None}, "draft_length must be a whole number, not None"),
+        (TEXT, {"draft_length": "many"}, "draft_length must be 'auto' or from 0 to 32, not 'many'"),
+        (TEXT, {"timeout": 0}, "timeout must be a number of seconds above 0, or None, not 0"),
+        (TEXT, {"timeout": "1"}, "timeout must be a number of seconds"),
+        (TEXT, {"temprature": 1}, "unknown option temprature; did you mean temperature?"),
+        (TEXT, {"temperature": -1}, "temperature must be at least 0"),
+        (TEXT, {"logit_bias": {280: 1.0}}, "280"),
         (TEXT, {"max_new_tokens": "12"}, "max_new_tokens must be a whole number, not '12'"),
         (TEXT, {"stop": None}, "a stop string must be text of at least one character, not None"),
         (TEXT, {"stop": 5}, "not 5"),
@@ -286,7 +355,7 @@ def test_the_same_tokenizer_in_other_bytes_is_the_same(
     draft = write_artifact(tmp_path / "draft", "draft")
     path = draft / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
-    manifest = pard_onnx.runtime.pair.Manifest.read(draft)
+    manifest = Manifest.read(draft)
     files = tuple(type(file).of(draft / file.name) for file in manifest.files)
     type(manifest)(**{**{name: getattr(manifest, name) for name in manifest.__slots__}, "files": files}).write(draft)
     assert load(pair_folders[0], draft).generate(TEXT, max_new_tokens=2).finish_reason == "length"

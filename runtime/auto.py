@@ -1,0 +1,59 @@
+"""The drafter that tunes itself: lookup and the draft model propose, the policy decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .drafter import NOTHING, PardDrafter, Proposal
+from .lookup import NO_MATCH, Lookup, Match
+from .policy import Draft, Policy
+
+
+class AutoDrafter:
+    """A `Drafter` for one generation; draft None: lookup alone; lookup None: the draft alone."""
+
+    def __init__(self, policy: Policy, draft: PardDrafter | None, lookup: Lookup | None) -> None:
+        self._policy = policy
+        self._draft = draft
+        self._lookup = lookup
+        self._asked: Draft | None = None
+        self._match = NO_MATCH
+        self._proposal = NOTHING  # the draft model's, all of it
+
+    @property
+    def length(self) -> int:
+        return self._draft.length if self._draft else 0
+
+    def rollback(self, length: int) -> None:
+        if self._draft:
+            self._draft.rollback(length)
+
+    def propose(self, committed: Sequence[int], k: int) -> Proposal:
+        found = self._lookup.find(committed, k) if self._lookup else NO_MATCH
+        chances = self._policy.lookups.estimate(found.length, len(found.ids))
+        lag = len(committed) - self.length
+        self._asked = self._policy.ask(chances, lag, k) if self._draft else None
+        worth, length = self._policy.value(chances)
+        if self._draft and self._asked:
+            self._proposal = self._draft.propose(committed, self._asked.length, self._asked.window)
+            drafted, count = self._policy.value(self._policy.drafts.estimate(self._proposal.probabilities))
+            if drafted >= worth:
+                return self._take(NO_MATCH, self._proposal.first(count))
+        return self._take(found, Proposal(found.ids[:length], tuple(chances[:length]), "lookup"))
+
+    def _take(self, match: Match, proposal: Proposal) -> Proposal:
+        self._match = match
+        return proposal if proposal.ids else NOTHING
+
+    def observe(self, drafted: int, matched: int) -> None:
+        """The draft model's round counts as its own, whoever's tokens were verified: it was paid for."""
+        if self._asked and self._match is NO_MATCH:
+            self._policy.saw_draft(self._asked.length, self._proposal.probabilities, drafted, matched)
+        elif self._asked:
+            self._policy.saw_draft(self._asked.length, (), 0, 0)
+            self._policy.saw_lookup(self._match.length, drafted, matched)
+        elif drafted:
+            self._policy.saw_lookup(self._match.length, drafted, matched)
+        else:
+            self._policy.saw_plain()
+        self._asked = None

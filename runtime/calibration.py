@@ -1,0 +1,117 @@
+"""What a loaded model does on this machine: which step widths give equal rows, and what its steps cost.
+
+Both come from the same steps, on the live session: some tokens in one step, then again in steps of other widths,
+whose logits and KV rows are compared with the first ones bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .costs import StepCosts
+from .session import DraftSession, TargetSession
+from .widths import CANDIDATES, Widths
+
+WIDTH = 16  # of the reference step
+# Each splits the reference's tokens, last ones first; all together try the widths 1 to 8 and one more.
+SPLITS = ((2, 3, 1, 4, 6), (8, 2, 5, 1), (4, 7, 3, 2), (12, 4))
+CONTEXT = 256  # rows before the reference's tokens; what they hold is of no importance
+DRAFT_WIDTHS = (1, 2, 4, 8, 12, 16, 24, 48)
+PATIENCE = 0.4  # seconds after which no further repetition begins
+MOST_REPEATS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class TargetCalibration:
+    """widths: whose rows are bitwise equal, None if no known set is; tried: the widths that were compared."""
+
+    widths: Widths | None
+    tried: tuple[int, ...]
+    costs: StepCosts
+
+
+def calibrate_target(session: TargetSession) -> TargetCalibration:
+    """Some steps on the session, whose cache is empty before and after."""
+    seconds: dict[int, list[float]] = defaultdict(list)
+    unequal: dict[Widths, bool] = dict.fromkeys(CANDIDATES, False)
+    tried: set[int] = set()
+    random = np.random.default_rng(0)
+    context = min(CONTEXT, session.cache.rows - WIDTH)
+
+    def split(widths: tuple[int, ...]) -> None:
+        ids = random.integers(session.manifest.spec.vocabulary.size, size=WIDTH).tolist()
+        logits, rows = run(session, context, ids, seconds)
+        end = WIDTH
+        for width in widths:
+            tried.add(width)
+            end -= width
+            found, written = run(session, context + end, ids[end : end + width], seconds)
+            same = np.array_equal(found, logits[end : end + width])
+            same = same and np.array_equal(written, rows[:, :, end : end + width])
+            for candidate in CANDIDATES:
+                unequal[candidate] |= width in candidate and not same
+
+    repeat(split, SPLITS)
+    session.rollback(0)
+    widths = next((candidate for candidate in CANDIDATES if not unequal[candidate]), None)
+    return TargetCalibration(widths, tuple(sorted(tried | {WIDTH})), cheapest(seconds))
+
+
+def run(
+    session: TargetSession, context: int, ids: list[int], seconds: dict[int, list[float]]
+) -> tuple[NDArray[np.float32], NDArray[np.floating]]:
+    """One timed step after so many rows: copies of all its logits, and of the KV rows that it wrote."""
+    session.cache.pretend(context)
+    start = perf_counter()
+    logits = session.step(ids, len(ids))
+    seconds[len(ids)].append(perf_counter() - start)
+    return logits.copy(), session.cache.read(context, context + len(ids))
+
+
+def calibrate_draft(session: DraftSession) -> StepCosts:
+    """Seconds by rows of a draft step, masks included, as the first column of `DRAFT_WIDTHS` says."""
+    seconds: dict[int, list[float]] = defaultdict(list)
+    context = min(CONTEXT, session.cache.rows - max(DRAFT_WIDTHS))
+
+    def step(width: int) -> None:
+        session.cache.pretend(context)
+        real = min(width, 4)  # a round's usual number of new tokens; the rest are masks
+        if width > WIDTH:
+            real = width - WIDTH + 1  # catching up reads many tokens, and asks for as many drafts as ever
+        start = perf_counter()
+        session.step([0] * real, width - real + 1)
+        seconds[width].append(perf_counter() - start)
+
+    for width in DRAFT_WIDTHS:  # the first run of a shape allocates
+        step(width)
+    seconds.clear()
+    repeat(lambda _: [step(width) for width in DRAFT_WIDTHS], (None,))
+    session.rollback(0)
+    return cheapest(seconds)
+
+
+def repeat(once: Callable[[Any], object], over: tuple[Any, ...]) -> None:
+    """Once for each, and again and again while there is patience left."""
+    start = perf_counter()
+    for done, item in enumerate(cycle(over), 1):
+        once(item)
+        spent = perf_counter() - start
+        if done >= MOST_REPEATS * len(over) or spent + spent / done > PATIENCE:
+            break
+
+
+def cheapest(seconds: dict[int, list[float]]) -> StepCosts:
+    """The least of each width's times: what disturbs a step only ever makes it longer. Never falling."""
+    out: list[tuple[int, float]] = []
+    for width in sorted(seconds):
+        least = min(seconds[width])
+        out.append((width, max(least, out[-1][1]) if out else least))
+    return StepCosts(tuple(out))
