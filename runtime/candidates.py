@@ -85,7 +85,7 @@ def heaviest(weights: Floats, logits: Floats, share: float) -> Indexes:
     cut = max(cut, LIGHTEST)  # 0 if rounding asks for more than there is
     kept = weights >= cut
     ties = np.flatnonzero(weights == cut)
-    wanted = max(1, ceil((share * total - above) / float(cut)))
+    wanted = ceil((share * total - above) / float(cut))
     if wanted < ties.size:
         ties = ties[np.argsort(-logits[ties], kind="stable")]
         kept[ties[wanted:]] = False

@@ -110,10 +110,26 @@ def test_narrowing_finds_what_sorting_finds(name: str, share: float) -> None:
     assert above == pytest.approx(ordered[ordered > cut].sum(), rel=1e-9)
 
 
+@settings(max_examples=400)
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=120).filter(any), st.integers(1, 63), st.sampled_from([4, 8, 32])
+)
+def test_narrowing_is_exact_where_sums_are(levels: list[int], share: int, few: int) -> None:
+    """Whole numbers and shares of 64ths: samples that mislead to either side, ties, and sums that are just enough."""
+    weights, part = np.array(levels, np.float32), share / 64
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "FEW", few)
+        patch.setattr(rows, "SAMPLE", few)
+        cut, above = mass_cut(weights, float(sum(levels)), part)
+    ordered = sorted(levels, reverse=True)
+    first = next(i for i in range(len(levels)) if sum(ordered[: i + 1]) >= part * sum(levels))
+    assert (cut, above) == (ordered[first], sum(level for level in levels if level > ordered[first]))
+
+
 def test_narrowing_ends_where_rounding_leaves_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """More is asked for than there is, as when sums in two orders differ by their last bit."""
     monkeypatch.setattr(rows, "FEW", 4)
-    monkeypatch.setattr(rows, "SAMPLE", 4)
+    monkeypatch.setattr(rows, "SAMPLE", few)
     for size in (1, 2, 5, 50):
         for weights in (np.ones(size, np.float32), np.geomspace(1, 1e-3, size).astype(np.float32)):
             total = float(weights.sum(dtype=np.float64)) * (1 + 1e-12)
@@ -149,8 +165,7 @@ def test_heaviest_takes_larger_logits_among_equal_weights(levels: list[int], sha
 def test_a_draw_is_the_inverse_of_the_cumulative_sum(weights: list[float], at: int, u: float, block: int) -> None:
     """Exact binary fractions: no rounding excuses a neighbour."""
     weights.insert(at, 1.0)
-    mp = pytest.MonkeyPatch()
-    with mp.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows, "BLOCK", block)
         picked = pick(np.array(weights, np.float32), u)
     assert weights[picked] > 0
