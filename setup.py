@@ -18,6 +18,7 @@ MSVC_FLAGS = ["/std:c++17", "/O2", "/EHsc"]
 UNIX_FLAGS = [
     "-std=c++17",
     "-O3",
+    "-g0",  # Python was built with -g
     "-fvisibility=hidden",
     "-fvisibility-inlines-hidden",
     "-ffp-contract=off",
