@@ -27,8 +27,8 @@ class Caches:
         self.target.rollback(min(same, self.target.length))
         if self.draft:
             if same <= self.draft_start:
+                self.draft.rollback(0)  # first, so that an interruption in between finds no row in the wrong place
                 self.draft_start = 0
-                self.draft.rollback(0)
             self.draft.rollback(min(same - self.draft_start, self.draft.length))
         self.tokens = list(ids)
         return self.target.length

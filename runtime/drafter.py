@@ -83,9 +83,10 @@ class PardDrafter:
 
     def rollback(self, length: int) -> None:
         if length <= self.start:
+            self._model.rollback(0)  # first, so that an interruption in between finds no row in the wrong place
             self.start = 0
-            length = 0
-        self._model.rollback(length - self.start)
+        else:
+            self._model.rollback(length - self.start)
 
     def observe(self, drafted: int, matched: int) -> None: ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from operator import index
 from os import PathLike
 from threading import Event, Lock
@@ -14,6 +15,7 @@ from pard_onnx.models.errors import BadInput, Failure
 
 from .auto import AutoDrafter
 from .caches import Caches
+from .chat import Chat, opening
 from .costs import StepCosts
 from .drafter import Drafter, NoDraft, PardDrafter
 from .kv_cache import KvCache
@@ -126,12 +128,13 @@ class Pair:
 
         def generation() -> Generator[Chunk, None, Result]:
             with self._attached(caches, watch) as (target, mine):
-                mine.keep(ids)
+                # One row is computed even if all are there: the first token is chosen from it.
+                known = replace(facts, cached_tokens=min(mine.keep(ids), len(ids) - 1))
                 drafter, pard = self._drafters(options, settings.widths, mine)
                 writer = Writer(self.text.stream(ids), stops)
                 try:
                     rounds = decode(target, drafter, mine.tokens, settings, choose)
-                    return (yield from chunks(rounds, writer, facts))
+                    return (yield from chunks(rounds, writer, known))
                 finally:
                     mine.draft_start = pard.start if pard else 0
 
@@ -160,6 +163,10 @@ class Pair:
             finally:
                 for session in sessions:
                     session.watch()
+                # A conversation that is over leaves no memory behind
+                self._target.session.attach(self._caches.target)
+                if self._draft and self._caches.draft:
+                    self._draft.session.attach(self._caches.draft)
         finally:
             self._lock.release()
 
@@ -187,6 +194,14 @@ class Pair:
             costs = RoundCosts(draft, self._target.calibration.costs, OVERHEAD, widths)
             self._policies[widths] = Policy(costs, has_draft=self._draft is not None)
         return self._policies[widths]
+
+    def chat(self, system: str | None = None, messages: Iterable[Message] = ()) -> Chat:
+        """A conversation whose turns go on in one KV cache; several may be open. Ends with its last reference.
+
+        system: the system message; messages: what was said before. Raises BadInput if the chat template has no use
+        for them, or there is none.
+        """
+        return Chat(self, opening(self.text, system, messages))
 
     def new_caches(self) -> Caches:
         """Memory for another conversation."""

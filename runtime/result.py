@@ -9,7 +9,8 @@ from .loop import FinishReason, Step
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a generation before its first round; start: perf_counter() when the request came."""
+    """What is known of a generation before its first round; start: perf_counter() when the request came;
+    cached_tokens: of the prompt, whose rows a conversation's cache holds already."""
 
     prompt_tokens: int
     start: float
@@ -17,6 +18,7 @@ class Facts:
     widths: tuple[int, ...]
     provider: str
     seed: int | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Stats:
     at each position, the accepted share.
     tokens_per_second: of the tokens after the first, over the time after the first (the draft's prefill
     counts against it). exact: plain decoding and any draft give the same tokens under this setting.
+    cached_tokens: of the prompt's, those that the target did not read anew (see `Chat`).
     """
 
     prompt_tokens: int
@@ -59,6 +62,7 @@ class Stats:
     widths: tuple[int, ...]
     provider: str
     seed: int | None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,4 +148,5 @@ class Tally:
             widths=facts.widths,
             provider=facts.provider,
             seed=facts.seed,
+            cached_tokens=facts.cached_tokens,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from threading import Event
 from time import perf_counter
@@ -13,6 +13,8 @@ from .loop import FinishReason, Step
 from .result import Chunk, Facts, Result, Tally
 from .stop import scan
 from .text import Detokenizer
+
+Run = Generator[Chunk, None, Result]
 
 
 class Writer:
@@ -52,7 +54,7 @@ class Writer:
         return seen.release
 
 
-def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts) -> Generator[Chunk, None, Result]:
+def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts) -> Run:
     """Turn the loop's rounds into chunks, the last of which has all held-back text; returns the result."""
     tally = Tally()
     first = paused = 0.0
@@ -87,7 +89,7 @@ def chunk(step: Step, pieces: list[str]) -> Chunk:
 class Stream(Iterator[Chunk]):
     """Chunks of one generation; closing it early leaves the pair ready for the next."""
 
-    def __init__(self, run: Generator[Chunk, None, Result], cancelled: Event) -> None:
+    def __init__(self, run: Run, cancelled: Event) -> None:
         self._run = run
         self._cancelled = cancelled
         self._result: Result | None = None
@@ -110,6 +112,10 @@ class Stream(Iterator[Chunk]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def within(self, wrap: Callable[[Run], Run]) -> Stream:
+        """This stream as part of something larger: `wrap` does what comes before its first chunk and after its last."""
+        return Stream(wrap(self._run), self._cancelled)
 
     def cancel(self) -> None:
         """End the generation before its next step; for any thread. Its reader gets the result of what is there,
