@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from math import inf, nextafter
+from random import Random
 from typing import Any
 
 import literal_sampling as literal
@@ -111,25 +112,27 @@ def test_narrowing_finds_what_sorting_finds(name: str, share: float) -> None:
 
 
 @settings(max_examples=400)
-@given(
-    st.lists(st.integers(0, 9), min_size=1, max_size=120).filter(any), st.integers(1, 63), st.sampled_from([4, 8, 32])
-)
-def test_narrowing_is_exact_where_sums_are(levels: list[int], share: int, few: int) -> None:
-    """Whole numbers and shares of 64ths: samples that mislead to either side, ties, and sums that are just enough."""
-    weights, part = np.array(levels, np.float32), share / 64
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=99), st.sampled_from([4, 8, 32]), st.randoms(), st.data())
+def test_narrowing_is_exact_where_sums_are(levels: list[int], few: int, random: Random, data: st.DataObject) -> None:
+    """Whole numbers that sum to a power of two: just enough, a little less or more; samples mislead to either side."""
+    total = 1 << sum(levels).bit_length()
+    levels += [1] * (total - sum(levels))
+    random.shuffle(levels)
+    ordered = sorted(filter(None, levels), reverse=True)
+    count = data.draw(st.integers(1, len(ordered)))
+    need = sum(ordered[:count]) + data.draw(st.sampled_from([-0.5, 0, 0 if count == len(ordered) else 0.5]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rows, "FEW", few)
         patch.setattr(rows, "SAMPLE", few)
-        cut, above = mass_cut(weights, float(sum(levels)), part)
-    ordered = sorted(levels, reverse=True)
-    first = next(i for i in range(len(levels)) if sum(ordered[: i + 1]) >= part * sum(levels))
+        cut, above = mass_cut(np.array(levels, np.float32), float(total), need / total)
+    first = next(i for i in range(len(ordered)) if sum(ordered[: i + 1]) >= need)
     assert (cut, above) == (ordered[first], sum(level for level in levels if level > ordered[first]))
 
 
 def test_narrowing_ends_where_rounding_leaves_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """More is asked for than there is, as when sums in two orders differ by their last bit."""
     monkeypatch.setattr(rows, "FEW", 4)
-    monkeypatch.setattr(rows, "SAMPLE", few)
+    monkeypatch.setattr(rows, "SAMPLE", 4)
     for size in (1, 2, 5, 50):
         for weights in (np.ones(size, np.float32), np.geomspace(1, 1e-3, size).astype(np.float32)):
             total = float(weights.sum(dtype=np.float64)) * (1 + 1e-12)

@@ -93,10 +93,13 @@ def test_extreme_settings_give_no_nan_and_no_infinity() -> None:
     for factor in (1e-300, most):
         found = penalized([0, 1, 2, 3, 4, 5], repetition_penalty=factor, presence_penalty=-most, frequency_penalty=most)
         assert not any(value != value or value == inf for value in found), found
-    logits = np.full(6, 3e38, np.float32)
-    penalties = Penalties(Sampling(repetition_penalty=1e-3, logit_bias={5: 1e30}), 6, 0)
-    penalties.follow([0])
-    assert np.isfinite(penalties.apply(logits, np.empty_like(logits))).all()
+    for sign in (1, -1):
+        for factor in (1e-300, 1e-3, most):
+            logits = np.full(6, sign * 3e38, np.float32)
+            penalties = Penalties(Sampling(repetition_penalty=factor, logit_bias={5: sign * most}), 6, 0)
+            penalties.follow([0])
+            found = penalties.apply(logits, np.empty_like(logits)).tolist()
+            assert all(value < inf for value in found), found
 
 
 def test_tokens_only_grow() -> None:
