@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 KEEP = 0.97  # of a count, at each observation of its cell: a window of about 33
-PRIOR = 4.0  # observations that a prior is worth
+PRIOR = 2.0  # observations that a prior is worth
 CERTAIN = 0.99  # no estimate is above: a long draft is never free of doubt
 
 
@@ -34,7 +34,7 @@ class DraftAcceptance:
     """Of a draft model, by position: how often a draft whose predecessors were accepted is accepted, and how
     that compares with the probabilities that the model gave."""
 
-    def __init__(self, positions: int, prior: float = 0.75) -> None:
+    def __init__(self, positions: int, prior: float = 0.8) -> None:
         self._rates = [Cell(prior) for _ in range(positions)]
         self._trust = [Cell(1.0) for _ in range(positions)]
 

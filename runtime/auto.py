@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import perf_counter
 
 from .drafter import NOTHING, PardDrafter, Proposal
 from .lookup import NO_MATCH, Lookup, Match
 from .policy import Draft, Policy
+
+ORDINARY = 32  # tokens to read: catching up with more is no measure of a round's step
 
 
 class AutoDrafter:
@@ -19,6 +22,7 @@ class AutoDrafter:
         self._asked: Draft | None = None
         self._match = NO_MATCH
         self._proposal = NOTHING  # the draft model's, all of it
+        self._verifying = perf_counter()
 
     @property
     def length(self) -> int:
@@ -29,17 +33,31 @@ class AutoDrafter:
             self._draft.rollback(length)
 
     def propose(self, committed: Sequence[int], k: int) -> Proposal:
+        proposal = self._propose(committed, k)
+        self._verifying = perf_counter()
+        return proposal
+
+    def _propose(self, committed: Sequence[int], k: int) -> Proposal:
         found = self._lookup.find(committed, k) if self._lookup else NO_MATCH
         chances = self._policy.lookups.estimate(found.length, len(found.ids))
         lag = len(committed) - self.length
         self._asked = self._policy.ask(chances, lag, k) if self._draft else None
         worth, length = self._policy.value(chances)
         if self._draft and self._asked:
-            self._proposal = self._draft.propose(committed, self._asked.length, self._asked.window)
+            self._proposal = self._drafted(self._draft, committed, self._asked)
             drafted, count = self._policy.value(self._policy.drafts.estimate(self._proposal.probabilities))
             if drafted >= worth:
                 return self._take(NO_MATCH, self._proposal.first(count))
         return self._take(found, Proposal(found.ids[:length], tuple(chances[:length]), "lookup"))
+
+    def _drafted(self, draft: PardDrafter, committed: Sequence[int], asked: Draft) -> Proposal:
+        """The draft model's proposal, timed if the step was an ordinary one."""
+        lag = len(committed) - draft.length
+        start = perf_counter()
+        proposal = draft.propose(committed, asked.length, asked.window)
+        if lag <= ORDINARY:
+            self._policy.draft_costs.observe(lag + asked.length - 1, perf_counter() - start)
+        return proposal
 
     def _take(self, match: Match, proposal: Proposal) -> Proposal:
         self._match = match
@@ -47,6 +65,7 @@ class AutoDrafter:
 
     def observe(self, drafted: int, matched: int) -> None:
         """The draft model's round counts as its own, whoever's tokens were verified: it was paid for."""
+        self._policy.saw_step(drafted, perf_counter() - self._verifying)
         if self._asked and self._match is NO_MATCH:
             self._policy.saw_draft(self._asked.length, self._proposal.probabilities, drafted, matched)
         elif self._asked:

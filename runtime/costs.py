@@ -10,6 +10,8 @@ from time import perf_counter
 
 WIDTHS = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32)
 REPEATS = 5
+FOLLOW = 0.1  # how far one step moves a live curve
+OUTLIER = 2.0  # a step that took more than so many times as long counts as that
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,24 @@ class StepCosts:
         low, high = next((piece for piece in pieces if width <= piece[1][0]), pieces[-1])
         slope = (high[1] - low[1]) / (high[0] - low[0])
         return max(0.0, low[1] + slope * (width - low[0]))
+
+
+class LiveCosts:
+    """A curve that follows the machine: one factor for all widths, from what steps take now. Contexts grow, other
+    programs come and go; the curve's form stays."""
+
+    def __init__(self, costs: StepCosts, most: int) -> None:
+        self._costs = costs
+        self._table = [costs(width) for width in range(most + 1)]
+        self.factor = 1.0
+
+    def __call__(self, width: int) -> float:
+        """Seconds of a step of so many tokens, as of late."""
+        return self.factor * (self._table[width] if width < len(self._table) else self._costs(width))
+
+    def observe(self, width: int, seconds: float) -> None:
+        ratio = min(OUTLIER, max(1 / OUTLIER, seconds / self(width)))
+        self.factor *= 1 + FOLLOW * (ratio - 1)
 
 
 def measure(step: Callable[[int], None], widths: Sequence[int] = WIDTHS, repeats: int = REPEATS) -> StepCosts:

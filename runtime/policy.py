@@ -9,15 +9,21 @@ of the highest value. (Renewal reward: lambda at its fixed point is the best rat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 
 from .acceptance import DraftAcceptance, LookupAcceptance
+from .costs import LiveCosts
 from .throughput import RoundCosts
 
+WIDEST = 40  # steps that are looked up in a table: all drafts that may be, padded
 MOST = 16  # masks; a draft's far positions are rarely accepted, and lookup takes care of long repeats
 FADE = 0.9  # of what recent rounds had, at each round: a window of about ten
+PATIENT_FADE = 0.95  # for what decides whether to draft at all: giving up by bad luck costs more than a few rounds
 PRIOR_ROUNDS = 2.0  # that the first guess of the draft's rate is worth
+REACH = 0.75  # of a mask's worth, for the next one that nobody has tried
 LOSS = 0.01  # of the time goes into trying the draft again where it did not pay
+TRIED = 8  # masks of such a try, at least
 WINDOW = 32  # tokens of context for such a try, if the draft's cache has fallen behind by more
 
 
@@ -28,11 +34,17 @@ class Rate:
     tokens: float
     seconds: float
     rounds: float
+    fade: float = FADE
 
     def add(self, tokens: float, seconds: float) -> None:
-        self.tokens = FADE * self.tokens + tokens
-        self.seconds = FADE * self.seconds + seconds
-        self.rounds = FADE * self.rounds + 1
+        self.tokens = self.fade * self.tokens + tokens
+        self.seconds = self.fade * self.seconds + seconds
+        self.rounds = self.fade * self.rounds + 1
+
+    def fade_to(self, rounds: float) -> None:
+        """The same rate, as if fewer rounds had been seen."""
+        share = rounds / self.rounds
+        self.tokens, self.seconds, self.rounds = share * self.tokens, share * self.seconds, rounds
 
     @property
     def per_second(self) -> float:
@@ -52,24 +64,31 @@ class Policy:
 
     def __init__(self, costs: RoundCosts, has_draft: bool = True) -> None:
         self._costs = costs
+        self.draft_costs = LiveCosts(costs.draft, WINDOW + 2 * MOST)
+        self.verify_costs = LiveCosts(costs.verify, WIDEST)
         self._has_draft = has_draft
-        self._plain = self._verify(0)
         self.drafts = DraftAcceptance(MOST)
         self.lookups = LookupAcceptance()
-        self._recent = Rate(1.0, self._plain, 1.0)
         self._drafted = self._first_guess()
+        self._recent = replace(self._drafted, fade=FADE) if has_draft else Rate(1.0, self._plain, 1.0)
+        self._worth = self.drafts.profile()  # by position: tokens a round that this mask brought
         self._spared = 0.0  # seconds since the draft was last used
+        self._trying, self._last_loss = False, 0.0  # tokens that the last try cost
 
     def _verify(self, drafts: int) -> float:
         """Seconds of a round that verifies so many, drafting apart."""
-        return self._costs.verify(self._costs.widths.fit(drafts + 1)) + self._costs.overhead
+        return self.verify_costs(self._costs.widths.fit(drafts + 1)) + self._costs.overhead
+
+    @property
+    def _plain(self) -> float:
+        return self._verify(0)
 
     def _first_guess(self) -> Rate:
         """What a round with the draft is worth at the acceptance that one hopes for."""
         profile = self.drafts.profile()
-        guesses = [(1 + sum(profile[:k]), self._costs.draft(k + 2) + self._verify(k)) for k in range(1, MOST + 1)]
+        guesses = [(1 + sum(profile[:k]), self.draft_costs(k + 2) + self._verify(k)) for k in range(1, MOST + 1)]
         tokens, seconds = max(guesses, key=lambda guess: guess[0] / guess[1])
-        return Rate(PRIOR_ROUNDS * tokens, PRIOR_ROUNDS * seconds, PRIOR_ROUNDS)
+        return Rate(PRIOR_ROUNDS * tokens, PRIOR_ROUNDS * seconds, PRIOR_ROUNDS, PATIENT_FADE)
 
     @property
     def goal(self) -> float:
@@ -82,9 +101,10 @@ class Policy:
         chances: of each token and all before it.
         """
         best, length, gained = 0.0, 0, 0.0
+        goal, plain = self.goal, self._plain
         for count, chance in enumerate(chances, 1):
             gained += chance
-            worth = gained - self.goal * (self._verify(count) - self._plain)
+            worth = gained - goal * (self._verify(count) - plain)
             if worth >= best:  # a width that is paid for anyway is filled
                 best, length = worth, count
         return best, length
@@ -94,28 +114,49 @@ class Policy:
         draft's cache lacks; limit: the most tokens that are of use."""
         if not self._has_draft:
             return None
-        pays = self._drafted.per_second * self._plain >= 1
-        window = None if pays or lag <= WINDOW else WINDOW
         length = min(limit, self._masks())
         tokens, seconds = self._drafted.tokens / self._drafted.rounds, self._drafted.seconds / self._drafted.rounds
-        if not self._started(lag):
-            seconds += max(0.0, self._costs.draft((window or lag) + length) - self._costs.draft(length + 2))
-        worth = tokens - 1 - self.goal * (seconds - self._plain)
-        if worth >= self.value(lookup)[0]:
-            return Draft(length, window)
+        # Tokens that the draft has yet to read are a debt of its whole use, not of this round.
+        if tokens - 1 - self.goal * (seconds - self._plain) >= self.value(lookup)[0]:
+            return Draft(length)
+        window = WINDOW if lag > WINDOW else None
+        seconds += self.draft_costs((window or lag) + length) - self.draft_costs(length)
         loss = self.goal * seconds - tokens  # in tokens, were it to go as it went
-        return Draft(length, window) if self._spared * self.goal * LOSS >= loss else None
+        if self._spared * self.goal * LOSS < max(loss, self._last_loss):
+            return None
+        self._begin_again()
+        self._trying = True
+        return Draft(max(length, min(limit, TRIED)), window)
 
-    def _started(self, lag: int) -> bool:
-        """A prompt that the draft has not read is a debt of the whole generation, not of this round."""
-        return lag > WINDOW and self._spared == 0
+    def _begin_again(self) -> None:
+        """What was learned of the draft may no longer hold: this try shall count."""
+        self.drafts = DraftAcceptance(MOST)
+        self._drafted.fade_to(PRIOR_ROUNDS)
 
     def _masks(self) -> int:
-        """Masks are added as long as their share of being accepted is worth their time in the draft."""
-        for k, chance in enumerate(self.drafts.profile(), 1):
-            if chance < self.goal * (self._costs.draft(k + 2) - self._costs.draft(k + 1)):
-                return max(1, k - 1)
-        return MOST
+        """So many that what the last of them brought of late pays for its time in the draft."""
+        goal, gained, best, length = self.goal, 0.0, -inf, 1
+        for k, worth in enumerate(self._worth, 1):
+            gained += worth
+            if gained - goal * self.draft_costs(k + 2) > best:
+                best, length = gained - goal * self.draft_costs(k + 2), k
+        return length
+
+    def _learn_worth(self, chances: Sequence[float], verified: int) -> None:
+        """What each mask of a round brought: its chance less the cost of verifying it, nothing if it was not."""
+        goal = self.goal
+        for i in range(MOST):
+            if i < verified:
+                brought = chances[i] - goal * (self._verify(i + 1) - self._verify(i))
+            elif i < len(chances):
+                brought = 0.0
+            else:  # nobody asked: it may be worth somewhat less than the one before
+                brought = REACH * self._worth[i - 1]
+            self._worth[i] += (1 - FADE) * (brought - self._worth[i])
+
+    def saw_step(self, drafts: int, seconds: float) -> None:
+        """How long a step that verified so many took."""
+        self.verify_costs.observe(self._costs.widths.fit(drafts + 1), seconds)
 
     def saw_plain(self) -> None:
         """A round that verified nothing."""
@@ -128,11 +169,16 @@ class Policy:
 
     def saw_draft(self, asked: int, probabilities: Sequence[float], verified: int, matched: int) -> None:
         """A round in which the draft model was asked for tokens, and so many of its own were verified."""
+        self._learn_worth(self.drafts.estimate(probabilities), verified)
         self.drafts.observe(probabilities, verified, matched)
-        seconds = self._costs.draft(asked + 2) + self._verify(verified)
-        self._drafted.add(matched + 1.0, seconds)
+        seconds = self.draft_costs(asked + 2) + self._verify(verified)
+        # What was to be expected, now that the round is known, varies less than what came of it.
+        expected = self.drafts.estimate(probabilities[:verified])
+        self._drafted.add(1.0 + sum(expected), seconds)
         self._saw(matched + 1.0, seconds)
-        self._spared = 0.0
+        if self._trying:
+            self._last_loss = self.goal * (seconds + self.draft_costs(WINDOW)) - matched - 1
+        self._spared, self._trying = 0.0, False
 
     def _saw(self, tokens: float, seconds: float) -> None:
         self._recent.add(tokens, seconds)
