@@ -11,6 +11,7 @@ from pard_onnx.models.errors import (
     PardError,
     TooLong,
 )
+from pard_onnx.runtime.chat import Chat
 from pard_onnx.runtime.pair import Pair, load
 from pard_onnx.runtime.result import Chunk, Result, Seconds, Stats
 from pard_onnx.runtime.stream import Stream
@@ -22,6 +23,7 @@ __all__ = [
     "BadCheckpoint",
     "BadInput",
     "BadProvider",
+    "Chat",
     "Chunk",
     "Failure",
     "Pair",

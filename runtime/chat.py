@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from os import PathLike
 from threading import Lock
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Unpack
 
 from pard_onnx.models.errors import BadInput, Failure, TooLong
 
+from . import snapshot
 from .caches import Caches
+from .messages import Messages, copied
 from .options import Given, Options
 from .result import Result
 from .stream import Run, Stream
-from .text import Message, Text
+from .text import Message
 
 if TYPE_CHECKING:  # who makes chats
     from .pair import Pair
 
-Messages = list[dict[str, Any]]
 CUT = ("cancelled", "timeout")  # reasons that say nothing of the model
 
 
@@ -93,6 +95,15 @@ class Chat:
             raise Failure("this conversation is closed; open another with pair.chat()")
         return self._caches
 
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write messages, tokens and KV rows to one file, whole or not at all, for `Pair.restore`.
+
+        Raises BadInput if the file cannot be written, or is there and is no saved conversation; Failure during a turn.
+        """
+        caches = self._open()
+        with self.busy():
+            snapshot.write(path, self._pair, self.messages, caches)
+
     def close(self) -> None:
         """Free the KV cache; a turn that runs goes on to its end first."""
         self._caches = None
@@ -102,27 +113,3 @@ class Chat:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def opening(text: Text, system: str | None, messages: Iterable[Message]) -> Messages:
-    """What a conversation begins with, tried on the chat template."""
-    out = copied(messages)
-    if system is not None:
-        out.insert(0, {"role": "system", "content": system})
-    question = {"role": "user", "content": "?"}
-    rendered = text.render([*out, question])
-    if system and rendered == text.render([*out[1:], question]):
-        raise BadInput("this model's chat template leaves out system messages; say it in the first message instead")
-    return out
-
-
-def copied(messages: Iterable[Message]) -> Messages:
-    """Their own dicts; BadInput for what is no message."""
-    if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
-        raise BadInput(f"messages are a list of objects with role and content, not {type(messages).__name__}")
-    out: Messages = []
-    for message in messages:
-        if not isinstance(message, Mapping) or not message.keys() >= {"role", "content"}:
-            raise BadInput(f"a message has a role and a content, not {message!r}")
-        out.append(dict(message))
-    return out

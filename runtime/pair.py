@@ -13,23 +13,25 @@ from typing import Any, Unpack
 
 from pard_onnx.models.errors import BadInput, Failure
 
+from . import snapshot
 from .auto import AutoDrafter
 from .caches import Caches
-from .chat import Chat, opening
+from .chat import Chat
 from .costs import StepCosts
 from .drafter import Drafter, NoDraft, PardDrafter
 from .kv_cache import KvCache
 from .lookup import Lookup
 from .loop import DRAFT_LIMIT, Halted, Settings, decode
+from .messages import opening
 from .models import Artifact, OpenDraft, OpenTarget, open_artifact, open_draft, open_target, require_same_tokenizer
 from .options import AUTO, Given, Options
 from .policy import Policy
 from .providers import Provider, installed
-from .result import Chunk, Result
+from .result import Chunk, Facts, Result
 from .sampler import chooser
 from .session import Session, TargetSession
 from .stop import stop_strings
-from .stream import Facts, Stream, Writer, chunks
+from .stream import Stream, Writer, chunks
 from .text import Message
 from .threads import Threads
 from .throughput import RoundCosts
@@ -202,6 +204,13 @@ class Pair:
         for them, or there is none.
         """
         return Chat(self, opening(self.text, system, messages))
+
+    def restore(self, path: str | PathLike[str]) -> Chat:
+        """The conversation that `Chat.save` wrote; of another draft's KV rows nothing is kept.
+
+        Raises BadArtifact (another file, damaged, another version, another target), TooLong.
+        """
+        return Chat(self, *snapshot.read(path, self))
 
     def new_caches(self) -> Caches:
         """Memory for another conversation."""
