@@ -37,22 +37,22 @@ def events(python: Path, script: Path, request: object, silence: float) -> Itera
         said: deque[str] = deque(maxlen=20)
         lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         readers = (_thread(_read, process.stderr, said.append), _thread(_read, process.stdout, lines.put))
-        _thread(_write, process.stdin, json.dumps(request))
+        writer = _thread(_write, process.stdin, json.dumps(request))
         try:
-            last = None
-            while last not in LAST:
-                event = _next(process, lines, silence)
-                if event is None:
-                    readers[0].join(POLL)
-                    event = {"event": "failed", "reason": _ending(process, silence, said)}
-                last = event["event"]
+            while event := _next(process, lines, silence):
                 yield event
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE)
+                if event["event"] in LAST:
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(GRACE)
+                    return
+            readers[0].join(POLL)
+            yield {"event": "failed", "reason": _ending(process, silence, said)}
         finally:
             kill(process)
-            for reader in readers:  # a pipe may not be closed under a reader
-                reader.join(GRACE)
+            for thread in (*readers, writer):  # a pipe may not be closed under its user
+                thread.join(GRACE)
+            with suppress(OSError):  # what a dead worker has not read
+                process.stdin.close()
 
 
 def _process(python: Path, script: Path) -> subprocess.Popen[str]:
@@ -100,8 +100,10 @@ def _read(stream: IO[str], take: Callable[[Any], None]) -> None:
 
 
 def _write(stream: IO[str], line: str) -> None:
-    with suppress(OSError, ValueError), stream:  # it may be gone already
+    """Left open: a worker whose stdin closes knows that nobody waits for it any more."""
+    with suppress(OSError, ValueError):  # it may be gone already
         stream.write(line + "\n")
+        stream.flush()
 
 
 def _next(process: subprocess.Popen[str], lines: queue.SimpleQueue[str | None], silence: float) -> Event | None:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Thread
 from time import perf_counter
 from typing import Any, TextIO
 
@@ -84,12 +85,21 @@ def script(work: Callable[[dict[str, Any], Send], None]) -> None:
         events.flush()
 
     try:
-        work(json.loads(sys.stdin.readline()), send)
+        request = json.loads(sys.stdin.readline())
+        Thread(target=end_with_parent, daemon=True).start()
+        work(request, send)
     except ImportError as error:
         name = (error.name or "").split(".")[0]
         send(event="skipped", reason=f"{name} is not installed" if name else one_line(error))
     except Exception as error:
         send(event="failed", reason=f"{type(error).__name__}: {one_line(error)}")
+
+
+def end_with_parent() -> None:
+    """stdin stays open as long as whoever asked is there, however it ends."""
+    while os.read(0, 1024):  # not sys.stdin, whose lock a thread may not hold at exit
+        pass
+    os._exit(1)
 
 
 def own_stdout() -> TextIO:
