@@ -1,0 +1,188 @@
+"""`pard-chat`: a conversation at the terminal, or line by line through a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pard_onnx.chat_screen import Screen
+from pard_onnx.cli import Parser, complain, exit_code
+from pard_onnx.generation_options import add_sampling, sampling, whole_or_auto
+from pard_onnx.models.errors import BadInput, PardError, TooLong
+from pard_onnx.runtime.chat import Chat
+from pard_onnx.runtime.options import AUTO, Options
+from pard_onnx.runtime.pair import Pair, load
+from pard_onnx.runtime.result import Result
+
+
+def parser() -> argparse.ArgumentParser:
+    out = Parser(prog="pard-chat", description="Chat with an exported pair; /help lists the commands inside.")
+    out.add_argument("--target", required=True, help="exported target: a folder or a hub id")
+    out.add_argument("--draft", help="exported PARD draft; without it, plain decoding and lookup")
+    begin = out.add_mutually_exclusive_group()
+    begin.add_argument("--system", metavar="TEXT", help="the system message")
+    begin.add_argument("--resume", type=Path, metavar="FILE", help="go on with what /save wrote")
+    out.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="of a reply (default: 512)")
+    length = "drafts a round, 1 to 32; 0: plain decoding; auto (default): by measured costs and acceptance"
+    out.add_argument("--draft-length", type=whole_or_auto, default=AUTO, metavar="K", help=length)
+    out.add_argument("--show-accepted", action="store_true", help="colour the tokens that came from the draft")
+    add_sampling(out)
+    out.add_argument("--provider", default="cpu", help="execution provider (default: cpu)")
+    out.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    failed: list[int] = []
+    return exit_code(lambda: talk(options, failed)) or max(failed, default=0)
+
+
+def talk(options: argparse.Namespace, failed: list[int]) -> None:
+    """The whole conversation; failed: exit codes of the lines of a pipe that went wrong."""
+    generation = {
+        "max_new_tokens": options.max_new_tokens,
+        "draft_length": options.draft_length,
+        **sampling(options),
+    }
+    Options.of(generation)  # bad ones are told before the models load
+    screen = Screen()
+    with load(options.target, options.draft, provider=options.provider, threads=options.threads) as pair:
+        chat = pair.restore(options.resume) if options.resume else pair.chat(options.system)
+        talker = Talker(pair, chat, screen, generation, mark=options.show_accepted)
+        if screen.person:
+            screen.note(talker.greeting())
+        for line in screen.lines():
+            try:
+                talker.hear(line)
+            except PardError as error:
+                screen.end_line()
+                code = complain(str(error), error.exit_code)
+                if not screen.person:
+                    failed.append(code)
+            if talker.done:
+                break
+
+
+class Talker:
+    """One conversation, its settings, and what can be said to it besides messages."""
+
+    def __init__(self, pair: Pair, chat: Chat, screen: Screen, generation: dict[str, Any], *, mark: bool) -> None:
+        self._pair, self._chat, self._screen = pair, chat, screen
+        self._generation = generation
+        self._mark = mark
+        self._last: Result | None = None
+        self.done = False
+
+    def greeting(self) -> str:
+        names = " with ".join(name for name in (self._pair.target_name, self._pair.draft_name) if name)
+        before = f"{len(self._chat.messages)} messages so far; " if self._chat.messages else ""
+        return f"{names}; {before}/help lists the commands, Ctrl-C ends a reply, Ctrl-D the chat"
+
+    def hear(self, line: str) -> None:
+        """A message, a command, or nothing."""
+        if line.startswith("/"):
+            name, _, rest = line[1:].partition(" ")
+            if name not in COMMANDS:
+                raise BadInput(f"unknown command /{name}; known are {', '.join(f'/{known}' for known in COMMANDS)}")
+            COMMANDS[name].act(self, rest.strip())
+        elif line.strip():
+            self.answer(line.strip())
+
+    def answer(self, text: str) -> None:
+        try:
+            stream = self._chat.stream(text, **self._generation)
+        except TooLong as error:
+            raise TooLong(f"{error}; here /reset begins anew") from error
+        with stream, self._screen.interrupts(stream.cancel):
+            for chunk in stream:
+                self._screen.show(chunk, mark=self._mark)
+        self._screen.end_line()
+        self._last = stream.result
+        if stream.result.finish_reason != "stop":
+            self._screen.note(ENDS[stream.result.finish_reason])
+
+    def help(self, _: str) -> None:
+        for name, command in COMMANDS.items():
+            self._screen.note(f"{f'/{name} {command.argument}':<14} {command.text}")
+        self._screen.note("all else is a message; a space in front makes one of a line that begins with /")
+
+    def stats(self, _: str) -> None:
+        self._screen.note(summary(self._last) if self._last else "no reply yet")
+
+    def draft_length(self, value: str) -> None:
+        if value:
+            try:
+                wanted = value if value == AUTO else int(value)
+            except ValueError:
+                raise BadInput(f"/k takes a number or auto, not {value}") from None
+            changed = {**self._generation, "draft_length": wanted}
+            Options.of(changed)
+            self._generation = changed
+        self._screen.note(f"draft length: {self._generation['draft_length']}")
+
+    def accepted(self, _: str) -> None:
+        self._mark = not self._mark
+        self._screen.note(f"the draft's tokens are {'in colour' if self._mark else 'as the others'}")
+
+    def reset(self, _: str) -> None:
+        """The system message stays, and so do its rows in the cache."""
+        messages = self._chat.messages
+        del messages[1 if messages and messages[0]["role"] == "system" else 0 :]
+        self._screen.note("the conversation begins anew")
+
+    def save(self, name: str) -> None:
+        if not name:
+            raise BadInput("/save takes the name of a file")
+        self._chat.save(name)
+        self._screen.note(f"saved to {name}; pard-chat --resume goes on with it")
+
+    def quit(self, _: str) -> None:
+        self.done = True
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    act: Callable[[Talker, str], None]
+    argument: str
+    text: str
+
+
+COMMANDS = {
+    "help": Command(Talker.help, "", "this list"),
+    "stats": Command(Talker.stats, "", "of the last reply: speed, accepted drafts, cached tokens"),
+    "k": Command(Talker.draft_length, "N|auto", "drafts a round, 0 for plain decoding"),
+    "accepted": Command(Talker.accepted, "", "colour the tokens that came from the draft, or no longer"),
+    "reset": Command(Talker.reset, "", "begin anew, with the same system message"),
+    "save": Command(Talker.save, "FILE", "write the conversation, for --resume"),
+    "quit": Command(Talker.quit, "", "end; as Ctrl-D"),
+}
+ENDS = {
+    "length": "[cut here: --max-new-tokens, or the capacity]",
+    "cancelled": "[cancelled]",
+    "timeout": "[out of time]",
+}
+
+
+def summary(result: Result) -> str:
+    """What /stats says."""
+    stats = result.stats
+    sources = Counter(stats.sources)
+    by = ", ".join(f"{count} {source}" for source, count in sources.most_common())
+    return "\n".join(
+        (
+            f"{stats.new_tokens} tokens in {stats.seconds.total:.2f} s: {stats.tokens_per_second:.1f} tokens/s, "
+            f"the first after {stats.time_to_first_token:.2f} s",
+            f"{stats.mean_accepted:.2f} accepted a round; rounds: {by or 'none'}",
+            f"prompt: {stats.prompt_tokens} tokens, {stats.cached_tokens} of them cached",
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
