@@ -8,7 +8,9 @@ narrows it around the cut.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from math import ceil, nextafter
+from operator import and_
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +42,6 @@ class Candidates:
         at = pick(self.weights, u)
         return at if self.ids is None else int(self.ids[at])
 
-    def only(self, kept: Indexes) -> Candidates:
-        """Those at `kept`, ascending indexes."""
-        return Candidates(kept if self.ids is None else self.ids[kept], self.weights[kept])
-
 
 def candidates(logits: Floats, sampling: Sampling, scratch: Floats) -> Candidates:
     """Temperature, then top_k, top_p, min_p; temperature above 0.
@@ -59,12 +57,15 @@ def candidates(logits: Floats, sampling: Sampling, scratch: Floats) -> Candidate
         np.subtract(logits, top, out=weights)
         np.divide(weights, np.float32(max(sampling.temperature, COLDEST)), out=weights)
     np.exp(weights, out=weights)
-    out = Candidates(ids, weights)
+    masks: list[NDArray[np.bool_]] = []
     if sampling.top_p < 1:
-        out = out.only(heaviest(weights, logits, sampling.top_p))
+        masks.append(heaviest(weights, logits, sampling.top_p))
     if sampling.min_p > 0:
-        out = out.only(np.flatnonzero(out.weights >= np.float32(sampling.min_p)))
-    return out
+        masks.append(weights >= np.float32(sampling.min_p))
+    if not masks:
+        return Candidates(ids, weights)
+    kept = np.flatnonzero(reduce(and_, masks))
+    return Candidates(kept if ids is None else ids[kept], weights[kept])
 
 
 def largest(values: Floats, count: int) -> Indexes:
@@ -75,8 +76,8 @@ def largest(values: Floats, count: int) -> Indexes:
     return np.delete(kept, np.flatnonzero(values[kept] == cut)[-surplus:]) if surplus else kept
 
 
-def heaviest(weights: Floats, logits: Floats, share: float) -> Indexes:
-    """Indexes of the fewest weights that sum to `share` (below 1) of all, ascending.
+def heaviest(weights: Floats, logits: Floats, share: float) -> NDArray[np.bool_]:
+    """Which are the fewest weights that sum to `share` (below 1) of all, as a mask.
 
     Of equal weights those of larger logits, then the first: rounding may give two logits one weight.
     """
@@ -89,7 +90,7 @@ def heaviest(weights: Floats, logits: Floats, share: float) -> Indexes:
     if wanted < ties.size:
         ties = ties[np.argsort(-logits[ties], kind="stable")]
         kept[ties[wanted:]] = False
-    return np.flatnonzero(kept)
+    return kept
 
 
 def mass_cut(weights: Floats, total: float, share: float) -> tuple[np.float32, float]:
