@@ -8,7 +8,7 @@ import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pard_onnx.benchmarks import peak_memory, plot, tables
-from pard_onnx.benchmarks.bench import Bench, bench, with_predictions
+from pard_onnx.benchmarks.bench import Bench, bench, ways, with_predictions
+from pard_onnx.benchmarks.bootstrap import speed_up
+from pard_onnx.benchmarks.comparison import Rivals, TaskOptions, compare, rivals
 from pard_onnx.benchmarks.costs import CONTEXT, Curve, measure_folder, parse_contexts
+from pard_onnx.benchmarks.peers.table import PEERS
 from pard_onnx.benchmarks.prompt_files import SHIPPED, PromptSet, read
+from pard_onnx.benchmarks.summary import decode_work
+from pard_onnx.benchmarks.trial import PLAIN, Request, Trial, run
 from pard_onnx.benchmarks.trial import Progress as Tick
-from pard_onnx.benchmarks.trial import Request
-from pard_onnx.cli import Parser, exit_code
+from pard_onnx.cli import Parser, exit_code, stages
+from pard_onnx.generation_options import add_sampling, sampling
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.runtime.limits import require_whole
 from pard_onnx.runtime.loop import DRAFT_LIMIT
 from pard_onnx.runtime.options import DRAFT_LENGTH
-from pard_onnx.runtime.pair import load
+from pard_onnx.runtime.pair import Pair, load
 from pard_onnx.runtime.threads import physical_cores
 
 
@@ -44,6 +49,15 @@ def parser() -> argparse.ArgumentParser:
     cost = "step costs of folders; with pairs also theirs, and what they predict"
     out.add_argument("--cost", nargs="*", metavar="DIR", help=cost)
     out.add_argument("--contexts", metavar="N,N", help=f"tokens, for --cost (default: the prompts' own, or {CONTEXT})")
+    out.add_argument("--peers", metavar="NAME,NAME", help=f"measure these too, or 'all': {', '.join(PEERS)}")
+    out.add_argument("--peer-target", type=Path, metavar="CHECKPOINT", help="what the target was exported from")
+    out.add_argument(
+        "--peer-draft", type=Path, metavar="CHECKPOINT", help="autoregressive draft, for those who use one"
+    )
+    out.add_argument("--peer-models", type=Path, metavar="DIR", help="converted models (default: in the user's cache)")
+    python = "a peer's own environment; repeatable"
+    out.add_argument("--peer-python", action="append", default=[], metavar="NAME=PATH", help=python)
+    add_sampling(out)
     out.add_argument("--provider", default="cpu", help="execution provider (default: cpu)")
     out.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
     out.add_argument("--plot", type=Path, metavar="F.png", help="speed-up by K, acceptance by position, time split")
@@ -68,9 +82,10 @@ def measure(options: argparse.Namespace) -> None:
     sets = [read(path, options.limit) for path in options.prompts or [SHIPPED]]
     if options.plot:
         plot.require_writable(options.plot)
+    wanted = rivals_of(options) if options.peers else None
     console = Console(highlight=False, quiet=options.json)
     curves = [curve for name in options.cost or [] for curve in curves_of(name, contexts or (CONTEXT,), options)]
-    benches = [one for pair in options.pair for one in pair_on(pair, sets, lengths, options, console)]
+    benches = [one for pair in options.pair for one in pair_on(pair, sets, lengths, options, console, wanted)]
     if options.cost is not None:
         context = contexts[0] if contexts else None
         benches, more = with_predictions(benches, lambda name, at: curves_of(name, (at,), options)[0], context)
@@ -83,6 +98,14 @@ def measure(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(report(benches, curves, options)))
     require_agreement(benches)
+
+
+def request_of(options: argparse.Namespace) -> Request:
+    return Request(options.max_new_tokens, options.chat, sampling(options))
+
+
+def rivals_of(options: argparse.Namespace) -> Rivals:
+    return rivals(options.peers, options.peer_target, options.peer_draft, options.peer_models, options.peer_python)
 
 
 def draft_lengths(sweep: str | None, single: int) -> list[int]:
@@ -104,18 +127,43 @@ def pair_on(
     lengths: Sequence[int],
     options: argparse.Namespace,
     console: Console,
+    wanted: Rivals | None,
 ) -> Iterator[Bench]:
     """The pair on every prompt set; its sessions are loaded once."""
-    request = Request(options.max_new_tokens, options.chat)
+    request = request_of(options)
     peak_memory.reset()
     with load(*names, provider=options.provider, threads=options.threads) as pair:
         for prompts in sets:
             with counted(prompts.name) as tick:
-                one = bench(pair, prompts, lengths, request, tick)
-            console.print(tables.of_rates(f"{one.title}, {one.prompt_count} prompts", one.ways))
-            console.print(tables.of_rounds(one.rounds))
-            console.print(f"peak memory {one.peak_bytes / 2**20:.0f} MiB\n")
-            yield one
+                trial = run(pair, prompts.prompts, ways(lengths), request, tick)
+            one = bench(pair, prompts, trial)
+            show(console, one)
+            yield beside(wanted, one, pair, prompts, trial, options, console) if wanted else one
+
+
+def show(console: Console, one: Bench) -> None:
+    console.print(tables.of_rates(f"{one.title}, {one.prompt_count} prompts", one.ways))
+    console.print(tables.of_rounds(one.rounds))
+    console.print(f"peak memory {one.peak_bytes / 2**20:.0f} MiB\n")
+
+
+def beside(
+    wanted: Rivals,
+    one: Bench,
+    pair: Pair,
+    prompts: PromptSet,
+    trial: Trial,
+    options: argparse.Namespace,
+    console: Console,
+) -> Bench:
+    """With the peers, and plain decoding once more after them: machines drift."""
+    task = TaskOptions(options.max_new_tokens, options.threads or physical_cores(), options.chat)
+    with stages() as tick:
+        found = tuple(compare(wanted, pair, prompts, trial, task, tick))
+    again = run(pair, prompts.prompts, [PLAIN], request_of(options))
+    drift = speed_up([decode_work(r) for r in again.results[PLAIN]], [decode_work(r) for r in trial.results[PLAIN]])
+    console.print(tables.of_rivals(one.title, found, drift.value))
+    return replace(one, rivals=found, drift=drift.value)
 
 
 def curves_of(name: str, contexts: Sequence[int], options: argparse.Namespace) -> list[Curve]:

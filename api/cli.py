@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, PardError
+from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.models.precision import Precision
 
@@ -143,3 +144,13 @@ def export_with_progress(
     job = Job(checkpoint, source, output, precision, capacity=capacity, verify=verify, force=force)
     with stages() as progress:
         return export(job, progress)
+
+
+def exported(name: str, place: Path, precision: Precision) -> Path:
+    """The exported folder of a shipped model, made now unless it is there."""
+    output = place / f"{name}-{precision}"
+    if not output.exists():
+        folder, source = resolve_checkpoint(name)
+        print(f"exporting {name} to {precision}", file=sys.stderr)
+        export_with_progress(Checkpoint.open(folder), source, output, precision)
+    return output

@@ -16,12 +16,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pard_onnx.cli import Parser, exit_code, export_with_progress
+from pard_onnx.cli import Parser, exit_code, exported
 from pard_onnx.models import demo
-from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import Failure
-from pard_onnx.models.hub import resolve_checkpoint
-from pard_onnx.models.precision import PRECISIONS, Precision
+from pard_onnx.models.precision import PRECISIONS
 from pard_onnx.runtime.limits import require_whole
 from pard_onnx.runtime.loop import DRAFT_LIMIT
 from pard_onnx.runtime.pair import Pair, load
@@ -77,16 +75,6 @@ def run(options: argparse.Namespace) -> None:
         console.print(table(runs))
         if options.json:
             print(json.dumps(summary(runs)))
-
-
-def exported(name: str, place: Path, precision: Precision) -> Path:
-    """The exported folder of a shipped model, made now unless it is there."""
-    output = place / f"{name}-{precision}"
-    if not output.exists():
-        folder, source = resolve_checkpoint(name)
-        print(f"exporting {name} to {precision}", file=sys.stderr)
-        export_with_progress(Checkpoint.open(folder), source, output, precision)
-    return output
 
 
 def compare(pair: Pair, prompt: str, options: argparse.Namespace) -> Run:

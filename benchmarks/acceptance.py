@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pard_onnx import load
-from pard_onnx.demo_command import exported
+from pard_onnx.cli import exported
 from pard_onnx.models.demo import corpus
 from pard_onnx.models.precision import PRECISIONS
 

@@ -12,10 +12,11 @@ from pard_onnx.runtime.pair import Pair
 from pard_onnx.runtime.widths import ANY, Widths
 
 from . import peak_memory
+from .comparison import Rival
 from .costs import Curve, Prediction, predict
 from .prompt_files import PromptSet
 from .summary import Summary, summary
-from .trial import PLAIN, REFERENCE, TUNED, Progress, Request, pard, run
+from .trial import PLAIN, REFERENCE, TUNED, Trial, Way, pard
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Bench:
     widths: Widths
     peak_bytes: int
     predictions: tuple[Prediction, ...] = ()
+    rivals: tuple[Rival, ...] = ()
+    drift: float | None = None  # plain decoding after the peers over plain decoding before
 
     @property
     def title(self) -> str:
@@ -48,19 +51,20 @@ class Bench:
         return [way for way in self.ways if way.draft_length]
 
 
-def bench(
-    pair: Pair, prompts: PromptSet, lengths: Sequence[int], request: Request, progress: Progress | None = None
-) -> Bench:
-    """Plain decoding, exact plain decoding, self-tuned drafts and every draft length on a prompt set."""
-    ways = [PLAIN, REFERENCE, TUNED, *map(pard, lengths)]
-    trial = run(pair, prompts.prompts, ways, request, progress)
+def ways(lengths: Sequence[int]) -> list[Way]:
+    """Plain decoding, exact plain decoding, self-tuned drafts and every draft length."""
+    return [PLAIN, REFERENCE, TUNED, *map(pard, lengths)]
+
+
+def bench(pair: Pair, prompts: PromptSet, trial: Trial) -> Bench:
+    """What a trial on a prompt set says."""
     sizes = [r.stats.prompt_tokens + r.stats.new_tokens / 2 for found in trial.results.values() for r in found]
     return Bench(
         target=pair.target_name,
         draft=pair.draft_name or "",
         prompts=prompts.name,
         prompt_count=len(prompts.prompts),
-        ways=tuple(summary(trial, way) for way in ways),
+        ways=tuple(summary(trial, way) for way in trial.results),
         context=round(mean(sizes)),
         widths=pair.exact_widths or ANY,
         peak_bytes=peak_memory.peak_bytes(),

@@ -11,8 +11,11 @@ from rich.table import Table
 from pard_onnx.runtime.options import AUTO
 
 from .bootstrap import Ratio
+from .comparison import Rival
 from .costs import Curve, Prediction
 from .summary import Summary
+
+REASON = 200  # characters of what a peer says in a table; --json has it all
 
 
 def of_rates(title: str, rows: Sequence[Summary]) -> Table:
@@ -44,6 +47,21 @@ def of_rounds(rows: Sequence[Summary]) -> Table:
         shares = (row.shares.draft, row.shares.verify, row.shares.other)
         cells = (f"{row.mean_accepted:.2f}", f"{1000 * row.round_seconds:.2f}", *(f"{100 * s:.1f}" for s in shares))
         out.add_row(row.name, *cells)
+    return out
+
+
+def of_rivals(title: str, rivals: Sequence[Rival], drift: float) -> Table:
+    caption = f"ours: our self-tuned decoding over theirs; our plain decoding ran at {drift:.2f}x of before, afterwards"
+    out = table(f"{title}: peers", ("peer", "mode", "format", "tok/s", "ours", "same\n%", "peak\nMiB"), caption)
+    for one in rivals:
+        cells = ["-"] * 4
+        if one.ratio:
+            peak = f"{one.peak_bytes / 2**20:.0f}" if one.peak_bytes else ""
+            rate = f"{one.decode_tokens_per_second:.1f}"
+            cells = [rate, f"{one.ratio.value:.2f}x", f"{100 * one.agreement:.0f}", peak]
+        out.add_row(one.name, one.mode, one.format, *cells)
+    reasons = [f"{one.name} {one.mode}: {one.reason[:REASON]}" for one in rivals if one.reason]
+    out.caption = "\n".join([caption, *reasons])
     return out
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.options import AUTO
@@ -12,6 +12,7 @@ from pard_onnx.runtime.pair import Pair
 from pard_onnx.runtime.result import Result
 
 WARM_UP_TOKENS = 16
+SEED = 0  # of drawn tokens, unless one is given
 Progress = Callable[[int, int], None]  # (done, total)
 
 
@@ -44,8 +45,12 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Request:
+    """sampling: keyword arguments of `Pair.generate`; greedy without. With a seed, plain decoding and PARD draw the
+    same tokens, so outputs are compared all the same."""
+
     max_new_tokens: int
     chat: bool = False
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run(
@@ -53,7 +58,7 @@ def run(
 ) -> Trial:
     """Warm up, then let every way decode a prompt before the next prompt: a slow minute hits all ways alike."""
     for way in ways:
-        decode(pair, prompts[0], way, Request(min(WARM_UP_TOKENS, request.max_new_tokens), request.chat))
+        decode(pair, prompts[0], way, replace(request, max_new_tokens=min(WARM_UP_TOKENS, request.max_new_tokens)))
     results: dict[Way, list[Result]] = {way: [] for way in ways}
     turns = list(in_turn(prompts, ways))
     for done, (prompt, way) in enumerate(turns, 1):
@@ -79,6 +84,7 @@ def decode(pair: Pair, prompt: str, way: Way, request: Request) -> Result:
             draft_length=way.draft_length,
             exact=way.exact,
             chat=request.chat,
+            **({"seed": SEED} | dict(request.sampling)),
         )
     except BadInput as error:
         raise BadInput(f"prompt {prompt[:40]!r}: {error}") from error
