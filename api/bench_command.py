@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--peers", metavar="NAME,NAME", help=f"measure these too, or 'all': {', '.join(PEERS)}")
     out.add_argument("--peer-target", type=Path, metavar="CHECKPOINT", help="what the target was exported from")
     out.add_argument(
-        "--peer-draft", type=Path, metavar="CHECKPOINT", help="autoregressive draft, for those who use one"
+        "--peer-draft", type=Path, metavar="CHECKPOINT", help="an autoregressive draft, for some modes"
     )
     out.add_argument("--peer-models", type=Path, metavar="DIR", help="converted models (default: in the user's cache)")
     python = "a peer's own environment; repeatable"

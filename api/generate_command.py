@@ -109,6 +109,7 @@ def summary(result: Result) -> dict[str, Any]:
         "exact": stats.exact,
         "widths": list(stats.widths),
         "provider": stats.provider,
+        "kernel": stats.kernel,
         "seed": stats.seed,
     }
 

@@ -19,6 +19,7 @@ from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.records import from_json, to_json
 from pard_onnx.models.stamps import cache_folder
 
+from . import kernels
 from .providers import Provider, onnxruntime
 from .threads import Threads, physical_cores
 
@@ -41,6 +42,7 @@ def place(manifest: Manifest, provider: Provider, threads: Threads) -> Path:
         VERSION,
         *((file.name, file.sha256) for file in manifest.files),
         provider.key,
+        kernels.isa() if provider.key == "cpu" else None,
         onnxruntime().__version__,
         threads.count or physical_cores(),
         threads.shared,

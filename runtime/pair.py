@@ -13,7 +13,7 @@ from typing import Any, Unpack
 
 from pard_onnx.models.errors import BadInput, Failure
 
-from . import snapshot
+from . import kernels, snapshot
 from .auto import AutoDrafter
 from .caches import Caches
 from .chat import Chat
@@ -39,6 +39,7 @@ from .widths import ANY, Widths
 
 Prompt = str | Sequence[int] | Sequence[Message]
 OVERHEAD = 1e-4  # seconds of a round outside of both models' steps
+ORT_KERNEL = "onnxruntime"  # whose matmuls run where this package's own do not
 FREE = StepCosts(((1, 0.0),))
 WIDEST = DRAFT_LIMIT + 2  # a step of all drafts, padded
 WANTED = "a prompt is text, token ids, or a list of messages with role and content"
@@ -79,6 +80,7 @@ class Pair:
         self.target_name, self.draft_name = target.name, draft.name if draft else None
         self.text = target.text()
         self._provider = provider
+        self.kernel = kernels.isa() or ORT_KERNEL if provider.key == "cpu" else ORT_KERNEL
         self._target: OpenTarget | None = open_target(target, provider, threads)
         self._draft: OpenDraft | None = open_draft(draft, provider, threads) if draft else None
         self._caches = Caches(self._target.session.cache, self._draft.session.cache if self._draft else None)
@@ -126,7 +128,7 @@ class Pair:
         choose = chooser(sampling, self.target.spec.vocabulary.size, len(ids), seed or 0)
         cancelled = Event()
         watch = watcher(cancelled, options.timeout and start + options.timeout)
-        facts = Facts(len(ids), start, exact, settings.widths.upto(WIDEST), self._provider.key, seed)
+        facts = Facts(len(ids), start, exact, settings.widths.upto(WIDEST), self._provider.key, self.kernel, seed)
 
         def generation() -> Generator[Chunk, None, Result]:
             with self._attached(caches, watch) as (target, mine):

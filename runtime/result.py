@@ -17,6 +17,7 @@ class Facts:
     exact: bool
     widths: tuple[int, ...]
     provider: str
+    kernel: str
     seed: int | None = None
     cached_tokens: int = 0
 
@@ -42,7 +43,10 @@ class Stats:
     proposed: drafts of each round; matched: of those, the accepted ones; accepted_per_position: of the drafts
     at each position, the accepted share.
     tokens_per_second: of the tokens after the first, over the time after the first (the draft's prefill
-    counts against it). exact: plain decoding and any draft give the same tokens under this setting.
+    counts against it). sources: who drafted, by round: "pard", "lookup" or "none". exact: plain decoding and any draft
+    give the same tokens under this setting: every step had one of `widths`, whose rows were found to be bitwise equal
+    on this machine. kernel: of the quantized matmuls, an instruction set of this package's own or "onnxruntime".
+    seed: of the tokens drawn, None where none are.
     cached_tokens: of the prompt's, those that the target did not read anew (see `Chat`).
     """
 
@@ -61,6 +65,7 @@ class Stats:
     exact: bool
     widths: tuple[int, ...]
     provider: str
+    kernel: str
     seed: int | None
     cached_tokens: int = 0
 
@@ -147,6 +152,7 @@ class Tally:
             exact=facts.exact,
             widths=facts.widths,
             provider=facts.provider,
+            kernel=facts.kernel,
             seed=facts.seed,
             cached_tokens=facts.cached_tokens,
         )

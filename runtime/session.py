@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pard_onnx.models.errors import BadArtifact, Failure, TooLong
+from pard_onnx.models.errors import BadArtifact, BadInput, Failure, TooLong
 from pard_onnx.models.manifest import Manifest
 
+from .kernels.graph import with_kernel
 from .kv_cache import KvCache
 from .providers import Provider, onnxruntime
 from .threads import Threads, apply
@@ -36,8 +37,12 @@ def open_graph(path: Path, provider: Provider, threads: Threads) -> Any:
     options.enable_mem_pattern = False  # a pattern is kept per input shape, and each step has a new mask length
     apply(threads, options)
     try:
+        graph = with_kernel(path.parent, options) if provider.key == "cpu" else path
+        source = graph if isinstance(graph, bytes) else str(graph)
         # The fallback to other providers prints to stdout and hides what went wrong.
-        return ort.InferenceSession(str(path), options, providers=[provider.ort], enable_fallback=0)
+        return ort.InferenceSession(source, options, providers=[provider.ort], enable_fallback=0)
+    except BadInput:
+        raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         reason = str(error).strip().splitlines()[0]
         raise BadArtifact(f"{path} cannot be loaded on {provider.key}: {reason}") from error
