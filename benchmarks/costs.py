@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from pard_onnx.models.errors import BadInput, TooLong
-from pard_onnx.models.hub import resolve_artifact
-from pard_onnx.models.manifest import Manifest
 from pard_onnx.runtime.costs import WIDTHS, StepCosts, measure
-from pard_onnx.runtime.providers import installed
-from pard_onnx.runtime.session import DraftSession, TargetSession
+from pard_onnx.runtime.models import Artifact, open_artifact, open_draft, open_target
+from pard_onnx.runtime.providers import Provider, installed
 from pard_onnx.runtime.threads import Threads
 from pard_onnx.runtime.throughput import RoundCosts, throughput
 from pard_onnx.runtime.widths import Widths
@@ -36,24 +33,25 @@ class Curve:
 def measure_folder(
     name: str, contexts: Sequence[int], *, provider: str = "cpu", threads: int | None = None
 ) -> Iterator[Curve]:
-    """The curves of one folder, at each context; TooLong for one that its KV cache cannot hold."""
-    folder = resolve_artifact(name)
-    manifest = Manifest.read(folder)
-    manifest.verify(folder)
+    """The curves of one folder, at each context; TooLong for one that its KV cache cannot hold.
+
+    What `load` keeps about the folder on this machine is found out anew on the way.
+    """
+    artifact = open_artifact(name)
+    manifest = artifact.manifest
     most = manifest.kv_rows - max(WIDTHS)
     for context in contexts:
         if context > most:
             raise TooLong(f"{name}: --contexts {context} is more than its KV cache can hold, {most}")
-    step = stepper(folder, manifest, provider, threads)
+    step = stepper(artifact, installed(provider), Threads(threads))
     for context in contexts:
         yield Curve(name, manifest.role, manifest.precision, context, measure(partial(step, context)))
 
 
-def stepper(folder: Path, manifest: Manifest, provider: str, threads: int | None) -> Callable[[int, int], None]:
+def stepper(artifact: Artifact, provider: Provider, threads: Threads) -> Callable[[int, int], None]:
     """A function that runs one step: (context, width)."""
-    opened = (folder, manifest, installed(provider), Threads(threads))
-    if manifest.role == "draft":
-        draft = DraftSession(*opened)
+    if artifact.manifest.role == "draft":
+        draft = open_draft(artifact, provider, threads, anew=True).session
 
         def propose(context: int, width: int) -> None:
             draft.cache.pretend(context)
@@ -61,7 +59,7 @@ def stepper(folder: Path, manifest: Manifest, provider: str, threads: int | None
             draft.step([TOKEN] * real, width - real + 1)
 
         return propose
-    target = TargetSession(*opened)
+    target = open_target(artifact, provider, threads, anew=True).session
 
     def verify(context: int, width: int) -> None:
         target.cache.pretend(context)

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -25,7 +26,7 @@ WIDTH = 16  # of the reference step
 SPLITS = ((2, 3, 1, 4, 6), (8, 2, 5, 1), (4, 7, 3, 2), (12, 4))
 CONTEXT = 256  # rows before the reference's tokens; what they hold is of no importance
 DRAFT_WIDTHS = (1, 2, 4, 8, 12, 16, 24, 48)
-PATIENCE = 0.4  # seconds after which no further repetition begins
+PATIENCE = 0.8  # seconds after which no further repetition begins
 MOST_REPEATS = 8
 
 
@@ -79,7 +80,7 @@ def run(
 def calibrate_draft(session: DraftSession) -> StepCosts:
     """Seconds by rows of a draft step, masks included, as the first column of `DRAFT_WIDTHS` says."""
     seconds: dict[int, list[float]] = defaultdict(list)
-    context = min(CONTEXT, session.cache.rows - max(DRAFT_WIDTHS))
+    context = max(0, min(CONTEXT, session.cache.rows - max(DRAFT_WIDTHS)))
 
     def step(width: int) -> None:
         session.cache.pretend(context)
@@ -109,9 +110,10 @@ def repeat(once: Callable[[Any], object], over: tuple[Any, ...]) -> None:
 
 
 def cheapest(seconds: dict[int, list[float]]) -> StepCosts:
-    """The least of each width's times: what disturbs a step only ever makes it longer. Never falling."""
+    """The least of each width's times, and of all wider ones': what disturbs a step only ever makes it longer."""
     out: list[tuple[int, float]] = []
-    for width in sorted(seconds):
-        least = min(seconds[width])
-        out.append((width, max(least, out[-1][1]) if out else least))
-    return StepCosts(tuple(out))
+    least = inf
+    for width in sorted(seconds, reverse=True):
+        least = min(least, *seconds[width])
+        out.append((width, least))
+    return StepCosts(tuple(reversed(out)))

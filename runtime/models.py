@@ -32,11 +32,11 @@ class Artifact:
         return Text(self.folder, self.manifest.spec.chat_template)
 
 
-def open_artifact(name: str | PathLike[str], role: Role) -> Artifact:
-    """Resolve, read and verify a folder; BadArtifact if it has the other role."""
+def open_artifact(name: str | PathLike[str], role: Role | None = None) -> Artifact:
+    """Resolve, read and verify a folder; BadArtifact if it has another role."""
     folder = hub.resolve_artifact(fspath(name))
     manifest = Manifest.read(folder)
-    if manifest.role != role:
+    if role and manifest.role != role:
         raise BadArtifact(f"{fspath(name)}: is a {manifest.role}, not a {role}; give it as {manifest.role}")
     manifest.verify(folder)
     return Artifact(fspath(name), folder, manifest)
@@ -67,21 +67,22 @@ class OpenDraft:
     costs: StepCosts
 
 
-def open_target(artifact: Artifact, provider: Provider, threads: Threads) -> OpenTarget:
-    """Load the target, and find out what it does here unless that is known."""
+def open_target(artifact: Artifact, provider: Provider, threads: Threads, *, anew: bool = False) -> OpenTarget:
+    """Load the target, and find out what it does here unless that is known; anew: in any case."""
     session = TargetSession(artifact.folder, artifact.manifest, provider, threads)
     place = machine.place(artifact.manifest, provider, threads)
-    known = machine.recall(place, TargetCalibration)
+    known = None if anew else machine.recall(place, TargetCalibration)
     if known is None:
         known = calibrate_target(session)
         machine.keep(place, known)
     return OpenTarget(session, known)
 
 
-def open_draft(artifact: Artifact, provider: Provider, threads: Threads) -> OpenDraft:
+def open_draft(artifact: Artifact, provider: Provider, threads: Threads, *, anew: bool = False) -> OpenDraft:
+    """As `open_target`."""
     session = DraftSession(artifact.folder, artifact.manifest, provider, threads)
     place = machine.place(artifact.manifest, provider, threads)
-    known = machine.recall(place, StepCosts)
+    known = None if anew else machine.recall(place, StepCosts)
     if known is None:
         known = calibrate_draft(session)
         machine.keep(place, known)
