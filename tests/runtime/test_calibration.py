@@ -1,4 +1,4 @@
-"""What is found out on a live session: exact widths by bitwise comparison, costs that never fall, and the cache of it."""
+"""What is found out on a live session: exact widths by bitwise comparison, costs that never fall, and their cache."""
 
 import json
 from collections.abc import Callable
