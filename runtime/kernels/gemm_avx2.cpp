@@ -7,6 +7,7 @@
 #include "cpu.h"
 #include "isa.h"
 #include "target_begin.h"
+#include "silu.h"
 #include "vector256.h"
 #include "vector_tile.h"
 
@@ -63,7 +64,7 @@ struct Avx2::Sum<8, ROWS> {
 
 }  // namespace
 
-const Isa AVX2 = {"avx2", Avx2::HIGHEST_TILE, cpu_has_avx2, quantize<Avx2>, multiply<Avx2>};
+const Isa AVX2 = {"avx2", Avx2::HIGHEST_TILE, cpu_has_avx2, quantize<Avx2>, multiply<Avx2>, gate<Avx2>};
 
 }  // namespace pard
 #include "target_end.h"

@@ -6,6 +6,7 @@
 #include "cpu.h"
 #include "isa.h"
 #include "target_begin.h"
+#include "silu.h"
 #include "vector_tile.h"
 
 namespace pard {
@@ -39,6 +40,12 @@ struct Avx512Vnni {
   static Int round(Float x) { return _mm512_cvtps_epi32(x); }
   static Float multiply(Float a, Float b) { return _mm512_mul_ps(a, b); }
   static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+  static Float divide(Float a, Float b) { return _mm512_div_ps(a, b); }
+  static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
+  static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
+  static Float power_of_two(Int n) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, _mm512_set1_epi32(127)), 23));
+  }
   static void store_bytes(int8_t* at, Int x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm512_cvtepi32_epi8(x));
   }
@@ -82,7 +89,7 @@ struct Avx512Vnni::Sum<8, ROWS> {
 
 }  // namespace
 
-const Isa AVX512_VNNI = {"avx512-vnni", Avx512Vnni::HIGHEST_TILE, cpu_has_avx512_vnni, quantize<Avx512Vnni>, multiply<Avx512Vnni>};
+const Isa AVX512_VNNI = {"avx512-vnni", Avx512Vnni::HIGHEST_TILE, cpu_has_avx512_vnni, quantize<Avx512Vnni>, multiply<Avx512Vnni>, gate<Avx512Vnni>};
 
 }  // namespace pard
 #include "target_end.h"

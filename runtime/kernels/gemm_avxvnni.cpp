@@ -6,6 +6,7 @@
 #include "cpu.h"
 #include "isa.h"
 #include "target_begin.h"
+#include "silu.h"
 #include "vector256.h"
 #include "vector_tile.h"
 
@@ -45,7 +46,7 @@ struct AvxVnni::Sum<8, ROWS> {
 
 }  // namespace
 
-const Isa AVX_VNNI = {"avx-vnni", AvxVnni::HIGHEST_TILE, cpu_has_avx_vnni, quantize<AvxVnni>, multiply<AvxVnni>};
+const Isa AVX_VNNI = {"avx-vnni", AvxVnni::HIGHEST_TILE, cpu_has_avx_vnni, quantize<AvxVnni>, multiply<AvxVnni>, gate<AvxVnni>};
 
 }  // namespace pard
 #include "target_end.h"

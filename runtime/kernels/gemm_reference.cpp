@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "isa.h"
+#include "silu.h"
 
 namespace pard {
 namespace {
@@ -63,6 +64,26 @@ float output(const Tile& tile, size_t panel, size_t o, size_t row) {
   return out + (tile.bias ? tile.bias[panel * PANEL + o] : 0.0f);
 }
 
+// One number as a vector of one, for silu.h.
+struct Scalar {
+  using Int = int32_t;
+  using Float = float;
+  static constexpr size_t LANES = 1;
+
+  static Float load(const float* at) { return *at; }
+  static void store(float* at, Float x) { *at = x; }
+  static Float broadcast(float x) { return x; }
+  static Float add(Float a, Float b) { return a + b; }
+  static Float multiply(Float a, Float b) { return a * b; }
+  static Float divide(Float a, Float b) { return a / b; }
+  static Float fma(Float a, Float b, Float c) { return std::fma(a, b, c); }
+  static Float min(Float a, Float b) { return a < b ? a : b; }
+  static Float max(Float a, Float b) { return a > b ? a : b; }
+  static Int round(Float x) { return static_cast<Int>(std::nearbyint(x)); }
+  static Float to_float(Int x) { return static_cast<Float>(x); }
+  static Float power_of_two(Int n) { return std::ldexp(1.0f, n); }
+};
+
 void multiply(const Tile& tile) {
   for (size_t panel = 0; panel < tile.panels; ++panel)
     for (size_t row = 0; row < tile.height; ++row)
@@ -72,6 +93,6 @@ void multiply(const Tile& tile) {
 
 }  // namespace
 
-const Isa REFERENCE = {"reference", 8, always, quantize, multiply};
+const Isa REFERENCE = {"reference", 8, always, quantize, multiply, gate<Scalar>};
 
 }  // namespace pard

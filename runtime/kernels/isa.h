@@ -29,12 +29,21 @@ struct Tile {
   size_t stride;
 };
 
+// out[row][PANEL] = silu(gate) * up, for rows of a gate panel beside an up panel.
+struct Gating {
+  const float* pairs;  // [height][2 * PANEL]
+  size_t height;
+  float* out;  // [height][stride]
+  size_t stride;
+};
+
 struct Isa {
   const char* name;
   size_t highest_tile;
   bool (*supported)();
   void (*quantize)(const QuantizeRow&);
   void (*multiply)(const Tile&);
+  void (*gate)(const Gating&);
 };
 
 extern const Isa REFERENCE, AVX2, AVX_VNNI, AVX512_VNNI;

@@ -9,12 +9,16 @@
 namespace pard {
 namespace {
 
-constexpr size_t MOST_WORKERS = 64;         // tasks offered to the pool; each works until nothing is left
-constexpr size_t LEAST_BYTES = 64 << 10;    // weights that a worker takes at a time, about
+constexpr size_t LEAST_BYTES = 32 << 10;    // weights that a worker takes at a time, about
 constexpr size_t CACHED_BYTES = 256 << 10;  // weights that stay in a core's cache while tiles of rows pass, about
 constexpr size_t PIECE = 4096;              // activations that a worker quantizes at a time, about
 constexpr size_t ALONE = 16384;             // activations up to which sharing them takes longer than it saves
 constexpr unsigned SPINS_BEFORE_YIELD = 4096;
+
+size_t processors() {
+  static const size_t count = std::max(std::thread::hardware_concurrency(), 1u);
+  return count;
+}
 
 // Quantized rows, for one strip; kept from call to call by the thread that calls.
 struct Scratch {
@@ -35,27 +39,25 @@ struct Scratch {
   }
 };
 
-size_t processors() {
-  static const size_t count = std::max(std::thread::hardware_concurrency(), 1u);
-  return count;
-}
-
-// One strip of rows. Workers first share the quantization, wait for one another, then share the panels.
+// One strip of rows. Workers first share the quantization, wait for one another, then share the weights: in units of
+// one panel, or of two where a gate's panel and an up panel make one panel of results.
 // Waiting cannot lock up: only pieces that a running worker has taken are waited for.
 class Strip {
  public:
   Strip(const Isa& isa, const Weights& weights, const float* x, size_t rows, float* out, Scratch& scratch)
       : isa_(isa), weights_(weights), x_(x), out_(out), scratch_(scratch), tiling_(rows, isa.highest_tile) {
     const Layout& layout = weights.layout;
-    least_panels_ = std::max<size_t>(LEAST_BYTES / layout.panel_bytes(), 1);
-    cached_panels_ = tiling_.tiles == 1 ? layout.panels() : std::max<size_t>(CACHED_BYTES / layout.panel_bytes(), 1);
-    piece_rows_ = std::max<size_t>(PIECE / layout.inputs, 1);
+    unit_ = weights.gated ? 2 : 1;
+    units_ = layout.panels() / unit_;
+    outputs_ = layout.outputs / unit_;
+    least_ = at_least_one(LEAST_BYTES / layout.panel_bytes());
+    cached_ = tiling_.tiles == 1 ? units_ : at_least_one(CACHED_BYTES / layout.panel_bytes());
+    piece_rows_ = at_least_one(PIECE / layout.inputs);
     pieces_ = (rows + piece_rows_ - 1) / piece_rows_;
   }
 
-  size_t workers() const {
-    return std::min(std::max(weights_.layout.panels() / least_panels_ + 1, pieces_), MOST_WORKERS);
-  }
+  // Tasks to offer to the pool. Each works until nothing is left, so more than there are threads would only cost.
+  size_t workers() const { return std::min(std::max(units_ / least_ + 1, pieces_), processors()); }
 
   // Before the work. Few activations are quantized here, so that no worker waits for another.
   void begin() {
@@ -67,6 +69,8 @@ class Strip {
   static void work(void* self, size_t) { static_cast<Strip*>(self)->work(); }
 
  private:
+  static size_t at_least_one(size_t count) { return std::max<size_t>(count, 1); }
+
   void work() {
     size_t i;
     while ((i = next_piece_.fetch_add(1, std::memory_order_relaxed)) < pieces_) {
@@ -76,18 +80,16 @@ class Strip {
     for (unsigned spins = 0; done_.load(std::memory_order_acquire) < pieces_; ++spins)
       if (spins >= SPINS_BEFORE_YIELD) std::this_thread::yield();
     for (size_t first, count; (count = take(first)) > 0;)
-      for (size_t end = first + count; first < end; first += cached_panels_)
-        multiply(first, std::min(first + cached_panels_, end));
+      for (const size_t end = first + count; first < end; first += cached_) multiply(first, std::min(first + cached_, end));
   }
 
-  // The next panels that nobody has: many at first, as a long stream of weights is the fastest, then fewer, so that
+  // The next units that nobody has: many at first, as a long stream of weights is the fastest, then fewer, so that
   // all workers end together.
   size_t take(size_t& first) {
-    const size_t panels = weights_.layout.panels();
-    first = next_panel_.load(std::memory_order_relaxed);
-    for (size_t count; first < panels;) {
-      count = std::min(std::max((panels - first) / (2 * processors()), least_panels_), panels - first);
-      if (next_panel_.compare_exchange_weak(first, first + count, std::memory_order_relaxed)) return count;
+    first = next_unit_.load(std::memory_order_relaxed);
+    while (first < units_) {
+      const size_t left = units_ - first, count = std::min(std::max(left / (2 * processors()), least_), left);
+      if (next_unit_.compare_exchange_weak(first, first + count, std::memory_order_relaxed)) return count;
     }
     return 0;
   }
@@ -109,11 +111,13 @@ class Strip {
   }
 
   void multiply(size_t first, size_t end) {
-    const Layout& layout = weights_.layout;
-    const size_t whole = std::min(end, layout.outputs / PANEL);
+    const size_t whole = std::min(end, outputs_ / PANEL);
     for (size_t tile = 0; tile < tiling_.tiles; ++tile) {
-      float* out = out_ + tiling_.first(tile) * layout.outputs + first * PANEL;
-      if (first < whole) multiply(tile, first, whole - first, out, layout.outputs);
+      float* out = out_ + tiling_.first(tile) * outputs_ + first * PANEL;
+      if (weights_.gated)
+        for (size_t unit = first; unit < end; ++unit, out += PANEL) multiply_gated(tile, unit, out);
+      else if (first < whole)
+        multiply(tile, first, whole - first, out, outputs_);
       if (whole < end) multiply_last(tile);
     }
   }
@@ -127,14 +131,20 @@ class Strip {
                    tile_rows(tile), out, stride});
   }
 
+  void multiply_gated(size_t tile, size_t unit, float* out) {
+    float sums[HIGHEST_TILE * 2 * PANEL];
+    multiply(tile, 2 * unit, 2, sums, 2 * PANEL);
+    isa_.gate({sums, tiling_.height(tile), out, outputs_});
+  }
+
   // The panel that has fewer outputs than PANEL.
   void multiply_last(size_t tile) {
-    const size_t outputs = weights_.layout.outputs, first = outputs / PANEL * PANEL;
+    const size_t first = outputs_ / PANEL * PANEL;
     float sums[HIGHEST_TILE * PANEL];
-    multiply(tile, outputs / PANEL, 1, sums, PANEL);
+    multiply(tile, outputs_ / PANEL, 1, sums, PANEL);
     for (size_t row = 0; row < tiling_.height(tile); ++row)
-      std::memcpy(out_ + (tiling_.first(tile) + row) * outputs + first, sums + row * PANEL,
-                  (outputs - first) * sizeof(float));
+      std::memcpy(out_ + (tiling_.first(tile) + row) * outputs_ + first, sums + row * PANEL,
+                  (outputs_ - first) * sizeof(float));
   }
 
   const Isa& isa_;
@@ -143,8 +153,8 @@ class Strip {
   float* out_;
   Scratch& scratch_;
   Tiling tiling_;
-  size_t least_panels_, cached_panels_, piece_rows_, pieces_;
-  std::atomic<size_t> next_piece_{0}, done_{0}, next_panel_{0};
+  size_t unit_, units_, outputs_, least_, cached_, piece_rows_, pieces_;
+  std::atomic<size_t> next_piece_{0}, done_{0}, next_unit_{0};
 };
 
 }  // namespace
@@ -152,9 +162,10 @@ class Strip {
 void matmul(const Isa& isa, const Weights& weights, const float* x, size_t rows, float* out, const Parallel& parallel) {
   static thread_local Scratch scratch;
   scratch.reserve(std::min(rows, MOST_ROWS), weights.layout);
+  const size_t outputs = weights.outputs();
   for (size_t first = 0; first < rows; first += MOST_ROWS) {
     Strip strip(isa, weights, x + first * weights.layout.inputs, std::min(rows - first, MOST_ROWS),
-                out + first * weights.layout.outputs, scratch);
+                out + first * outputs, scratch);
     strip.begin();
     parallel.run(parallel.context, Strip::work, strip.workers(), &strip);
   }

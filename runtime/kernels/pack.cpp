@@ -149,4 +149,20 @@ Weights pack(const Layout& layout, const Read& read, size_t threads) {
   return out;
 }
 
+Weights pack_gated(const Layout& layout, const Read& gate, const Read& up, size_t threads) {
+  check(layout);
+  if (layout.outputs % PANEL)
+    throw std::invalid_argument("GatedMatMulNBits: N " + std::to_string(layout.outputs) + " is no multiple of 16");
+  Layout both = layout;
+  both.outputs *= 2;
+  // `pack` reads a panel at a time, so an offset tells which panel it is.
+  const Read read = [&](Part part, size_t offset, size_t count, void* target) {
+    const size_t panel = offset / count;
+    (panel % 2 ? up : gate)(part, panel / 2 * count, count, target);
+  };
+  Weights out = pack(both, read, threads);
+  out.gated = true;
+  return out;
+}
+
 }  // namespace pard

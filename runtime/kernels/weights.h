@@ -30,11 +30,13 @@ using Read = std::function<void(Part part, size_t offset, size_t count, void* ta
 
 struct Weights {
   Layout layout;
+  bool gated = false;  // panels alternate between a gate and an up matrix; the result is silu(gate) * up
   std::unique_ptr<Buffer> panels;
   std::vector<uint8_t> zeros;  // [panel][block][PANEL], or empty
   std::vector<float> bias;     // [panels * PANEL], or empty
 
   void set_bias(const float* values);  // [N]
+  size_t outputs() const { return gated ? layout.outputs / 2 : layout.outputs; }  // of a row of results
   size_t bytes() const { return layout.bytes() + zeros.size() + bias.size() * sizeof(float); }
 };
 
@@ -44,5 +46,8 @@ void check(const Layout& layout);
 // Packs a standard MatMulNBits matrix: levels [N][blocks][block * bits / 8], scales [N][blocks],
 // zero points [N][bytes]. The matrix is read and packed in parallel, a few rows at a time. Throws as `check` does, and what `read` throws.
 Weights pack(const Layout& layout, const Read& read, size_t threads);
+
+// Two matrices of one layout, whose N is a multiple of PANEL, as one of 2 N outputs.
+Weights pack_gated(const Layout& layout, const Read& gate, const Read& up, size_t threads);
 
 }  // namespace pard

@@ -56,6 +56,8 @@ def test_the_graph_computes_the_same(artifact: Path) -> None:
     assert isinstance(graph, bytes)
     parsed = onnx.load_from_string(graph)
     assert {n.domain for n in parsed.graph.node if n.op_type == "MatMulNBits"} == {"pard_onnx"}
+    gated = [n for n in parsed.graph.node if n.op_type == "GatedMatMulNBits"]
+    assert len(gated) == manifest.spec.layers
     ids = list(range(20, 31))
     ours = logits(graph, settings, manifest, ids)
     theirs = logits(artifact / "model.onnx", options(), manifest, ids)

@@ -1,0 +1,108 @@
+"""What the rewriting of a graph looks at in ONNX's messages: nodes, and where initializers lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from .protobuf import BYTES, VARINT, Field, fields, message, text
+
+# Field numbers of onnx.proto
+MODEL_GRAPH, MODEL_OPSET = 7, 8
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_OUTPUT = 1, 5, 12
+NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 1, 2, 4, 5, 7
+ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_STRING, ATTRIBUTE_TYPE = 1, 3, 4, 20
+TYPE_INT, TYPE_STRING = 2, 3
+VALUE_NAME = 1
+TENSOR_NAME, TENSOR_EXTERNAL = 8, 13
+ENTRY_KEY, ENTRY_VALUE = 1, 2
+OPSET_DOMAIN, OPSET_VERSION = 1, 2
+
+
+@dataclass
+class Node:
+    """A NodeProto: what the rewriting looks at, and the rest."""
+
+    operator: str = ""
+    domain: str = ""
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+    attributes: dict[str, int] = field(default_factory=dict)  # the whole numbers
+    texts: dict[str, str] = field(default_factory=dict)  # those that `set` added
+    rest: list[Field] = field(default_factory=list)  # the name, all attributes
+
+    @classmethod
+    def parse(cls, data: bytes) -> Node:
+        node = cls()
+        for number, wire, value in fields(data):
+            if number == NODE_INPUT:
+                node.inputs.append(as_text(value))
+            elif number == NODE_OUTPUT:
+                node.outputs.append(as_text(value))
+            elif number == NODE_OPERATOR:
+                node.operator = as_text(value)
+            elif number == NODE_DOMAIN:
+                node.domain = as_text(value)
+            else:
+                node.rest.append((number, wire, value))
+                if number == NODE_ATTRIBUTE:
+                    node._read(as_bytes(value))
+        return node
+
+    def _read(self, attribute: bytes) -> None:
+        parts = {n: v for n, _, v in fields(attribute)}
+        if parts.get(ATTRIBUTE_TYPE) == TYPE_INT:
+            self.attributes[as_text(parts[ATTRIBUTE_NAME])] = int(parts.get(ATTRIBUTE_INT, 0))
+
+    def encode(self) -> bytes:
+        names = [text(NODE_INPUT, name) for name in self.inputs] + [text(NODE_OUTPUT, name) for name in self.outputs]
+        return message([*names, text(NODE_OPERATOR, self.operator), text(NODE_DOMAIN, self.domain), *self.rest])
+
+    def set(self, name: str, value: int | str) -> None:
+        """Add an attribute."""
+        stored: Field
+        if isinstance(value, int):
+            kind, stored = TYPE_INT, (ATTRIBUTE_INT, VARINT, value)
+            self.attributes[name] = value
+        else:
+            kind, stored = TYPE_STRING, text(ATTRIBUTE_STRING, value)
+            self.texts[name] = value
+        attribute = message([text(ATTRIBUTE_NAME, name), stored, (ATTRIBUTE_TYPE, VARINT, kind)])
+        self.rest.append((NODE_ATTRIBUTE, BYTES, attribute))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Of an initializer in a data file."""
+
+    file: str
+    offset: int
+
+
+def places(graph: Iterable[Field]) -> Iterator[tuple[str, Place]]:
+    """The initializers that lie in a data file, by name."""
+    for number, _, value in graph:
+        if number != GRAPH_INITIALIZER:
+            continue
+        entries: dict[str, str] = {}
+        for n, _, v in fields(as_bytes(value)):
+            if n == TENSOR_EXTERNAL:
+                pair = {k: as_text(x) for k, _, x in fields(as_bytes(v))}
+                entries[pair[ENTRY_KEY]] = pair[ENTRY_VALUE]
+        if "location" in entries:
+            yield name_of(as_bytes(value), TENSOR_NAME), Place(entries["location"], int(entries.get("offset", "0")))
+
+
+def name_of(data: bytes, number: int) -> str:
+    """The text in field `number` of a message; empty if there is none."""
+    return next((as_text(v) for n, _, v in fields(data) if n == number), "")
+
+
+def as_bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("a number where a message should be")
+    return value
+
+
+def as_text(value: int | bytes) -> str:
+    return as_bytes(value).decode()
