@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -45,16 +46,19 @@ PARD_EXPORT const char* pard_isa() { return selected_isa().name; }
 // Later kernels use it (null: the best one). 0 if this processor does not have it.
 PARD_EXPORT int pard_select_isa(const char* name) { return select_isa(name); }
 
-// Packs standard tensors. zero_points and bias may be null. Null on failure.
-PARD_EXPORT Weights* pard_pack(int bits, size_t block, size_t outputs, size_t inputs, const uint8_t* levels,
-                               const float* scales, const uint8_t* zero_points, const float* bias, size_t threads,
-                               char* error, size_t size) {
+// Packs standard tensors; null on failure, and the words in `error`. zero_points and bias may be null.
+// up: the levels, scales and zero points of a second matrix, for a gated one, or null.
+PARD_EXPORT Weights* pard_pack(int bits, size_t block, size_t outputs, size_t inputs, const void* const* tensors,
+                               const void* const* up, const float* bias, size_t threads, char* error, size_t size) {
   return caught(error, size, [&] {
-    const void* const parts[] = {levels, scales, zero_points};
-    const Read read = [&](Part part, size_t offset, size_t count, void* target) {
-      std::memcpy(target, static_cast<const uint8_t*>(parts[static_cast<size_t>(part)]) + offset, count);
+    const auto read = [](const void* const* parts) {
+      return [=](Part part, size_t offset, size_t count, void* target) {
+        std::memcpy(target, static_cast<const uint8_t*>(parts[static_cast<size_t>(part)]) + offset, count);
+      };
     };
-    auto out = std::make_unique<Weights>(pack({{bits, block, zero_points != nullptr}, outputs, inputs}, read, threads));
+    const Layout layout{{bits, block, tensors[static_cast<size_t>(Part::zero_points)] != nullptr}, outputs, inputs};
+    auto out = std::make_unique<Weights>(up ? pack_gated(layout, read(tensors), read(up), threads)
+                                            : pack(layout, read(tensors), threads));
     if (bias) out->set_bias(bias);
     return out.release();
   });
@@ -64,7 +68,7 @@ PARD_EXPORT size_t pard_packed_bytes(const Weights* weights) { return weights->b
 
 PARD_EXPORT void pard_free(Weights* weights) { delete weights; }
 
-// out[rows][outputs] = x[rows][inputs] times the matrix; 0 if this processor does not have the instruction set.
+// out[rows][N] = x[rows][K] times the matrix, or silu of the gate times up; 0 if this processor does not have the instruction set.
 PARD_EXPORT int pard_matmul(const char* isa_name, const Weights* weights, const float* x, size_t rows, float* out,
                             size_t threads) {
   const Isa* isa = find_isa(isa_name);

@@ -21,26 +21,26 @@ class Native:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
-        library.pard_pack.argtypes = [ctypes.c_int, Size, Size, Size, *[Pointer] * 4, Size, ctypes.c_char_p, Size]
+        library.pard_pack.argtypes = [ctypes.c_int, Size, Size, Size, *[Pointer] * 3, Size, ctypes.c_char_p, Size]
         library.pard_pack.restype = Pointer
         library.pard_matmul.argtypes = [ctypes.c_char_p, Pointer, Pointer, Size, Pointer, Size]
         library.pard_packed_bytes.argtypes, library.pard_packed_bytes.restype = [Pointer], Size
         library.pard_free.argtypes = [Pointer]
 
-    def pack(self, matrix: Matrix, threads: int = 1, k: int | None = None) -> int:
-        """A handle to free; ValueError with the library's words where it refuses."""
+    def pack(self, matrix: Matrix, threads: int = 1, k: int | None = None, up: Matrix | None = None) -> int:
+        """A handle to free; ValueError with the library's words where it refuses. up: `matrix` is its gate."""
         error = ctypes.create_string_buffer(200)
-        arrays = [matrix.levels, matrix.scales, matrix.zero_points, matrix.bias]
-        pointers = [None if a is None else a.ctypes.data for a in arrays]
         shape = (matrix.n, matrix.k if k is None else k)
-        handle: int | None = self.library.pard_pack(matrix.bits, matrix.block, *shape, *pointers, threads, error, 200)
+        bias = None if matrix.bias is None else matrix.bias.ctypes.data
+        tensors = (_tensors(matrix), None if up is None else _tensors(up), bias)
+        handle: int | None = self.library.pard_pack(matrix.bits, matrix.block, *shape, *tensors, threads, error, 200)
         if handle is None:
             raise ValueError(error.value.decode())
         return handle
 
     @contextmanager
-    def packed(self, matrix: Matrix, threads: int = 1) -> Iterator[int]:
-        handle = self.pack(matrix, threads)
+    def packed(self, matrix: Matrix, threads: int = 1, up: Matrix | None = None) -> Iterator[int]:
+        handle = self.pack(matrix, threads, up=up)
         try:
             yield handle
         finally:
@@ -58,6 +58,11 @@ class Native:
     def matmul(self, isa: str, matrix: Matrix, x: Floats, threads: int = 1) -> Floats:
         with self.packed(matrix) as handle:
             return self.run(isa, handle, matrix.n, x, threads)
+
+
+def _tensors(matrix: Matrix) -> ctypes.Array[ctypes.c_void_p]:
+    arrays = [matrix.levels, matrix.scales, matrix.zero_points]
+    return (Pointer * 3)(*[None if array is None else array.ctypes.data for array in arrays])
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ bool one_matrix() {
   layout.format.bits = below(2) ? 4 : 8;
   layout.format.block = size_t{32} << below(3);
   layout.format.zero_points = below(2);
-  layout.outputs = 1 + below(150);
+  layout.outputs = below(2) ? PANEL * (1 + below(9)) : 1 + below(150);
   layout.inputs = layout.format.block * (1 + below(6));
   const auto levels = random_array<uint8_t>(layout.outputs * layout.row_bytes());
   const auto zeros = random_array<uint8_t>(layout.outputs * layout.zero_row_bytes());
@@ -56,8 +56,9 @@ bool one_matrix() {
   const Read read = [&](Part part, size_t offset, size_t count, void* target) {
     std::memcpy(target, static_cast<const uint8_t*>(parts[static_cast<size_t>(part)]) + offset, count);
   };
-  Weights weights = pack(layout, read, 1 + below(8));
-  if (below(2)) weights.set_bias(bias.get());
+  const bool gated = layout.outputs % PANEL == 0 && below(2);
+  Weights weights = gated ? pack_gated(layout, read, read, 1 + below(8)) : pack(layout, read, 1 + below(8));
+  if (!gated && below(2)) weights.set_bias(bias.get());
 
   const size_t rows = 1 + below(below(8) ? 20 : 300);
   const auto x = random_array<float>(rows * layout.inputs);

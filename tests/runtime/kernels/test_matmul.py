@@ -107,6 +107,46 @@ def test_packing_is_the_same_on_every_number_of_threads_and_takes_no_more_than_t
                 assert native.bytes(handle) <= 1.1 * sum(a.nbytes for a in arrays)
 
 
+@pytest.mark.parametrize(("bits", "block", "zeros"), [(4, 128, False), (4, 32, True), (8, 64, False)])
+def test_gated(native: Any, isas: list[str], bits: int, block: int, zeros: bool) -> None:
+    """silu(x * gate) * (x * up), for any number of rows and threads."""
+    rng = np.random.default_rng(7)
+    first, second = (literal.random_matrix(rng, 112, 2 * block, bits, block, zeros) for _ in range(2))
+    x = activations(rng, 30, first.k)
+    gates, ups = native.matmul("reference", first, x).astype(np.float64), native.matmul("reference", second, x)
+    with np.errstate(over="ignore"):
+        expected = gates / (1 + np.exp(-gates)) * ups
+    with native.packed(first, up=second) as handle:
+        reference = native.run("reference", handle, 112, x)
+        assert np.allclose(reference, expected, rtol=1e-6, atol=1e-30)
+        for isa in isas:
+            for rows in (1, 2, 9, 13, 30):
+                for threads in (1, 4):
+                    out = native.run(isa, handle, 112, x[:rows], threads)
+                    assert (out == reference[:rows]).all(), (isa, rows)
+
+
+def test_gated_extremes(native: Any, isas: list[str]) -> None:
+    """Gates of -400 to 400 and of NaN: silu ends in 0 and in x itself, and loses no NaN."""
+    one = np.full((16, 1, 64), 0x99, np.uint8)  # levels of 1 above the zero point
+    gate = literal.Matrix(4, 128, one, np.full((16, 1), 1 / 128, np.float32))
+    x = np.repeat(np.linspace(-400, 400, 41, dtype=np.float32)[:, None], 128, axis=1)
+    x = np.concatenate([x, np.full((1, 128), np.nan, np.float32)])
+    value = x[:, :1].astype(np.float64)
+    with np.errstate(over="ignore"):
+        expected = np.broadcast_to(value / (1 + np.exp(-value)) * value, (42, 16))
+    with native.packed(gate, up=gate) as handle:
+        for isa in isas:
+            out = native.run(isa, handle, 16, x)
+            assert np.allclose(out, expected, rtol=1e-5, atol=1e-30, equal_nan=True), isa
+
+
+def test_gated_tails_are_refused(native: Any) -> None:
+    matrix = literal.random_matrix(np.random.default_rng(0), 24, 128, 4, 128)
+    with pytest.raises(ValueError, match="N 24 is no multiple of 16"):
+        native.pack(matrix, up=matrix)
+
+
 def test_no_rows(native: Any, isas: list[str]) -> None:
     matrix = literal.random_matrix(np.random.default_rng(0), 16, 128, 4, 128)
     for isa in isas:
