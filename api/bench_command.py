@@ -51,9 +51,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--contexts", metavar="N,N", help=f"tokens, for --cost (default: the prompts' own, or {CONTEXT})")
     out.add_argument("--peers", metavar="NAME,NAME", help=f"measure these too, or 'all': {', '.join(PEERS)}")
     out.add_argument("--peer-target", type=Path, metavar="CHECKPOINT", help="what the target was exported from")
-    out.add_argument(
-        "--peer-draft", type=Path, metavar="CHECKPOINT", help="an autoregressive draft, for some modes"
-    )
+    out.add_argument("--peer-draft", type=Path, metavar="CHECKPOINT", help="an autoregressive draft, for some modes")
     out.add_argument("--peer-models", type=Path, metavar="DIR", help="converted models (default: in the user's cache)")
     python = "a peer's own environment; repeatable"
     out.add_argument("--peer-python", action="append", default=[], metavar="NAME=PATH", help=python)
@@ -132,7 +130,8 @@ def pair_on(
     """The pair on every prompt set; its sessions are loaded once."""
     request = request_of(options)
     peak_memory.reset()
-    with load(*names, provider=options.provider, threads=options.threads) as pair:
+    target, draft = names
+    with load(target, draft, provider=options.provider, threads=options.threads) as pair:
         for prompts in sets:
             with counted(prompts.name) as tick:
                 trial = run(pair, prompts.prompts, ways(lengths), request, tick)

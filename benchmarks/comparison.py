@@ -12,7 +12,8 @@ from pard_onnx.models.stamps import cache_folder
 from pard_onnx.runtime.pair import Pair
 
 from .bootstrap import Ratio, Work, rate, speed_up
-from .peers.run import Models, PeerRun, Progress, Sample, Task, run
+from .peers.forms import Progress
+from .peers.run import Models, PeerRun, Sample, Task, run
 from .peers.table import PEERS, Peer, named
 from .prompt_files import PromptSet
 from .summary import decode_work

@@ -94,7 +94,7 @@ def calibrate_draft(session: DraftSession) -> StepCosts:
     for width in DRAFT_WIDTHS:  # the first run of a shape allocates
         step(width)
     seconds.clear()
-    repeat(lambda _: [step(width) for width in DRAFT_WIDTHS], (None,))
+    repeat(step, DRAFT_WIDTHS)
     session.rollback(0)
     return cheapest(seconds)
 
