@@ -91,9 +91,8 @@ def calibrate_draft(session: DraftSession) -> StepCosts:
         session.step([0] * real, width - real + 1)
         seconds[width].append(perf_counter() - start)
 
-    for width in DRAFT_WIDTHS:  # the first run of a shape allocates
+    for width in DRAFT_WIDTHS:  # the first run of a shape allocates, so there is a second one if patience allows
         step(width)
-    seconds.clear()
     repeat(step, DRAFT_WIDTHS)
     session.rollback(0)
     return cheapest(seconds)
