@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
@@ -132,16 +133,22 @@ def special_tokens(path: Path) -> dict[str, str]:
 
 
 def render(template: str, messages: Sequence[Message], special: Mapping[str, str]) -> str:
-    """A Hugging Face chat template in transformers' own environment (chat_template_utils.py)."""
+    """A Hugging Face chat template, with what it may ask for."""
+    return compiled(template).render(
+        messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
+    )
+
+
+@lru_cache(maxsize=8)
+def compiled(template: str) -> Template:
+    """In transformers' own environment (chat_template_utils.py); once, for it takes milliseconds."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return environment.from_string(template).render(
-        messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
-    )
+    return environment.from_string(template)
 
 
 def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
