@@ -6,7 +6,7 @@ One pass over the activations and one over the threads instead of four, and the 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from .nodes import Node
 

@@ -5,13 +5,13 @@
 
 namespace pard {
 
-// One row of activations into its tile. sum_factor: see Activations::offsets.
+// A run of blocks of one row into its tile. sum_factor: see Activations::offsets.
 struct QuantizeRow {
-  const float* source;  // [K]
+  const float* source;
   size_t blocks, block;
   size_t row, height;  // its place in the tile
   int32_t sum_factor;
-  Activations target;  // the tile's
+  Activations target;  // the tile's, from the run's first block on
 };
 
 // A tile of rows times a run of panels.

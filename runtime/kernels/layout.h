@@ -48,10 +48,6 @@ struct Tiling {
   Tiling(size_t rows_, size_t highest) : rows(rows_), tiles((rows_ + highest - 1) / highest) {}
   size_t first(size_t tile) const { return tile * (rows / tiles) + (tile < rows % tiles ? tile : rows % tiles); }
   size_t height(size_t tile) const { return rows / tiles + (tile < rows % tiles ? 1 : 0); }
-  size_t tile_of(size_t row) const {
-    const size_t low = rows / tiles, higher = rows % tiles * (low + 1);  // rows in the tiles that have one more
-    return row < higher ? row / (low + 1) : rows % tiles + (row - higher) / low;
-  }
 };
 
 // Activations of one tile of r rows: levels [K/4][r][4], scales and offsets [block][r].

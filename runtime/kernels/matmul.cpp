@@ -50,10 +50,11 @@ class Strip {
     unit_ = weights.gated ? 2 : 1;
     units_ = layout.panels() / unit_;
     outputs_ = layout.outputs / unit_;
-    least_ = at_least_one(LEAST_BYTES / layout.panel_bytes());
-    cached_ = tiling_.tiles == 1 ? units_ : at_least_one(CACHED_BYTES / layout.panel_bytes());
-    piece_rows_ = at_least_one(PIECE / layout.inputs);
-    pieces_ = (rows + piece_rows_ - 1) / piece_rows_;
+    least_ = at_least_one(LEAST_BYTES / (unit_ * layout.panel_bytes()));
+    cached_ = tiling_.tiles == 1 ? units_ : at_least_one(CACHED_BYTES / (unit_ * layout.panel_bytes()));
+    piece_blocks_ = at_least_one(PIECE / (layout.format.block * tiling_.height(0)));
+    pieces_of_tile_ = (layout.blocks() + piece_blocks_ - 1) / piece_blocks_;
+    pieces_ = tiling_.tiles * pieces_of_tile_;
   }
 
   // Tasks to offer to the pool. Each works until nothing is left, so more than there are threads would only cost.
@@ -100,14 +101,20 @@ class Strip {
             scratch_.offsets.data() + first * blocks};
   }
 
+  // A piece is a run of blocks of all rows of a tile: two workers that took rows would write to the same cache lines.
   void quantize(size_t piece) {
     const Layout& layout = weights_.layout;
-    const size_t end = std::min((piece + 1) * piece_rows_, tiling_.rows);
-    for (size_t row = piece * piece_rows_; row < end; ++row) {
-      const size_t tile = tiling_.tile_of(row);
-      isa_.quantize({x_ + row * layout.inputs, layout.blocks(), layout.format.block, row - tiling_.first(tile),
-                     tiling_.height(tile), weights_.zeros.empty() ? layout.default_zero() : 1, tile_rows(tile)});
-    }
+    const size_t tile = piece / pieces_of_tile_, block = layout.format.block, height = tiling_.height(tile);
+    const size_t first = piece % pieces_of_tile_ * piece_blocks_;
+    const size_t blocks = std::min(piece_blocks_, layout.blocks() - first);
+    Activations target = tile_rows(tile);
+    target.levels += first * block * height;
+    target.scales += first * height;
+    target.offsets += first * height;
+    const float* source = x_ + tiling_.first(tile) * layout.inputs + first * block;
+    const int32_t factor = weights_.zeros.empty() ? layout.default_zero() : 1;
+    for (size_t row = 0; row < height; ++row, source += layout.inputs)
+      isa_.quantize({source, blocks, block, row, height, factor, target});
   }
 
   void multiply(size_t first, size_t end) {
@@ -153,7 +160,7 @@ class Strip {
   float* out_;
   Scratch& scratch_;
   Tiling tiling_;
-  size_t unit_, units_, outputs_, least_, cached_, piece_rows_, pieces_;
+  size_t unit_, units_, outputs_, least_, cached_, piece_blocks_, pieces_of_tile_, pieces_;
   std::atomic<size_t> next_piece_{0}, done_{0}, next_unit_{0};
 };
 
