@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 KEEP = 0.97  # of a count, at each observation of its cell: a window of about 33
 PRIOR = 2.0  # observations that a prior is worth
+LOOKUP_PRIOR = 8.0  # of a lookup's: one long repetition says little about the next match
 CERTAIN = 0.99  # no estimate is above: a long draft is never free of doubt
 
 
@@ -18,8 +19,8 @@ class Cell:
 
     __slots__ = ("expected", "happened")
 
-    def __init__(self, ratio: float) -> None:
-        self.happened, self.expected = PRIOR * ratio, PRIOR
+    def __init__(self, ratio: float, prior: float = PRIOR) -> None:
+        self.happened, self.expected = prior * ratio, prior
 
     def add(self, happened: float, expected: float = 1.0) -> None:
         self.happened = KEEP * self.happened + happened
@@ -64,7 +65,7 @@ class LookupAcceptance:
     PRIORS = (0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
 
     def __init__(self) -> None:
-        self._cells = [Cell(prior) for prior in self.PRIORS]
+        self._cells = [Cell(ratio, LOOKUP_PRIOR) for ratio in self.PRIORS]
 
     def _cell(self, length: int) -> Cell:
         return self._cells[bisect_right(self.BOUNDS, length)]

@@ -17,11 +17,13 @@ class AutoDrafter:
 
     def __init__(self, policy: Policy, draft: PardDrafter | None, lookup: Lookup | None) -> None:
         self._policy = policy
+        policy.new_text()
         self._draft = draft
         self._lookup = lookup
         self._asked: Draft | None = None
         self._match = NO_MATCH
         self._proposal = NOTHING  # the draft model's, all of it
+        self._passed: list[float] = []  # the chances of its tokens, where lookup's were taken
         self._verifying = perf_counter()
 
     @property
@@ -45,9 +47,11 @@ class AutoDrafter:
         worth, length = self._policy.value(chances)
         if self._draft and self._asked:
             self._proposal = self._drafted(self._draft, committed, self._asked)
-            drafted, count = self._policy.value(self._policy.drafts.estimate(self._proposal.probabilities))
+            own = self._policy.drafts.estimate(self._proposal.probabilities)
+            drafted, count = self._policy.value(own)
             if drafted >= worth:
                 return self._take(NO_MATCH, self._proposal.first(count))
+            self._passed = own[:count]
         return self._take(found, Proposal(found.ids[:length], tuple(chances[:length]), "lookup"))
 
     def _drafted(self, draft: PardDrafter, committed: Sequence[int], asked: Draft) -> Proposal:
@@ -64,12 +68,11 @@ class AutoDrafter:
         return proposal if proposal.ids else NOTHING
 
     def observe(self, drafted: int, matched: int) -> None:
-        """The draft model's round counts as its own, whoever's tokens were verified: it was paid for."""
         self._policy.saw_step(drafted, perf_counter() - self._verifying)
         if self._asked and self._match is NO_MATCH:
             self._policy.saw_draft(self._asked.length, self._proposal.probabilities, drafted, matched)
         elif self._asked:
-            self._policy.saw_draft(self._asked.length, (), 0, 0)
+            self._policy.passed_over(self._asked.length, self._passed)
             self._policy.saw_lookup(self._match.length, drafted, matched)
         elif drafted:
             self._policy.saw_lookup(self._match.length, drafted, matched)

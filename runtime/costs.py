@@ -43,14 +43,17 @@ class LiveCosts:
         self._costs = costs
         self._table = [costs(width) for width in range(most + 1)]
         self.factor = 1.0
+        self._seen = 0
 
     def __call__(self, width: int) -> float:
         """Seconds of a step of so many tokens, as of late."""
         return self.factor * (self._table[width] if width < len(self._table) else self._costs(width))
 
     def observe(self, width: int, seconds: float) -> None:
+        """Follow a step that was timed; the first ones at once, since the curve may be of a busier hour."""
+        self._seen += 1
         ratio = min(OUTLIER, max(1 / OUTLIER, seconds / self(width)))
-        self.factor *= 1 + FOLLOW * (ratio - 1)
+        self.factor *= 1 + max(FOLLOW, 1 / self._seen) * (ratio - 1)
 
 
 def measure(step: Callable[[int], None], widths: Sequence[int] = WIDTHS, repeats: int = REPEATS) -> StepCosts:

@@ -9,7 +9,7 @@ of the highest value. (Renewal reward: lambda at its fixed point is the best rat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 
 from .acceptance import DraftAcceptance, LookupAcceptance
@@ -18,8 +18,8 @@ from .throughput import RoundCosts
 
 WIDEST = 40  # steps that are looked up in a table: all drafts that may be, padded
 MOST = 16  # masks; a draft's far positions are rarely accepted, and lookup takes care of long repeats
-FADE = 0.9  # of what recent rounds had, at each round: a window of about ten
-PATIENT_FADE = 0.95  # for what decides whether to draft at all: giving up by bad luck costs more than a few rounds
+FADE = 0.95  # of what drafted rounds brought, at each one: giving up by bad luck costs more than a few rounds
+WORTH_FADE = 0.9  # of what each mask brought
 PRIOR_ROUNDS = 2.0  # that the first guess of the draft's rate is worth
 REACH = 0.75  # of a mask's worth, for the next one that nobody has tried
 LOSS = 0.01  # of the time goes into trying the draft again where it did not pay
@@ -34,12 +34,11 @@ class Rate:
     tokens: float
     seconds: float
     rounds: float
-    fade: float = FADE
 
     def add(self, tokens: float, seconds: float) -> None:
-        self.tokens = self.fade * self.tokens + tokens
-        self.seconds = self.fade * self.seconds + seconds
-        self.rounds = self.fade * self.rounds + 1
+        self.tokens = FADE * self.tokens + tokens
+        self.seconds = FADE * self.seconds + seconds
+        self.rounds = FADE * self.rounds + 1
 
     def fade_to(self, rounds: float) -> None:
         """The same rate, as if fewer rounds had been seen."""
@@ -69,8 +68,7 @@ class Policy:
         self._has_draft = has_draft
         self.drafts = DraftAcceptance(MOST)
         self.lookups = LookupAcceptance()
-        self._drafted = self._first_guess()
-        self._recent = replace(self._drafted, fade=FADE) if has_draft else Rate(1.0, self._plain, 1.0)
+        self._drafted = self._first_guess = self._guess()
         self._worth = self.drafts.profile()  # by position: tokens a round that this mask brought
         self._spared = 0.0  # seconds since the draft was last used
         self._trying, self._last_loss = False, 0.0  # tokens that the last try cost
@@ -83,17 +81,24 @@ class Policy:
     def _plain(self) -> float:
         return self._verify(0)
 
-    def _first_guess(self) -> Rate:
+    def new_text(self) -> None:
+        """A generation begins: what the last text was like speaks for this one, but hope has a say again."""
+        old, hope = self._drafted, self._first_guess
+        if old.rounds > PRIOR_ROUNDS:
+            old.fade_to(PRIOR_ROUNDS)
+        self._drafted = Rate(old.tokens + hope.tokens, old.seconds + hope.seconds, old.rounds + hope.rounds)
+
+    def _guess(self) -> Rate:
         """What a round with the draft is worth at the acceptance that one hopes for."""
         profile = self.drafts.profile()
         guesses = [(1 + sum(profile[:k]), self.draft_costs(k + 2) + self._verify(k)) for k in range(1, MOST + 1)]
         tokens, seconds = max(guesses, key=lambda guess: guess[0] / guess[1])
-        return Rate(PRIOR_ROUNDS * tokens, PRIOR_ROUNDS * seconds, PRIOR_ROUNDS, PATIENT_FADE)
+        return Rate(PRIOR_ROUNDS * tokens, PRIOR_ROUNDS * seconds, PRIOR_ROUNDS)
 
     @property
     def goal(self) -> float:
-        """Tokens a second to be had anyway."""
-        return max(1 / self._plain, self._recent.per_second)
+        """Tokens a second to be had anyway, here: not by a lookup, which is a matter of luck."""
+        return max(1 / self._plain, self._drafted.per_second)
 
     def value(self, chances: Sequence[float]) -> tuple[float, int]:
         """The best prefix of a proposal: its value above a plain round, and its length.
@@ -152,7 +157,7 @@ class Policy:
                 brought = 0.0
             else:  # nobody asked: it may be worth somewhat less than the one before
                 brought = REACH * self._worth[i - 1]
-            self._worth[i] += (1 - FADE) * (brought - self._worth[i])
+            self._worth[i] += (1 - WORTH_FADE) * (brought - self._worth[i])
 
     def saw_step(self, drafts: int, seconds: float) -> None:
         """How long a step that verified so many took."""
@@ -160,12 +165,17 @@ class Policy:
 
     def saw_plain(self) -> None:
         """A round that verified nothing."""
-        self._saw(1.0, self._plain)
+        self._spared += self._plain
 
     def saw_lookup(self, match: int, verified: int, matched: int) -> None:
         """A round that verified so many tokens of a lookup proposal."""
         self.lookups.observe(match, verified, matched)
-        self._saw(matched + 1.0, self._verify(verified))
+        self._spared += self._verify(verified)
+
+    def passed_over(self, asked: int, chances: Sequence[float]) -> None:
+        """A round in which the draft model was asked, and lookup was taken; chances: of what would have been verified."""
+        self._drafted.add(1.0 + sum(chances), self.draft_costs(asked + 2) + self._verify(len(chances)))
+        self._spared, self._trying = 0.0, False
 
     def saw_draft(self, asked: int, probabilities: Sequence[float], verified: int, matched: int) -> None:
         """A round in which the draft model was asked for tokens, and so many of its own were verified."""
@@ -175,11 +185,6 @@ class Policy:
         # What was to be expected, now that the round is known, varies less than what came of it.
         expected = self.drafts.estimate(probabilities[:verified])
         self._drafted.add(1.0 + sum(expected), seconds)
-        self._saw(matched + 1.0, seconds)
         if self._trying:
             self._last_loss = self.goal * (seconds + self.draft_costs(WINDOW)) - matched - 1
         self._spared, self._trying = 0.0, False
-
-    def _saw(self, tokens: float, seconds: float) -> None:
-        self._recent.add(tokens, seconds)
-        self._spared += seconds
