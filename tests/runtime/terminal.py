@@ -45,14 +45,20 @@ class Terminal:
         found, self.seen = self.seen[: match.end()], self.seen[match.end() :]
         return found
 
-    def ended(self) -> int:
-        """Read to the end; the exit code."""
-        while self._read():
+    def ended(self, keys: str = "") -> int:
+        """Read to the end; the exit code. keys: typed now, and again while nothing happens: Python's input() does
+        not notice a Ctrl-C between its prompt and its wait for keys before the next key."""
+        end = time.monotonic() + PATIENCE
+        self.type(keys)
+        while self._process.poll() is None and time.monotonic() < end:
+            if not self._read(patience=1.0) and self._process.poll() is None:
+                self.type(keys)
+        while self._read(patience=0.1):
             pass
         return self._process.wait(PATIENCE)
 
-    def _read(self) -> bool:
-        ready, _, _ = select.select([self._master], [], [], PATIENCE)
+    def _read(self, patience: float = PATIENCE) -> bool:
+        ready, _, _ = select.select([self._master], [], [], patience)
         try:
             data = os.read(self._master, 65536) if ready else b""
         except OSError:  # Linux's way to say that nobody has the other side open

@@ -72,7 +72,7 @@ def test_a_turn_computes_only_what_is_new(pair: Pair, plain: Pair, letters: dict
         assert result.stats.cached_tokens == known
         assert result.stats.prompt_tokens > known
         known = result.stats.prompt_tokens + result.stats.new_tokens - 1  # the last token's row is not computed yet
-    assert pair.generate("the fox").stats.cached_tokens == 0
+    assert [pair.generate("the fox").stats.cached_tokens for _ in range(2)] == [0, 0]
 
 
 def reply(text: str) -> dict[str, str]:
@@ -331,6 +331,18 @@ def test_a_conversation_is_answered_once_at_a_time(pair: Pair) -> None:
     with pytest.raises(Failure, match="the conversation has changed since this stream was made"):
         next(third)
     assert [message["content"] for message in chat.messages] == ["the fox", first.result.text]
+    fourth = chat.stream("the hen", max_new_tokens=6)
+    chat.messages[0]["content"] = "the ox"
+    with pytest.raises(Failure, match="the conversation has changed since this stream was made"):
+        next(fourth)
+
+
+def test_a_conversations_messages_are_its_own(pair: Pair) -> None:
+    given = [user("one"), reply("ONE")]
+    one, two = pair.chat(messages=given), pair.chat(messages=given)
+    one.messages[0]["content"] = "two"
+    one.send("three", max_new_tokens=2)
+    assert given == two.messages == [user("one"), reply("ONE")]
 
 
 def test_of_two_threads_one_is_refused_and_the_other_unharmed(pair: Pair, plain: Pair) -> None:

@@ -167,7 +167,7 @@ def test_a_failing_step_is_told_below_what_was_said(say: Say, pair: Pair, monkey
     ("more", "problem"),
     [
         (["--max-new-tokens", "0"], "max_new_tokens must be at least 1, not 0"),
-        (["--draft-length", "33"], "draft_length must be from 0 to 32, not 33"),
+        (["--draft-length", "33", "--target", "not looked for"], "draft_length must be from 0 to 32, not 33"),
         (["--temperature", "-1"], "temperature must be at least 0"),
         (["--target", "nowhere at all"], "nowhere at all"),
         (["--resume", "nowhere at all"], "nowhere at all: no such file; name one that Chat.save or /save wrote"),
@@ -206,8 +206,7 @@ def test_ctrl_c_cancels_the_reply_and_keeps_the_conversation(long: list[str], tm
         terminal.expect(r"\d+ tokens in .*prompt: \d+ tokens, [1-9]\d* of them cached.*> ")
         terminal.type(f"/save {tmp_path / 'chat'}\n")
         terminal.expect("saved to .*> ")
-        terminal.type(CTRL_D)
-        assert terminal.ended() == 0
+        assert terminal.ended(CTRL_D) == 0
     with load(long[1], threads=1) as pair:
         assert [message["role"] for message in pair.restore(tmp_path / "chat").messages] == ["user", "assistant"] * 2
 
@@ -219,8 +218,7 @@ def test_ends_at_the_prompt(options: list[str], keys: str, code: int) -> None:
         terminal.expect("> ")
         terminal.type("the fox\n")
         terminal.expect(r"\[cut here.*> ")
-        terminal.type(keys)
-        assert terminal.ended() == code
+        assert terminal.ended(keys) == code
         assert "Traceback" not in terminal.seen
 
 
@@ -239,8 +237,7 @@ def test_the_prompt_is_not_among_redirected_replies(options: list[str], pair: Pa
         terminal.expect("> ")
         terminal.type("the fox\n")
         terminal.expect(r"\[cut here.*> ")
-        terminal.type(CTRL_D)
-        assert terminal.ended() == 0
+        assert terminal.ended(CTRL_D) == 0
     assert (tmp_path / "out").read_text(encoding="utf-8", errors="surrogateescape") == replies(pair, "the fox")
 
 

@@ -97,6 +97,15 @@ def test_a_conversation_not_begun_yet(pair: Pair, tmp_path: Path) -> None:
     assert restored.send("fox", max_new_tokens=3).stats.cached_tokens == 0
 
 
+def test_a_draft_that_read_the_end_of_the_conversation_only(pair: Pair, chat: Chat, tmp_path: Path) -> None:
+    caches = chat._caches
+    assert caches and caches.draft
+    caches.draft.rollback(5)
+    caches.draft_start = 7
+    chat.save(tmp_path / "windowed")
+    assert held(pair.restore(tmp_path / "windowed")) == held(chat)
+
+
 def test_history_edited_before_it_was_saved(pair: Pair, chat: Chat, tmp_path: Path) -> None:
     chat.messages[1]["content"] = "the quick hen"
     chat.save(tmp_path / "edited")
