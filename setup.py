@@ -30,7 +30,7 @@ class BuildKernels(build_ext):
     """Differs from build_ext in flags, in the file's name, and in that a failure costs one line."""
 
     def get_ext_filename(self, fullname):
-        return os.path.join(*fullname.split(".")) + (".dll" if os.name == "nt" else ".so")
+        return str(Path(*fullname.split("."))) + (".dll" if os.name == "nt" else ".so")
 
     def get_export_symbols(self, ext):
         return []  # marked in the sources; build_ext would ask for PyInit__cpu

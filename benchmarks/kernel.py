@@ -69,7 +69,8 @@ def kernel(value: str | None) -> Iterator[None]:
 def private_memory() -> int | None:
     if not SMAPS.exists():
         return None
-    return sum(int(line.split()[1]) for line in SMAPS.read_text().splitlines() if line.startswith("Private_Dirty")) >> 10
+    lines = [line.split() for line in SMAPS.read_text().splitlines()]
+    return sum(int(line[1]) for line in lines if line[0] == "Private_Dirty:") >> 10
 
 
 def opened(folder: Path, manifest: Manifest, threads: int) -> tuple[Callable[[int, int], None], Opened]:
@@ -113,9 +114,7 @@ def measure(steps: dict[str, Callable[[int, int], None]], context: int, width: i
             step(context, width)
             if round_number:  # the first warms up
                 seconds[name].append(1000 * (perf_counter() - start))
-    return Row(
-        width, median(seconds["ort"]), median(seconds["ours"]), min(seconds["ort"]), min(seconds["ours"])
-    )
+    return Row(width, median(seconds["ort"]), median(seconds["ours"]), min(seconds["ort"]), min(seconds["ours"]))
 
 
 def table(rows: list[Row], title: str) -> Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,12 @@ def test_the_variable(kernel_variable: SetVariable, isas: list[str]) -> None:
     kernel_variable(None)
     assert kernels.isa() == isas[0]
     assert kernels.library() == kernels.LIBRARY
+
+
+@pytest.mark.skipif(shutil.which("c++") is None or platform.machine() != "x86_64", reason="nothing to build with")
+def test_built() -> None:
+    """Or else all tests of the kernels would be skipped without a word."""
+    assert kernels.load() is not None
 
 
 def test_no_library(monkeypatch: pytest.MonkeyPatch, artifact: Path, kernel_variable: SetVariable) -> None:

@@ -18,7 +18,8 @@ ROUNDING = 1e-5  # of the sum of magnitudes
 
 def model(matrix: literal.Matrix, domain: str, **changes: Any) -> ModelProto:
     """One node; `changes` replace its attributes (None leaves one out)."""
-    named = {"B": matrix.levels, "scales": matrix.scales, "zero_points": matrix.zero_points, "": None, "bias": matrix.bias}
+    weights = {"B": matrix.levels, "scales": matrix.scales, "zero_points": matrix.zero_points}
+    named = weights | {"g_idx": None, "bias": matrix.bias}
     inputs = ["A", *(name if array is not None else "" for name, array in named.items())]
     attributes = {"K": matrix.k, "N": matrix.n, "bits": matrix.bits, "block_size": matrix.block, "accuracy_level": 4}
     attributes = {name: value for name, value in (attributes | changes).items() if value is not None}

@@ -20,13 +20,11 @@ MATRICES = 400
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_clean(sanitizer: str, tmp_path: Path) -> None:
     """Whatever a sanitizer reports ends the program."""
-    sources = [str(path) for path in SOURCES.glob("*.cpp") if path.name not in NEEDS_SESSION]
+    sources = [path for path in SOURCES.glob("*.cpp") if path.name not in NEEDS_SESSION]
+    sources.append(Path(__file__).with_name("fuzz.cpp"))
     program = tmp_path / "fuzz"
     flags = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
-    subprocess.run(
-        [str(COMPILER), *flags, f"-I{SOURCES}", str(Path(__file__).with_name("fuzz.cpp")), *sources, "-o", program, "-pthread"],
-        check=True,
-    )
+    subprocess.run([str(COMPILER), *flags, f"-I{SOURCES}", *sources, "-o", program, "-pthread"], check=True)
     done = subprocess.run([program, str(MATRICES)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == f"{MATRICES} matrices\n"
