@@ -52,7 +52,7 @@ class Node:
     def _read(self, attribute: bytes) -> None:
         parts = {n: v for n, _, v in fields(attribute)}
         if parts.get(ATTRIBUTE_TYPE) == TYPE_INT:
-            self.attributes[as_text(parts[ATTRIBUTE_NAME])] = int(parts.get(ATTRIBUTE_INT, 0))
+            self.attributes[as_text(parts.get(ATTRIBUTE_NAME, b""))] = int(parts.get(ATTRIBUTE_INT, 0))
 
     def encode(self) -> bytes:
         names = [text(NODE_INPUT, name) for name in self.inputs] + [text(NODE_OUTPUT, name) for name in self.outputs]
@@ -88,7 +88,7 @@ def places(graph: Iterable[Field]) -> Iterator[tuple[str, Place]]:
         for n, _, v in fields(as_bytes(value)):
             if n == TENSOR_EXTERNAL:
                 pair = {k: as_text(x) for k, _, x in fields(as_bytes(v))}
-                entries[pair[ENTRY_KEY]] = pair[ENTRY_VALUE]
+                entries[pair.get(ENTRY_KEY, "")] = pair.get(ENTRY_VALUE, "")
         if "location" in entries:
             yield name_of(as_bytes(value), TENSOR_NAME), Place(entries["location"], int(entries.get("offset", "0")))
 
