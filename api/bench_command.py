@@ -143,7 +143,7 @@ def pair_on(
 def show(console: Console, one: Bench) -> None:
     console.print(tables.of_rates(f"{one.title}, {one.prompt_count} prompts", one.ways))
     console.print(tables.of_rounds(one.rounds))
-    console.print(f"peak memory {one.peak_bytes / 2**20:.0f} MiB\n")
+    console.print(f"kernel {one.kernel}, peak memory {one.peak_bytes / 2**20:.0f} MiB\n")
 
 
 def beside(

@@ -21,8 +21,8 @@ from .trial import PLAIN, REFERENCE, TUNED, Trial, Way, pard
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """One pair on one prompt set. context: mean tokens in the cache during a round; widths: of exact steps;
-    peak_bytes: of this process while the pair was loaded."""
+    """One pair on one prompt set. context: mean tokens in the cache during a round; widths: of exact steps; kernel:
+    of the quantized matmuls; peak_bytes: of this process while the pair was loaded."""
 
     target: str
     draft: str
@@ -31,6 +31,7 @@ class Bench:
     ways: tuple[Summary, ...]
     context: int
     widths: Widths
+    kernel: str
     peak_bytes: int
     predictions: tuple[Prediction, ...] = ()
     rivals: tuple[Rival, ...] = ()
@@ -67,6 +68,7 @@ def bench(pair: Pair, prompts: PromptSet, trial: Trial) -> Bench:
         ways=tuple(summary(trial, way) for way in trial.results),
         context=round(mean(sizes)),
         widths=pair.exact_widths or ANY,
+        kernel=pair.kernel,
         peak_bytes=peak_memory.peak_bytes(),
     )
 

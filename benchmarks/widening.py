@@ -10,8 +10,10 @@ hidden    The residual stream is `copies` times the small one, copy after copy, 
 heads     The small model's heads come first in their group, and its groups first. All others are dead: they repeat
           live ones and their columns of o_proj are zero.
 inner     Dead neurons repeat live ones, too; their columns of down_proj are zero.
-layers    Dead layers repeat the live one before them; o_proj and down_proj are zero. They are spread, so that the
-          hidden states change along the whole depth as they do in any model.
+layers    Dead layers repeat the live one before them, rows in an order of their own; o_proj and down_proj are so faint
+          (2^-100) that no sum changes by them. No two matrices are equal, zero ones included: ONNX Runtime would keep
+          one packed copy of them, which fits the processor's cache. Dead layers are spread, so that the hidden states
+          change along the whole depth as they do in any model.
 ids       Padding rows are the small model's own, which training has made unlikely, times 3 to 4: there are a
           thousand times as many of them, and none may be sampled by a program that does not mask them.
 
@@ -35,6 +37,8 @@ Ids = NDArray[np.intp]
 Floats = NDArray[np.float32]
 LAYERS = "model.layers."
 CLOSING = ("o_proj", "down_proj")
+MATRICES = (*CLOSING, "q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+FAINT = np.float32(2.0**-100)
 PADDING = (3.0, 4.0)
 SEED = 0
 
@@ -77,8 +81,8 @@ class Widening:
         """The wide model's tensor as blocks of rows, in the bits of bfloat16."""
         *path, part, kind = name.split(".")
         rows, *columns = self.axes[part][: 1 if kind == "bias" else None]
-        if part in CLOSING and not self._is_live(int(path[2])):
-            rows = Axis(rows.source, np.zeros_like(rows.factor))
+        if part in MATRICES and not self._is_live(int(path[2])):
+            rows = dead(rows, part, int(path[2]))
         weight = read_tensor(self.small.tensors[self._source(name)])
         for axis in columns:
             weight = weight[:, axis.source] * axis.factor
@@ -102,6 +106,14 @@ class Widening:
 
     def _is_live(self, index: int) -> bool:
         return index == 0 or self._layer(index) != self._layer(index - 1)
+
+
+def dead(rows: Axis, part: str, layer: int) -> Axis:
+    """The rows of a dead layer's matrix, or of its bias: the live ones', but not equal to any other's."""
+    random = np.random.default_rng((SEED, layer, MATRICES.index(part)))
+    if part in CLOSING:
+        return Axis(rows.source, FAINT * random.choice(np.array([-1, 1], np.float32), len(rows.source)))
+    return Axis(random.permutation(rows.source), rows.factor)
 
 
 def axes(small: ModelSpec, wide: ModelSpec) -> dict[str, tuple[Axis, ...]]:

@@ -173,7 +173,7 @@ class Policy:
         self._spared += self._verify(verified)
 
     def passed_over(self, asked: int, chances: Sequence[float]) -> None:
-        """A round in which the draft model was asked, and lookup was taken; chances: of what would have been verified."""
+        """A round in which the draft model was asked, but lookup was taken; chances: of what was passed over."""
         self._drafted.add(1.0 + sum(chances), self.draft_costs(asked + 2) + self._verify(len(chances)))
         self._spared, self._trying = 0.0, False
 

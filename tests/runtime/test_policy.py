@@ -117,6 +117,17 @@ def test_it_comes_back_when_the_text_becomes_easy(machine: RoundCosts) -> None:
     assert tuned(policy, good, machine, 6000) > 0.75 * best
 
 
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+def test_a_new_text_gets_a_new_chance_and_costs_little_if_it_is_hopeless_too(machine: RoundCosts) -> None:
+    policy, plain = Policy(machine), fixed(0, hopeless, machine, 100)
+    rates = []
+    for seed in range(8):
+        policy.new_text()
+        assert policy.ask([], 3, 32) is not None
+        rates.append(tuned(policy, hopeless, machine, 128, seed))
+    assert sum(rates) / len(rates) > 0.955 * plain
+
+
 def test_a_draft_that_has_much_to_catch_up_is_tried_after_a_window() -> None:
     machine = MACHINES["rows are dear"]
     policy = Policy(machine)
