@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from terminal import CTRL_C, CTRL_D, Terminal
 
-from pard_onnx import Failure, Pair, load
+from pard_onnx import Chunk, Failure, Pair, load
 from pard_onnx.chat_command import COMMANDS, main
 from pard_onnx.chat_screen import Screen
 from pard_onnx.runtime.session import TargetSession
@@ -245,13 +245,15 @@ def test_the_prompt_is_not_among_redirected_replies(options: list[str], pair: Pa
 def test_an_interrupted_pipe_ends(long: list[str]) -> None:
     with subprocess.Popen([*MODULE, *long], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin and process.stdout
-        process.stdin.write(b"the fox\nthe fox\n")
-        process.stdin.close()
-        assert process.stdout.read(10)
-        process.send_signal(signal.SIGINT)
-        while process.stdout.read(65536):
-            pass
-        assert process.wait(120) == 130
+        try:
+            process.stdin.write(b"the fox\nthe fox\n")
+            process.stdin.flush()
+            assert process.stdout.read(10)
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+            assert process.returncode == 130
+        finally:
+            process.kill()
 
 
 class Typed(io.StringIO):
@@ -268,6 +270,10 @@ def test_a_second_ctrl_c_during_a_reply_ends_the_program(monkeypatch: pytest.Mon
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0)  # where Python looks for signals
 
+    with screen.interrupts(lambda: acted.append("nothing")):
+        pass
+    with pytest.raises(KeyboardInterrupt):
+        press()
     with screen.interrupts(lambda: acted.append("reply")):
         press()
         assert acted == ["reply"]
@@ -276,6 +282,20 @@ def test_a_second_ctrl_c_during_a_reply_ends_the_program(monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         press()
     assert acted == ["reply"]
+
+
+def test_each_part_of_a_reply_is_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+
+    class Buffered(io.StringIO):
+        def flush(self) -> None:
+            written.append(self.getvalue())
+
+    monkeypatch.setattr(sys, "stdout", Buffered())
+    screen = Screen()
+    for text in ("the", " fox"):
+        screen.show(Chunk(text, (1,), (True,), (text,)), mark=True)  # marks are for terminals
+    assert written == ["the", "the fox"]
 
 
 def test_a_chat_in_a_thread_leaves_signals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
