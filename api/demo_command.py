@@ -17,11 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pard_onnx.cli import Parser, exit_code, exported
+from pard_onnx.generation_options import whole_or_auto
 from pard_onnx.models import demo
 from pard_onnx.models.errors import Failure
 from pard_onnx.models.precision import PRECISIONS
 from pard_onnx.runtime.limits import require_whole
 from pard_onnx.runtime.loop import DRAFT_LIMIT
+from pard_onnx.runtime.options import AUTO
 from pard_onnx.runtime.pair import Pair, load
 from pard_onnx.runtime.result import Chunk, Result
 
@@ -46,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--precision", choices=PRECISIONS, default="int4", help="of the target (default: int4)")
     out.add_argument("--draft-precision", choices=PRECISIONS, default="int8", help="default: int8")
     out.add_argument("--max-new-tokens", type=int, default=96, metavar="N")
-    out.add_argument("--draft-length", type=int, default=5, metavar="K", help="default: 5")
+    out.add_argument("--draft-length", type=whole_or_auto, default=AUTO, metavar="K", help="default: auto")
     out.add_argument("--output", type=Path, metavar="DIR", help="keep the exported folders here")
     out.add_argument("--json", action="store_true", help="one JSON object instead of text and table")
     return out
@@ -59,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     require_whole("--max-new-tokens", options.max_new_tokens, 2)  # rates are of the tokens after the first
-    require_whole("--draft-length", options.draft_length, 1, DRAFT_LIMIT)
+    if options.draft_length != AUTO:
+        require_whole("--draft-length", options.draft_length, 1, DRAFT_LIMIT)
     with tempfile.TemporaryDirectory(prefix="pard-demo-") as scratch:
         place = options.output or Path(scratch)
         target = exported("demo-target", place, options.precision)

@@ -49,7 +49,7 @@ def test_export_and_generate_by_command(demo_folder: Folder, capsys: pytest.Capt
     capsys.readouterr()
     assert generate_main(["--target", target, "--draft", draft, "--prompt", prompt, "--json"]) == 0
     pard = json.loads(capsys.readouterr().out)
-    assert generate_main(["--target", target, "--prompt", prompt, "--json"]) == 0
+    assert generate_main(["--target", target, "--prompt", prompt, "--json", "--draft-length", "0"]) == 0
     plain = json.loads(capsys.readouterr().out)
     assert pard["tokens"] == plain["tokens"] and pard["text"] == plain["text"]
     assert pard["mean_accepted"] > 2
