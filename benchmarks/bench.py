@@ -21,8 +21,9 @@ from .trial import PLAIN, REFERENCE, TUNED, Trial, Way, pard
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """One pair on one prompt set. context: mean tokens in the cache during a round; widths: of exact steps; kernel:
-    of the quantized matmuls; peak_bytes: of this process while the pair was loaded."""
+    """One pair on one prompt set. context: mean tokens in the cache during a round; exact, widths: whether steps
+    of these widths are known to give equal rows; kernel: of the quantized matmuls; peak_bytes: of this process while
+    the pair was loaded."""
 
     target: str
     draft: str
@@ -30,6 +31,7 @@ class Bench:
     prompt_count: int
     ways: tuple[Summary, ...]
     context: int
+    exact: bool
     widths: Widths
     kernel: str
     peak_bytes: int
@@ -67,6 +69,7 @@ def bench(pair: Pair, prompts: PromptSet, trial: Trial) -> Bench:
         prompt_count=len(prompts.prompts),
         ways=tuple(summary(trial, way) for way in trial.results),
         context=round(mean(sizes)),
+        exact=pair.exact_widths is not None,
         widths=pair.exact_widths or ANY,
         kernel=pair.kernel,
         peak_bytes=peak_memory.peak_bytes(),

@@ -1,9 +1,10 @@
 """How many drafts a round: expected tokens against what they cost, decided anew each round. Pure.
 
 With a rate of lambda tokens a second to be had anyway, a round of E expected tokens and t seconds is worth
-E - lambda * t. The policy holds lambda as the rate that its recent rounds had, plain decoding's at least, and takes
-the most valuable of three rounds: plain, a lookup proposal, or the draft model; of a proposal it verifies the prefix
-of the highest value. (Renewal reward: lambda at its fixed point is the best rate that such choices can have.)
+E - lambda * t. The policy takes the most valuable of three rounds: plain, a lookup proposal, or the draft model's; of a
+proposal it verifies the prefix of the highest value. Lambda is the rate that drafted rounds have brought of late, plain
+decoding's at least. (Renewal reward: at its fixed point lambda is the best rate that such choices can have. Lucky
+lookups do not count: hard text has to be got through at the rates that it allows.)
 """
 
 from __future__ import annotations

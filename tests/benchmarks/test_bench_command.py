@@ -103,6 +103,13 @@ def test_a_broken_prompt_line_is_named(
         (["--plot", "no/such/folder/p.png"], "there is no folder"),
         (["--cost", "--contexts", "many"], "--contexts takes numbers of tokens as 256,1024, not 'many'"),
         (["--cost", "--contexts", "-1"], "--contexts cannot be negative"),
+        (
+            ["--peers", "llamacpp"],
+            "there is no peer 'llamacpp'; did you mean llama.cpp? known: transformers, onnxruntime",
+        ),
+        (["--peers", "all"], "--peers needs --peer-target CHECKPOINT"),
+        (["--peers", "all", "--peer-target", "nowhere"], "nowhere: is no checkpoint folder"),
+        (["--peers", "all", "--peer-target", ".", "--temperature", "1"], "--peers decode greedily"),
     ],
 )
 def test_bad_options(pair: list[str], options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
