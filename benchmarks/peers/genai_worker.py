@@ -21,11 +21,11 @@ def load(request: Request) -> Generate:
     config.overlay(json.dumps(overlay(request)))
     model = genai.Model(config)
 
-    def generate(prompt: list[int], limit: int, emit: Emit) -> None:
+    def generate(prompt: list[int], limit: int, emit: Emit, draft_length: int) -> None:
         parameters = genai.GeneratorParams(model)
         parameters.set_search_options(max_length=len(prompt) + limit, do_sample=False)
-        if request.mode != "plain":
-            parameters.set_speculative_options(**speculation(request))
+        if draft_length:
+            parameters.set_speculative_options(max_draft_tokens=draft_length, **request.settings)
         generator = genai.Generator(model, parameters)
         generator.append_tokens(np.array([prompt], np.int32))
         while not generator.is_done():
@@ -46,14 +46,6 @@ def overlay(request: Request) -> dict[str, Any]:
         draft["session_options"] |= session
         model["draft"] = draft
     return {"model": model}
-
-
-def speculation(request: Request) -> dict[str, Any]:
-    options: dict[str, Any] = {"max_draft_tokens": request.settings.get("draft_length", 4)}
-    if request.mode == "prompt-lookup":
-        options |= {"ngram_size": 3, "ngram_chained_lookup": True}
-    options.update(request.settings.get("speculative", {}))
-    return options
 
 
 if __name__ == "__main__":

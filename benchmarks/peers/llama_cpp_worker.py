@@ -59,18 +59,17 @@ class Model:
 
 
 def load(request: Request) -> Generate:
-    most = request.settings.get("draft_length", 16)
-    length = request.longest + most + 1
+    length = request.longest + request.farthest + 1
     target = Model(request.models["target"], request.threads, length)
     propose = proposer(request, length)
 
-    def generate(prompt: list[int], limit: int, emit: Emit) -> None:
+    def generate(prompt: list[int], limit: int, emit: Emit, draft_length: int) -> None:
         tokens = list(prompt)
         target.rewind(0)
         tokens.append(int(target.feed(tokens, 1)[0].argmax()))
         emit(tokens[-1:])
         while (left := limit - (len(tokens) - len(prompt))) > 0 and tokens[-1] not in request.eos_ids:
-            drafts = propose(tokens, min(most, left - 1))
+            drafts = propose(tokens, min(draft_length, left - 1))
             wanted = [int(row.argmax()) for row in target.feed([tokens[-1], *drafts], len(drafts) + 1)]
             matched = next((i for i, draft in enumerate(drafts) if draft != wanted[i]), len(drafts))
             fresh = wanted[: matched + 1]
@@ -88,7 +87,7 @@ def proposer(request: Request, length: int) -> Propose:
         return lambda tokens, most: []
     if request.mode == "prompt-lookup":
         return looked_up(request)
-    return drafted(Model(request.models["draft"], request.threads, length), request.settings.get("sure", 0.75))
+    return drafted(Model(request.models["draft"], request.threads, length), request.settings.get("sure", 0.0))
 
 
 def looked_up(request: Request) -> Propose:

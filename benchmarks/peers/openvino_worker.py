@@ -32,12 +32,12 @@ def load(request: Request) -> Generate:
         settings["prompt_lookup"] = True
     pipeline = genai.LLMPipeline(request.models["target"], "CPU", **settings)
 
-    def generate(prompt: list[int], limit: int, emit: Emit) -> None:
+    def generate(prompt: list[int], limit: int, emit: Emit, draft_length: int) -> None:
         config = genai.GenerationConfig()
         config.max_new_tokens, config.do_sample, config.apply_chat_template = limit, False, False
         config.stop_token_ids = set(request.eos_ids)
-        if request.mode != "plain":
-            config.num_assistant_tokens = request.settings.get("draft_length", 5)
+        if draft_length:
+            config.num_assistant_tokens = draft_length
         if request.mode == "prompt-lookup":
             config.max_ngram_size = 3
         pipeline.generate(openvino.Tensor(np.array([prompt], np.int64)), config, Streamer(emit))

@@ -23,7 +23,7 @@ def load(request: Request) -> Generate:
     )
     model.generation_config = library.GenerationConfig(eos_token_id=request.eos_ids, pad_token_id=0)
 
-    def generate(prompt: list[int], limit: int, emit: Emit) -> None:
+    def generate(prompt: list[int], limit: int, emit: Emit, _: int) -> None:
         ids = torch.tensor([prompt])
         options: dict[str, Any] = {"do_sample": False, "max_new_tokens": limit, "streamer": token_streamer(emit)}
         model.generate(ids, attention_mask=torch.ones_like(ids), **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,8 @@ class Sample:
 class PeerRun:
     """samples: in the order of the prompts, fewer if it failed on the way. skipped, failed: why, in one line.
 
-    versions: of the framework's distributions; peak_bytes: of its process, the model's load included.
+    versions: of the framework's distributions; peak_bytes: of its process, the model's load included;
+    draft_length: the one taken, 0 in plain decoding.
     """
 
     peer: str
@@ -69,6 +70,7 @@ class PeerRun:
     versions: tuple[tuple[str, str], ...] = ()
     load_seconds: float = 0.0
     peak_bytes: int | None = None
+    draft_length: int = 0
     skipped: str | None = None
     failed: str | None = None
 
@@ -82,6 +84,7 @@ class _Ready:
 @dataclass(frozen=True, slots=True)
 class _End:
     peak_bytes: int | None
+    draft_length: int
 
 
 def run(
@@ -92,14 +95,15 @@ def run(
     *,
     format: str | None = None,
     python: Path | None = None,
-    settings: Mapping[str, Any] | None = None,
+    draft_lengths: Sequence[int] | None = None,
     silence: float = SILENCE,
     progress: Progress = lambda *_: None,
 ) -> PeerRun:
     """Let `peer` decode the prompts in `mode`, in the environment of `python` (None: this one).
 
     What is missing or goes wrong on the peer's side is in the result, by name; BadInput only for an unknown mode or
-    format, and for a Python that is none. settings: instead of the mode's own. Models are converted if need be.
+    format, and for a Python that is none. draft_lengths: instead of the mode's own, of which the fastest on the first
+    prompts is taken. Models are converted if need be.
     """
     chosen, used = peer.mode(mode), peer.format(format)
     interpreter = python or Path(sys.executable)
@@ -111,7 +115,9 @@ def run(
         paths = _paths(peer, chosen, models, used, shop)
     except PardError as error:
         return replace(out, failed=str(error))
-    request = _request(chosen, paths, task, {"format": used} | dict(chosen.settings if settings is None else settings))
+    if draft_lengths is not None:
+        chosen = replace(chosen, draft_lengths=tuple(draft_lengths))
+    request = _request(chosen, paths, task, used)
     return _gather(out, events(interpreter, HERE / peer.worker, request, silence), len(task.prompts), progress)
 
 
@@ -140,7 +146,7 @@ def _paths(peer: Peer, mode: Mode, models: Models, format: str, shop: Workshop) 
     return {part: str(path.resolve()) for part, path in paths.items()}
 
 
-def _request(mode: Mode, paths: dict[str, str], task: Task, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _request(mode: Mode, paths: dict[str, str], task: Task, format: str) -> dict[str, Any]:
     return {
         "mode": mode.name,
         "models": paths,
@@ -149,7 +155,9 @@ def _request(mode: Mode, paths: dict[str, str], task: Task, settings: Mapping[st
         "max_new_tokens": task.max_new_tokens,
         "eos_ids": task.eos_ids,
         "warm_up": task.warm_up,
-        "settings": dict(settings),
+        "draft_lengths": mode.draft_lengths,
+        "format": format,
+        "settings": dict(mode.settings),
     }
 
 
@@ -174,7 +182,8 @@ def _added(out: PeerRun, event: Event) -> PeerRun:
         ready = from_json(_Ready, facts)
         return replace(out, versions=ready.versions, load_seconds=ready.load_seconds)
     if kind == "end":
-        return replace(out, peak_bytes=from_json(_End, facts).peak_bytes)
+        end = from_json(_End, facts)
+        return replace(out, peak_bytes=end.peak_bytes, draft_length=end.draft_length)
     if kind == "skipped":
         return replace(out, skipped=str(facts.get("reason")))
     if kind == "failed":

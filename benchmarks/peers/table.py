@@ -11,15 +11,18 @@ from pard_onnx.models.errors import BadInput
 
 Form = Literal["checkpoint", "artifact", "gguf", "openvino", "optimum"]
 PLAIN = "plain"
+LENGTHS = (2, 4, 8)
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """draft: it needs an autoregressive draft model; settings: the worker's, chosen by measuring."""
+    """draft: it needs an autoregressive draft model; draft_lengths: those of which the fastest is taken;
+    settings: the worker's own."""
 
     name: str
     draft: bool = False
+    draft_lengths: tuple[int, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
@@ -58,7 +61,11 @@ PEERS: dict[str, Peer] = {
             install="pip install transformers torch",
             form="checkpoint",
             formats=("bfloat16", "float32"),
-            modes=(Mode(PLAIN), Mode("assisted", draft=True), Mode("prompt-lookup", settings={"draft_length": 5})),
+            modes=(
+                Mode(PLAIN),
+                Mode("assisted", draft=True, draft_lengths=(4, 10)),
+                Mode("prompt-lookup", draft_lengths=(4, 10)),
+            ),
         ),
         Peer(
             name="onnxruntime-genai",
@@ -69,8 +76,8 @@ PEERS: dict[str, Peer] = {
             formats=("int4", "int8", "fp32"),
             modes=(
                 Mode(PLAIN),
-                Mode("speculative", draft=True, settings={"draft_length": 4}),
-                Mode("prompt-lookup", settings={"draft_length": 4}),
+                Mode("speculative", draft=True, draft_lengths=LENGTHS),
+                Mode("prompt-lookup", draft_lengths=LENGTHS, settings={"ngram_size": 3, "ngram_chained_lookup": True}),
             ),
         ),
         Peer(
@@ -91,8 +98,9 @@ PEERS: dict[str, Peer] = {
             formats=("q4_0", "q8_0", "f32"),
             modes=(
                 Mode(PLAIN),
-                Mode("speculative", draft=True, settings={"draft_length": 16, "sure": 0.75}),
-                Mode("prompt-lookup", settings={"draft_length": 4}),
+                # the draft stops where it is less sure than that
+                Mode("speculative", draft=True, draft_lengths=LENGTHS, settings={"sure": 0.5}),
+                Mode("prompt-lookup", draft_lengths=LENGTHS),
             ),
         ),
         Peer(
@@ -104,8 +112,8 @@ PEERS: dict[str, Peer] = {
             formats=("q4_0", "q8_0"),
             modes=(
                 Mode(PLAIN),
-                Mode("speculative", draft=True, settings={"draft_length": 4}),
-                Mode("prompt-lookup", settings={"draft_length": 4}),
+                Mode("speculative", draft=True, draft_lengths=LENGTHS),
+                Mode("prompt-lookup", draft_lengths=LENGTHS),
             ),
         ),
     )

@@ -14,7 +14,7 @@ def load(request: Request) -> Generate:
 
     library: Any = transformers  # it declares types, and leaves them out
     torch.set_num_threads(request.threads)
-    dtype = getattr(torch, request.settings.get("format", "bfloat16"))
+    dtype = getattr(torch, request.format)
 
     def checkpoint(part: str) -> Any:
         model = library.AutoModelForCausalLM.from_pretrained(request.models[part], dtype=dtype, local_files_only=True)
@@ -22,24 +22,19 @@ def load(request: Request) -> Generate:
         return model.eval()
 
     model = checkpoint("target")
-    options = how(request)
-    if request.mode == "assisted":
-        options["assistant_model"] = checkpoint("draft")
-        options["assistant_model"].generation_config.update(**request.settings.get("assistant", {}))
+    assistant = checkpoint("draft") if request.mode == "assisted" else None
 
-    def generate(prompt: list[int], limit: int, emit: Emit) -> None:
+    def generate(prompt: list[int], limit: int, emit: Emit, draft_length: int) -> None:
         ids = torch.tensor([prompt])
-        streamer = token_streamer(emit)
-        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=limit, streamer=streamer, **options)
+        options: dict[str, Any] = {"do_sample": False, "max_new_tokens": limit, "streamer": token_streamer(emit)}
+        if assistant:
+            assistant.generation_config.num_assistant_tokens = draft_length
+            options["assistant_model"] = assistant
+        elif draft_length:
+            options["prompt_lookup_num_tokens"] = draft_length
+        model.generate(ids, attention_mask=torch.ones_like(ids), **options)
 
     return generate
-
-
-def how(request: Request) -> dict[str, Any]:
-    options: dict[str, Any] = {"do_sample": False}
-    if request.mode == "prompt-lookup":
-        options["prompt_lookup_num_tokens"] = request.settings.get("draft_length", 5)
-    return options
 
 
 if __name__ == "__main__":

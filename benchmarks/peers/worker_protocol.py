@@ -20,14 +20,19 @@ from time import perf_counter
 from typing import Any, TextIO
 
 WARM_UP_TOKENS = 16  # enough for a few rounds of every kind
+TUNING_TOKENS = 48
+TUNING_PROMPTS = 2
 Emit = Callable[[Iterable[int]], None]
-Generate = Callable[[list[int], int, Emit], None]
+Generate = Callable[[list[int], int, Emit, int], None]  # prompt, limit, emit, draft length
 Send = Callable[..., None]  # an event's fields
 
 
 @dataclass(frozen=True)
 class Request:
-    """models: paths by their part (target, draft); settings: the peer's own, by name."""
+    """models: paths by their part (target, draft); settings: the peer's own, by name.
+
+    draft_lengths: those of which the fastest on the first prompts is taken; none in plain decoding.
+    """
 
     mode: str
     models: dict[str, str]
@@ -36,12 +41,19 @@ class Request:
     max_new_tokens: int
     eos_ids: list[int]
     warm_up: int
+    format: str = ""
+    draft_lengths: list[int] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt and all that may follow it."""
         return max(map(len, self.prompts)) + self.max_new_tokens
+
+    @property
+    def farthest(self) -> int:
+        """The longest draft."""
+        return max(self.draft_lengths, default=0)
 
 
 class Recorder:
@@ -70,8 +82,8 @@ class Recorder:
 def serve(packages: Iterable[str], load: Callable[[Request], Generate]) -> None:
     """Answer the request on stdin; packages: the distributions whose versions are told.
 
-    load: makes `generate(prompt, limit, emit)` ready, and imports the framework, so that a missing one is an
-    event like others. Tokens given to `emit` are timed as they come; what follows an EOS or the limit is dropped.
+    load: makes `generate(prompt, limit, emit, draft_length)` ready, and imports the framework, so that a missing one
+    is an event like others. Tokens given to `emit` are timed as they come; what follows an EOS or the limit is dropped.
     """
     script(lambda request, send: _answer(Request(**request), packages, load, send))
 
@@ -115,14 +127,32 @@ def _answer(request: Request, packages: Iterable[str], load: Callable[[Request],
     before = perf_counter()
     generate = load(request)
     send(event="ready", versions=versions(packages), load_seconds=perf_counter() - before)
+
+    def record(prompt: list[int], most: int, length: int) -> Recorder:
+        limit = min(most, request.max_new_tokens)
+        seen = Recorder(limit, request.eos_ids)
+        generate(prompt, limit, seen, length)
+        return seen
+
     for i in range(request.warm_up):
-        prompt, limit = request.prompts[i % len(request.prompts)], min(WARM_UP_TOKENS, request.max_new_tokens)
-        generate(prompt, limit, Recorder(limit, request.eos_ids))
+        record(request.prompts[i % len(request.prompts)], WARM_UP_TOKENS, request.farthest)
+    length = fastest(request, record)
     for i, prompt in enumerate(request.prompts):
-        seen = Recorder(request.max_new_tokens, request.eos_ids)
-        generate(prompt, request.max_new_tokens, seen)
+        seen = record(prompt, request.max_new_tokens, length)
         send(event="sample", prompt=i, tokens=seen.tokens, first_seconds=seen.first, total_seconds=seen.total)
-    send(event="end", peak_bytes=peak_bytes())
+    send(event="end", peak_bytes=peak_bytes(), draft_length=length)
+
+
+def fastest(request: Request, record: Callable[[list[int], int, int], Recorder]) -> int:
+    """Of the draft lengths the one that gives the first prompts' tokens at the highest rate."""
+    if len(request.draft_lengths) < 2:
+        return request.farthest
+    rates = {}
+    for length in request.draft_lengths:
+        seen = [record(prompt, TUNING_TOKENS, length) for prompt in request.prompts[:TUNING_PROMPTS]]
+        seconds = sum(one.total - one.first for one in seen)
+        rates[length] = sum(len(one.tokens) for one in seen) / seconds if seconds else 0.0
+    return max(rates, key=rates.__getitem__)
 
 
 def one_line(error: object) -> str:

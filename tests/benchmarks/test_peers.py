@@ -31,7 +31,7 @@ from worker_protocol import serve
 
 def load(request):
     %s
-    def generate(prompt, limit, emit):
+    def generate(prompt, limit, emit, draft_length):
         for token in range(prompt[-1] + 1, prompt[-1] + 1 + limit + 3):
             emit([token])
     return generate
@@ -81,8 +81,16 @@ def test_tokens_are_cut_and_timed(fake: Any) -> None:
     assert [sample.tokens for sample in ended.samples] == [(8, 9), ()]
 
 
+def test_the_fastest_draft_length_is_taken(fake: Any) -> None:
+    slower = COUNTING.replace("emit([token])", "import time; time.sleep(0.005 * abs(draft_length - 4)); emit([token])")
+    assert fake(slower % "pass", draft_lengths=(2, 4, 8)).draft_length == 4
+    assert fake(slower % "pass", draft_lengths=(8,)).draft_length == 8
+    assert fake(COUNTING % "pass").draft_length == 0
+
+
 def test_what_a_framework_prints_is_no_event(fake: Any) -> None:
-    noise = """import os; print("hello"); os.write(1, b'{"event": "end", "peak_bytes": 1}\\n'); os.system("echo 1")"""
+    event = '{"event": "end", "peak_bytes": 1, "draft_length": 0}'
+    noise = f"""import os; print("hello"); os.write(1, b'{event}\\n'); os.system("echo 1")"""
     assert len(fake(COUNTING % noise).samples) == 2
 
 
@@ -93,7 +101,7 @@ def test_what_a_framework_prints_is_no_event(fake: Any) -> None:
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "ended by signal 9, as when memory runs out"),
         ('print(\'{"event": "sample"}\')', "its worker talks nonsense: tokens: is missing"),
         ('print(\'{"event": "song"}\')', "its worker talks nonsense: an event 'song'"),
-        ('print(\'{"event": "end", "peak_bytes": null}\')', "ended after 0 of 2 prompts"),
+        ('print(\'{"event": "end", "peak_bytes": null, "draft_length": 0}\')', "ended after 0 of 2 prompts"),
         ("print('[1]')", "ended with exit code 0"),
         (COUNTING % "raise RuntimeError('two\\nlines')", "RuntimeError: two lines"),
     ),
