@@ -35,6 +35,11 @@ class BuildKernels(build_ext):
     def get_export_symbols(self, ext):
         return []  # marked in the sources; build_ext would ask for PyInit__cpu
 
+    def copy_extensions_to_source(self):
+        for ext in self.extensions:  # running processes have the old file mapped: the new one is another file
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
+        super().copy_extensions_to_source()
+
     def build_extension(self, ext):
         ext.extra_compile_args = MSVC_FLAGS if self.compiler.compiler_type == "msvc" else UNIX_FLAGS
         super().build_extension(ext)

@@ -2,12 +2,12 @@
 
 Teacher-forced over one fixed text: a prefill, single-token steps, a step of wrong tokens that is
 rolled back, and a multi-token step over the right ones. Draft graphs are checked the same way, and
-on the rows of their masks.
+on the rows of their masks. Of a target it is also found out which step widths give equal rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ TEXT = (
     "        else:\n            high = middle\n    return low\n\nThe quick brown fox jumps over 13 lazy dogs."
 )
 LENGTH, PREFILL, SINGLE, MULTI = 48, 32, 4, 8
+WIDEST = LENGTH - PREFILL  # of the steps compared bit for bit
 ROWS = 128  # of the KV buffers here: more than LENGTH plus what a step may add
 Logits = NDArray[np.float32]
 
@@ -75,13 +76,24 @@ def check(checkpoint: Checkpoint, folder: Path) -> Parity:
         masked[LENGTH - MULTI + 1 :] = spec.pard.mask_id
         batch = np.stack([ids, masked])
     wanted = reference_logits(checkpoint, torch.from_numpy(batch)).numpy()
-    found, rolled_back = _replay(_Graph.open(folder / "model.onnx", spec), ids)
+    graph = _Graph.open(folder / "model.onnx", spec)
+    found, rolled_back = _replay(graph, ids)
     if spec.pard is None:
         expected = np.concatenate([wanted[0], wanted[0][-MULTI:]])
     else:
         single = slice(PREFILL - 1, PREFILL + SINGLE)
         expected = np.concatenate([wanted[0][single], wanted[1][-MULTI:]])
-    return _compare(found, expected, rolled_back, spec.vocabulary.size)
+    parity = _compare(found, expected, rolled_back, spec.vocabulary.size)
+    return parity if spec.pard else replace(parity, exact_widths=_exact_widths(graph, ids))
+
+
+def _exact_widths(graph: _Graph, ids: NDArray[np.int64]) -> tuple[int, ...]:
+    """Widths of steps over the same tokens whose logits are, bit for bit, those of the widest step."""
+    rows = {}
+    for width in range(1, WIDEST + 1):
+        graph.length = PREFILL
+        rows[width] = graph.step(ids[PREFILL : PREFILL + width])
+    return tuple(width for width, found in rows.items() if np.array_equal(found, rows[WIDEST][:width]))
 
 
 def _ids(checkpoint: Checkpoint) -> NDArray[np.int64]:

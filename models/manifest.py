@@ -53,13 +53,18 @@ class TensorReport:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """An export against torch. Errors are absolute, of logits; agreement is the share of equal argmax rows."""
+    """An export against torch. Errors are absolute, of logits; agreement is the share of equal argmax rows.
+
+    exact_widths: the numbers of tokens in a step whose rows were bitwise those of the widest step tried, with ONNX
+    Runtime's own kernels where it was exported. What holds on the machine that runs it, the runtime finds out there.
+    """
 
     rows: int
     max_error: float
     mean_error: float
     top1_agreement: float
     rollback_error: float  # multi-token steps after a rollback, against torch
+    exact_widths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

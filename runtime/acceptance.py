@@ -61,8 +61,8 @@ class DraftAcceptance:
 class LookupAcceptance:
     """Of lookup proposals, by the length of the match: each token accepted makes the match one longer."""
 
-    BOUNDS = (3, 4, 6, 10, 18)
-    PRIORS = (0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
+    BOUNDS = (2, 3, 4, 6, 10, 18)
+    PRIORS = (0.15, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
 
     def __init__(self) -> None:
         self._cells = [Cell(ratio, LOOKUP_PRIOR) for ratio in self.PRIORS]

@@ -7,7 +7,7 @@ whose logits and KV rows are compared with the first ones bit for bit.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import cycle
 from math import inf
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .costs import StepCosts
+from .drafter import PREFILL_CHUNK
 from .session import DraftSession, TargetSession
 from .widths import CANDIDATES, Widths
 
@@ -28,15 +29,20 @@ CONTEXT = 256  # rows before the reference's tokens; what they hold is of no imp
 DRAFT_WIDTHS = (1, 2, 4, 8, 12, 16, 24, 48)
 PATIENCE = 1.2  # seconds of all cores together, after which no further repetition begins
 MOST_REPEATS = 8
+CHUNKS = (64, 128, 256, 512)  # of prefill; each a multiple of every step width
+CHUNK_ROUNDS = 2
+CHUNK_GAIN = 1.02  # a larger chunk pays if the smaller one takes so many times as long: a step cannot be cancelled
 
 
 @dataclass(frozen=True, slots=True)
 class TargetCalibration:
-    """widths: whose rows are bitwise equal, None if no known set is; tried: the widths that were compared."""
+    """widths: whose rows are bitwise equal, None if no known set is; tried: the widths that were compared; chunk:
+    tokens a step in prefill."""
 
     widths: Widths | None
     tried: tuple[int, ...]
     costs: StepCosts
+    chunk: int = PREFILL_CHUNK
 
 
 def calibrate_target(session: TargetSession) -> TargetCalibration:
@@ -75,6 +81,27 @@ def run(
     logits = session.step(ids, len(ids))
     seconds[len(ids)].append(perf_counter() - start)
     return logits.copy(), session.cache.read(context, context + len(ids))
+
+
+def prefill_chunk(session: TargetSession) -> int:
+    """The tokens a step with which the session reads a long prompt fastest. It takes some seconds on a large model, so
+    it is not done at load."""
+    prompt = min(max(CHUNKS), session.cache.rows)
+    seconds = dict.fromkeys((chunk for chunk in CHUNKS if chunk <= prompt), inf)
+    for chunk in list(seconds) * CHUNK_ROUNDS:
+        session.cache.pretend(0)
+        start = perf_counter()
+        for first in range(0, prompt, chunk):
+            session.step([0] * min(chunk, prompt - first), 1)
+        seconds[chunk] = min(seconds[chunk], perf_counter() - start)
+    session.rollback(0)
+    return fastest_chunk(seconds)
+
+
+def fastest_chunk(seconds: Mapping[int, float]) -> int:
+    """The smallest chunk that is nearly as fast as the fastest; the usual one for a cache too small for any."""
+    best = min(seconds.values(), default=inf)
+    return min((chunk for chunk, taken in seconds.items() if taken <= CHUNK_GAIN * best), default=PREFILL_CHUNK)
 
 
 def calibrate_draft(session: DraftSession) -> StepCosts:

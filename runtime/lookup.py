@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-NGRAM = 2  # tokens that must match before an occurrence is looked at
+NGRAMS = (2, 1)  # tokens that must match before an occurrence is looked at; one where two have none
 OCCURRENCES = 8  # of one n-gram, the latest are compared
 LONGEST = 32  # matches beyond are not told apart
 
@@ -37,10 +37,13 @@ class Lookup:
         self._index(committed)
         size = len(committed)
         best, at = 0, 0
-        for end in reversed(self._ends.get(tuple(committed[-NGRAM:]), ())):
-            if end < size and (length := self._matching(end)) > best:
-                best, at = length, end
-        return Match(self._following(at, k), best) if best else NO_MATCH
+        for n in NGRAMS:
+            for end in reversed(self._ends.get(tuple(committed[-n:]), ())):
+                if end < size and (length := self._matching(end)) > best:
+                    best, at = length, end
+            if best:
+                return Match(self._following(at, k), best)
+        return NO_MATCH
 
     def _following(self, at: int, k: int) -> tuple[int, ...]:
         """k tokens from a place on; where the conversation ends they go on with the period that was found."""
@@ -61,7 +64,8 @@ class Lookup:
             self._tokens, self._ends, known = [], {}, 0
         for end in range(known + 1, len(committed) + 1):
             self._tokens.append(committed[end - 1])
-            if end >= NGRAM:
-                places = self._ends.setdefault(tuple(self._tokens[end - NGRAM :]), [])
-                places.append(end)
-                del places[:-OCCURRENCES]
+            for n in NGRAMS:
+                if end >= n:
+                    places = self._ends.setdefault(tuple(self._tokens[end - n :]), [])
+                    places.append(end)
+                    del places[:-OCCURRENCES]

@@ -46,7 +46,7 @@ class Halted(Exception):
 @dataclass(frozen=True, slots=True)
 class Settings:
     """draft_length: the most drafts a round, 0 is plain decoding; capacity: tokens, prompt included; widths: of
-    the target's steps, and numbers of rows of its LM head."""
+    the target's steps, and numbers of rows of its LM head; chunk: tokens a step in prefill."""
 
     max_new_tokens: int
     draft_length: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.spec import Role
 
 from . import machine
-from .calibration import TargetCalibration, calibrate_draft, calibrate_target
+from .calibration import TargetCalibration, calibrate_draft, calibrate_target, prefill_chunk
 from .costs import StepCosts
 from .providers import Provider
 from .session import DraftSession, TargetSession
@@ -68,12 +68,13 @@ class OpenDraft:
 
 
 def open_target(artifact: Artifact, provider: Provider, threads: Threads, *, anew: bool = False) -> OpenTarget:
-    """Load the target, and find out what it does here unless that is known; anew: in any case."""
+    """Load the target, and find out what it does here unless that is known; anew: in any case, and more thoroughly."""
     session = TargetSession(artifact.folder, artifact.manifest, provider, threads)
     place = machine.place(artifact.manifest, provider, threads)
     known = None if anew else machine.recall(place, TargetCalibration)
     if known is None:
         known = calibrate_target(session)
+        known = replace(known, chunk=prefill_chunk(session)) if anew else known
         machine.keep(place, known)
     return OpenTarget(session, known)
 

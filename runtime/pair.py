@@ -181,7 +181,8 @@ class Pair:
         proven = self._target.calibration.widths if options.exact else None
         most = DRAFT_LIMIT if options.draft_length == AUTO else options.draft_length
         eos_ids = frozenset(self.target.spec.vocabulary.eos_ids)
-        settings = Settings(options.max_new_tokens, most, self.capacity, eos_ids, proven or ANY)
+        chunk = self._target.calibration.chunk
+        settings = Settings(options.max_new_tokens, most, self.capacity, eos_ids, proven or ANY, chunk)
         return settings, proven is not None
 
     def _drafters(self, options: Options, widths: Widths, caches: Caches) -> tuple[Drafter, PardDrafter | None]:

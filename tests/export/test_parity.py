@@ -40,6 +40,14 @@ def test_logits_are_torchs(exported: Exported, family: str, role: str, tied: boo
     assert parity.top1_agreement == 1.0
 
 
+def test_the_manifest_says_which_widths_give_equal_rows(demo_folder: Callable[[str, str], Path]) -> None:
+    parity = Manifest.read(demo_folder("demo-target", "int4")).parity
+    assert parity is not None
+    assert set(range(2, 17, 2)) <= set(parity.exact_widths)
+    draft = Manifest.read(demo_folder("demo-draft", "int8")).parity
+    assert draft is not None and draft.exact_widths == ()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pard_gives_the_tokens_of_transformers(exported: Exported, family: str) -> None:
     checkpoint, target = exported(family, "target", "fp32")

@@ -10,7 +10,18 @@ import pytest
 
 from pard_onnx import load
 from pard_onnx.models.manifest import Manifest
-from pard_onnx.runtime.calibration import SPLITS, WIDTH, calibrate_draft, calibrate_target, cheapest
+from pard_onnx.runtime.calibration import (
+    CHUNKS,
+    SPLITS,
+    WIDTH,
+    calibrate_draft,
+    calibrate_target,
+    cheapest,
+    fastest_chunk,
+    prefill_chunk,
+)
+from pard_onnx.runtime.drafter import PREFILL_CHUNK
+from pard_onnx.runtime.models import open_artifact, open_target
 from pard_onnx.runtime.providers import installed
 from pard_onnx.runtime.session import DraftSession, TargetSession
 from pard_onnx.runtime.threads import Threads
@@ -78,6 +89,38 @@ def test_a_draft_is_measured_and_left_empty(pair_folders: tuple[Path, Path]) -> 
 
 def test_costs_never_fall() -> None:
     assert cheapest({1: [5.0, 2.0], 2: [9.0], 4: [3.0], 8: [4.0]}).points == ((1, 2.0), (2, 3.0), (4, 3.0), (8, 4.0))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "chunk"),
+    [
+        ({64: 1.0, 128: 1.0, 256: 1.0}, 64),
+        ({64: 1.3, 128: 1.01, 256: 1.0}, 128),  # nearly as fast is fast enough
+        ({64: 1.3, 128: 1.2, 256: 1.1, 512: 1.0}, 512),
+        ({}, PREFILL_CHUNK),
+    ],
+)
+def test_the_smallest_chunk_that_is_nearly_the_fastest(seconds: dict[int, float], chunk: int) -> None:
+    assert fastest_chunk(seconds) == chunk
+
+
+def test_the_chunk_of_prefill_is_measured_on_request_and_used(
+    pair_folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARD_ONNX_CACHE", str(tmp_path))
+    artifact = open_artifact(pair_folders[0])
+    opened_anew = open_target(artifact, installed("cpu"), Threads(1), anew=True)
+    assert prefill_chunk(opened_anew.session) in CHUNKS
+    assert opened_anew.session.length == 0
+    widths: list[int] = []
+    monkeypatch.setattr("pard_onnx.runtime.models.prefill_chunk", lambda _: 32)
+    open_target(artifact, installed("cpu"), Threads(1), anew=True)
+    with load(pair_folders[0], threads=1) as pair:
+        assert pair._target is not None
+        step = pair._target.session.step
+        monkeypatch.setattr(pair._target.session, "step", lambda ids, keep: (widths.append(len(ids)), step(ids, keep))[1])
+        pair.generate([5] * 100, max_new_tokens=1)
+    assert widths[:3] == [32, 32, 32]
 
 
 def test_what_is_known_is_not_found_out_again(
