@@ -118,7 +118,12 @@ def test_the_chunk_of_prefill_is_measured_on_request_and_used(
     with load(pair_folders[0], threads=1) as pair:
         assert pair._target is not None
         step = pair._target.session.step
-        monkeypatch.setattr(pair._target.session, "step", lambda ids, keep: (widths.append(len(ids)), step(ids, keep))[1])
+
+        def counted(ids: list[int], keep: int) -> Any:
+            widths.append(len(ids))
+            return step(ids, keep)
+
+        monkeypatch.setattr(pair._target.session, "step", counted)
         pair.generate([5] * 100, max_new_tokens=1)
     assert widths[:3] == [32, 32, 32]
 
