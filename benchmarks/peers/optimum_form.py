@@ -20,12 +20,10 @@ def make(request: dict[str, Any], send: Send) -> None:
     if request["format"] == "fp32":
         main_export(request["checkpoint"], output, **SETTINGS)
     else:
-        whole = output.with_name(output.name + "-fp32")
-        try:
-            main_export(request["checkpoint"], whole, **SETTINGS)
-            quantize(whole, output)
-        finally:
-            shutil.rmtree(whole, ignore_errors=True)
+        whole = output / "fp32"  # inside, so that whoever asked removes it even if this process is killed
+        main_export(request["checkpoint"], whole, **SETTINGS)
+        quantize(whole, output)
+        shutil.rmtree(whole)
     send(event="end")
 
 
