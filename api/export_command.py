@@ -15,7 +15,7 @@ from pard_onnx.export.output import place
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest
-from pard_onnx.models.precision import PRECISIONS, default_precision
+from pard_onnx.models.precision import DEFAULT_PRECISION, PRECISIONS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="default: draft if the checkpoint has a mask token",
     )
-    out.add_argument("--precision", choices=PRECISIONS, help="default: int4 for a target, int8 for a draft")
+    out.add_argument("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION, help=f"default: {DEFAULT_PRECISION}")
     out.add_argument("--context-length", type=int, metavar="N", help="tokens; default: the model's, at most 4096")
     out.add_argument("--revision", help="branch, tag or commit of a hub id")
     out.add_argument("--force", action="store_true", help="replace the output folder")
@@ -50,14 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     folder, source = resolve_checkpoint(options.model, options.revision)
     checkpoint = Checkpoint.open(folder).as_role(options.role)
-    precision = options.precision or default_precision(checkpoint.spec.role)
-    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{precision}")
+    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{options.precision}")
     place(output, folder, force=options.force)
     manifest = export_with_progress(
         checkpoint,
         source,
         output,
-        precision,
+        options.precision,
         capacity=options.context_length,
         verify=options.verify,
         force=options.force,

@@ -15,7 +15,7 @@ import torch
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Parity, Source, TensorReport
-from pard_onnx.models.precision import Precision, Recipe, recipe
+from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe, recipe
 
 from .attention import MICROSOFT, VARIANTS
 from .fuse import PackQkvPass, SkipNormPass
@@ -41,7 +41,7 @@ class Job:
     checkpoint: Checkpoint
     source: Source
     output: Path
-    precision: Precision = "int4"
+    precision: Precision = DEFAULT_PRECISION
     recipe: Recipe | None = None  # None: the precision's own; a mixed one keeps the precision as its name
     capacity: int | None = None  # tokens; None: the model's own, at most DEFAULT_CAPACITY
     attention: str = "gqa"
@@ -50,7 +50,7 @@ class Job:
 
     def resolved_recipe(self) -> Recipe:
         role = self.checkpoint.spec.role
-        used = self.recipe or recipe(self.precision, role)
+        used = self.recipe or recipe(self.precision)
         used.require(role)
         return used
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -81,15 +81,10 @@ class Recipe:
         return "float16" if self.matrices.kind == "float16" else "float32"
 
 
-def default_precision(role: Role) -> Precision:
-    """What is fastest on CPU: int4 for a target's one or two rows, dynamic int8 for a draft's eight to sixteen."""
-    return "int8" if role == "draft" else "int4"
+DEFAULT_PRECISION: Precision = "int4"  # the fastest on CPU, for a target's few rows and a draft's eight to sixteen
 
 
-def recipe(precision: Precision, role: Role) -> Recipe:
-    """The default recipe. A target never takes dynamic int8: there a row's result depends on its neighbours."""
+def recipe(precision: Precision) -> Recipe:
+    """One format for everything."""
     fmt = {"fp32": FLOAT32, "fp16": FLOAT16, "int8": INT8, "int4": INT4}[precision]
-    base = Recipe(fmt, fmt, fmt)
-    if precision == "int8" and role == "draft":
-        return replace(base, matrices=DYNAMIC_INT8)
-    return base
+    return Recipe(fmt, fmt, fmt)

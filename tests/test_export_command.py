@@ -31,11 +31,11 @@ def test_the_first_command_of_a_user(tmp_path: Path, tiny: Tiny, capsys: Capture
     save_in_hub_cache(source, tmp_path / "hub", "amd/PARD-Qwen2.5-0.5B")
     assert main(["--model", "amd/PARD-Qwen2.5-0.5B", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["output"] == "PARD-Qwen2.5-0.5B-int8"
+    assert found["output"] == "PARD-Qwen2.5-0.5B-int4"
     assert found["source"] == {"model": "amd/PARD-Qwen2.5-0.5B", "revision": SHA}
-    manifest = Manifest.read(tmp_path / "PARD-Qwen2.5-0.5B-int8")
+    manifest = Manifest.read(tmp_path / "PARD-Qwen2.5-0.5B-int4")
     assert manifest.role == "draft" and manifest.parity is not None
-    manifest.verify(tmp_path / "PARD-Qwen2.5-0.5B-int8")
+    manifest.verify(tmp_path / "PARD-Qwen2.5-0.5B-int4")
 
 
 def test_progress_goes_to_stderr_and_the_result_to_stdout(tmp_path: Path, tiny: Tiny, capsys: Capture) -> None:

@@ -96,3 +96,17 @@ def test_llama3_scaling_past_its_original_context(tmp_path: Path, tiny: Callable
     with load(tmp_path / "out") as pair:
         tokens = pair.generate(prompt, max_new_tokens=8).tokens
     assert list(tokens) == transformers_greedy(checkpoint, prompt, 8)
+
+
+def test_a_draft_in_dynamic_int8_changes_no_token(tmp_path: Path, exported: Exported, tiny: Callable[..., Path]) -> None:
+    from pard_onnx.export.exporter import Job, export
+    from pard_onnx.models.checkpoint import Checkpoint
+    from pard_onnx.models.manifest import Source
+    from pard_onnx.models.precision import DYNAMIC_INT8, INT8, Recipe
+
+    checkpoint = Checkpoint.open(tiny(tmp_path / "tiny", "qwen2", "draft"))
+    export(Job(checkpoint, Source("tiny"), tmp_path / "draft", "int8", recipe=Recipe(DYNAMIC_INT8, INT8, INT8)))
+    _, target = exported("qwen2", "target", "int4")
+    with load(target, tmp_path / "draft") as pair:
+        plain = pair.generate(PROMPT, max_new_tokens=40, draft_length=0).tokens
+        assert pair.generate(PROMPT, max_new_tokens=40, draft_length=6).tokens == plain

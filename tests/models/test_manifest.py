@@ -36,7 +36,7 @@ MANIFEST = Manifest(
     role="draft",
     spec=SPEC,
     precision="int8",
-    recipe=replace(recipe("int8", "draft"), overrides=(("model.layers.0.*", FLOAT32),)),
+    recipe=replace(recipe("int8"), overrides=(("model.layers.0.*", FLOAT32),)),
     opset=21,
     attention="gqa",
     capacity=4096,

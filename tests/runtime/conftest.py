@@ -58,7 +58,7 @@ def manifest(shape: Any, role: str, folder: Path, precision: str, eos: tuple[int
         pard=Pard(shape.mask_id) if role == "draft" else None,
     )  # fmt: skip
     return Manifest(
-        role=role, spec=spec, precision=precision, recipe=recipe(precision, role), opset=21, attention="gqa",
+        role=role, spec=spec, precision=precision, recipe=recipe(precision), opset=21, attention="gqa",
         capacity=shape.kv_rows - KV_MARGIN, kv_rows=shape.kv_rows, kv_dtype=dtype,
         files=tuple(File.of(path) for path in sorted(folder.iterdir())), source=Source(f"toy-{role}"), tools=(),
     )  # fmt: skip
