@@ -16,6 +16,7 @@ from .calibration import TargetCalibration, calibrate_draft, calibrate_target, p
 from .costs import StepCosts
 from .providers import Provider
 from .session import DraftSession, TargetSession
+from .sessions import sessions
 from .text import TOKENIZER, Text, first_difference
 from .threads import Threads
 
@@ -69,7 +70,7 @@ class OpenDraft:
 
 def open_target(artifact: Artifact, provider: Provider, threads: Threads, *, anew: bool = False) -> OpenTarget:
     """Load the target, and find out what it does here unless that is known; anew: in any case, and more thoroughly."""
-    session = TargetSession(artifact.folder, artifact.manifest, provider, threads)
+    session = sessions(artifact.manifest).target(artifact.folder, artifact.manifest, provider, threads)
     place = machine.place(artifact.manifest, provider, threads)
     known = None if anew else machine.recall(place, TargetCalibration)
     if known is None:
@@ -81,7 +82,7 @@ def open_target(artifact: Artifact, provider: Provider, threads: Threads, *, ane
 
 def open_draft(artifact: Artifact, provider: Provider, threads: Threads, *, anew: bool = False) -> OpenDraft:
     """As `open_target`."""
-    session = DraftSession(artifact.folder, artifact.manifest, provider, threads)
+    session = sessions(artifact.manifest).draft(artifact.folder, artifact.manifest, provider, threads)
     place = machine.place(artifact.manifest, provider, threads)
     known = None if anew else machine.recall(place, StepCosts)
     if known is None:

@@ -53,28 +53,25 @@ def nothing() -> None:
 
 
 class Session:
-    """What target and draft share. `length` counts the tokens in the cache that is attached; not thread-safe."""
+    """What all sessions share. `length` counts the tokens in the cache that is attached; not thread-safe."""
 
-    def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
-        self._value = onnxruntime().OrtValue.ortvalue_from_numpy
-        self._path = folder / GRAPH
-        self._session = open_graph(self._path, provider, threads)
-        self._binding = self._session.io_binding()
-        self._ids: Ids = np.zeros((1, manifest.kv_rows), np.int64)
-        self._ones: Ids = np.ones((1, manifest.kv_rows), np.int64)
-        self._count: Ids = np.zeros(1, np.int64)
-        self._count_value = self._value(self._count)
-        self._widths: dict[int, Any] = {}
+    def __init__(self, manifest: Manifest, bindings: Sequence[Any]) -> None:
+        """bindings: of the model's graphs, one or several; the cache is bound to each."""
+        self._bindings = bindings
         self._watch: Watch = nothing
         self.manifest = manifest
         self.cache = KvCache(manifest)
-        self.cache.bind(self._binding)
+        self._bind_cache()
+
+    def _bind_cache(self) -> None:
+        for binding in self._bindings:
+            self.cache.bind(binding)
 
     def attach(self, cache: KvCache) -> None:
         """Go on in another conversation's cache; one made for this model."""
         if cache is not self.cache:
-            cache.bind(self._binding)
             self.cache = cache
+            self._bind_cache()
 
     def watch(self, watch: Watch = nothing) -> None:
         """Call `watch` before every step; what it raises ends the step before it began."""
@@ -87,6 +84,22 @@ class Session:
     def rollback(self, length: int) -> None:
         """Forget the cache's rows from `length` on."""
         self.cache.rollback(length)
+
+
+class GraphSession(Session):
+    """One graph for steps of any width: model.onnx."""
+
+    def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
+        self._value = onnxruntime().OrtValue.ortvalue_from_numpy
+        self._path = folder / GRAPH
+        self._session = open_graph(self._path, provider, threads)
+        self._binding = self._session.io_binding()
+        self._ids: Ids = np.zeros((1, manifest.kv_rows), np.int64)
+        self._ones: Ids = np.ones((1, manifest.kv_rows), np.int64)
+        self._count: Ids = np.zeros(1, np.int64)
+        self._count_value = self._value(self._count)
+        self._widths: dict[int, Any] = {}
+        super().__init__(manifest, [self._binding])
 
     def _run(self, ids: Sequence[int], written: int, count_name: str, count: int) -> None:
         """One call that writes the KV rows length .. length + written - 1."""
@@ -102,16 +115,20 @@ class Session:
         self._count[0] = count
         # Bound again although the memory is the same: a provider off the CPU copies when binding.
         self._binding.bind_ortvalue_input("input_ids", self._widths[width])
-        self._binding.bind_ortvalue_input("attention_mask", self._value(self._ones[:, : self.length + width]))
         self._binding.bind_ortvalue_input(count_name, self._count_value)
+        self._place(width)
         try:
             self._session.run_with_iobinding(self._binding)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise Failure(f"{self._path}: ONNX Runtime failed in a step: {error}") from error
         self.cache.length = end
 
+    def _place(self, width: int) -> None:
+        """Tell the graph where its tokens stand, in the way of its attention variant: by the mask's length."""
+        self._binding.bind_ortvalue_input("attention_mask", self._value(self._ones[:, : self.length + width]))
 
-class TargetSession(Session):
+
+class TargetSession(GraphSession):
     """The model that decides."""
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
@@ -140,7 +157,7 @@ class TargetSession(Session):
         return self._kept[keep]
 
 
-class DraftSession(Session):
+class DraftSession(GraphSession):
     """The model that proposes. Its `logits` output is not bound, so greedy decoding does not pay for it."""
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
