@@ -68,6 +68,15 @@ class Parity:
 
 
 @dataclass(frozen=True, slots=True)
+class StaticGraph:
+    """A graph of fixed shapes. logits: whether it gives any; without, it only fills the KV cache."""
+
+    file: str  # within the artifact folder
+    width: int  # tokens a step
+    logits: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     role: Role
     spec: ModelSpec
@@ -83,6 +92,8 @@ class Manifest:
     tools: tuple[tuple[str, str], ...]  # (distribution, version)
     tensors: tuple[TensorReport, ...] = ()
     parity: Parity | None = None
+    device: str = "cpu"  # the profile it was exported for, a key of models.devices.DEVICES
+    graphs: tuple[StaticGraph, ...] = ()  # by width; none: model.onnx, of dynamic shapes
     format_version: int = FORMAT_VERSION
 
     def write(self, folder: Path) -> None:
