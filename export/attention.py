@@ -1,8 +1,9 @@
 """Attention variants: how a layer's attention enters the graph. A table; another variant is another entry.
 
 A variant is an attention function for transformers' AttentionInterface, which emits the operator, and
-what that operator needs besides queries, keys and values: the trunk's extra inputs and how the graph
-computes them from `attention_mask`.
+what that operator needs besides queries, keys and values: the trunk's extra inputs and, where they are
+not the graph's own, how it computes them from `attention_mask`. The portable variant's operator is an
+abstract one, `pard.Attention`, which plain_attention.py writes out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 MICROSOFT = "com.microsoft"
+DOMAIN = "pard"  # of abstract operators
 
 
 @dataclass(slots=True)
@@ -32,14 +34,17 @@ Attend = Callable[..., tuple[Tensor, None]]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """attend: the AttentionInterface function. extra: dummy tensors for its inputs, given batch and
-    rotary tables [rows, head_dim / 2]. lengths: graph nodes that compute the non-table inputs from
-    attention_mask [batch, total] and the number of tokens that the graph appends (int64 [1] or None)."""
+    """attend: the AttentionInterface function. extra: dummy tensors for its inputs, given batch, sequence, and rotary
+    tables [rows, head_dim / 2]; dims: names of their dynamic dimensions. tables: the rotary tables in the operator's
+    layout. lengths: graph nodes that compute the non-table inputs from attention_mask [batch, total] and the number
+    of tokens that the graph appends (int64 [1] or None); None: they are the graph's own inputs."""
 
     name: str
     attend: Attend
-    extra: Callable[[int, int, int], dict[str, Tensor]]
-    lengths: Callable[[ir.tape.Tape, ir.Value, ir.Value | None], dict[str, ir.Value]]
+    extra: Callable[[int, int, int, int], dict[str, Tensor]]
+    dims: dict[str, tuple[str, ...]]
+    tables: Callable[[Tensor, Tensor], dict[str, Tensor]]
+    lengths: Callable[[ir.tape.Tape, ir.Value, ir.Value | None], dict[str, ir.Value]] | None
 
 
 def _flat(states: Tensor) -> Tensor:
@@ -86,7 +91,7 @@ def _group_query_attention(
     return out.reshape(batch, sequence, heads, head_dim), None
 
 
-def _gqa_extra(batch: int, rows: int, half_dim: int) -> dict[str, Tensor]:
+def _gqa_extra(batch: int, sequence: int, rows: int, half_dim: int) -> dict[str, Tensor]:
     return {
         "seqlens_k": torch.zeros(batch, dtype=torch.int32),
         "total_sequence_length": torch.zeros((), dtype=torch.int32),
@@ -109,4 +114,66 @@ def _gqa_lengths(tape: ir.tape.Tape, mask: ir.Value, appended: ir.Value | None) 
     }
 
 
-VARIANTS: dict[str, Variant] = {v.name: v for v in (Variant("gqa", _group_query_attention, _gqa_extra, _gqa_lengths),)}
+def _portable_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    caches: LayerCaches,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """pard.Attention(query, key, value, past_key, past_value, position_ids, attention_mask, cos, sin) {scale}."""
+    batch, heads, sequence, head_dim = query.shape
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    past_key, past_value = caches.past[layer]
+    inputs = ("position_ids", "attention_mask", "cos_cache", "sin_cache")
+    out, new_key, new_value = torch.onnx.ops.symbolic_multi_out(
+        f"{DOMAIN}::Attention",
+        [query, key, value, past_key, past_value, *(caches.extra[name] for name in inputs)],
+        {"scale": scaling},
+        dtypes=[query.dtype] * 3,
+        shapes=[(batch, sequence, heads, head_dim), past_key.shape, past_value.shape],
+        version=1,
+    )
+    caches.present[layer] = (new_key, new_value)
+    return out, None
+
+
+def _portable_extra(batch: int, sequence: int, rows: int, half_dim: int) -> dict[str, Tensor]:
+    return {
+        "position_ids": torch.zeros(batch, sequence, dtype=torch.int64),
+        "attention_mask": torch.zeros(batch, rows - 2, dtype=torch.int64),
+        "cos_cache": torch.zeros(rows, 2 * half_dim),
+        "sin_cache": torch.zeros(rows, 2 * half_dim),
+    }
+
+
+def _portable_tables(cos: Tensor, sin: Tensor) -> dict[str, Tensor]:
+    """Whole heads wide: x turns by x * cos + (x with its halves swapped) * sin."""
+    return {"cos_cache": torch.cat([cos, cos], -1), "sin_cache": torch.cat([-sin, sin], -1)}
+
+
+VARIANTS: dict[str, Variant] = {
+    variant.name: variant
+    for variant in (
+        Variant(
+            "gqa",
+            _group_query_attention,
+            _gqa_extra,
+            {"seqlens_k": ("batch",)},
+            lambda cos, sin: {"cos_cache": cos, "sin_cache": sin},
+            _gqa_lengths,
+        ),
+        Variant(
+            "portable",
+            _portable_attention,
+            _portable_extra,
+            {"position_ids": ("batch", "sequence"), "attention_mask": ("batch", "keys")},
+            _portable_tables,
+            None,
+        ),
+    )
+}

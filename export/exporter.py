@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
 from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.devices import DEFAULT_FORM, Form, require_precision
 from pard_onnx.models.errors import BadInput, Failure
-from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Parity, Source, TensorReport
-from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe, recipe
+from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Parity, Source, StaticGraph, TensorReport
+from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe
 
 from .attention import MICROSOFT, VARIANTS
 from .fuse import PackQkvPass, SkipNormPass
 from .genai import write_genai_config
 from .layout import LayoutPass
 from .lower import LowerPass
+from .operators import require_operators
 from .output import COPIED, DATA, GRAPH, place, replacing
-from .roles import finish, vocabulary_bias
+from .plain_attention import PlainAttentionPass
+from .plain_norm import PlainNormPass
+from .roles import finish, finish_portable, vocabulary_bias
 from .store import WeightStore
-from .trace import OPSET, trace
+from .trace import trace
 
 IR_VERSION = 10
 DEFAULT_CAPACITY = 4096
@@ -44,15 +49,24 @@ class Job:
     precision: Precision = DEFAULT_PRECISION
     recipe: Recipe | None = None  # None: the precision's own; a mixed one keeps the precision as its name
     capacity: int | None = None  # tokens; None: the model's own, at most DEFAULT_CAPACITY
-    attention: str = "gqa"
+    form: Form = DEFAULT_FORM
     verify: bool = True
     force: bool = False
 
     def resolved_recipe(self) -> Recipe:
         role = self.checkpoint.spec.role
-        used = self.recipe or recipe(self.precision)
+        if self.recipe is None:
+            require_precision(self.form, self.precision)
+        used = self.recipe or self.form.device.recipe(self.precision, self.form.floats)
         used.require(role)
         return used
+
+    def graphs(self) -> tuple[StaticGraph, ...]:
+        return self.form.graphs(self.checkpoint.spec.role)
+
+    def kv_rows(self) -> int:
+        """Masks, rejected drafts and padding find room behind the capacity."""
+        return self.resolved_capacity() + max(KV_MARGIN, *(graph.width for graph in self.graphs()), 0)
 
     def resolved_capacity(self) -> int:
         limit = self.checkpoint.spec.max_positions
@@ -69,50 +83,52 @@ def export(job: Job, progress: Progress = lambda *_: None) -> Manifest:
     Raises BadInput for what cannot be exported, Failure where the disk is too small. The folder is made
     beside its final place and renamed, so that an interrupted export leaves nothing that looks finished.
     """
-    capacity = job.resolved_capacity()
+    job.resolved_capacity()
     job.resolved_recipe()
     output = place(job.output, job.checkpoint.folder, force=job.force)
     with replacing(output, force=job.force) as folder:
         _require_space(job, folder)
-        manifest = _build(job, capacity, folder, progress)
+        manifest = _build(job, folder, progress)
         manifest.write(folder)
     return manifest
 
 
-def _build(job: Job, capacity: int, folder: Path, progress: Progress) -> Manifest:
+def _build(job: Job, folder: Path, progress: Progress) -> Manifest:
     """Everything in `folder` but the manifest, which comes last and is returned."""
     checkpoint, spec = job.checkpoint, job.checkpoint.spec
-    used, rows = job.resolved_recipe(), capacity + KV_MARGIN
-    tensors = _write_graph(job, rows, folder, progress)
+    used, form = job.resolved_recipe(), job.form
+    tensors = _write_graphs(job, folder, progress)
     manifest = Manifest(
         role=spec.role,
         spec=spec,
         precision=job.precision,
         recipe=used,
-        opset=OPSET,
-        attention=job.attention,
-        capacity=capacity,
-        kv_rows=rows,
+        opset=form.opset,
+        attention=form.attention,
+        capacity=job.resolved_capacity(),
+        kv_rows=job.kv_rows(),
         kv_dtype=used.floats,
         files=(),
         source=job.source,
         tools=tuple((name, version(name)) for name in TOOLS),
         tensors=tensors,
+        device=form.device.name,
+        graphs=job.graphs(),
     )
     for name in COPIED:
         if (checkpoint.folder / name).is_file():
             shutil.copyfile(checkpoint.folder / name, folder / name)
-    if spec.role == "target":
+    if spec.role == "target" and form.attention == "gqa":
         write_genai_config(manifest, folder)
-    parity = _verify(job, folder, progress)
+    parity = _verify(job, folder, manifest, progress)
     files = tuple(File.of(path) for path in sorted(folder.iterdir()))
     return replace(manifest, files=files, parity=parity)
 
 
-def _write_graph(job: Job, rows: int, folder: Path, progress: Progress) -> tuple[TensorReport, ...]:
-    """model.onnx and its weights; rows: of KV buffers and rotary tables."""
-    checkpoint, spec = job.checkpoint, job.checkpoint.spec
-    used, variant = job.resolved_recipe(), VARIANTS[job.attention]
+def _write_graphs(job: Job, folder: Path, progress: Progress) -> tuple[TensorReport, ...]:
+    """The graphs, one or several, and their weights."""
+    checkpoint, spec, form = job.checkpoint, job.checkpoint.spec, job.form
+    used, variant, rows = job.resolved_recipe(), VARIANTS[form.attention], job.kv_rows()
     progress("trace", 0, 1)
     traced = trace(checkpoint.folder, spec, variant, rows, getattr(torch, used.floats))
     progress("trace", 1, 1)
@@ -126,24 +142,43 @@ def _write_graph(job: Job, rows: int, folder: Path, progress: Progress) -> tuple
         progress("weights", done, total)
 
     with (folder / DATA).open("wb") as file:
-        store = WeightStore(checkpoint, file, DATA, advance)
-        _set_tables(model, {"cos_cache": traced.cos, "sin_cache": traced.sin}, store, used.floats)
-        for step in (LayoutPass(), PackQkvPass(used), SkipNormPass()):
+        store = WeightStore(checkpoint, file, DATA, advance, used.floats)
+        _set_tables(model, traced.tables, store, used.floats)
+        passes: list[ir.passes.InPlacePass] = [LayoutPass(), PackQkvPass(used), SkipNormPass()]
+        if form.attention == "portable":
+            static = bool(job.graphs())
+            passes.append(PlainAttentionPass(spec, rows, form.device.write, static, form.opset))
+            passes.append(PlainNormPass(store, np.dtype(used.floats), form.opset))
+        for step in (*passes, LowerPass(used, store, spec.tied, vocabulary_bias(spec))):
             step(model)
-        LowerPass(used, store, spec.tied, vocabulary_bias(spec))(model)
-        finish(model, spec, variant)
     progress("weights", total, total)
-    _save(model, folder)
+    for name, graph in _finished(job, model):
+        _save(graph, form, folder / name)
     return tuple(store.reports)
 
 
-def _verify(job: Job, folder: Path, progress: Progress) -> Parity | None:
+def _finished(job: Job, model: ir.Model) -> Iterator[tuple[str, ir.Model]]:
+    """The trunk as the graphs of its role, each with the name of its file."""
+    spec, form = job.checkpoint.spec, job.form
+    if form.attention == "gqa":
+        finish(model, spec, VARIANTS["gqa"])
+        yield GRAPH, model
+    elif not job.graphs():
+        finish_portable(model, spec, form.opset)
+        yield GRAPH, model
+    for static in job.graphs():
+        own = model.clone()
+        finish_portable(own, spec, form.opset, job.kv_rows(), static)
+        yield static.file, own
+
+
+def _verify(job: Job, folder: Path, manifest: Manifest, progress: Progress) -> Parity | None:
     if not job.verify:
         return None
     from .parity import check  # an export without the check does not need its imports
 
     progress("verify", 0, 1)
-    parity = check(job.checkpoint, folder)
+    parity = check(job.checkpoint, folder, manifest)
     progress("verify", 1, 1)
     if not isfinite(parity.max_error):
         raise Failure(
@@ -169,15 +204,18 @@ def _set_tables(model: ir.Model, tables: dict[str, torch.Tensor], store: WeightS
         graph.register_initializer(constant)
 
 
-def _save(model: ir.Model, folder: Path) -> None:
+def _save(model: ir.Model, form: Form, path: Path) -> None:
     model.ir_version = IR_VERSION
-    model.opset_imports[MICROSOFT] = 1
+    model.opset_imports[""] = form.opset
+    if form.attention == "gqa" or any(node.domain == MICROSOFT for node in model.graph):
+        model.opset_imports[MICROSOFT] = 1
     model.producer_name, model.producer_version = "pard-onnx", version("pard-onnx")
     model.graph.name = "model"
     model.metadata_props.clear()
     for node in model.graph:
         node.metadata_props.clear()  # stack traces of the machine that exported
-    ir.save(model, folder / GRAPH)
+    require_operators(model, form.device)
+    ir.save(model, path)
 
 
 def _require_space(job: Job, folder: Path) -> None:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from pard_onnx.models.precision import Recipe
 
-from .trace import DOMAIN
+from .attention import DOMAIN
 
 QKV = ("q_proj", "k_proj", "v_proj")
 

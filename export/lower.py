@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from pard_onnx.models.precision import Format, Recipe
 
-from .attention import MICROSOFT
+from .attention import DOMAIN, MICROSOFT
 from .store import Matrix, WeightStore
-from .trace import DOMAIN
 
 HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
+FLOATS = ("float32", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +96,11 @@ class LowerPass(ir.passes.InPlacePass):
         return [LINEARS[fmt.kind](self.store, tape, job)]
 
     def embedding(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
-        # A tied matrix is stored once, in the head's format.
-        fmt = self.recipe.of(HEAD if self.tied else node.attributes["name"].as_string())
         name = node.attributes["name"].as_string()
+        fmt, head = self.recipe.of(name), self.recipe.of(HEAD)
+        # A tied matrix is stored once, in the head's format, unless its rows are wanted as floats.
+        if self.tied and not (fmt.kind in FLOATS and head.kind not in FLOATS):
+            fmt = head
         return [EMBEDDINGS[fmt.kind](self.store, tape, node.inputs[0], self.store.matrix((name,), fmt))]
 
     def norm(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:

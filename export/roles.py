@@ -1,17 +1,24 @@
 """What a target and a draft add to the traced trunk: their public inputs and outputs.
 
-The trunk reads `ids`, `rows_to_keep` and the attention variant's lengths. Here these become graph
-nodes over `input_ids`, `attention_mask` and what the role takes besides (docs/architecture.md).
+The trunk reads `ids`, `rows_to_keep` and the attention variant's own inputs. Here these become graph
+nodes over `input_ids`, `attention_mask` and what the role takes besides, or for the portable variant
+the public inputs themselves (docs/architecture.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from pard_onnx.models.devices import FUSED_OPSET
+from pard_onnx.models.manifest import StaticGraph
 from pard_onnx.models.spec import ModelSpec
 
 from .attention import Variant
+from .tape import AXES_ARE_INPUTS
 
 
 def finish(model: ir.Model, spec: ModelSpec, variant: Variant) -> None:
@@ -19,6 +26,7 @@ def finish(model: ir.Model, spec: ModelSpec, variant: Variant) -> None:
     graph = model.graph
     trunk = {v.name: v for v in graph.inputs}
     tape = ir.tape.Tape(graph)
+    assert variant.lengths is not None
     mask = _input("attention_mask", ["batch", "total_sequence"])
     if spec.pard is None:
         ids = _input("input_ids", ["batch", "sequence"])
@@ -46,11 +54,61 @@ def finish(model: ir.Model, spec: ModelSpec, variant: Variant) -> None:
     graph.inputs.extend([*given[:2], *trunk.values(), *given[2:]])
     _widen_logits(graph, spec)
     if spec.pard is not None:
-        _propose(graph)
+        _propose(graph, FUSED_OPSET)
     _forget_inner_shapes(graph)
 
 
-def _input(name: str, shape: list[int | str]) -> ir.Value:
+def finish_portable(
+    model: ir.Model, spec: ModelSpec, opset: int, rows: int | None = None, static: StaticGraph | None = None
+) -> None:
+    """Rewrite a portable trunk in place into the graph of the spec's role; rows, static: of one with fixed shapes."""
+    graph = model.graph
+    trunk = {v.name: v for v in graph.inputs}
+    step = ("batch", "sequence") if static is None else (1, static.width)
+    for name, public, shape in (
+        ("ids", "input_ids", step),
+        ("attention_mask", "attention_mask", ("batch", "keys") if rows is None else (1, rows)),
+        ("position_ids", "position_ids", step),
+    ):
+        trunk[name].name, trunk[name].shape = public, ir.Shape(shape)
+    keep = trunk["rows_to_keep"]
+    graph.inputs.remove(keep)
+    if static is None:
+        keep.name, keep.const_value = "logits_to_keep", ir.tensor([0], name="logits_to_keep")
+        graph.initializers["logits_to_keep"] = keep
+        graph.inputs.append(keep)
+    else:
+        _keep_all(graph, keep)
+    _widen_logits(graph, spec)
+    if spec.pard is not None:
+        _propose(graph, opset)
+    _forget_inner_shapes(graph)
+    if static is not None and rows is not None:
+        _fix_shapes(graph, rows, static)
+        RemoveUnusedNodesPass()(model)
+
+
+def _keep_all(graph: ir.Graph, keep: ir.Value) -> None:
+    """Without the slice that keeps the last rows."""
+    (negated,) = keep.consumers()
+    (cut,) = negated.outputs[0].consumers()
+    source = cut.inputs[0]
+    assert source is not None
+    cut.outputs[0].replace_all_uses_with(source)
+    graph.remove([cut, negated], safe=True)
+
+
+def _fix_shapes(graph: ir.Graph, rows: int, static: StaticGraph) -> None:
+    """Every dimension of inputs and outputs a number; a graph without logits has none of its role's outputs."""
+    sizes = {"batch": 1, "rows": rows, "kept": static.width}
+    if not static.logits:
+        graph.outputs[:] = [value for value in graph.outputs if str(value.name).startswith("present.")]
+    for value in (*graph.inputs, *graph.outputs):
+        assert value.shape is not None
+        value.shape = ir.Shape([d if isinstance(d, int) else sizes[str(d.value)] for d in value.shape])
+
+
+def _input(name: str, shape: Sequence[int | str]) -> ir.Value:
     return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.INT64))
 
 
@@ -76,20 +134,23 @@ def _widen_logits(graph: ir.Graph, spec: ModelSpec) -> None:
     graph.outputs[0].shape = ir.Shape(["batch", "kept", spec.vocabulary.rows])
 
 
-def _propose(graph: ir.Graph) -> None:
+def _propose(graph: ir.Graph, opset: int) -> None:
     """draft_ids and their probabilities, first among the outputs: greedy callers ask for no more."""
     tape = ir.tape.Tape(graph)
     logits = graph.outputs[0]
     ids = tape.op("ArgMax", [logits], {"axis": -1, "keepdims": 0})
-    last = tape.initializer(ir.tensor([-1], name="propose.axis"))
     # The greatest of the softmax: 1 % of a draft step, a quarter of what max, exp and sum cost one by one.
-    probabilities = tape.op("ReduceMax", [tape.op("Softmax", [logits], {"axis": -1}), last], {"keepdims": 0})
+    if opset < AXES_ARE_INPUTS:
+        greatest = tape.op("ReduceMax", [tape.op("Softmax", [logits], {"axis": -1})], {"axes": [-1], "keepdims": 0})
+    else:
+        last = tape.initializer(ir.tensor([-1], name="propose.axis"))
+        greatest = tape.op("ReduceMax", [tape.op("Softmax", [logits], {"axis": -1}), last], {"keepdims": 0})
     for value, name, dtype in (
         (ids, "draft_ids", ir.DataType.INT64),
-        (probabilities, "draft_probabilities", ir.DataType.FLOAT),
+        (greatest, "draft_probabilities", ir.DataType.FLOAT),
     ):
         value.name, value.dtype, value.shape = name, dtype, ir.Shape(["batch", "kept"])
-    graph.outputs[0:0] = [ids, probabilities]
+    graph.outputs[0:0] = [ids, greatest]
 
 
 def _forget_inner_shapes(graph: ir.Graph) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.manifest import TensorReport
-from pard_onnx.models.precision import Format
+from pard_onnx.models.precision import Floats, Format
 from pard_onnx.models.tensors import read_tensor, require_finite, row_blocks
 from pard_onnx.quantize.pack import Packed, fit_block, pack
 from pard_onnx.quantize.report import Error
@@ -49,6 +49,7 @@ class WeightStore:
     file: BinaryIO
     location: str  # the file's name beside the graph
     progress: Progress = lambda _: None
+    scales: Floats = "float32"  # of packed blocks: the type of the activations beside them
     reports: list[TensorReport] = field(default_factory=list)
     _matrices: dict[tuple[tuple[str, ...], Format, bool], Matrix] = field(default_factory=dict)
 
@@ -93,7 +94,10 @@ class WeightStore:
         for part in ("scale", "zero_point"):
             arrays = [a for a in (getattr(p, part) for p in rest) if a is not None]
             if arrays:
-                parts[part] = self.add(f"{label}.{part}", np.concatenate(arrays))
+                whole = np.concatenate(arrays)
+                if part == "scale" and fmt.kind == "nbits":
+                    whole = self._cast(names[0], whole, np.dtype(self.scales))
+                parts[part] = self.add(f"{label}.{part}", whole)
         size = sum(v.const_value.nbytes for v in parts.values() if v.const_value is not None)
         self.reports.append(TensorReport(label, fmt.name, size, error.relative))
         return Matrix(label, fmt, rows, width, parts)
@@ -130,7 +134,7 @@ class WeightStore:
         require_finite(name, array)
         return array
 
-    def _cast(self, name: str, array: NDArray[np.float32], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+    def _cast(self, name: str, array: NDArray[np.generic], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
         with np.errstate(over="ignore"):
             cast = array.astype(dtype)
         require_finite(name, cast)

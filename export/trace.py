@@ -7,6 +7,7 @@ weights instead of the weights:
   pard.Linear(x) {name, out, bias}      x [.., in] to [.., out]
   pard.Norm(x) {name, epsilon}          RMS norm over the last axis
   pard.Embedding(ids) {name, hidden}
+  pard.LastRows(x, n)                   the last n rows of axis 1, all if n is 0
 
 Attention enters through transformers' AttentionInterface (attention.py). What is left, the order of
 operations, residuals and activations, is the modelling code's own; a family needs no code here.
@@ -33,14 +34,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AutoConfig
 from transformers.masking_utils import AttentionMaskInterface
 
+from pard_onnx.models.devices import FUSED_OPSET
 from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.spec import ModelSpec
 
-from .attention import LayerCaches, Variant
+from .attention import DOMAIN, LayerCaches, Variant
 
-DOMAIN = "pard"
 TASK = "text-generation"
-OPSET = 21  # loads in every provider's wheel since onnxruntime 1.22
+OPSET = FUSED_OPSET  # loads in every provider's wheel since onnxruntime 1.22
 _symbolic = torch.onnx.ops.symbolic
 Attributes = dict[str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]]
 # It tells of every optional package that is not installed.
@@ -50,11 +51,10 @@ logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(loggin
 @dataclass(frozen=True, slots=True)
 class Trace:
     """graph: inputs `ids`, `rows_to_keep` [1], past and the variant's extra inputs; outputs logits and present.
-    cos, sin: the rotary tables [rows, head_dim / 2]."""
+    tables: those of the inputs that are rotary tables, [rows, ...]."""
 
     model: ir.Model
-    cos: Tensor
-    sin: Tensor
+    tables: dict[str, Tensor]
 
 
 class _Linear(nn.Module):
@@ -179,8 +179,8 @@ def trace(folder: Path, spec: ModelSpec, variant: Variant, rows: int, dtype: tor
         _swap(model)
         with _rotation_left_to_attention(model):
             program = _export(_Trunk(model), *_dummies(config, spec, variant, dtype))
-    cos, sin = _rotary_tables(rotary(config), rows, spec.head_dim // 2)
-    return Trace(program, cos, sin)
+    tables = variant.tables(*_rotary_tables(rotary(config), rows, spec.head_dim // 2))
+    return Trace(program, tables)
 
 
 def _dummies(config: Any, spec: ModelSpec, variant: Variant, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -191,15 +191,16 @@ def _dummies(config: Any, spec: ModelSpec, variant: Variant, dtype: torch.dtype)
     caches = MistralDummyPastKeyValuesGenerator(TASK, normalized, batch_size=batch, sequence_length=rows)
     past = caches.generate("past_key_values", framework="pt", float_dtype="fp16" if dtype == torch.float16 else "fp32")
     layers = len(past)
-    extra = variant.extra(batch, rows + 1, spec.head_dim // 2)
+    input_ids = ids.generate("input_ids", framework="pt")
+    extra = variant.extra(batch, input_ids.shape[1], rows + 1, spec.head_dim // 2)
     extra = {k: v.to(dtype) if v.is_floating_point() else v for k, v in extra.items()}
-    arguments = (ids.generate("input_ids", framework="pt"), torch.zeros(1, dtype=torch.int64), extra, past)
+    arguments = (input_ids, torch.zeros(1, dtype=torch.int64), extra, past)
     dim = torch.export.Dim
     cache = {0: dim("batch"), 2: dim("rows")}
     dynamic = (
         {0: dim("batch"), 1: dim("sequence")},
         None,
-        {k: {0: dim("batch")} if v.ndim and v.shape[0] == batch else None for k, v in extra.items()},
+        {k: {i: dim(name) for i, name in enumerate(variant.dims.get(k, ()))} for k in extra},
         [(cache, cache)] * layers,
     )
     return arguments, dynamic

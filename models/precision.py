@@ -11,6 +11,7 @@ from .spec import Role
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
+Floats = Literal["float32", "float16"]
 Kind = Literal["float32", "float16", "nbits", "dynamic"]
 
 
@@ -47,12 +48,14 @@ class Recipe:
 
     Names are the checkpoint's (`model.layers.0.self_attn.q_proj`, `lm_head`, `model.embed_tokens`);
     patterns are fnmatch's. Norms, biases and rotary tables are always floats.
+    activations: their type and the KV cache's; None: float16 beside float16 matrices, else float32.
     """
 
     matrices: Format
     head: Format
     embedding: Format
     overrides: tuple[tuple[str, Format], ...] = field(default=())
+    activations: Floats | None = None
 
     def of(self, name: str) -> Format:
         for pattern, fmt in self.overrides:
@@ -70,15 +73,17 @@ class Recipe:
                 raise BadInput(
                     f"{name}: {fmt.name} in a target: a row's result would depend on its neighbours; use int8"
                 )
+            if fmt.kind == "dynamic" and self.floats == "float16":
+                raise BadInput(f"{name}: {fmt.name} beside activations in float16; use int8, or float32 activations")
             if fmt.kind == "dynamic" and name in ("head", "embedding"):
                 raise BadInput(f"{name}: {fmt.name} has no embedding lookup; use int8")
             if fmt.kind in ("float32", "float16") and fmt.kind != self.floats:
                 raise BadInput(f"{name}: {fmt.name} beside activations in {self.floats}; use {self.floats}")
 
     @property
-    def floats(self) -> Literal["float32", "float16"]:
+    def floats(self) -> Floats:
         """The type of activations and KV cache."""
-        return "float16" if self.matrices.kind == "float16" else "float32"
+        return self.activations or ("float16" if self.matrices.kind == "float16" else "float32")
 
 
 DEFAULT_PRECISION: Precision = "int4"  # the fastest on CPU, for a target's few rows and a draft's eight to sixteen

@@ -7,20 +7,25 @@ import pytest
 
 from pard_onnx.export.exporter import Job, export
 from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.devices import DEVICES, form
 from pard_onnx.models.manifest import Source
+
+FORM = frozenset(("attention", "floats", "opset", "static", "draft_length"))
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -> Callable[..., tuple[Path, Path]]:
-    """exported(family, role, precision, **tiny's options) -> (checkpoint folder, artifact folder)."""
+    """exported(family, role, precision, device=..., **form's and tiny's options) -> (checkpoint, artifact folder)."""
     made: dict[str, tuple[Path, Path]] = {}
 
     def make(family: str, role: str, precision: str, **options: object) -> tuple[Path, Path]:
         key = repr((family, role, precision, sorted(options.items())))
         if key not in made:
             root = tmp_path_factory.mktemp("export")
+            device = DEVICES[str(options.pop("device", "cpu"))]
+            wanted = form(device, **{name: options.pop(name) for name in FORM & options.keys()})  # type: ignore[arg-type]
             checkpoint = tiny(root / "checkpoint", family, role, **options)
-            export(Job(Checkpoint.open(checkpoint), Source("tiny"), root / "artifact", precision))
+            export(Job(Checkpoint.open(checkpoint), Source("tiny"), root / "artifact", precision, form=wanted))
             made[key] = checkpoint, root / "artifact"
         return made[key]
 

@@ -1,0 +1,140 @@
+"""Exported graphs driven by plain feeds, for the parity check: written apart from the runtime, so that each also checks
+the other. Each holds the KV rows of one sequence; `length` tokens are in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from pard_onnx.models.manifest import Manifest, StaticGraph
+from pard_onnx.models.spec import ModelSpec
+
+ROWS = 128  # of the KV buffers of dynamic graphs
+Logits = NDArray[np.float32]
+Ids = NDArray[np.int64]
+
+
+class Driven(Protocol):
+    """length may be set back: what lies behind it is forgotten."""
+
+    length: int
+
+    def step(self, ids: Ids, draft_length: int = 1) -> Logits:
+        """Append ids and draft_length - 1 masks; logits of the last rows [n, vocabulary]: of a target's as many as the
+        graph gives, of a draft's the draft_length last ones."""
+        ...
+
+
+def drive(folder: Path, manifest: Manifest) -> Driven:
+    """The artifact's graphs on the CPU."""
+    spec = manifest.spec
+    if manifest.graphs:
+        sessions = [(graph, open_session(folder / graph.file)) for graph in manifest.graphs]
+        return StaticDriver(sessions, spec, manifest.kv_rows, empty(spec, manifest.kv_dtype, manifest.kv_rows))
+    session, caches = open_session(folder / "model.onnx"), empty(spec, manifest.kv_dtype, ROWS)
+    return (FusedDriver if manifest.attention == "gqa" else PortableDriver)(session, spec, caches)
+
+
+def open_session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+Caches = dict[str, NDArray[np.generic]]
+
+
+def empty(spec: ModelSpec, floats: str, rows: int) -> Caches:
+    shape = (1, spec.kv_heads, rows, spec.head_dim)
+    names = [f"past_key_values.{i}.{part}" for i in range(spec.layers) for part in ("key", "value")]
+    return {name: np.zeros(shape, floats) for name in names}
+
+
+def run(session: ort.InferenceSession, feeds: dict[str, Any], caches: Caches) -> Logits:
+    """One call; the caches are replaced by what it leaves of them. Without logits, no rows."""
+    names = [output.name for output in session.get_outputs() if not output.name.startswith("draft_")]
+    found = dict(zip(names, session.run(names, feeds | caches), strict=True))
+    caches.update({name: found[name.replace("past_key_values", "present")] for name in caches})
+    rows: Logits = found["logits"][0] if "logits" in found else np.empty((0, 0), np.float32)
+    return rows
+
+
+@dataclass(slots=True)
+class FusedDriver:
+    session: ort.InferenceSession
+    spec: ModelSpec
+    caches: Caches
+    length: int = 0
+
+    def step(self, ids: Ids, draft_length: int = 1) -> Logits:
+        self.length += len(ids)
+        feeds = {"input_ids": ids[None], "attention_mask": np.ones((1, self.length), np.int64)}
+        if self.spec.pard is not None:
+            feeds["draft_length"] = np.array([draft_length])
+        return run(self.session, feeds, self.caches)
+
+
+def with_masks(ids: Ids, spec: ModelSpec, draft_length: int) -> Ids:
+    return ids if spec.pard is None else np.append(ids, [spec.pard.mask_id] * (draft_length - 1)).astype(np.int64)
+
+
+@dataclass(slots=True)
+class PortableDriver:
+    session: ort.InferenceSession
+    spec: ModelSpec
+    caches: Caches
+    length: int = 0
+
+    def step(self, ids: Ids, draft_length: int = 1) -> Logits:
+        tokens = with_masks(ids, self.spec, draft_length)
+        end = self.length + len(tokens)
+        feeds = {
+            "input_ids": tokens[None],
+            "position_ids": np.arange(self.length, end)[None],
+            "attention_mask": np.ones((1, end), np.int64),
+            "logits_to_keep": np.array([draft_length if self.spec.pard else 0]),
+        }
+        self.length += len(ids)
+        return run(self.session, feeds, self.caches)
+
+
+@dataclass(slots=True)
+class StaticDriver:
+    """The last tokens, up to the widest step, go through a graph with logits; those before through one without."""
+
+    sessions: list[tuple[StaticGraph, ort.InferenceSession]]
+    spec: ModelSpec
+    rows: int
+    caches: Caches = field(default_factory=dict)
+    length: int = 0
+
+    def step(self, ids: Ids, draft_length: int = 1) -> Logits:
+        tokens = with_masks(ids, self.spec, draft_length)
+        steps = [(graph, session) for graph, session in self.sessions if graph.logits]
+        most = max(graph.width for graph, _ in steps)
+        start, length = self.length, len(ids)
+        while len(tokens) > most:
+            graph, session = next(pair for pair in self.sessions if not pair[0].logits)
+            part = min(graph.width, len(tokens) - most)
+            self._run(graph, session, tokens[:part])
+            tokens = tokens[part:]
+        graph, session = next(pair for pair in steps if pair[0].width >= len(tokens))
+        rows = self._run(graph, session, tokens)
+        self.length = start + length
+        return rows[-draft_length:] if self.spec.pard else rows
+
+    def _run(self, graph: StaticGraph, session: ort.InferenceSession, tokens: Ids) -> Logits:
+        padding = graph.width - len(tokens)
+        feeds = {
+            "input_ids": np.append(tokens, [0] * padding).astype(np.int64)[None],
+            "position_ids": np.arange(self.length, self.length + graph.width)[None],
+            "attention_mask": np.ones((1, self.rows), np.int64),
+        }
+        rows = run(session, feeds, self.caches)
+        self.length += len(tokens)
+        return rows[: len(tokens)]

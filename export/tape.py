@@ -1,0 +1,66 @@
+"""Nodes in plain ONNX operators of a chosen opset, and the small constants that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+AXES_ARE_INPUTS = 18  # of reductions, from this opset on
+
+
+class Tape:
+    """Collects nodes. `constants` are made once by name, however many tapes of a graph share them."""
+
+    def __init__(self, opset: int, constants: dict[str, ir.Value] | None = None) -> None:
+        self.constants: dict[str, ir.Value] = {} if constants is None else constants
+        self._opset = opset
+        self._tape = ir.tape.Tape()
+
+    @property
+    def nodes(self) -> list[ir.Node]:
+        return list(self._tape.nodes)
+
+    def op(self, kind: str, *inputs: ir.Value | None, **attributes: int | float | Sequence[int]) -> ir.Value:
+        return self._tape.op(kind, inputs, attributes)
+
+    def split(self, x: ir.Value | None, *sizes: int) -> Sequence[ir.Value]:
+        """Parts of the last axis."""
+        return self._tape.op_multi_out("Split", [x, self.ints(*sizes)], {"axis": -1}, num_outputs=len(sizes))
+
+    def reduce(self, kind: str, x: ir.Value | None, *, keepdims: int = 1) -> ir.Value:
+        """ReduceMean, ReduceMax over the last axis."""
+        if self._opset < AXES_ARE_INPUTS:
+            return self.op(kind, x, axes=[-1], keepdims=keepdims)
+        return self.op(kind, x, self.ints(-1), keepdims=keepdims)
+
+    def ints(self, *values: int) -> ir.Value:
+        return self.constant("ints." + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
+        name = f"plain.{name}"
+        if name not in self.constants:
+            tensor = ir.tensor(array, name=name)
+            self.constants[name] = ir.Value(
+                name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+        return self.constants[name]
+
+
+def register(graph: ir.Graph) -> None:
+    """Make what nodes read as constants initializers of the graph."""
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.const_value is not None and value.name not in graph.initializers:
+                graph.register_initializer(value)
+
+
+def hand_over(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Let `new` stand wherever `old` stood, as an output of the graph too."""
+    new.type = old.type
+    if old.is_graph_output():
+        new.name, new.shape, old.name = old.name, old.shape, None
+        graph.outputs[graph.outputs.index(old)] = new
+    old.replace_all_uses_with(new)
