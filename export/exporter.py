@@ -31,6 +31,7 @@ from .plain_norm import PlainNormPass
 from .roles import finish, finish_portable, vocabulary_bias
 from .store import WeightStore
 from .trace import trace
+from .vitisai import write_vitisai_config
 
 IR_VERSION = 10
 DEFAULT_CAPACITY = 4096
@@ -66,7 +67,8 @@ class Job:
 
     def kv_rows(self) -> int:
         """Masks, rejected drafts and padding find room behind the capacity."""
-        return self.resolved_capacity() + max(KV_MARGIN, *(graph.width for graph in self.graphs()), 0)
+        widest = max((graph.width for graph in self.graphs()), default=0)
+        return self.resolved_capacity() + KV_MARGIN + widest
 
     def resolved_capacity(self) -> int:
         limit = self.checkpoint.spec.max_positions
@@ -120,6 +122,8 @@ def _build(job: Job, folder: Path, progress: Progress) -> Manifest:
             shutil.copyfile(checkpoint.folder / name, folder / name)
     if spec.role == "target" and form.attention == "gqa":
         write_genai_config(manifest, folder)
+    if form.device.name == "npu":
+        write_vitisai_config(folder)
     parity = _verify(job, folder, manifest, progress)
     files = tuple(File.of(path) for path in sorted(folder.iterdir()))
     return replace(manifest, files=files, parity=parity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from uuid import uuid4
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.models.manifest import FILE_NAME
 
-from . import genai
+from . import genai, vitisai
 
 GRAPH, DATA = "model.onnx", "model.onnx.data"
 COPIED = (
@@ -25,7 +26,8 @@ COPIED = (
     "merges.txt",
     "config.json",
 )
-WRITTEN = frozenset((FILE_NAME, GRAPH, DATA, genai.FILE_NAME, *COPIED))
+WRITTEN = frozenset((FILE_NAME, GRAPH, DATA, genai.FILE_NAME, vitisai.FILE_NAME, *COPIED))
+STATIC = re.compile(r"model\.\d+(\.prefill)?\.onnx")
 
 
 def place(output: Path, checkpoint: Path, *, force: bool) -> Path:
@@ -55,7 +57,9 @@ def place(output: Path, checkpoint: Path, *, force: bool) -> Path:
 
 def _strangers(names: list[str]) -> list[str]:
     """Of a folder's files, those that no export wrote: all of them where there is no manifest."""
-    return [name for name in names if name not in WRITTEN] if FILE_NAME in names else names
+    if FILE_NAME not in names:
+        return names
+    return [name for name in names if name not in WRITTEN and not STATIC.fullmatch(name)]
 
 
 @contextlib.contextmanager

@@ -96,6 +96,11 @@ class Manifest:
     graphs: tuple[StaticGraph, ...] = ()  # by width; none: model.onnx, of dynamic shapes
     format_version: int = FORMAT_VERSION
 
+    @property
+    def token_rows(self) -> int:
+        """Rows of the KV buffers that tokens may take; behind them static graphs have room for their padding."""
+        return self.kv_rows - max((graph.width for graph in self.graphs), default=0)
+
     def write(self, folder: Path) -> None:
         """Write pard_onnx.json into `folder`, whole or not at all."""
         value = to_json(self)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .costs import StepCosts
 from .drafter import PREFILL_CHUNK
-from .session import DraftSession, TargetSession
+from .sessions import Draft, Target
 from .widths import CANDIDATES, Widths
 
 WIDTH = 16  # of the reference step
@@ -45,7 +45,7 @@ class TargetCalibration:
     chunk: int = PREFILL_CHUNK
 
 
-def calibrate_target(session: TargetSession) -> TargetCalibration:
+def calibrate_target(session: Target) -> TargetCalibration:
     """Some steps on the session, whose cache is empty before and after."""
     seconds: dict[int, list[float]] = defaultdict(list)
     unequal: dict[Widths, bool] = dict.fromkeys(CANDIDATES, False)
@@ -73,7 +73,7 @@ def calibrate_target(session: TargetSession) -> TargetCalibration:
 
 
 def run(
-    session: TargetSession, context: int, ids: list[int], seconds: dict[int, list[float]]
+    session: Target, context: int, ids: list[int], seconds: dict[int, list[float]]
 ) -> tuple[NDArray[np.float32], NDArray[np.floating]]:
     """One timed step after so many rows: copies of all its logits, and of the KV rows that it wrote."""
     session.cache.pretend(context)
@@ -83,7 +83,7 @@ def run(
     return logits.copy(), session.cache.read(context, context + len(ids))
 
 
-def prefill_chunk(session: TargetSession) -> int:
+def prefill_chunk(session: Target) -> int:
     """The tokens a step with which the session reads a long prompt fastest. It takes some seconds on a large model, so
     it is not done at load."""
     prompt = min(max(CHUNKS), session.cache.rows)
@@ -104,7 +104,7 @@ def fastest_chunk(seconds: Mapping[int, float]) -> int:
     return min((chunk for chunk, taken in seconds.items() if taken <= CHUNK_GAIN * best), default=PREFILL_CHUNK)
 
 
-def calibrate_draft(session: DraftSession) -> StepCosts:
+def calibrate_draft(session: Draft) -> StepCosts:
     """Seconds by rows of a draft step, masks included, as the first column of `DRAFT_WIDTHS` says."""
     seconds: dict[int, list[float]] = defaultdict(list)
     context = max(0, min(CONTEXT, session.cache.rows - max(DRAFT_WIDTHS)))

@@ -17,12 +17,12 @@ Rows = NDArray[Any]
 
 
 class KvCache:
-    """`length` counts the tokens in it. The system gives memory to a buffer as its rows are first written."""
+    """`length` counts the tokens in it, at most `rows`. The system gives memory as rows are first written."""
 
     def __init__(self, manifest: Manifest) -> None:
         spec = manifest.spec
         shape = (1, spec.kv_heads, manifest.kv_rows, spec.head_dim)
-        self.rows = manifest.kv_rows
+        self.rows = manifest.token_rows
         self.length = 0
         self._names = [f"{layer}.{part}" for layer in range(spec.layers) for part in ("key", "value")]
         self._arrays: list[Rows] = [np.zeros(shape, np.dtype(manifest.kv_dtype)) for _ in self._names]

@@ -15,8 +15,7 @@ from . import machine
 from .calibration import TargetCalibration, calibrate_draft, calibrate_target, prefill_chunk
 from .costs import StepCosts
 from .providers import Provider
-from .session import DraftSession, TargetSession
-from .sessions import sessions
+from .sessions import Draft, Target, sessions
 from .text import TOKENIZER, Text, first_difference
 from .threads import Threads
 
@@ -58,13 +57,13 @@ def require_same_tokenizer(target: Artifact, draft: Artifact) -> None:
 
 @dataclass(frozen=True, slots=True)
 class OpenTarget:
-    session: TargetSession
+    session: Target
     calibration: TargetCalibration
 
 
 @dataclass(frozen=True, slots=True)
 class OpenDraft:
-    session: DraftSession
+    session: Draft
     costs: StepCosts
 
 

@@ -29,7 +29,8 @@ from .policy import Policy
 from .providers import Provider, installed
 from .result import Chunk, Facts, Result
 from .sampler import chooser
-from .session import Session, TargetSession
+from .session import Session
+from .sessions import Target
 from .stop import stop_strings
 from .stream import Stream, Writer, chunks
 from .text import Message
@@ -145,7 +146,7 @@ class Pair:
         return Stream(generation(), cancelled)
 
     @contextmanager
-    def _attached(self, caches: Caches | None, watch: Callable[[], None]) -> Iterator[tuple[TargetSession, Caches]]:
+    def _attached(self, caches: Caches | None, watch: Callable[[], None]) -> Iterator[tuple[Target, Caches]]:
         """The sessions, for one generation, on its conversation's caches. Failure if they are in use, or closed."""
         if not self._lock.acquire(blocking=False):
             raise Failure("this pair is generating already; read that stream to its end, close it, or load another")

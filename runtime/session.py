@@ -37,7 +37,7 @@ def open_graph(path: Path, provider: Provider, threads: Threads) -> Any:
     options.enable_mem_pattern = False  # a pattern is kept per input shape, and each step has a new mask length
     apply(threads, options)
     try:
-        graph = with_kernel(path.parent, options) if provider.key == "cpu" else path
+        graph = with_kernel(path, options) if provider.key == "cpu" else path
         source = graph if isinstance(graph, bytes) else str(graph)
         # The fallback to other providers prints to stdout and hides what went wrong.
         return ort.InferenceSession(source, options, providers=[provider.ort], enable_fallback=0)
@@ -175,8 +175,11 @@ class DraftSession(GraphSession):
         drafts, probabilities, ids_value, probabilities_value = self._output(draft_length)
         self._binding.bind_ortvalue_output("draft_ids", ids_value)
         self._binding.bind_ortvalue_output("draft_probabilities", probabilities_value)
-        self._run(ids, len(ids) + draft_length - 1, "draft_length", draft_length)
+        self._draft(ids, draft_length)
         return drafts[0], probabilities[0]
+
+    def _draft(self, ids: Sequence[int], draft_length: int) -> None:
+        self._run(ids, len(ids) + draft_length - 1, "draft_length", draft_length)
 
     def _output(self, draft_length: int) -> tuple[Ids, Floats, Any, Any]:
         if draft_length not in self._outputs:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 FORMAT = "pard-onnx conversation"
 VERSION = 1
-DECISIVE = ("model.onnx", "model.onnx.data", "tokenizer.json")  # the files that KV rows depend on
+DECISIVE = (".onnx", ".onnx.data", "tokenizer.json")  # ends of the names of files that KV rows depend on
 ZIP = b"PK"
 
 
@@ -55,7 +55,7 @@ class Origin:
 
     @classmethod
     def of(cls, manifest: Manifest) -> Origin:
-        files = tuple(file for file in manifest.files if file.name in DECISIVE)
+        files = tuple(file for file in manifest.files if file.name.endswith(DECISIVE))
         return cls(manifest.source.model, manifest.precision, files)
 
 

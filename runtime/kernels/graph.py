@@ -31,20 +31,19 @@ from .nodes import (
 )
 from .protobuf import BYTES, VARINT, Field, fields, message, text
 
-GRAPH = "model.onnx"
 DOMAIN, MICROSOFT, OPERATOR = "pard_onnx", "com.microsoft", "MatMulNBits"
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 PARTS = {1: "B_offset", 2: "scales_offset", 3: "zero_points_offset"}  # inputs that become places in the file
 G_IDX = 4
 
 
-def with_kernel(folder: Path, options: Any) -> bytes | Path:
-    """What to open as a session instead of the folder's model.onnx, and its SessionOptions prepared for that.
+def with_kernel(path: Path, options: Any) -> bytes | Path:
+    """What to open as a session instead of an artifact's graph, and its SessionOptions prepared for that.
 
-    Without the kernels (not built, switched off, other processor, other formats) the path of model.onnx, and the
-    options untouched. ValueError if model.onnx is not an ONNX graph.
+    Without the kernels (not built, switched off, other processor, other formats) the path, and the options
+    untouched. ValueError if the file is not an ONNX graph.
     """
-    path = folder / GRAPH
+    folder = path.parent
     native = library()
     graph = None if native is None else rewritten(path.read_bytes(), folder)
     if graph is None:

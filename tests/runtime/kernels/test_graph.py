@@ -54,7 +54,7 @@ def logits(graph: bytes | Path, settings: Any, manifest: Manifest, ids: list[int
 @needs_kernels
 def test_the_graph_computes_the_same(artifact: Path) -> None:
     manifest, settings = Manifest.read(artifact), options()
-    graph = with_kernel(artifact, settings)
+    graph = with_kernel(artifact / "model.onnx", settings)
     assert isinstance(graph, bytes)
     parsed = onnx.load_from_string(graph)
     assert {n.domain for n in parsed.graph.node if n.op_type == "MatMulNBits"} == {"pard_onnx"}
@@ -72,7 +72,7 @@ def test_the_graph_computes_the_same(artifact: Path) -> None:
 @needs_kernels
 def test_weights_are_no_longer_constants_but_shared_ones_stay(artifact: Path) -> None:
     before = onnx.load(artifact / "model.onnx", load_external_data=False)
-    graph = with_kernel(artifact, options())
+    graph = with_kernel(artifact / "model.onnx", options())
     assert isinstance(graph, bytes)
     after = onnx.load_from_string(graph)
     used = {name for node in after.graph.node for name in node.input}
@@ -87,7 +87,7 @@ def test_weights_are_no_longer_constants_but_shared_ones_stay(artifact: Path) ->
 def test_off(artifact: Path, kernel_variable: SetVariable) -> None:
     kernel_variable("off")
     assert kernels.isa() is None and kernels.library() is None
-    assert with_kernel(artifact, options()) == artifact / "model.onnx"
+    assert with_kernel(artifact / "model.onnx", options()) == artifact / "model.onnx"
 
 
 @needs_kernels
@@ -115,7 +115,7 @@ def test_no_library(monkeypatch: pytest.MonkeyPatch, artifact: Path, kernel_vari
     kernels.load.cache_clear()
     try:
         assert kernels.library() is None
-        assert with_kernel(artifact, options()) == artifact / "model.onnx"
+        assert with_kernel(artifact / "model.onnx", options()) == artifact / "model.onnx"
     finally:
         monkeypatch.undo()
         kernels.load.cache_clear()
@@ -130,7 +130,7 @@ def test_other_graphs_stay(tmp_path: Path, artifact: Path) -> None:
             if attribute.name == "accuracy_level":
                 attribute.i = 0
     onnx.save(model, tmp_path / "model.onnx")
-    assert with_kernel(tmp_path, options()) == tmp_path / "model.onnx"
+    assert with_kernel(tmp_path / "model.onnx", options()) == tmp_path / "model.onnx"
 
 
 @needs_kernels
@@ -138,7 +138,7 @@ def test_not_a_graph(tmp_path: Path) -> None:
     for data in (b"\xff" * 40, b"\x3a\x50abc", b"\x0b"):
         (tmp_path / "model.onnx").write_bytes(data)
         with pytest.raises(ValueError):
-            with_kernel(tmp_path, options())
+            with_kernel(tmp_path / "model.onnx", options())
 
 
 def test_protobuf_round_trip(artifact: Path) -> None:
