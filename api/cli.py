@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.devices import DEFAULT_FORM, Form
 from pard_onnx.models.errors import BadInput, PardError
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest, Source
@@ -129,6 +130,7 @@ def export_with_progress(
     output: Path,
     precision: Precision,
     *,
+    form: Form = DEFAULT_FORM,
     capacity: int | None = None,
     verify: bool = True,
     force: bool = False,
@@ -141,7 +143,7 @@ def export_with_progress(
         from pard_onnx.export.exporter import Job, export
     except ImportError as error:
         raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
-    job = Job(checkpoint, source, output, precision, capacity=capacity, verify=verify, force=force)
+    job = Job(checkpoint, source, output, precision, capacity=capacity, form=form, verify=verify, force=force)
     with stages() as progress:
         return export(job, progress)
 

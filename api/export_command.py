@@ -13,9 +13,21 @@ from typing import Any
 from pard_onnx.cli import Parser, exit_code, export_with_progress
 from pard_onnx.export.output import place
 from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.devices import (
+    ATTENTIONS,
+    DEFAULT_FORM,
+    DEVICES,
+    DRAFT_LENGTH,
+    OPSETS,
+    form,
+    named,
+    require_precision,
+)
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest
-from pard_onnx.models.precision import DEFAULT_PRECISION, PRECISIONS
+from pard_onnx.models.precision import PRECISIONS, Floats
+
+FLOATS: dict[str, Floats] = {"fp32": "float32", "fp16": "float16"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,13 +45,34 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="default: draft if the checkpoint has a mask token",
     )
-    out.add_argument("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION, help=f"default: {DEFAULT_PRECISION}")
+    out.add_argument("--precision", choices=PRECISIONS, help="default: the device's; int4 on cpu")
     out.add_argument("--context-length", type=int, metavar="N", help="tokens; default: the model's, at most 4096")
+    add_device(out)
     out.add_argument("--revision", help="branch, tag or commit of a hub id")
     out.add_argument("--force", action="store_true", help="replace the output folder")
     out.add_argument("--no-verify", dest="verify", action="store_false", help="skip the check against torch")
     out.add_argument("--json", action="store_true", help="one JSON object on stdout")
     return out
+
+
+def add_device(out: argparse.ArgumentParser) -> None:
+    """What to run on, and what to do otherwise than is best there."""
+    group = out.add_argument_group("device")
+    group.add_argument("--device", default="cpu", metavar="NAME", help=f"one of {', '.join(DEVICES)}; default: cpu")
+    group.add_argument("--attention", choices=ATTENTIONS, help="gqa: one fused operator; portable: plain ones")
+    group.add_argument("--io-dtype", choices=tuple(FLOATS), help="of activations and KV cache, beside int4 and int8")
+    group.add_argument("--opset", type=int, metavar="N", help=f"of portable graphs, {OPSETS[0]} to {OPSETS[-1]}")
+    group.add_argument(
+        "--static",
+        action=argparse.BooleanOptionalAction,
+        help="graphs of a few fixed widths over one weight file; default: where the device needs them",
+    )
+    group.add_argument(
+        "--draft-length",
+        type=int,
+        metavar="K",
+        help=f"of static graphs: drafts a round, which their widths follow from; default: {DRAFT_LENGTH}",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,13 +83,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     folder, source = resolve_checkpoint(options.model, options.revision)
     checkpoint = Checkpoint.open(folder).as_role(options.role)
-    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{options.precision}")
+    device = named(options.device)
+    wanted = form(
+        device,
+        attention=options.attention,
+        floats=FLOATS.get(options.io_dtype),
+        opset=options.opset,
+        static=options.static,
+        draft_length=options.draft_length,
+    )
+    precision = options.precision or device.precision(checkpoint.spec.role)
+    require_precision(wanted, precision)
+    suffix = precision if device is DEFAULT_FORM.device else f"{device.name}-{precision}"
+    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{suffix}")
     place(output, folder, force=options.force)
     manifest = export_with_progress(
         checkpoint,
         source,
         output,
-        options.precision,
+        precision,
+        form=wanted,
         capacity=options.context_length,
         verify=options.verify,
         force=options.force,
@@ -70,6 +116,11 @@ def summary(manifest: Manifest, output: Path) -> dict[str, Any]:
         "role": manifest.role,
         "family": manifest.spec.family,
         "precision": manifest.precision,
+        "device": manifest.device,
+        "attention": manifest.attention,
+        "opset": manifest.opset,
+        "io_dtype": manifest.kv_dtype,
+        "graphs": [asdict(graph) for graph in manifest.graphs],
         "context_length": manifest.capacity,
         "bytes": sum(file.size for file in manifest.files),
         "source": asdict(manifest.source),
@@ -89,7 +140,10 @@ def report(manifest: Manifest, output: Path, *, as_json: bool) -> None:
         if parity is None
         else (f"against torch: mean logit error {parity.mean_error:.2g}, top-1 agreement {parity.top1_agreement:.0%}")
     )
-    print(f"{output}: {manifest.role}, {manifest.precision}, {facts['bytes'] / 1e6:.1f} MB; {checked}")
+    kind = f"{manifest.role}, {manifest.precision}"
+    if manifest.device != DEFAULT_FORM.device.name:
+        kind += f" for {manifest.device}"
+    print(f"{output}: {kind}, {facts['bytes'] / 1e6:.1f} MB; {checked}")
 
 
 if __name__ == "__main__":

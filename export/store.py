@@ -77,6 +77,8 @@ class WeightStore:
         fmt = fit_block(fmt, width, names[0])
         error, rest = Error(), []
         label = "+".join([names[0], *(n.rsplit(".", 1)[-1] for n in names[1:])])
+        if any(names == stored for stored, *_ in self._matrices):  # a tied matrix in two formats
+            label += f".{fmt.name}"
 
         def weights() -> Iterator[NDArray[np.generic]]:
             for packed, block_error in self._packed(names, fmt):

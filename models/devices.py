@@ -12,6 +12,7 @@ from .precision import FLOAT16, FLOAT32, Floats, Precision, Recipe, recipe
 from .spec import Role
 
 Attention = Literal["gqa", "portable"]
+ATTENTIONS: tuple[Attention, ...] = ("gqa", "portable")
 Write = Literal["scatter", "one-hot"]  # how new rows come into a portable graph's KV buffers
 OPSETS = range(17, 22)  # of portable graphs; every operator in them is in all of these
 FUSED_OPSET = 21
@@ -40,7 +41,7 @@ FUSED = PLAIN | {
 @dataclass(frozen=True, slots=True)
 class Device:
     """attention: the default, and the only one where the fused operator is absent or wrong. floats: of activations
-    and KV cache, unless the weights are floats of another type. precisions: that it has kernels for, target, draft:
+    and KV cache, unless the weights are floats of another type. precisions: that it has kernels for; target, draft:
     the default ones. operators: that its documentation or source lists, as far as exported graphs need them."""
 
     name: str
@@ -53,6 +54,7 @@ class Device:
     precisions: tuple[Precision, ...]
     operators: frozenset[str]
     write: Write = "scatter"
+    opsets: range = OPSETS
 
     def precision(self, role: Role) -> Precision:
         """The default one."""
@@ -84,7 +86,7 @@ DEVICES: dict[str, Device] = {
                PLAIN | {MATMUL}),
         Device("rocm", "portable", "float16", 17, False, "fp16", "fp16", ("fp32", "fp16"), PLAIN),
         Device("migraphx", "portable", "float16", 17, True, "int4", "fp16", ("fp32", "fp16", "int4"),
-               PLAIN | {MATMUL}),
+               PLAIN | {MATMUL}, opsets=range(17, 20)),
         # Floats in, computed in bfloat16 by the NPU's compiler, which publishes no list of operators.
         Device("npu", "portable", "float32", 17, True, "fp32", "fp32", ("fp32",),
                PLAIN - {"ScatterND"} | {"Equal"}, "one-hot"),
@@ -151,8 +153,8 @@ def form(
     wanted = opset or (FUSED_OPSET if chosen == "gqa" else device.opset)
     if chosen == "gqa" and wanted != FUSED_OPSET:
         raise BadInput(f"--opset {wanted} with attention gqa: only {FUSED_OPSET}; add --attention portable")
-    if wanted not in OPSETS:
-        raise BadInput(f"--opset {wanted} is not in {OPSETS[0]}..{OPSETS[-1]}, which every provider reads")
+    if wanted not in device.opsets:
+        raise BadInput(f"--opset {wanted} on {device.name}: it reads {device.opsets[0]} to {device.opsets[-1]}")
     return Form(device, chosen, wanted, floats, (draft_length or DRAFT_LENGTH) if fixed else None)
 
 

@@ -26,6 +26,7 @@ from .nodes import (
     Node,
     Place,
     as_bytes,
+    halves,
     name_of,
     places,
 )
@@ -68,7 +69,8 @@ def rewritten(model: bytes, folder: Path) -> bytes | None:
 def _graph(data: bytes, folder: Path) -> bytes | None:
     parts = list(fields(data))
     nodes = [Node.parse(as_bytes(v)) for n, _, v in parts if n == GRAPH_NODE]
-    fitting = [node for node in nodes if _fits(node)]
+    narrow = halves(parts)
+    fitting = [node for node in nodes if _fits(node) and not narrow & set(node.inputs)]
     if not fitting:
         return None
     lying = dict(places(parts))

@@ -14,7 +14,8 @@ NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 1, 2, 4, 5
 ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_STRING, ATTRIBUTE_TYPE = 1, 3, 4, 20
 TYPE_INT, TYPE_STRING = 2, 3
 VALUE_NAME = 1
-TENSOR_NAME, TENSOR_EXTERNAL = 8, 13
+TENSOR_TYPE, TENSOR_NAME, TENSOR_EXTERNAL = 2, 8, 13
+HALF = 10  # a tensor's type: float16
 ENTRY_KEY, ENTRY_VALUE = 1, 2
 OPSET_DOMAIN, OPSET_VERSION = 1, 2
 
@@ -91,6 +92,12 @@ def places(graph: Iterable[Field]) -> Iterator[tuple[str, Place]]:
                 entries[pair.get(ENTRY_KEY, "")] = pair.get(ENTRY_VALUE, "")
         if "location" in entries:
             yield name_of(as_bytes(value), TENSOR_NAME), Place(entries["location"], int(entries.get("offset", "0")))
+
+
+def halves(graph: Iterable[Field]) -> set[str]:
+    """The initializers in float16, by name."""
+    tensors = (as_bytes(value) for number, _, value in graph if number == GRAPH_INITIALIZER)
+    return {name_of(t, TENSOR_NAME) for t in tensors if any((n, v) == (TENSOR_TYPE, HALF) for n, _, v in fields(t))}
 
 
 def name_of(data: bytes, number: int) -> str:
