@@ -50,11 +50,16 @@ class Tape:
 
 
 def register(graph: ir.Graph) -> None:
-    """Make what nodes read as constants initializers of the graph."""
+    """Make what nodes read as constants initializers of the graph; equal names are one constant."""
     for node in graph:
-        for value in node.inputs:
-            if value is not None and value.const_value is not None and value.name not in graph.initializers:
+        for index, value in enumerate(node.inputs):
+            if value is None or value.const_value is None:
+                continue
+            known = graph.initializers.get(str(value.name))
+            if known is None:
                 graph.register_initializer(value)
+            elif known is not value:
+                node.replace_input_with(index, known)
 
 
 def hand_over(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:

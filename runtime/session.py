@@ -172,6 +172,8 @@ class DraftSession(GraphSession):
         """
         if draft_length < 1:
             raise ValueError(f"a draft of {draft_length} tokens")
+        if not ids:
+            raise ValueError("a step needs at least one token")
         drafts, probabilities, ids_value, probabilities_value = self._output(draft_length)
         self._binding.bind_ortvalue_output("draft_ids", ids_value)
         self._binding.bind_ortvalue_output("draft_probabilities", probabilities_value)

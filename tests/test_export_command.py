@@ -52,6 +52,22 @@ def test_roles(tmp_path: Path, tiny: Tiny) -> None:
     assert Manifest.read(tmp_path / "out").role == "target"
 
 
+def test_a_device_names_the_folder_and_the_result(tmp_path: Path, tiny: Tiny, capsys: Capture) -> None:
+    tiny(tmp_path / "model", layers=1)
+    assert main(["--model", "model", "--device", "npu", "--draft-length", "3", "--no-verify"]) == 0
+    assert capsys.readouterr().out.startswith("model-npu-fp32: target, fp32 for npu, ")
+    assert main(["--model", "model", "--device", "npu", "--opset", "21", "--no-verify", "--force", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["device"], found["attention"], found["opset"], found["io_dtype"]) == (
+        "npu",
+        "portable",
+        21,
+        "float32",
+    )
+    assert [graph["width"] for graph in found["graphs"]] == [1, 8, 128]
+    assert not (tmp_path / "model-npu-fp32" / "model.4.onnx").exists()
+
+
 def drop_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
@@ -99,6 +115,9 @@ BAD: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "revision of a folder": (lambda f: None, ["--revision", "main"], "main"),
     "unreadable by transformers": (configured(use_cache="often"), [], "transformers refuses it: Validation error"),
     "unbuildable by transformers": (configured(pad_token_id=99999), [], "config.json: transformers refuses it"),
+    "unknown device": (lambda f: None, ["--device", "dircetml"], "unknown device 'dircetml'; did you mean directml?"),
+    "fused on directml": (lambda f: None, ["--device", "directml", "--attention", "gqa"], "use --attention portable"),
+    "int4 on the NPU": (lambda f: None, ["--device", "npu", "--precision", "int4"], "use fp32"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), [], "tokenizer.json"),
 }
 

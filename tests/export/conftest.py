@@ -24,8 +24,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]
             root = tmp_path_factory.mktemp("export")
             device = DEVICES[str(options.pop("device", "cpu"))]
             wanted = form(device, **{name: options.pop(name) for name in FORM & options.keys()})  # type: ignore[arg-type]
+            verify = bool(options.pop("verify", True))
             checkpoint = tiny(root / "checkpoint", family, role, **options)
-            export(Job(Checkpoint.open(checkpoint), Source("tiny"), root / "artifact", precision, form=wanted))
+            export(
+                Job(
+                    Checkpoint.open(checkpoint),
+                    Source("tiny"),
+                    root / "artifact",
+                    precision,
+                    form=wanted,
+                    verify=verify,
+                )
+            )
             made[key] = checkpoint, root / "artifact"
         return made[key]
 
