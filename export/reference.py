@@ -13,10 +13,14 @@ from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.tensors import TensorEntry, read_tensor, row_blocks
 
 
-def reference_logits(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
-    """Logits of ids [batch, sequence]: float32 [batch, sequence, vocabulary rows]."""
+def reference_logits(checkpoint: Checkpoint, ids: Tensor, dtype: torch.dtype | None = None, **inputs: Tensor) -> Tensor:
+    """Logits of ids [batch, sequence]: float32 [batch, sequence, vocabulary rows].
+
+    dtype: to compute in, None for the checkpoint's own. inputs: for sequences that are not plain text, the model's
+    `position_ids` [batch, sequence] and `attention_mask` [batch, 1, sequence, sequence], added to the scores.
+    """
     config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
-    dtype = getattr(torch, checkpoint.spec.dtype)
+    dtype = dtype or getattr(torch, checkpoint.spec.dtype)
     build = TasksManager.get_model_class_for_task("text-generation", framework="pt", model_type=checkpoint.spec.family)
     with torch.device("meta"):
         model = build.from_config(config, attn_implementation="eager", dtype=dtype).eval()
@@ -25,7 +29,7 @@ def reference_logits(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
         if module._parameters:
             _lend_weights(module, name, checkpoint, dtype)
     with torch.inference_mode():
-        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+        logits: Tensor = model(input_ids=ids, use_cache=False, **inputs).logits
     return logits.float()
 
 
