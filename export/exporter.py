@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,8 +14,10 @@ import torch
 
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
+from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Parity, Source, TensorReport
 from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe, recipe
+from pard_onnx.quantize.prepared import Formats, Prepared
 
 from .attention import MICROSOFT, VARIANTS
 from .fuse import PackQkvPass, SkipNormPass
@@ -43,6 +45,7 @@ class Job:
     output: Path
     precision: Precision = DEFAULT_PRECISION
     recipe: Recipe | None = None  # None: the precision's own; a mixed one keeps the precision as its name
+    prepared: Prepared | None = None  # of the same checkpoint; the recipe is for what it does not hold
     capacity: int | None = None  # tokens; None: the model's own, at most DEFAULT_CAPACITY
     attention: str = "gqa"
     verify: bool = True
@@ -113,11 +116,12 @@ def _write_graph(job: Job, rows: int, folder: Path, progress: Progress) -> tuple
     """model.onnx and its weights; rows: of KV buffers and rotary tables."""
     checkpoint, spec = job.checkpoint, job.checkpoint.spec
     used, variant = job.resolved_recipe(), VARIANTS[job.attention]
+    formats = Formats(used, spec.tied, job.prepared)
     progress("trace", 0, 1)
     traced = trace(checkpoint.folder, spec, variant, rows, getattr(torch, used.floats))
     progress("trace", 1, 1)
     model = traced.model
-    total = sum(entry.nbytes for entry in checkpoint.tensors.values())
+    total = sum(map(prod, dict(shapes(spec)).values()))
     done = 0
 
     def advance(count: int) -> None:
@@ -126,11 +130,11 @@ def _write_graph(job: Job, rows: int, folder: Path, progress: Progress) -> tuple
         progress("weights", done, total)
 
     with (folder / DATA).open("wb") as file:
-        store = WeightStore(checkpoint, file, DATA, advance)
+        store = WeightStore(checkpoint, file, DATA, advance, job.prepared)
         _set_tables(model, {"cos_cache": traced.cos, "sin_cache": traced.sin}, store, used.floats)
-        for step in (LayoutPass(), PackQkvPass(used), SkipNormPass()):
+        for step in (LayoutPass(), PackQkvPass(formats), SkipNormPass()):
             step(model)
-        LowerPass(used, store, spec.tied, vocabulary_bias(spec))(model)
+        LowerPass(formats, store, vocabulary_bias(spec))(model)
         finish(model, spec, variant)
     progress("weights", total, total)
     _save(model, folder)
@@ -183,7 +187,7 @@ def _save(model: ir.Model, folder: Path) -> None:
 def _require_space(job: Job, folder: Path) -> None:
     used = job.resolved_recipe()
     bits = {"float32": 32, "float16": 16, "dynamic": 8}.get(used.matrices.kind, used.matrices.bits + 1)
-    values = sum(entry.nbytes // (4 if entry.dtype == "F32" else 2) for entry in job.checkpoint.tensors.values())
+    values = sum(map(prod, dict(shapes(job.checkpoint.spec)).values()))
     needed, free = values * bits // 8 + (64 << 20), shutil.disk_usage(folder).free
     if free < needed:
         raise Failure(f"{folder.parent}: {free >> 20} MiB free, the export needs about {needed >> 20} MiB")

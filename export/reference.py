@@ -52,6 +52,6 @@ def _lend_weights(module: nn.Module, name: str, checkpoint: Checkpoint, dtype: t
 def _read(entry: TensorEntry, dtype: torch.dtype) -> Tensor:
     """Filled by blocks of rows: the float32 copy is never whole."""
     tensor = torch.empty(entry.shape, dtype=dtype)
-    for rows in row_blocks(entry):
+    for rows in row_blocks(entry.shape):
         tensor[rows] = torch.from_numpy(read_tensor(entry, rows))
     return tensor
