@@ -35,7 +35,8 @@ def run_report(options: argparse.Namespace) -> None:
         options.reference,
         options.text,
         options.tokens,
-        options.draft or options.target,
+        options.draft,
+        options.target,
     )
     if options.plot:
         plot.require_writable(options.plot)

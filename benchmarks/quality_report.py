@@ -36,18 +36,28 @@ Source = Artifact | Checkpoint
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What to report on. models: exported folders of one role; reference: the unquantized model, an exported folder
-    or a checkpoint; text: a file, None for HELD_OUT; tokens: of it, at most; partner: of each model in a pair."""
+    or a checkpoint; text: a file, None for HELD_OUT; tokens: of it, at most; draft: of a pair with each target, target:
+    with each draft."""
 
     models: tuple[str, ...]
     reference: str | None = None
     text: Path | None = None
     tokens: int = 2048
-    partner: str | None = None
+    draft: str | None = None
+    target: str | None = None
     provider: str = "cpu"
     threads: int | None = None
 
     def __post_init__(self) -> None:
         require_whole("--tokens", self.tokens, LEAST)
+
+    def partner(self, role: Role) -> str | None:
+        """Who makes a pair with models of this role; BadInput if one for the other role is given."""
+        fitting, other = (self.target, self.draft) if role == "draft" else (self.draft, self.target)
+        if other is not None:
+            partner = "target" if role == "draft" else "draft"
+            raise BadInput(f"{other}: the models to report on are {role}s; their partner is a --{partner} DIR")
+        return fitting
 
 
 def report(wanted: Wanted, progress: Progress = lambda *_: None) -> Report:
@@ -64,16 +74,16 @@ def report(wanted: Wanted, progress: Progress = lambda *_: None) -> Report:
     if reference is not None:
         for one in models:
             require_same_model(one, reference, wanted.reference)
-    if wanted.partner is not None:
-        partner = open_artifact(wanted.partner, "target" if role == "draft" else "draft")
-        require_same_tokenizer(models[0], partner)
+    partner = wanted.partner(role)
+    if partner is not None:
+        require_same_tokenizer(models[0], open_artifact(partner, "target" if role == "draft" else "draft"))
     artifacts = [one for one in (*models, reference) if isinstance(one, Artifact)]
     capacity = min(one.manifest.capacity for one in artifacts)
     text = cut(text_of(wanted.text), models[0].text(), min(WINDOW, capacity), wanted.tokens)
     base, found = qualities(models, reference, text, wanted, progress)
-    drafts = DRAFTS if wanted.partner is not None or role == "draft" else None
+    drafts = DRAFTS if partner is not None or role == "draft" else None
     title = HELD_OUT if wanted.text is None else wanted.text.name
-    return Report(role, title, text.size, base, tuple(found), wanted.partner, drafts)
+    return Report(role, title, text.size, base, tuple(found), partner, drafts)
 
 
 def qualities(
@@ -95,7 +105,8 @@ def qualities(
         progress("steps", i, len(models))
         context = min(CONTEXT, one.manifest.capacity)
         (curve,) = measure_folder(one.name, (context,), provider=wanted.provider, threads=wanted.threads)
-        accepted = None if wanted.partner is None else accepted_length(one, wanted)
+        partner = wanted.partner(one.manifest.role)
+        accepted = None if partner is None else accepted_length(one, partner, wanted)
         found[i] = replace(found[i], accepted=accepted, costs=curve.costs)
     progress("steps", len(models), len(models))
     return base, found
@@ -124,11 +135,11 @@ def quality(source: Source) -> Quality:
     return Quality(source.name, source.manifest.precision, sum(file.size for file in source.manifest.files), ())
 
 
-def accepted_length(one: Artifact, wanted: Wanted) -> float:
+def accepted_length(one: Artifact, partner: str, wanted: Wanted) -> float:
     """Mean accepted length of the pair on shipped prompts, the bonus token counted."""
-    target, draft = (wanted.partner, one.name) if one.manifest.role == "draft" else (one.name, wanted.partner)
+    target, draft = (partner, one.name) if one.manifest.role == "draft" else (one.name, partner)
     accepted: list[int] = []
-    with load(str(target), draft, provider=wanted.provider, threads=wanted.threads) as pair:
+    with load(target, draft, provider=wanted.provider, threads=wanted.threads) as pair:
         for prompt in read(SHIPPED, PROMPTS).prompts:
             result = pair.generate(prompt, max_new_tokens=NEW_TOKENS, draft_length=DRAFTS)
             accepted += result.stats.accepted

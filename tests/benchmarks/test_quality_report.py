@@ -87,7 +87,8 @@ def test_a_text_of_ones_own(demo_folder: Folder, tmp_path: Path, capsys: Capture
         (["--reference", "demo-draft"], "demo-draft: is not the model of"),
         (["--reference", "no folder"], "neither a checkpoint folder nor a hub id"),
         (["--draft", "nowhere"], "'nowhere': neither an exported folder nor a hub id"),
-        (["--target", "DRAFT"], "is a draft, not a target"),
+        (["--target", "DRAFT"], "the models to report on are targets; their partner is a --draft DIR"),
+        (["--draft", "TARGET"], "is a target, not a draft"),
         (["--plot", "picture.bmp"], "--plot picture.bmp: the name ends in one of"),
         (["--reference", "DRAFT"], "is a draft; a report is on targets alone"),
     ],
@@ -106,7 +107,8 @@ def test_bad_options(
     Path("bytes.txt").write_bytes(b"\xff\xfe\xff")
     target, draft = demo_folder("demo-target", "int4"), demo_folder("demo-draft", "int4")
     capsys.readouterr()
-    assert run("--report", target, *(str(draft) if option == "DRAFT" else option for option in options)) == 2
+    named = {"DRAFT": str(draft), "TARGET": str(target)}
+    assert run("--report", target, *(named.get(option, option) for option in options)) == 2
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1 and message in err
 
