@@ -17,6 +17,7 @@ from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Parity, Source, TensorReport
 from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe, recipe
+from pard_onnx.quantize.imported import imported
 from pard_onnx.quantize.prepared import Formats, Prepared
 
 from .attention import MICROSOFT, VARIANTS
@@ -53,9 +54,19 @@ class Job:
 
     def resolved_recipe(self) -> Recipe:
         role = self.checkpoint.spec.role
-        used = self.recipe or recipe(self.precision)
+        used = self.recipe or recipe(self.precision, imported=self.checkpoint.quantization is not None)
         used.require(role)
+        if self.checkpoint.quantization and used.floats != "float32":
+            raise BadInput(
+                f"{self.precision}: the checkpoint's integer weights (quantization_config: "
+                f"{self.checkpoint.quantization.method}) are taken as they are, beside activations in float32; "
+                "choose int4, int8 or fp32 for what it holds in floats"
+            )
         return used
+
+    def resolved_prepared(self) -> Prepared | None:
+        """What was given, or else the integers of a quantized checkpoint."""
+        return self.prepared or imported(self.checkpoint)
 
     def resolved_capacity(self) -> int:
         limit = self.checkpoint.spec.max_positions
@@ -87,6 +98,7 @@ def _build(job: Job, capacity: int, folder: Path, progress: Progress) -> Manifes
     checkpoint, spec = job.checkpoint, job.checkpoint.spec
     used, rows = job.resolved_recipe(), capacity + KV_MARGIN
     tensors = _write_graph(job, rows, folder, progress)
+    method = checkpoint.quantization.method if checkpoint.quantization else None
     manifest = Manifest(
         role=spec.role,
         spec=spec,
@@ -98,7 +110,7 @@ def _build(job: Job, capacity: int, folder: Path, progress: Progress) -> Manifes
         kv_rows=rows,
         kv_dtype=used.floats,
         files=(),
-        source=job.source,
+        source=replace(job.source, quantization=method),
         tools=tuple((name, version(name)) for name in TOOLS),
         tensors=tensors,
     )
@@ -116,7 +128,8 @@ def _write_graph(job: Job, rows: int, folder: Path, progress: Progress) -> tuple
     """model.onnx and its weights; rows: of KV buffers and rotary tables."""
     checkpoint, spec = job.checkpoint, job.checkpoint.spec
     used, variant = job.resolved_recipe(), VARIANTS[job.attention]
-    formats = Formats(used, spec.tied, job.prepared)
+    prepared = job.resolved_prepared()
+    formats = Formats(used, spec.tied, prepared)
     progress("trace", 0, 1)
     traced = trace(checkpoint.folder, spec, variant, rows, getattr(torch, used.floats))
     progress("trace", 1, 1)
@@ -130,7 +143,7 @@ def _write_graph(job: Job, rows: int, folder: Path, progress: Progress) -> tuple
         progress("weights", done, total)
 
     with (folder / DATA).open("wb") as file:
-        store = WeightStore(checkpoint, file, DATA, advance, job.prepared)
+        store = WeightStore(checkpoint, file, DATA, advance, prepared)
         _set_tables(model, {"cos_cache": traced.cos, "sin_cache": traced.sin}, store, used.floats)
         for step in (LayoutPass(), PackQkvPass(formats), SkipNormPass()):
             step(model)

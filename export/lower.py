@@ -6,7 +6,7 @@ One function a format (LINEARS, EMBEDDINGS); weights come from the store, which 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -41,6 +41,7 @@ class LowerPass(ir.passes.InPlacePass):
     formats: Formats
     store: WeightStore
     head_bias: NDArray[np.float32] | None
+    _gathered: dict[tuple[ir.Value, bytes], ir.Value] = field(default_factory=dict)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
@@ -95,11 +96,14 @@ class LowerPass(ir.passes.InPlacePass):
         return [LINEARS[fmt.kind](self.store, tape, job)]
 
     def ordered(self, tape: ir.tape.Tape, x: ir.Value | None, name: str) -> ir.Value | None:
-        """x with its columns in the order of the matrix `name`."""
+        """x with its columns in the order of the matrix `name`; what reads x in one order shares it."""
         order = self.formats.order(name)
-        if order is None:
+        if order is None or x is None:
             return x
-        return tape.op("Gather", [x, self.vector(f"{name}.order", order)], {"axis": -1})
+        key = (x, order.tobytes())
+        if key not in self._gathered:
+            self._gathered[key] = tape.op("Gather", [x, self.vector(f"{name}.order", order)], {"axis": -1})
+        return self._gathered[key]
 
     def embedding(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
         name = node.attributes["name"].as_string()

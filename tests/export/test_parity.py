@@ -98,7 +98,9 @@ def test_llama3_scaling_past_its_original_context(tmp_path: Path, tiny: Callable
     assert list(tokens) == transformers_greedy(checkpoint, prompt, 8)
 
 
-def test_a_draft_in_dynamic_int8_changes_no_token(tmp_path: Path, exported: Exported, tiny: Callable[..., Path]) -> None:
+def test_a_draft_in_dynamic_int8_changes_no_token(
+    tmp_path: Path, exported: Exported, tiny: Callable[..., Path]
+) -> None:
     from pard_onnx.export.exporter import Job, export
     from pard_onnx.models.checkpoint import Checkpoint
     from pard_onnx.models.manifest import Source
