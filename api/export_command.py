@@ -15,7 +15,7 @@ from pard_onnx.export.output import place
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest
-from pard_onnx.models.precision import DEFAULT_PRECISION, PRECISIONS
+from pard_onnx.models.precision import DEFAULT_PRECISION, PRECISIONS, default_precision
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="default: draft if the checkpoint has a mask token",
     )
-    out.add_argument("--precision", choices=PRECISIONS, default=DEFAULT_PRECISION, help=f"default: {DEFAULT_PRECISION}")
+    precision = f"default: {DEFAULT_PRECISION}, or what a quantized checkpoint has; its integers stay in any case"
+    out.add_argument("--precision", choices=PRECISIONS, help=precision)
     out.add_argument("--context-length", type=int, metavar="N", help="tokens; default: the model's, at most 4096")
     out.add_argument("--revision", help="branch, tag or commit of a hub id")
     out.add_argument("--force", action="store_true", help="replace the output folder")
@@ -50,13 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     folder, source = resolve_checkpoint(options.model, options.revision)
     checkpoint = Checkpoint.open(folder).as_role(options.role)
-    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{options.precision}")
+    precision = options.precision or default_precision(checkpoint.bits)
+    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{precision}")
     place(output, folder, force=options.force)
     manifest = export_with_progress(
         checkpoint,
         source,
         output,
-        options.precision,
+        precision,
         capacity=options.context_length,
         verify=options.verify,
         force=options.force,
@@ -89,7 +91,9 @@ def report(manifest: Manifest, output: Path, *, as_json: bool) -> None:
         if parity is None
         else (f"against torch: mean logit error {parity.mean_error:.2g}, top-1 agreement {parity.top1_agreement:.0%}")
     )
-    print(f"{output}: {manifest.role}, {manifest.precision}, {facts['bytes'] / 1e6:.1f} MB; {checked}")
+    method = manifest.source.quantization
+    taken = f", integers of its {method} checkpoint" if method else ""
+    print(f"{output}: {manifest.role}, {manifest.precision}{taken}, {facts['bytes'] / 1e6:.1f} MB; {checked}")
 
 
 if __name__ == "__main__":

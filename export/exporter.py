@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from math import isfinite
+from math import isfinite, prod
 from pathlib import Path
 
 import onnx_ir as ir
@@ -14,8 +14,11 @@ import torch
 
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
+from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Parity, Source, TensorReport
 from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe, recipe
+from pard_onnx.quantize.imported import imported
+from pard_onnx.quantize.prepared import Formats, Prepared
 
 from .attention import MICROSOFT, VARIANTS
 from .fuse import PackQkvPass, SkipNormPass
@@ -43,6 +46,7 @@ class Job:
     output: Path
     precision: Precision = DEFAULT_PRECISION
     recipe: Recipe | None = None  # None: the precision's own; a mixed one keeps the precision as its name
+    prepared: Prepared | None = None  # of the same checkpoint; the recipe is for what it does not hold
     capacity: int | None = None  # tokens; None: the model's own, at most DEFAULT_CAPACITY
     attention: str = "gqa"
     verify: bool = True
@@ -50,9 +54,19 @@ class Job:
 
     def resolved_recipe(self) -> Recipe:
         role = self.checkpoint.spec.role
-        used = self.recipe or recipe(self.precision)
+        used = self.recipe or recipe(self.precision, imported=self.checkpoint.quantization is not None)
         used.require(role)
+        if self.checkpoint.quantization and used.floats != "float32":
+            raise BadInput(
+                f"{self.precision}: the checkpoint's integer weights (quantization_config: "
+                f"{self.checkpoint.quantization.method}) are taken as they are, beside activations in float32; "
+                "choose int4, int8 or fp32 for what it holds in floats"
+            )
         return used
+
+    def resolved_prepared(self) -> Prepared | None:
+        """What was given, or else the integers of a quantized checkpoint."""
+        return self.prepared or imported(self.checkpoint)
 
     def resolved_capacity(self) -> int:
         limit = self.checkpoint.spec.max_positions
@@ -84,6 +98,7 @@ def _build(job: Job, capacity: int, folder: Path, progress: Progress) -> Manifes
     checkpoint, spec = job.checkpoint, job.checkpoint.spec
     used, rows = job.resolved_recipe(), capacity + KV_MARGIN
     tensors = _write_graph(job, rows, folder, progress)
+    method = checkpoint.quantization.method if checkpoint.quantization else None
     manifest = Manifest(
         role=spec.role,
         spec=spec,
@@ -95,7 +110,7 @@ def _build(job: Job, capacity: int, folder: Path, progress: Progress) -> Manifes
         kv_rows=rows,
         kv_dtype=used.floats,
         files=(),
-        source=job.source,
+        source=replace(job.source, quantization=method),
         tools=tuple((name, version(name)) for name in TOOLS),
         tensors=tensors,
     )
@@ -113,11 +128,13 @@ def _write_graph(job: Job, rows: int, folder: Path, progress: Progress) -> tuple
     """model.onnx and its weights; rows: of KV buffers and rotary tables."""
     checkpoint, spec = job.checkpoint, job.checkpoint.spec
     used, variant = job.resolved_recipe(), VARIANTS[job.attention]
+    prepared = job.resolved_prepared()
+    formats = Formats(used, spec.tied, prepared)
     progress("trace", 0, 1)
     traced = trace(checkpoint.folder, spec, variant, rows, getattr(torch, used.floats))
     progress("trace", 1, 1)
     model = traced.model
-    total = sum(entry.nbytes for entry in checkpoint.tensors.values())
+    total = sum(map(prod, dict(shapes(spec)).values()))
     done = 0
 
     def advance(count: int) -> None:
@@ -126,11 +143,11 @@ def _write_graph(job: Job, rows: int, folder: Path, progress: Progress) -> tuple
         progress("weights", done, total)
 
     with (folder / DATA).open("wb") as file:
-        store = WeightStore(checkpoint, file, DATA, advance)
+        store = WeightStore(checkpoint, file, DATA, advance, prepared)
         _set_tables(model, {"cos_cache": traced.cos, "sin_cache": traced.sin}, store, used.floats)
-        for step in (LayoutPass(), PackQkvPass(used), SkipNormPass()):
+        for step in (LayoutPass(), PackQkvPass(formats), SkipNormPass()):
             step(model)
-        LowerPass(used, store, spec.tied, vocabulary_bias(spec))(model)
+        LowerPass(formats, store, vocabulary_bias(spec))(model)
         finish(model, spec, variant)
     progress("weights", total, total)
     _save(model, folder)
@@ -183,7 +200,7 @@ def _save(model: ir.Model, folder: Path) -> None:
 def _require_space(job: Job, folder: Path) -> None:
     used = job.resolved_recipe()
     bits = {"float32": 32, "float16": 16, "dynamic": 8}.get(used.matrices.kind, used.matrices.bits + 1)
-    values = sum(entry.nbytes // (4 if entry.dtype == "F32" else 2) for entry in job.checkpoint.tensors.values())
+    values = sum(map(prod, dict(shapes(job.checkpoint.spec)).values()))
     needed, free = values * bits // 8 + (64 << 20), shutil.disk_usage(folder).free
     if free < needed:
         raise Failure(f"{folder.parent}: {free >> 20} MiB free, the export needs about {needed >> 20} MiB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,13 +11,19 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from pard_onnx.models.checkpoint import Checkpoint
-from pard_onnx.models.tensors import TensorEntry, read_tensor, row_blocks
+from pard_onnx.models.tensors import read_tensor, row_blocks
+from pard_onnx.quantize.imported import imported
 
 
-def reference_logits(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
-    """Logits of ids [batch, sequence]: float32 [batch, sequence, vocabulary rows]."""
+def reference_logits(checkpoint: Checkpoint, ids: Tensor, dtype: torch.dtype | None = None, **inputs: Tensor) -> Tensor:
+    """Logits of ids [batch, sequence]: float32 [batch, sequence, vocabulary rows].
+
+    dtype: to compute in, None for the checkpoint's own; integers stand for products that half precision would round,
+    so of a quantized checkpoint it is float32. inputs: for sequences that are not plain text, the model's
+    `position_ids` [batch, sequence] and `attention_mask` [batch, 1, sequence, sequence], added to the scores.
+    """
     config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
-    dtype = getattr(torch, checkpoint.spec.dtype)
+    dtype = dtype or (torch.float32 if checkpoint.quantization else getattr(torch, checkpoint.spec.dtype))
     build = TasksManager.get_model_class_for_task("text-generation", framework="pt", model_type=checkpoint.spec.family)
     with torch.device("meta"):
         model = build.from_config(config, attn_implementation="eager", dtype=dtype).eval()
@@ -25,7 +32,7 @@ def reference_logits(checkpoint: Checkpoint, ids: Tensor) -> Tensor:
         if module._parameters:
             _lend_weights(module, name, checkpoint, dtype)
     with torch.inference_mode():
-        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+        logits: Tensor = model(input_ids=ids, use_cache=False, **inputs).logits
     return logits.float()
 
 
@@ -35,8 +42,7 @@ def _lend_weights(module: nn.Module, name: str, checkpoint: Checkpoint, dtype: t
 
     def load(*_: Any) -> None:
         for part in empty:
-            entry = checkpoint.tensors.get(f"{name}.{part}") or checkpoint.tensors["model.embed_tokens.weight"]
-            module._parameters[part] = nn.Parameter(_read(entry, dtype), requires_grad=False)
+            module._parameters[part] = nn.Parameter(_weight(checkpoint, name, part, dtype), requires_grad=False)
 
     def drop(*_: Any) -> None:
         module._parameters.update(empty)
@@ -45,9 +51,16 @@ def _lend_weights(module: nn.Module, name: str, checkpoint: Checkpoint, dtype: t
     module.register_forward_hook(drop)
 
 
-def _read(entry: TensorEntry, dtype: torch.dtype) -> Tensor:
-    """Filled by blocks of rows: the float32 copy is never whole."""
-    tensor = torch.empty(entry.shape, dtype=dtype)
-    for rows in row_blocks(entry):
-        tensor[rows] = torch.from_numpy(read_tensor(entry, rows))
+def _weight(checkpoint: Checkpoint, name: str, part: str, dtype: torch.dtype) -> Tensor:
+    """A parameter, filled by blocks of rows: the float32 copy is never whole."""
+    integers = imported(checkpoint)
+    if integers and part == "weight" and name in checkpoint.packed:
+        shape: tuple[int, ...] = checkpoint.packed[name].shape
+        read = partial(integers.dequantized, name)
+    else:
+        entry = checkpoint.tensors.get(f"{name}.{part}") or checkpoint.tensors["model.embed_tokens.weight"]
+        shape, read = entry.shape, partial(read_tensor, entry)
+    tensor = torch.empty(shape, dtype=dtype)
+    for rows in row_blocks(shape):
+        tensor[rows] = torch.from_numpy(read(rows))
     return tensor

@@ -35,10 +35,12 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """model: hub id or folder name, never a local path; revision: the commit, for hub ids."""
+    """model: hub id or folder name, never a local path; revision: the commit, for hub ids; quantization: the method of
+    a checkpoint whose integer weights were taken as they are."""
 
     model: str
     revision: str | None = None
+    quantization: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
