@@ -27,20 +27,25 @@ def parser() -> argparse.ArgumentParser:
         help="a hub id, a checkpoint folder, demo-target, demo-draft or demo-ar-draft",
     )
     out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-PRECISION in the current folder")
+    precision = f"default: {DEFAULT_PRECISION}, or what a quantized checkpoint has; its integers stay in any case"
+    out.add_argument("--precision", choices=PRECISIONS, help=precision)
+    add_export_options(out)
+    return out
+
+
+def add_export_options(out: argparse.ArgumentParser) -> None:
+    """What every export can be told."""
     out.add_argument(
         "--role",
         choices=("auto", "draft", "target"),
         default="auto",
         help="default: draft if the checkpoint has a mask token",
     )
-    precision = f"default: {DEFAULT_PRECISION}, or what a quantized checkpoint has; its integers stay in any case"
-    out.add_argument("--precision", choices=PRECISIONS, help=precision)
     out.add_argument("--context-length", type=int, metavar="N", help="tokens; default: the model's, at most 4096")
     out.add_argument("--revision", help="branch, tag or commit of a hub id")
     out.add_argument("--force", action="store_true", help="replace the output folder")
     out.add_argument("--no-verify", dest="verify", action="store_false", help="skip the check against torch")
     out.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:

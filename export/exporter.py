@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from math import isfinite, prod
@@ -18,7 +19,9 @@ from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Parity, Source, TensorReport
 from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe, recipe
 from pard_onnx.quantize.imported import imported
+from pard_onnx.quantize.pack import pack
 from pard_onnx.quantize.prepared import Formats, Prepared
+from pard_onnx.quantize.quantizer import Order, Quantized, quantized
 
 from .attention import MICROSOFT, VARIANTS
 from .fuse import PackQkvPass, SkipNormPass
@@ -47,6 +50,7 @@ class Job:
     precision: Precision = DEFAULT_PRECISION
     recipe: Recipe | None = None  # None: the precision's own; a mixed one keeps the precision as its name
     prepared: Prepared | None = None  # of the same checkpoint; the recipe is for what it does not hold
+    order: Order | None = None  # quantize by a named recipe instead, of the same precision
     capacity: int | None = None  # tokens; None: the model's own, at most DEFAULT_CAPACITY
     attention: str = "gqa"
     verify: bool = True
@@ -54,7 +58,8 @@ class Job:
 
     def resolved_recipe(self) -> Recipe:
         role = self.checkpoint.spec.role
-        used = self.recipe or recipe(self.precision, imported=self.checkpoint.quantization is not None)
+        own = self.recipe or recipe(self.precision, imported=self.checkpoint.quantization is not None)
+        used = self.order.named.formats(role) if self.order else own
         used.require(role)
         if self.checkpoint.quantization and used.floats != "float32":
             raise BadInput(
@@ -96,9 +101,10 @@ def export(job: Job, progress: Progress = lambda *_: None) -> Manifest:
 def _build(job: Job, capacity: int, folder: Path, progress: Progress) -> Manifest:
     """Everything in `folder` but the manifest, which comes last and is returned."""
     checkpoint, spec = job.checkpoint, job.checkpoint.spec
-    used, rows = job.resolved_recipe(), capacity + KV_MARGIN
-    tensors = _write_graph(job, rows, folder, progress)
-    method = checkpoint.quantization.method if checkpoint.quantization else None
+    rows = capacity + KV_MARGIN
+    with _weights(job, folder, progress) as weights:
+        tensors = _write_graph(job, weights, rows, folder, progress)
+    used, method = weights.recipe, checkpoint.quantization.method if checkpoint.quantization else None
     manifest = Manifest(
         role=spec.role,
         spec=spec,
@@ -113,6 +119,7 @@ def _build(job: Job, capacity: int, folder: Path, progress: Progress) -> Manifes
         source=replace(job.source, quantization=method),
         tools=tuple((name, version(name)) for name in TOOLS),
         tensors=tensors,
+        quantization=weights.quantization,
     )
     for name in COPIED:
         if (checkpoint.folder / name).is_file():
@@ -124,12 +131,17 @@ def _build(job: Job, capacity: int, folder: Path, progress: Progress) -> Manifes
     return replace(manifest, files=files, parity=parity)
 
 
-def _write_graph(job: Job, rows: int, folder: Path, progress: Progress) -> tuple[TensorReport, ...]:
+def _weights(job: Job, folder: Path, progress: Progress) -> AbstractContextManager[Quantized]:
+    if job.order:
+        return quantized(job.checkpoint, job.order, folder, progress)
+    return nullcontext(Quantized(job.resolved_recipe(), pack, job.resolved_prepared()))
+
+
+def _write_graph(job: Job, weights: Quantized, rows: int, folder: Path, progress: Progress) -> tuple[TensorReport, ...]:
     """model.onnx and its weights; rows: of KV buffers and rotary tables."""
     checkpoint, spec = job.checkpoint, job.checkpoint.spec
-    used, variant = job.resolved_recipe(), VARIANTS[job.attention]
-    prepared = job.resolved_prepared()
-    formats = Formats(used, spec.tied, prepared)
+    used, variant = weights.recipe, VARIANTS[job.attention]
+    formats = Formats(used, spec.tied, weights.prepared)
     progress("trace", 0, 1)
     traced = trace(checkpoint.folder, spec, variant, rows, getattr(torch, used.floats))
     progress("trace", 1, 1)
@@ -143,7 +155,7 @@ def _write_graph(job: Job, rows: int, folder: Path, progress: Progress) -> tuple
         progress("weights", done, total)
 
     with (folder / DATA).open("wb") as file:
-        store = WeightStore(checkpoint, file, DATA, advance, prepared)
+        store = WeightStore(checkpoint, file, DATA, advance, weights.prepared, weights.round)
         _set_tables(model, {"cos_cache": traced.cos, "sin_cache": traced.sin}, store, used.floats)
         for step in (LayoutPass(), PackQkvPass(formats), SkipNormPass()):
             step(model)

@@ -23,6 +23,7 @@ from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import TensorReport
 from pard_onnx.models.precision import Format
 from pard_onnx.models.tensors import read_tensor, require_finite, row_blocks
+from pard_onnx.quantize.algorithms import Round
 from pard_onnx.quantize.pack import Packed, fit_block, pack
 from pard_onnx.quantize.prepared import Prepared
 from pard_onnx.quantize.report import Error
@@ -52,6 +53,7 @@ class WeightStore:
     location: str  # the file's name beside the graph
     progress: Progress = lambda _: None
     prepared: Prepared | None = None
+    round: Round = pack
     reports: list[TensorReport] = field(default_factory=list)
     _matrices: dict[tuple[tuple[str, ...], Format, bool], Matrix] = field(default_factory=dict)
     _shapes: dict[str, tuple[int, ...]] = field(init=False)
@@ -102,7 +104,7 @@ class WeightStore:
             if arrays:
                 parts[part] = self.add(f"{label}.{part}", np.concatenate(arrays))
         size = sum(v.const_value.nbytes for v in parts.values() if v.const_value is not None)
-        self.reports.append(TensorReport(label, fmt.name, size, error.relative))
+        self.reports.append(TensorReport(label, fmt.name, size, error.relative, error.relative_output))
         return Matrix(label, fmt, rows, width, parts)
 
     def _packed(self, names: tuple[str, ...], fmt: Format) -> Iterator[tuple[Packed, Error]]:
@@ -126,7 +128,7 @@ class WeightStore:
             return self.prepared.rows(name, rows), Error()  # its error is known of the whole
         weight = self._read(f"{name}.weight", rows)
         with np.errstate(over="ignore"):  # told below, by name
-            packed = pack(weight, fmt)
+            packed = self.round(weight, fmt) if fmt.kind == "nbits" else pack(weight, fmt)
         if fmt.kind == "float16":
             require_finite(f"{name}.weight", packed.weight.astype(np.float32))  # beyond float16's range
         return packed, Error.of(weight, packed, fmt)
