@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -21,6 +21,9 @@ from pard_onnx.models.errors import BadInput, PardError
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.models.precision import Precision
+
+if TYPE_CHECKING:
+    from pard_onnx.quantize.quantizer import Order
 
 # Names are the user's own bytes on stdout, and readable whatever they hold on stderr.
 STREAMS = {"stdin": ("r", "strict"), "stdout": ("w", "surrogateescape"), "stderr": ("w", "backslashreplace")}
@@ -134,6 +137,7 @@ def export_with_progress(
     capacity: int | None = None,
     verify: bool = True,
     force: bool = False,
+    order: Order | None = None,
 ) -> Manifest:
     """Export with bars on stderr; arguments as of `export.exporter.Job`. BadInput where the export extra is missing.
 
@@ -143,7 +147,11 @@ def export_with_progress(
         from pard_onnx.export.exporter import Job, export
     except ImportError as error:
         raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
+<<<<<<< HEAD
     job = Job(checkpoint, source, output, precision, capacity=capacity, form=form, verify=verify, force=force)
+=======
+    job = Job(checkpoint, source, output, precision, capacity=capacity, verify=verify, force=force, order=order)
+>>>>>>> main
     with stages() as progress:
         return export(job, progress)
 

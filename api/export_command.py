@@ -25,9 +25,13 @@ from pard_onnx.models.devices import (
 )
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest
+<<<<<<< HEAD
 from pard_onnx.models.precision import PRECISIONS, Floats
 
 FLOATS: dict[str, Floats] = {"fp32": "float32", "fp16": "float16"}
+=======
+from pard_onnx.models.precision import DEFAULT_PRECISION, PRECISIONS, default_precision
+>>>>>>> main
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,20 +43,30 @@ def parser() -> argparse.ArgumentParser:
         help="a hub id, a checkpoint folder, demo-target, demo-draft or demo-ar-draft",
     )
     out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-PRECISION in the current folder")
+    precision = f"default: {DEFAULT_PRECISION}, or what a quantized checkpoint has; its integers stay in any case"
+    out.add_argument("--precision", choices=PRECISIONS, help=precision)
+    add_export_options(out)
+    return out
+
+
+def add_export_options(out: argparse.ArgumentParser) -> None:
+    """What every export can be told."""
     out.add_argument(
         "--role",
         choices=("auto", "draft", "target"),
         default="auto",
         help="default: draft if the checkpoint has a mask token",
     )
+<<<<<<< HEAD
     out.add_argument("--precision", choices=PRECISIONS, help="default: the device's; int4 on cpu")
+=======
+>>>>>>> main
     out.add_argument("--context-length", type=int, metavar="N", help="tokens; default: the model's, at most 4096")
     add_device(out)
     out.add_argument("--revision", help="branch, tag or commit of a hub id")
     out.add_argument("--force", action="store_true", help="replace the output folder")
     out.add_argument("--no-verify", dest="verify", action="store_false", help="skip the check against torch")
     out.add_argument("--json", action="store_true", help="one JSON object on stdout")
-    return out
 
 
 def add_device(out: argparse.ArgumentParser) -> None:
@@ -83,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     folder, source = resolve_checkpoint(options.model, options.revision)
     checkpoint = Checkpoint.open(folder).as_role(options.role)
+<<<<<<< HEAD
     device = named(options.device)
     wanted = form(
         device,
@@ -96,13 +111,20 @@ def run(options: argparse.Namespace) -> None:
     require_precision(wanted, precision)
     suffix = precision if device is DEFAULT_FORM.device else f"{device.name}-{precision}"
     output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{suffix}")
+=======
+    precision = options.precision or default_precision(checkpoint.bits)
+    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{precision}")
+>>>>>>> main
     place(output, folder, force=options.force)
     manifest = export_with_progress(
         checkpoint,
         source,
         output,
         precision,
+<<<<<<< HEAD
         form=wanted,
+=======
+>>>>>>> main
         capacity=options.context_length,
         verify=options.verify,
         force=options.force,
@@ -140,10 +162,16 @@ def report(manifest: Manifest, output: Path, *, as_json: bool) -> None:
         if parity is None
         else (f"against torch: mean logit error {parity.mean_error:.2g}, top-1 agreement {parity.top1_agreement:.0%}")
     )
+<<<<<<< HEAD
     kind = f"{manifest.role}, {manifest.precision}"
     if manifest.device != DEFAULT_FORM.device.name:
         kind += f" for {manifest.device}"
     print(f"{output}: {kind}, {facts['bytes'] / 1e6:.1f} MB; {checked}")
+=======
+    method = manifest.source.quantization
+    taken = f", integers of its {method} checkpoint" if method else ""
+    print(f"{output}: {manifest.role}, {manifest.precision}{taken}, {facts['bytes'] / 1e6:.1f} MB; {checked}")
+>>>>>>> main
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Speed-up against K, acceptance by position and the time split, in one picture."""
+"""Pictures: speed-up, acceptance and the time split of pairs; quality against size."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.options import AUTO
 
 from .bench import Bench
+from .quality import Fidelity, Report
 from .summary import Summary
 
 ENDINGS = (".png", ".svg", ".pdf")
+MARKERS = ("o", "x")  # rows after real tokens, after masks
 
 
 def require_writable(path: Path) -> None:
@@ -74,3 +76,34 @@ def draw_split(axes: Any, rows: Sequence[Summary]) -> None:
         heights = [1000 * row.round_seconds * getattr(row.shares, part) for row in rows]
         axes.bar(lengths, heights, bottom=bottom, label=part)
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+
+
+def save_quality(path: Path, found: Report) -> None:
+    """Perplexity, and the divergence from the reference if there is one, against the size of the files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels: list[tuple[str, str, Callable[[Fidelity], float | None]]] = [
+        ("perplexity", "linear", lambda row: row.perplexity)
+    ]
+    if found.reference:
+        panels.append(("KL divergence from the reference, nats", "log", lambda row: row.divergence))
+    figure, grid = pyplot.subplots(1, len(panels), figsize=(6 * len(panels), 4.5), layout="constrained", squeeze=False)
+    for axes, (name, scale, value) in zip(grid[0], panels, strict=True):
+        draw_quality(axes, found, value)
+        axes.set(xlabel="MB, all files", ylabel=name, yscale=scale)
+        axes.grid(alpha=0.3)
+    grid[0][0].legend(fontsize="small")
+    figure.suptitle(f"{found.tokens} tokens of {found.text}")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def draw_quality(axes: Any, found: Report, value: Callable[[Fidelity], float | None]) -> None:
+    """A colour a model, a marker a kind of rows."""
+    for number, one in enumerate(one for one in (found.reference, *found.models) if one):
+        for row, marker in zip(one.fidelity, MARKERS, strict=False):
+            name = Path(one.name).name if len(one.fidelity) == 1 else f"{Path(one.name).name}, {row.rows}"
+            axes.scatter(one.bytes / 1e6, value(row), color=f"C{number}", marker=marker, label=name)

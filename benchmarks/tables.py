@@ -13,8 +13,10 @@ from pard_onnx.runtime.options import AUTO
 from .bootstrap import Ratio
 from .comparison import Rival
 from .costs import Curve, Prediction
+from .quality import Fidelity, Report
 from .summary import Summary
 
+STEPS = (1, 9, 16)  # tokens: plain decoding, eight drafts verified, a draft that catches up
 REASON = 200  # characters of what a peer says in a table; --json has it all
 
 
@@ -85,6 +87,45 @@ def of_predictions(title: str, predicted: Sequence[Prediction], measured: Sequen
         off = f"{100 * (row.tokens_per_second / actual - 1):+.0f} %" if actual else ""
         name = str(row.draft_length) if row.draft_length else "plain"
         out.add_row(name, f"{row.tokens_per_second:.1f}", f"{actual:.1f}" if actual else "", off)
+    return out
+
+
+def of_quality(found: Report) -> Table:
+    """One line a model and kind of rows; the reference first."""
+    columns = ["model", "MB", "perplexity"]
+    columns += ["more %", "KL", "top-1 %"] if found.reference else []
+    caption = f"{found.tokens} tokens of {found.text}; MB: all files"
+    if found.reference:
+        caption += "; more: than the reference, 95 % interval; KL: divergence from the reference, nats a row; "
+        caption += "top-1: rows with the reference's most likely token"
+    out = table(f"{found.role}s: quality", columns, caption)
+    for one in (found.reference, *found.models):
+        for i, row in enumerate(one.fidelity if one else ()):
+            first = one if i == 0 else None
+            name = Path(first.name).name if first else f"  after {row.rows}"
+            out.add_row(name, f"{first.bytes / 1e6:.1f}" if first else "", f"{row.perplexity:.3f}", *_compared(row))
+    return out
+
+
+def _compared(row: Fidelity) -> list[str]:
+    """Cells of what is known only against a reference."""
+    if row.ratio is None or row.divergence is None or row.agreement is None:
+        return []
+    half = (row.ratio.high - row.ratio.low) / 2
+    more = f"{100 * (row.ratio.value - 1):+.2f} ± {100 * half:.2f}"
+    return [more, f"{max(0.0, row.divergence):.5f}", f"{100 * row.agreement:.1f}"]
+
+
+def of_usefulness(found: Report) -> Table:
+    """What the models' quality is worth: accepted tokens, and the time that steps take."""
+    columns = ["model"] + ([f"accepted\nK={found.draft_length}"] if found.partner else [])
+    columns += [f"step of {width}\nms" for width in STEPS]
+    caption = f"accepted: mean length on shipped prompts with {Path(found.partner).name}" if found.partner else None
+    out = table(f"{found.role}s: steps", columns, caption)
+    for one in found.models:
+        cells = [f"{one.accepted:.2f}"] if one.accepted is not None else []
+        cells += [f"{1000 * one.costs(width):.2f}" for width in STEPS] if one.costs else []
+        out.add_row(Path(one.name).name, *cells)
     return out
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from pard_onnx.models.precision import Recipe
+from pard_onnx.quantize.prepared import Formats
 
 from .attention import DOMAIN
 
@@ -20,23 +20,23 @@ class PackQkvPass(ir.passes.InPlacePass):
 
     1. If attention reads all three directly, it takes the packed value.
     2. Otherwise (norms on q and k stand between) a Split hands the parts on.
-    Left alone where the recipe gives the three different formats.
+    Left alone where the three have different formats, or read the value's columns in different orders.
     """
 
-    recipe: Recipe
+    formats: Formats
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         groups: defaultdict[ir.Value, dict[str, ir.Node]] = defaultdict(dict)
         for node in model.graph:
             if node.domain == DOMAIN and node.op_type == "Linear" and node.inputs[0] is not None:
                 groups[node.inputs[0]][node.attributes["name"].as_string().rsplit(".", 1)[-1]] = node
-        packed = [_pack(model.graph, [g[k] for k in QKV], self.recipe) for g in groups.values() if set(QKV) <= set(g)]
+        packed = [_pack(model.graph, [g[k] for k in QKV], self.formats) for g in groups.values() if set(QKV) <= set(g)]
         return ir.passes.PassResult(model, any(packed))
 
 
-def _pack(graph: ir.Graph, nodes: list[ir.Node], recipe: Recipe) -> bool:
+def _pack(graph: ir.Graph, nodes: list[ir.Node], formats: Formats) -> bool:
     names = [n.attributes["name"].as_string() for n in nodes]
-    if len({recipe.of(name) for name in names}) > 1:
+    if not formats.joinable(names):
         return False
     widths = [n.attributes["out"].as_int() for n in nodes]
     bias = nodes[0].attributes["bias"].as_int()

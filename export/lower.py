@@ -6,20 +6,24 @@ One function a format (LINEARS, EMBEDDINGS); weights come from the store, which 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pard_onnx.models.precision import Format, Recipe
+from pard_onnx.models.precision import Format
+from pard_onnx.quantize.prepared import EMBEDDING, HEAD, Formats
 
 from .attention import DOMAIN, MICROSOFT
 from .store import Matrix, WeightStore
 
+<<<<<<< HEAD
 HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
 FLOATS = ("float32", "float16")
 
+=======
+>>>>>>> main
 
 @dataclass(frozen=True, slots=True)
 class Linear:
@@ -36,13 +40,13 @@ class Linear:
 class LowerPass(ir.passes.InPlacePass):
     """Every node of the domain `pard` is replaced.
 
-    head_bias: added to the logits [vocabulary rows], or None. tied: lm_head reads the embedding's matrix.
+    head_bias: added to the logits [vocabulary rows], or None.
     """
 
-    recipe: Recipe
+    formats: Formats
     store: WeightStore
-    tied: bool
     head_bias: NDArray[np.float32] | None
+    _gathered: dict[tuple[ir.Value, bytes], ir.Value] = field(default_factory=dict)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
@@ -67,7 +71,7 @@ class LowerPass(ir.passes.InPlacePass):
 
     @property
     def floats(self) -> np.dtype[np.generic]:
-        return np.dtype(self.recipe.floats)
+        return self.formats.floats
 
     def vector(self, name: str, array: NDArray[np.generic]) -> ir.Value:
         return ir.Value(
@@ -88,19 +92,34 @@ class LowerPass(ir.passes.InPlacePass):
         if attributes["bias"].as_int():
             parts = tuple(f"{n}.bias" for n in names)
             bias = self.vector("+".join(parts), self.store.vectors(parts, self.floats))
-        shared = names == (HEAD,) and self.tied
+        shared = names == (HEAD,) and self.formats.tied
         if names == (HEAD,) and self.head_bias is not None:
             bias = self.vector("lm_head.padding", self.head_bias.astype(self.floats))
-        fmt = self.recipe.of(names[0])
-        job = Linear(node.inputs[0], (EMBEDDING,) if shared else names, fmt, bias, shared)
+        fmt = self.formats.of(names[0])
+        x = self.ordered(tape, node.inputs[0], names[0])
+        job = Linear(x, (EMBEDDING,) if shared else names, fmt, bias, shared)
         return [LINEARS[fmt.kind](self.store, tape, job)]
+
+    def ordered(self, tape: ir.tape.Tape, x: ir.Value | None, name: str) -> ir.Value | None:
+        """x with its columns in the order of the matrix `name`; what reads x in one order shares it."""
+        order = self.formats.order(name)
+        if order is None or x is None:
+            return x
+        key = (x, order.tobytes())
+        if key not in self._gathered:
+            self._gathered[key] = tape.op("Gather", [x, self.vector(f"{name}.order", order)], {"axis": -1})
+        return self._gathered[key]
 
     def embedding(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
         name = node.attributes["name"].as_string()
+<<<<<<< HEAD
         fmt, head = self.recipe.of(name), self.recipe.of(HEAD)
         # A tied matrix is stored once, in the head's format, unless its rows are wanted as floats.
         if self.tied and not (fmt.kind in FLOATS and head.kind not in FLOATS):
             fmt = head
+=======
+        fmt = self.formats.of(name)
+>>>>>>> main
         return [EMBEDDINGS[fmt.kind](self.store, tape, node.inputs[0], self.store.matrix((name,), fmt))]
 
     def norm(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:

@@ -19,15 +19,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import TensorReport
 from pard_onnx.models.precision import Floats, Format
 from pard_onnx.models.tensors import read_tensor, require_finite, row_blocks
+from pard_onnx.quantize.algorithms import Round
 from pard_onnx.quantize.pack import Packed, fit_block, pack
+from pard_onnx.quantize.prepared import Prepared
 from pard_onnx.quantize.report import Error
 
 ALIGNMENT = 4096  # of tensors in the data file: pages, so that they can be memory-mapped
 WORKERS = os.cpu_count() or 1
-Progress = Callable[[int], None]  # bytes of the checkpoint read since the last call
+Progress = Callable[[int], None]  # weights of matrices stored since the last call
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +46,24 @@ class Matrix:
 
 @dataclass
 class WeightStore:
-    """Appends to `file`; the values it returns point into it."""
+    """Appends to `file`; the values it returns point into it. What is prepared is taken as it is."""
 
     checkpoint: Checkpoint
     file: BinaryIO
     location: str  # the file's name beside the graph
     progress: Progress = lambda _: None
+<<<<<<< HEAD
     scales: Floats = "float32"  # of packed blocks: the type of the activations beside them
+=======
+    prepared: Prepared | None = None
+    round: Round = pack
+>>>>>>> main
     reports: list[TensorReport] = field(default_factory=list)
     _matrices: dict[tuple[tuple[str, ...], Format, bool], Matrix] = field(default_factory=dict)
+    _shapes: dict[str, tuple[int, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._shapes = dict(shapes(self.checkpoint.spec))
 
     def matrix(self, names: tuple[str, ...], fmt: Format, transposed: bool = False) -> Matrix:
         """The matrices `names` (checkpoint names without `.weight`), one above the other, in one format.
@@ -65,17 +77,17 @@ class WeightStore:
 
     def vectors(self, names: tuple[str, ...], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
         """Vectors one after the other, cast; small enough to live in the graph."""
-        return np.concatenate([self._cast(n, self._read(n, None), dtype) for n in names])
+        return np.concatenate([self._cast(n, self._vector(n), dtype) for n in names])
 
     def add(self, name: str, array: NDArray[np.generic]) -> ir.Value:
         """A constant of the exporter's own making."""
         return self._value(name, self._append([array]), array.shape, array.dtype)
 
     def _store(self, names: tuple[str, ...], fmt: Format, transposed: bool) -> Matrix:
-        entries = [self.checkpoint.tensors[f"{n}.weight"] for n in names]
-        rows, width = sum(e.shape[0] for e in entries), entries[0].shape[1]
+        extents = [self._shapes[f"{n}.weight"] for n in names]
+        rows, width = sum(extent[0] for extent in extents), extents[0][1]
         fmt = fit_block(fmt, width, names[0])
-        error, rest = Error(), []
+        error, rest = self._known_error(names), []
         label = "+".join([names[0], *(n.rsplit(".", 1)[-1] for n in names[1:])])
         if any(names == stored for stored, *_ in self._matrices):  # a tied matrix in two formats
             label += f".{fmt.name}"
@@ -84,7 +96,7 @@ class WeightStore:
             for packed, block_error in self._packed(names, fmt):
                 error.add(block_error)
                 rest.append(Packed(packed.weight[:0], packed.scale, packed.zero_point))
-                self.progress(packed.weight.shape[0] * self._row_bytes(names[0]))
+                self.progress(packed.weight.shape[0] * width)
                 yield packed.weight
 
         blocks: Iterator[NDArray[np.generic]] = weights()
@@ -101,7 +113,7 @@ class WeightStore:
                     whole = self._cast(names[0], whole, np.dtype(self.scales))
                 parts[part] = self.add(f"{label}.{part}", whole)
         size = sum(v.const_value.nbytes for v in parts.values() if v.const_value is not None)
-        self.reports.append(TensorReport(label, fmt.name, size, error.relative))
+        self.reports.append(TensorReport(label, fmt.name, size, error.relative, error.relative_output))
         return Matrix(label, fmt, rows, width, parts)
 
     def _packed(self, names: tuple[str, ...], fmt: Format) -> Iterator[tuple[Packed, Error]]:
@@ -115,21 +127,34 @@ class WeightStore:
             while pending:
                 yield pending.popleft().result()
 
-    def _row_bytes(self, name: str) -> int:
-        entry = self.checkpoint.tensors[f"{name}.weight"]
-        return entry.nbytes // entry.shape[0]
-
     def _jobs(self, names: tuple[str, ...]) -> Iterator[tuple[str, slice]]:
         for name in names:
-            yield from ((f"{name}.weight", rows) for rows in row_blocks(self.checkpoint.tensors[f"{name}.weight"]))
+            yield from ((name, rows) for rows in row_blocks(self._shapes[f"{name}.weight"]))
 
     def _pack(self, job: tuple[str, slice], fmt: Format) -> tuple[Packed, Error]:
-        weight = self._read(*job)
+        name, rows = job
+        if self.prepared and self._is_prepared(name):
+            return self.prepared.rows(name, rows), Error()  # its error is known of the whole
+        weight = self._read(f"{name}.weight", rows)
         with np.errstate(over="ignore"):  # told below, by name
-            packed = pack(weight, fmt)
+            packed = self.round(weight, fmt) if fmt.kind == "nbits" else pack(weight, fmt)
         if fmt.kind == "float16":
-            require_finite(job[0], packed.weight.astype(np.float32))  # beyond float16's range
+            require_finite(f"{name}.weight", packed.weight.astype(np.float32))  # beyond float16's range
         return packed, Error.of(weight, packed, fmt)
+
+    def _is_prepared(self, name: str) -> bool:
+        return self.prepared is not None and self.prepared.format(name) is not None
+
+    def _known_error(self, names: tuple[str, ...]) -> Error:
+        error = Error()
+        for name in names:
+            if self.prepared and self._is_prepared(name):
+                error.add(self.prepared.error(name))
+        return error
+
+    def _vector(self, name: str) -> NDArray[np.float32]:
+        replaced = self.prepared.vector(name) if self.prepared else None
+        return self._read(name, None) if replaced is None else replaced
 
     def _read(self, name: str, rows: slice | None) -> NDArray[np.float32]:
         array = read_tensor(self.checkpoint.tensors[name], rows)

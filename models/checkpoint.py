@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ from . import config as configs
 from .config import MASK_KEYS, Config
 from .errors import BadCheckpoint
 from .families import Family, shapes
+from .quantization import KEY, PackedMatrix, Quantization, packed_matrix, quantization_of
 from .spec import ModelSpec, Vocabulary
 from .tensors import DTYPES, TensorEntry, find_tensors, read_tensor, require_finite
 from .vocabulary import chat_template, tokenizer_size
@@ -22,11 +24,14 @@ EMBEDDING = "model.embed_tokens.weight"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """tensors: exactly those that `spec` needs, by name, shapes checked; what else the files hold is left out."""
+    """tensors: exactly those that `spec` needs, by name, shapes checked; what else the files hold is left out.
+    quantization: None for a checkpoint in floats; packed: matrices in integers, by name without `.weight`."""
 
     folder: Path
     spec: ModelSpec
     tensors: Mapping[str, TensorEntry]
+    quantization: Quantization | None = None
+    packed: Mapping[str, PackedMatrix] = field(default_factory=dict)
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -36,7 +41,17 @@ class Checkpoint:
         found = find_tensors(folder)
         stored = found[EMBEDDING].dtype if EMBEDDING in found else "F32"
         spec = _spec(config, family, tokenizer_size(folder), configs.dtype_of(config, stored))
-        return cls(folder, spec, _needed(folder, spec, found))
+        quantization = quantization_of(config)
+        tensors, packed = _needed(folder, spec, found, quantization)
+        if quantization and not packed:
+            raise config.fault(KEY, f"says {quantization.method}, but no matrix is stored in integers")
+        return cls(folder, spec, tensors, quantization, packed)
+
+    @property
+    def bits(self) -> int | None:
+        """Of most matrices of a quantized checkpoint."""
+        counts = Counter(matrix.bits for matrix in self.packed.values())
+        return counts.most_common(1)[0][0] if counts else None
 
     def as_role(self, role: Literal["auto", "target", "draft"]) -> Checkpoint:
         """The same checkpoint taken as `role`; "auto" is what its config says. Raises BadCheckpoint."""
@@ -81,9 +96,20 @@ def _spec(config: Config, family: Family, size: int, dtype: str) -> ModelSpec:
     )
 
 
-def _needed(folder: Path, spec: ModelSpec, found: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
-    tensors = {}
+def _needed(
+    folder: Path, spec: ModelSpec, found: Mapping[str, TensorEntry], quantization: Quantization | None
+) -> tuple[dict[str, TensorEntry], dict[str, PackedMatrix]]:
+    """The tensors in floats, and the matrices in integers."""
+    tensors: dict[str, TensorEntry] = {}
+    packed: dict[str, PackedMatrix] = {}
     for name, shape in shapes(spec):
+        matrix = name.removesuffix(".weight")
+        # Never the embedding: its rows are looked up
+        if quantization and len(shape) == 2 and name != EMBEDDING:
+            held = packed_matrix(quantization, matrix, (shape[0], shape[1]), found)
+            if held:
+                packed[matrix] = held
+                continue
         entry = found.get(name)
         if entry is None:
             raise BadCheckpoint(f"{folder}: no tensor {name} in its safetensors; a {spec.family} checkpoint needs it")
@@ -95,4 +121,4 @@ def _needed(folder: Path, spec: ModelSpec, found: Mapping[str, TensorEntry]) -> 
         if entry.shape != shape:
             raise BadCheckpoint(f"{entry.file}: tensor {name} is {list(entry.shape)}; config.json says {list(shape)}")
         tensors[name] = entry
-    return tensors
+    return tensors, packed

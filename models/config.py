@@ -93,8 +93,6 @@ def family_of(config: Config) -> Family:
     for switch in family.off:
         if config.flag(switch):
             raise config.fault(switch, f"is true; {family.name} checkpoints are supported without it only")
-    if config.values.get("quantization_config"):
-        raise config.fault("quantization_config", "is set; export the unquantized checkpoint, pard-export quantizes it")
     if (activation := config.values.get("hidden_act", "silu")) != "silu":
         raise config.fault("hidden_act", f"is {activation!r}; only 'silu' is supported")
     _refuse_sliding_window(config)

@@ -35,10 +35,12 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """model: hub id or folder name, never a local path; revision: the commit, for hub ids."""
+    """model: hub id or folder name, never a local path; revision: the commit, for hub ids; quantization: the method of
+    a checkpoint whose integer weights were taken as they are."""
 
     model: str
     revision: str | None = None
+    quantization: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,38 @@ class TensorReport:
     format: str
     bytes: int
     error: float
+    output_error: float | None = None  # the same of its products with calibration inputs
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationText:
+    """name, sha256: of the file; tokens: of it that were used, masks included."""
+
+    name: str
+    sha256: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Matrices of one input in a mixed recipe. loss: share of the layer's output that 4 bits cost, squared."""
+
+    names: tuple[str, ...]
+    bits: int
+    loss: float
+    extra_bytes: int  # of 8 bits over 4
+    protected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How weights were rounded. recipe, rounding: names of quantize's tables; budget: bytes of all matrices."""
+
+    recipe: str
+    rounding: str
+    calibration: CalibrationText | None = None
+    budget: int | None = None
+    choices: tuple[Choice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +125,7 @@ class Manifest:
     source: Source
     tools: tuple[tuple[str, str], ...]  # (distribution, version)
     tensors: tuple[TensorReport, ...] = ()
+    quantization: Quantization | None = None  # None: rounded to nearest, as pard-export does
     parity: Parity | None = None
     device: str = "cpu"  # the profile it was exported for, a key of models.devices.DEVICES
     graphs: tuple[StaticGraph, ...] = ()  # by width; none: model.onnx, of dynamic shapes

@@ -89,7 +89,17 @@ class Recipe:
 DEFAULT_PRECISION: Precision = "int4"  # the fastest on CPU, for a target's few rows and a draft's eight to sixteen
 
 
-def recipe(precision: Precision) -> Recipe:
-    """One format for everything."""
+def default_precision(bits: int | None) -> Precision:
+    """bits: of a checkpoint that is quantized already, None for floats."""
+    return "int8" if bits == 8 else DEFAULT_PRECISION
+
+
+def recipe(precision: Precision, *, imported: bool = False) -> Recipe:
+    """One format for everything.
+
+    imported: of a checkpoint that is quantized already; the head and the embedding, which others leave in floats since
+    they lose most, then get 8 bits at least.
+    """
     fmt = {"fp32": FLOAT32, "fp16": FLOAT16, "int8": INT8, "int4": INT4}[precision]
-    return Recipe(fmt, fmt, fmt)
+    ends = INT8 if imported and precision == "int4" else fmt
+    return Recipe(fmt, ends, ends)

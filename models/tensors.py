@@ -131,10 +131,10 @@ def read_tensor(entry: TensorEntry, rows: slice | None = None) -> NDArray[np.flo
     return found
 
 
-def row_blocks(entry: TensorEntry) -> Iterator[slice]:
+def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     """Slices of rows, in order, of at most BLOCK_VALUES values (one row at least), for reading piece by piece."""
-    rows = entry.shape[0]
-    step = max(1, BLOCK_VALUES // max(1, math.prod(entry.shape[1:])))
+    rows = shape[0]
+    step = max(1, BLOCK_VALUES // max(1, math.prod(shape[1:])))
     return (slice(i, min(i + step, rows)) for i in range(0, rows, step))
 
 

@@ -95,6 +95,31 @@ def _nibbles(data: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return data if bits == 8 else np.stack([data & 15, data >> 4], axis=-1)
 
 
+def stored_bytes(rows: int, width: int, fmt: Format) -> int:
+    """Of a matrix, scales and zero points included; `fmt` comes from fit_block."""
+    if fmt.kind != "nbits":
+        return rows * width * {"float32": 4, "float16": 2, "dynamic": 1}[fmt.kind]
+    blocks = width // fmt.block
+    zero = 0 if fmt.symmetric else -(-blocks * fmt.bits // 8)
+    return rows * (width * fmt.bits // 8 + 4 * blocks + zero)
+
+
+def pack_levels(levels: NDArray[np.uint8], scale: Float, zero: NDArray[np.uint8] | None, fmt: Format) -> Packed:
+    """Unsigned levels [n, in] under scales and zero points [n, blocks] in the layout of `Packed`."""
+    rows, blocks = scale.shape
+    data = _bytes(levels.reshape(rows, blocks, fmt.block), fmt.bits)
+    return Packed(data, scale.astype(np.float32), None if zero is None else _bytes(zero, fmt.bits))
+
+
+def _bytes(levels: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Levels along the last axis, two a byte at 4 bits, the low one first; an odd one has an empty neighbour."""
+    if bits == 8:
+        return levels
+    if levels.shape[-1] % 2:
+        levels = np.concatenate([levels, np.zeros_like(levels[..., :1])], axis=-1)
+    return (levels[..., 0::2] | levels[..., 1::2] << 4).astype(np.uint8, copy=False)
+
+
 def _pack_dynamic(weight: Float, fmt: Format) -> Packed:
     """Symmetric int8 per output row; a row of zeros, or too small for a scale, is stored as zeros of scale 1."""
     scale = np.abs(weight).max(axis=1) / np.float32(127)

@@ -32,7 +32,7 @@ def test_the_first_command_of_a_user(tmp_path: Path, tiny: Tiny, capsys: Capture
     assert main(["--model", "amd/PARD-Qwen2.5-0.5B", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["output"] == "PARD-Qwen2.5-0.5B-int4"
-    assert found["source"] == {"model": "amd/PARD-Qwen2.5-0.5B", "revision": SHA}
+    assert found["source"] == {"model": "amd/PARD-Qwen2.5-0.5B", "revision": SHA, "quantization": None}
     manifest = Manifest.read(tmp_path / "PARD-Qwen2.5-0.5B-int4")
     assert manifest.role == "draft" and manifest.parity is not None
     manifest.verify(tmp_path / "PARD-Qwen2.5-0.5B-int4")

@@ -77,7 +77,7 @@ class Plan:
 
     def blocks(self, name: str, entry: TensorEntry) -> list[slice]:
         """Slices of rows that can be read one by one; the whole tensor where rows change places."""
-        return [slice(None)] if self._paired(name) else list(row_blocks(entry))
+        return [slice(None)] if self._paired(name) else list(row_blocks(entry.shape))
 
     def read(self, name: str, entry: TensorEntry, rows: slice) -> NDArray[np.float32]:
         found = read_tensor(entry, rows)

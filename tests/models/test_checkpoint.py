@@ -229,7 +229,7 @@ def test_require_finite(value):
         ({"model_type": "llama", "attention_bias": True}, "attention_bias is true; llama checkpoints"),
         ({"model_type": "llama", "mlp_bias": True}, "mlp_bias is true; llama checkpoints"),
         ({"model_type": "qwen3", "attention_bias": True}, "attention_bias is true; qwen3 checkpoints"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config is set; export the unquantized checkpoint"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config.quant_method is None; supported: awq, gptq"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu' is supported"),
         ({"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1}, "sliding_window is 64; only full"),
         ({"sliding_window": 64}, "sliding_window is 64; only full"),

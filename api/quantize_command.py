@@ -1,0 +1,96 @@
+"""`pard-quantize`: a checkpoint to a folder that ONNX Runtime runs, quantized by a named recipe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from pard_onnx.cli import Parser, exit_code, export_with_progress
+from pard_onnx.export.output import place
+from pard_onnx.export_command import add_export_options, report, summary
+from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.hub import resolve_checkpoint
+from pard_onnx.models.manifest import Manifest, Quantization
+from pard_onnx.quantize.quantizer import BUDGET, Order
+from pard_onnx.quantize.recipes import BLOCKS, RECIPES, named_recipe
+
+
+def parser() -> argparse.ArgumentParser:
+    out = Parser(prog="pard-quantize", description="Quantize a model by a named recipe.")
+    model = "a checkpoint folder, a hub id, demo-target, demo-draft or demo-ar-draft"
+    out.add_argument("model", metavar="MODEL", help=model)
+    out.add_argument("--recipe", required=True, metavar="NAME", help=", ".join(RECIPES))
+    out.add_argument("--block-size", type=int, metavar="N", help=f"weights that share a scale: {BLOCKS} (default: 128)")
+    out.add_argument("--calibration", type=Path, metavar="F", help=".txt or .jsonl; default: a small set that ships")
+    budget = f"of int4-mixed: a share of the size at 8 bits, or a size as 600MB (default: {BUDGET})"
+    out.add_argument("--budget", metavar="SIZE", help=budget)
+    out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-RECIPE in the current folder")
+    add_export_options(out)
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    named = named_recipe(options.recipe, options.block_size)
+    order = Order(named, options.calibration, options.budget)
+    folder, source = resolve_checkpoint(options.model, options.revision)
+    checkpoint = Checkpoint.open(folder).as_role(options.role)
+    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{named.name}")
+    place(output, folder, force=options.force)
+    manifest = export_with_progress(
+        checkpoint,
+        source,
+        output,
+        named.precision,
+        capacity=options.context_length,
+        verify=options.verify,
+        force=options.force,
+        order=order,
+    )
+    show(manifest, output, as_json=options.json)
+
+
+def show(manifest: Manifest, output: Path, *, as_json: bool) -> None:
+    used = manifest.quantization
+    assert used is not None
+    if as_json:
+        print(json.dumps(summary(manifest, output) | {"quantization": asdict(used)}))
+        return
+    console = Console(highlight=False)
+    console.print(of_tensors(manifest))
+    if used.choices:
+        console.print(of_choices(used))
+    report(manifest, output, as_json=False)
+
+
+def of_tensors(manifest: Manifest) -> Table:
+    """Every stored matrix; errors are relative, root mean square."""
+    out = Table("matrix", "format", "MB", "weight error", "output error", box=SIMPLE_HEAD)
+    for tensor in manifest.tensors:
+        products = "" if tensor.output_error is None else f"{tensor.output_error:.2%}"
+        out.add_row(tensor.name, tensor.format, f"{tensor.bytes / 1e6:.2f}", f"{tensor.error:.2%}", products)
+    return out
+
+
+def of_choices(used: Quantization) -> Table:
+    out = Table("matrices", "bits", "loss at 4 bits", "MB for 8", "", box=SIMPLE_HEAD, title="mixed precision")
+    for choice in used.choices:
+        facts = (str(choice.bits), f"{choice.loss:.2g}", f"{choice.extra_bytes / 1e6:.2f}")
+        out.add_row("+".join(choice.names), *facts, "protected" if choice.protected else "")
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main())

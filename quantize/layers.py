@@ -1,0 +1,131 @@
+"""Calibration text on its way through a checkpoint's layers, one layer's weights in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pard_onnx.models.checkpoint import EMBEDDING, Checkpoint
+from pard_onnx.models.tensors import read_tensor, require_finite, row_blocks
+
+from .calibration import Row
+from .skeleton import skeleton, weights
+
+# Matrices of a layer that read the same input, in the order in which they run.
+GROUPS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+Group = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a layer computes of one row besides its hidden states."""
+
+    rotary: tuple[Tensor, Tensor]  # cos, sin [1, S, head_dim]
+    mask: Tensor | None  # [1, 1, S, S], added to the scores
+
+
+class Layers:
+    """The hidden states [1, S, hidden] of every row; `advance` takes them through a layer."""
+
+    def __init__(self, checkpoint: Checkpoint, rows: Sequence[Row]) -> None:
+        self.checkpoint = checkpoint
+        self.model = skeleton(checkpoint, "sdpa", torch.float32)
+        self.hidden = [states[None] for states in _embedded(checkpoint, rows)]
+        rotary = self.model.model.rotary_emb
+        self._inputs = [_inputs(rotary, row) for row in rows]
+
+    @contextmanager
+    def loaded(self, index: int) -> Iterator[nn.Module]:
+        """A layer with its weights in float32, which may be changed while it is there."""
+        layer: nn.Module = self.model.model.layers[index]
+        prefix = f"model.layers.{index}"
+        with weights(layer, prefix, self.checkpoint, torch.float32):
+            for name, parameter in layer.named_parameters():
+                require_finite(f"{prefix}.{name}", parameter.numpy())
+            yield layer
+
+    def run(self, layer: nn.Module, rows: int | None = None) -> Iterator[Tensor]:
+        """The layer's output for each row, or for the first so many."""
+        for states, inputs in zip(self.hidden[:rows], self._inputs[:rows], strict=True):
+            found = layer(states, attention_mask=inputs.mask, position_embeddings=inputs.rotary)
+            yield found[0] if isinstance(found, tuple) else found
+
+    def advance(self, layer: nn.Module) -> None:
+        """Every row through the layer."""
+        for index, states in enumerate(self.run(layer)):
+            self.hidden[index] = states
+
+    def grams(self, layer: nn.Module) -> dict[Group, Tensor]:
+        """X X^T over all rows of each group's input, [in, in]."""
+        modules: dict[Group, nn.Module] = {group: layer.get_submodule(group[0]) for group in GROUPS}
+        found = {group: _zeros(module) for group, module in modules.items()}
+        hooks = [module.register_forward_pre_hook(_adds_to(found[group])) for group, module in modules.items()]
+        try:
+            for _ in self.run(layer):
+                pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+    def normed(self, states: Tensor) -> Tensor:
+        """What the LM head reads, of the last layer's output."""
+        norm = self.model.model.norm
+        with weights(norm, "model.norm", self.checkpoint, torch.float32):
+            found: Tensor = norm(states)
+        return found
+
+    def head_gram(self) -> Tensor:
+        """X X^T of what the LM head reads."""
+        gram = torch.zeros(self.checkpoint.spec.hidden, self.checkpoint.spec.hidden)
+        for states in self.hidden:
+            _add(gram, self.normed(states))
+        return gram
+
+
+def _zeros(module: nn.Module) -> Tensor:
+    width = int(module.in_features)  # type: ignore[arg-type]
+    return torch.zeros(width, width)
+
+
+def _adds_to(gram: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # what a pre-hook returns becomes the input
+        _add(gram, arguments[0])
+
+    return hook
+
+
+def _add(gram: Tensor, x: Tensor) -> None:
+    flat = x.flatten(0, -2)
+    gram.addmm_(flat.T, flat)
+
+
+def _embedded(checkpoint: Checkpoint, rows: Sequence[Row]) -> list[Tensor]:
+    """The rows' embeddings; of the matrix only the rows that are used stay in memory."""
+    entry = checkpoint.tensors[EMBEDDING]
+    used = np.unique(np.concatenate([row.ids for row in rows]))
+    table = np.empty((len(used), entry.shape[1]), np.float32)
+    for block in row_blocks(entry.shape):
+        inside = (used >= block.start) & (used < block.stop)
+        if inside.any():
+            table[inside] = read_tensor(entry, block)[used[inside] - block.start]
+    require_finite(EMBEDDING, table)
+    return [torch.from_numpy(table[np.searchsorted(used, row.ids)]) for row in rows]
+
+
+def _inputs(rotary: nn.Module, row: Row) -> Inputs:
+    tables = rotary(torch.zeros(1), torch.from_numpy(row.positions)[None])
+    if row.mask is None:
+        return Inputs(tables, None)
+    mask = torch.from_numpy(row.mask)
+    return Inputs(tables, torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))[None, None])

@@ -1,0 +1,96 @@
+"""How much each matrix suffers from 4 bits.
+
+The loss of a matrix is what 4 bits of it alone do to its layer's output: the mean over tokens of |change|^2 over
+|output|^2, on calibration text; of the embedding, to what it gives; of the LM head, to the logits. The residual stream
+passes such shares on from layer to layer, so that losses can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pard_onnx.models.checkpoint import EMBEDDING as EMBEDDING_TENSOR
+from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.precision import Format, Recipe
+from pard_onnx.models.tensors import read_tensor
+
+from .calibration import Row
+from .grid import searched
+from .layers import Layers
+from .mixed import Unit, extra_bytes
+from .pack import fit_block, unpack
+from .prepared import EMBEDDING, HEAD
+
+ROWS = 4  # of calibration text
+UNITS = (
+    ("self_attn.q_proj",),
+    ("self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+VOCABULARY = 4096  # rows of the LM head's matrix, spread over it
+
+
+def units(checkpoint: Checkpoint, recipe: Recipe, rows: Sequence[Row], progress: Callable[[int], None]) -> list[Unit]:
+    """Every unit's loss, from one float pass over a few rows and one trial a unit. progress: layers done."""
+    found = []
+    with torch.inference_mode():
+        layers = Layers(checkpoint, rows[:ROWS])
+        spec, embedded = checkpoint.spec, layers.hidden[:]
+        for index in range(spec.layers):
+            with layers.loaded(index) as layer:
+                outputs = list(layers.run(layer))
+                for group in UNITS:
+                    names = tuple(f"model.layers.{index}.{name}" for name in group)
+                    with _rounded([layer.get_parameter(f"{name}.weight") for name in group], recipe.matrices):
+                        loss = _loss(layers.run(layer), outputs)
+                    found.append(Unit(names, loss, extra_bytes(checkpoint, recipe, names)))
+                layers.hidden = outputs
+            progress(index + 1)
+        found.append(Unit((HEAD,), _head_loss(layers, recipe.head), extra_bytes(checkpoint, recipe, (HEAD,))))
+        if not spec.tied:
+            loss = _loss((_round(states[0], recipe.embedding)[None] for states in embedded), embedded)
+            found.append(Unit((EMBEDDING,), loss, extra_bytes(checkpoint, recipe, (EMBEDDING,))))
+    return found
+
+
+@contextmanager
+def _rounded(parameters: Sequence[nn.Parameter], fmt: Format) -> Iterator[None]:
+    kept = [parameter.data for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.data = _round(parameter.data, fmt)
+        yield
+    finally:
+        for parameter, weight in zip(parameters, kept, strict=True):
+            parameter.data = weight
+
+
+def _round(weight: Tensor, fmt: Format) -> Tensor:
+    fmt = fit_block(fmt, weight.shape[1], "")
+    return torch.from_numpy(unpack(searched(weight.numpy(), fmt), fmt))
+
+
+def _loss(changed: Iterable[Tensor], outputs: Sequence[Tensor]) -> float:
+    """Outputs [1, S, width] against the same changed."""
+    shares = [((a - b).square().sum(-1) / b.square().sum(-1)).mean() for a, b in zip(changed, outputs, strict=True)]
+    return float(torch.stack(shares).mean())
+
+
+def _head_loss(layers: Layers, fmt: Format) -> float:
+    tensors = layers.checkpoint.tensors
+    entry = tensors.get(f"{HEAD}.weight") or tensors[EMBEDDING_TENSOR]
+    step = max(1, entry.shape[0] // VOCABULARY)
+    sampled = np.concatenate([read_tensor(entry, slice(i, i + 1)) for i in range(0, entry.shape[0], step)])
+    weight = torch.from_numpy(sampled)
+    states = [layers.normed(states) for states in layers.hidden]
+    logits = [x @ weight.T for x in states]
+    changed = (x @ _round(weight, fmt).T for x in states)
+    centred = [one - one.mean(-1, keepdim=True) for one in logits]  # softmax does not see what all share
+    return _loss((a - b + c for a, b, c in zip(changed, logits, centred, strict=True)), centred)
