@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -147,11 +148,9 @@ def export_with_progress(
         from pard_onnx.export.exporter import Job, export
     except ImportError as error:
         raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
-<<<<<<< HEAD
-    job = Job(checkpoint, source, output, precision, capacity=capacity, form=form, verify=verify, force=force)
-=======
-    job = Job(checkpoint, source, output, precision, capacity=capacity, verify=verify, force=force, order=order)
->>>>>>> main
+    job = Job(
+        checkpoint, source, output, precision, form=form, capacity=capacity, verify=verify, force=force, order=order
+    )
     with stages() as progress:
         return export(job, progress)
 

@@ -19,19 +19,16 @@ from pard_onnx.models.devices import (
     DEVICES,
     DRAFT_LENGTH,
     OPSETS,
+    Form,
     form,
     named,
     require_precision,
 )
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest
-<<<<<<< HEAD
-from pard_onnx.models.precision import PRECISIONS, Floats
+from pard_onnx.models.precision import DEFAULT_PRECISION, PRECISIONS, Floats, default_precision
 
 FLOATS: dict[str, Floats] = {"fp32": "float32", "fp16": "float16"}
-=======
-from pard_onnx.models.precision import DEFAULT_PRECISION, PRECISIONS, default_precision
->>>>>>> main
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
         help="a hub id, a checkpoint folder, demo-target, demo-draft or demo-ar-draft",
     )
     out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-PRECISION in the current folder")
-    precision = f"default: {DEFAULT_PRECISION}, or what a quantized checkpoint has; its integers stay in any case"
+    own = f"the device's ({DEFAULT_PRECISION} on cpu)"
+    precision = f"default: {own}, or what a quantized checkpoint has; its integers stay in any case"
     out.add_argument("--precision", choices=PRECISIONS, help=precision)
     add_export_options(out)
     return out
@@ -57,10 +55,6 @@ def add_export_options(out: argparse.ArgumentParser) -> None:
         default="auto",
         help="default: draft if the checkpoint has a mask token",
     )
-<<<<<<< HEAD
-    out.add_argument("--precision", choices=PRECISIONS, help="default: the device's; int4 on cpu")
-=======
->>>>>>> main
     out.add_argument("--context-length", type=int, metavar="N", help="tokens; default: the model's, at most 4096")
     add_device(out)
     out.add_argument("--revision", help="branch, tag or commit of a hub id")
@@ -89,6 +83,18 @@ def add_device(out: argparse.ArgumentParser) -> None:
     )
 
 
+def form_of(options: argparse.Namespace) -> Form:
+    """What `add_device` was told; BadInput for what contradicts itself."""
+    return form(
+        named(options.device),
+        attention=options.attention,
+        floats=FLOATS.get(options.io_dtype),
+        opset=options.opset,
+        static=options.static,
+        draft_length=options.draft_length,
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     return exit_code(lambda: run(options))
@@ -97,34 +103,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     folder, source = resolve_checkpoint(options.model, options.revision)
     checkpoint = Checkpoint.open(folder).as_role(options.role)
-<<<<<<< HEAD
-    device = named(options.device)
-    wanted = form(
-        device,
-        attention=options.attention,
-        floats=FLOATS.get(options.io_dtype),
-        opset=options.opset,
-        static=options.static,
-        draft_length=options.draft_length,
+    wanted, bits = form_of(options), checkpoint.bits
+    precision = options.precision or (
+        default_precision(bits) if bits else wanted.device.precision(checkpoint.spec.role)
     )
-    precision = options.precision or device.precision(checkpoint.spec.role)
     require_precision(wanted, precision)
-    suffix = precision if device is DEFAULT_FORM.device else f"{device.name}-{precision}"
+    suffix = precision if wanted.device is DEFAULT_FORM.device else f"{wanted.device.name}-{precision}"
     output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{suffix}")
-=======
-    precision = options.precision or default_precision(checkpoint.bits)
-    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{precision}")
->>>>>>> main
     place(output, folder, force=options.force)
     manifest = export_with_progress(
         checkpoint,
         source,
         output,
         precision,
-<<<<<<< HEAD
         form=wanted,
-=======
->>>>>>> main
         capacity=options.context_length,
         verify=options.verify,
         force=options.force,
@@ -162,16 +154,11 @@ def report(manifest: Manifest, output: Path, *, as_json: bool) -> None:
         if parity is None
         else (f"against torch: mean logit error {parity.mean_error:.2g}, top-1 agreement {parity.top1_agreement:.0%}")
     )
-<<<<<<< HEAD
-    kind = f"{manifest.role}, {manifest.precision}"
-    if manifest.device != DEFAULT_FORM.device.name:
-        kind += f" for {manifest.device}"
-    print(f"{output}: {kind}, {facts['bytes'] / 1e6:.1f} MB; {checked}")
-=======
     method = manifest.source.quantization
-    taken = f", integers of its {method} checkpoint" if method else ""
-    print(f"{output}: {manifest.role}, {manifest.precision}{taken}, {facts['bytes'] / 1e6:.1f} MB; {checked}")
->>>>>>> main
+    kind = f"{manifest.role}, {manifest.precision}" + (f", integers of its {method} checkpoint" if method else "")
+    if manifest.device != DEFAULT_FORM.device.name:
+        kind += f", for {manifest.device}"
+    print(f"{output}: {kind}, {facts['bytes'] / 1e6:.1f} MB; {checked}")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from rich.table import Table
 
 from pard_onnx.cli import Parser, exit_code, export_with_progress
 from pard_onnx.export.output import place
-from pard_onnx.export_command import add_export_options, report, summary
+from pard_onnx.export_command import add_export_options, form_of, report, summary
 from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.devices import DEFAULT_FORM, require_precision
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest, Quantization
 from pard_onnx.quantize.quantizer import BUDGET, Order
@@ -47,13 +48,17 @@ def run(options: argparse.Namespace) -> None:
     order = Order(named, options.calibration, options.budget)
     folder, source = resolve_checkpoint(options.model, options.revision)
     checkpoint = Checkpoint.open(folder).as_role(options.role)
-    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{named.name}")
+    wanted = form_of(options)
+    require_precision(wanted, named.precision)
+    suffix = named.name if wanted.device is DEFAULT_FORM.device else f"{wanted.device.name}-{named.name}"
+    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{suffix}")
     place(output, folder, force=options.force)
     manifest = export_with_progress(
         checkpoint,
         source,
         output,
         named.precision,
+        form=wanted,
         capacity=options.context_length,
         verify=options.verify,
         force=options.force,

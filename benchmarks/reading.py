@@ -20,7 +20,9 @@ from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.spec import ModelSpec
 from pard_onnx.runtime.providers import Provider
-from pard_onnx.runtime.session import Session, TargetSession
+from pard_onnx.runtime.session import DraftSession
+from pard_onnx.runtime.sessions import Target, sessions
+from pard_onnx.runtime.static import StaticDraft
 from pard_onnx.runtime.threads import Threads
 
 CHUNK = 32  # rows at a time: of Qwen's vocabulary 20 MB
@@ -72,12 +74,16 @@ def by_artifact(
     folder: Path, manifest: Manifest, text: Windows, provider: Provider, threads: Threads
 ) -> Iterator[Rows]:
     """The rows of an exported model, in the order of the text."""
-    if manifest.role == "draft":
-        return _draft_rows(DraftLogits(folder, manifest, provider, threads), text)
-    return _target_rows(TargetSession(folder, manifest, provider, threads), text)
+    kinds = sessions(manifest)
+    if manifest.role == "target":
+        return _target_rows(kinds.target(folder, manifest, provider, threads), text)
+    draft = kinds.draft(folder, manifest, provider, threads)
+    if isinstance(draft, StaticDraft):
+        raise BadInput(f"{folder}: a draft of fixed shapes gives no logits to read; export it with dynamic ones")
+    return _draft_rows(draft, text)
 
 
-def _target_rows(session: TargetSession, text: Windows) -> Iterator[Rows]:
+def _target_rows(session: Target, text: Windows) -> Iterator[Rows]:
     for ids in text:
         session.rollback(0)
         for first in range(0, len(ids) - 1, CHUNK):
@@ -86,25 +92,13 @@ def _target_rows(session: TargetSession, text: Windows) -> Iterator[Rows]:
             yield Rows(wanted, np.zeros_like(wanted), logits)
 
 
-class DraftLogits(Session):
-    """A draft whose logits are asked for, not its proposals alone."""
-
-    def step(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Append ids to the cache; logits of the last of them and of DRAFTS - 1 masks, [DRAFTS, vocabulary rows]."""
-        logits = np.empty((1, DRAFTS, self.manifest.spec.vocabulary.rows), np.float32)
-        self._binding.bind_ortvalue_output("logits", self._value(logits))
-        start = self.length
-        self._run(ids, len(ids) + DRAFTS - 1, "draft_length", DRAFTS)
-        self.rollback(start + len(ids))
-        found: NDArray[np.float32] = logits[0]
-        return found
-
-
-def _draft_rows(session: DraftLogits, text: Windows) -> Iterator[Rows]:
+def _draft_rows(session: DraftSession, text: Windows) -> Iterator[Rows]:
     for ids in text:
         session.rollback(0)
         for known in rounds(len(ids)):
-            logits = session.step(ids[known - STRIDE : known].tolist())
+            start = session.length
+            logits = session.logits(ids[known - STRIDE : known].tolist(), DRAFTS)
+            session.rollback(start + STRIDE)
             yield Rows(ids[known : known + DRAFTS], np.arange(DRAFTS), logits)
 
 

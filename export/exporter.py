@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import shutil
-<<<<<<< HEAD
 from collections.abc import Callable, Iterator
-=======
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
->>>>>>> main
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from math import isfinite, prod
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import torch
 
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEFAULT_FORM, Form, require_precision
 from pard_onnx.models.errors import BadInput, Failure
-<<<<<<< HEAD
-from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Parity, Source, StaticGraph, TensorReport
-from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe
-=======
 from pard_onnx.models.families import shapes
-from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Parity, Source, TensorReport
+from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Parity, Source, StaticGraph, TensorReport
 from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe, recipe
 from pard_onnx.quantize.imported import imported
 from pard_onnx.quantize.pack import pack
 from pard_onnx.quantize.prepared import Formats, Prepared
 from pard_onnx.quantize.quantizer import Order, Quantized, quantized
->>>>>>> main
 
 from .attention import MICROSOFT, VARIANTS
 from .fuse import PackQkvPass, SkipNormPass
@@ -73,16 +63,12 @@ class Job:
 
     def resolved_recipe(self) -> Recipe:
         role = self.checkpoint.spec.role
-<<<<<<< HEAD
         if self.recipe is None:
             require_precision(self.form, self.precision)
-        used = self.recipe or self.form.device.recipe(self.precision, self.form.floats)
-=======
         own = self.recipe or recipe(self.precision, imported=self.checkpoint.quantization is not None)
-        used = self.order.named.formats(role) if self.order else own
->>>>>>> main
+        used = self.fitted(self.order.named.formats(role) if self.order else own)
         used.require(role)
-        if self.checkpoint.quantization and used.floats != "float32":
+        if self.checkpoint.quantization and self.precision == "fp16":
             raise BadInput(
                 f"{self.precision}: the checkpoint's integer weights (quantization_config: "
                 f"{self.checkpoint.quantization.method}) are taken as they are, beside activations in float32; "
@@ -90,7 +76,14 @@ class Job:
             )
         return used
 
-<<<<<<< HEAD
+    def fitted(self, own: Recipe) -> Recipe:
+        """As the device runs it; what was given stays as it is."""
+        return own if self.recipe else self.form.device.fitted(own, self.form.floats)
+
+    def resolved_prepared(self) -> Prepared | None:
+        """What was given, or else the integers of a quantized checkpoint."""
+        return self.prepared or imported(self.checkpoint)
+
     def graphs(self) -> tuple[StaticGraph, ...]:
         return self.form.graphs(self.checkpoint.spec.role)
 
@@ -98,11 +91,6 @@ class Job:
         """Masks, rejected drafts and padding find room behind the capacity."""
         widest = max((graph.width for graph in self.graphs()), default=0)
         return self.resolved_capacity() + KV_MARGIN + widest
-=======
-    def resolved_prepared(self) -> Prepared | None:
-        """What was given, or else the integers of a quantized checkpoint."""
-        return self.prepared or imported(self.checkpoint)
->>>>>>> main
 
     def resolved_capacity(self) -> int:
         limit = self.checkpoint.spec.max_positions
@@ -132,15 +120,11 @@ def export(job: Job, progress: Progress = lambda *_: None) -> Manifest:
 def _build(job: Job, folder: Path, progress: Progress) -> Manifest:
     """Everything in `folder` but the manifest, which comes last and is returned."""
     checkpoint, spec = job.checkpoint, job.checkpoint.spec
-<<<<<<< HEAD
-    used, form = job.resolved_recipe(), job.form
-    tensors = _write_graphs(job, folder, progress)
-=======
-    rows = capacity + KV_MARGIN
-    with _weights(job, folder, progress) as weights:
-        tensors = _write_graph(job, weights, rows, folder, progress)
+    form = job.form
+    with _weights(job, folder, progress) as found:
+        weights = replace(found, recipe=job.fitted(found.recipe))
+        tensors = _write_graphs(job, weights, folder, progress)
     used, method = weights.recipe, checkpoint.quantization.method if checkpoint.quantization else None
->>>>>>> main
     manifest = Manifest(
         role=spec.role,
         spec=spec,
@@ -155,12 +139,9 @@ def _build(job: Job, folder: Path, progress: Progress) -> Manifest:
         source=replace(job.source, quantization=method),
         tools=tuple((name, version(name)) for name in TOOLS),
         tensors=tensors,
-<<<<<<< HEAD
         device=form.device.name,
         graphs=job.graphs(),
-=======
         quantization=weights.quantization,
->>>>>>> main
     )
     for name in COPIED:
         if (checkpoint.folder / name).is_file():
@@ -174,24 +155,17 @@ def _build(job: Job, folder: Path, progress: Progress) -> Manifest:
     return replace(manifest, files=files, parity=parity)
 
 
-<<<<<<< HEAD
-def _write_graphs(job: Job, folder: Path, progress: Progress) -> tuple[TensorReport, ...]:
-    """The graphs, one or several, and their weights."""
-    checkpoint, spec, form = job.checkpoint, job.checkpoint.spec, job.form
-    used, variant, rows = job.resolved_recipe(), VARIANTS[form.attention], job.kv_rows()
-=======
 def _weights(job: Job, folder: Path, progress: Progress) -> AbstractContextManager[Quantized]:
     if job.order:
         return quantized(job.checkpoint, job.order, folder, progress)
     return nullcontext(Quantized(job.resolved_recipe(), pack, job.resolved_prepared()))
 
 
-def _write_graph(job: Job, weights: Quantized, rows: int, folder: Path, progress: Progress) -> tuple[TensorReport, ...]:
-    """model.onnx and its weights; rows: of KV buffers and rotary tables."""
-    checkpoint, spec = job.checkpoint, job.checkpoint.spec
-    used, variant = weights.recipe, VARIANTS[job.attention]
+def _write_graphs(job: Job, weights: Quantized, folder: Path, progress: Progress) -> tuple[TensorReport, ...]:
+    """The graphs, one or several, and their weights."""
+    checkpoint, spec, form = job.checkpoint, job.checkpoint.spec, job.form
+    used, variant, rows = weights.recipe, VARIANTS[form.attention], job.kv_rows()
     formats = Formats(used, spec.tied, weights.prepared)
->>>>>>> main
     progress("trace", 0, 1)
     traced = trace(checkpoint.folder, spec, variant, rows, getattr(torch, used.floats))
     progress("trace", 1, 1)
@@ -205,24 +179,15 @@ def _write_graph(job: Job, weights: Quantized, rows: int, folder: Path, progress
         progress("weights", done, total)
 
     with (folder / DATA).open("wb") as file:
-<<<<<<< HEAD
-        store = WeightStore(checkpoint, file, DATA, advance, used.floats)
+        store = WeightStore(checkpoint, file, DATA, advance, weights.prepared, weights.round, used.floats)
         _set_tables(model, traced.tables, store, used.floats)
-        passes: list[ir.passes.InPlacePass] = [LayoutPass(), PackQkvPass(used), SkipNormPass()]
+        passes: list[ir.passes.InPlacePass] = [LayoutPass(), PackQkvPass(formats), SkipNormPass()]
         if form.attention == "portable":
             static = bool(job.graphs())
             passes.append(PlainAttentionPass(spec, rows, form.device.write, static, form.opset))
-            passes.append(PlainNormPass(store, np.dtype(used.floats), form.opset))
-        for step in (*passes, LowerPass(used, store, spec.tied, vocabulary_bias(spec))):
+            passes.append(PlainNormPass(store, formats.floats, form.opset))
+        for step in (*passes, LowerPass(formats, store, vocabulary_bias(spec))):
             step(model)
-=======
-        store = WeightStore(checkpoint, file, DATA, advance, weights.prepared, weights.round)
-        _set_tables(model, {"cos_cache": traced.cos, "sin_cache": traced.sin}, store, used.floats)
-        for step in (LayoutPass(), PackQkvPass(formats), SkipNormPass()):
-            step(model)
-        LowerPass(formats, store, vocabulary_bias(spec))(model)
-        finish(model, spec, variant)
->>>>>>> main
     progress("weights", total, total)
     for name, graph in _finished(job, model):
         _save(graph, form, folder / name)

@@ -18,12 +18,6 @@ from pard_onnx.quantize.prepared import EMBEDDING, HEAD, Formats
 from .attention import DOMAIN, MICROSOFT
 from .store import Matrix, WeightStore
 
-<<<<<<< HEAD
-HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
-FLOATS = ("float32", "float16")
-
-=======
->>>>>>> main
 
 @dataclass(frozen=True, slots=True)
 class Linear:
@@ -112,14 +106,7 @@ class LowerPass(ir.passes.InPlacePass):
 
     def embedding(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
         name = node.attributes["name"].as_string()
-<<<<<<< HEAD
-        fmt, head = self.recipe.of(name), self.recipe.of(HEAD)
-        # A tied matrix is stored once, in the head's format, unless its rows are wanted as floats.
-        if self.tied and not (fmt.kind in FLOATS and head.kind not in FLOATS):
-            fmt = head
-=======
         fmt = self.formats.of(name)
->>>>>>> main
         return [EMBEDDINGS[fmt.kind](self.store, tape, node.inputs[0], self.store.matrix((name,), fmt))]
 
     def norm(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:

@@ -52,12 +52,9 @@ class WeightStore:
     file: BinaryIO
     location: str  # the file's name beside the graph
     progress: Progress = lambda _: None
-<<<<<<< HEAD
-    scales: Floats = "float32"  # of packed blocks: the type of the activations beside them
-=======
     prepared: Prepared | None = None
     round: Round = pack
->>>>>>> main
+    scales: Floats = "float32"  # of packed blocks: the type of the activations beside them
     reports: list[TensorReport] = field(default_factory=list)
     _matrices: dict[tuple[tuple[str, ...], Format, bool], Matrix] = field(default_factory=dict)
     _shapes: dict[str, tuple[int, ...]] = field(init=False)
@@ -133,7 +130,7 @@ class WeightStore:
 
     def _pack(self, job: tuple[str, slice], fmt: Format) -> tuple[Packed, Error]:
         name, rows = job
-        if self.prepared and self._is_prepared(name):
+        if self.prepared and self.prepared.format(name) and fmt.kind == "nbits":
             return self.prepared.rows(name, rows), Error()  # its error is known of the whole
         weight = self._read(f"{name}.weight", rows)
         with np.errstate(over="ignore"):  # told below, by name

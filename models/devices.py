@@ -8,7 +8,7 @@ from typing import Literal
 
 from .errors import BadInput
 from .manifest import StaticGraph
-from .precision import FLOAT16, FLOAT32, Floats, Precision, Recipe, recipe
+from .precision import FLOAT16, FLOAT32, Floats, Precision, Recipe
 from .spec import Role
 
 Attention = Literal["gqa", "portable"]
@@ -60,16 +60,20 @@ class Device:
         """The default one."""
         return self.target if role == "target" else self.draft
 
-    def recipe(self, precision: Precision, floats: Floats | None = None) -> Recipe:
-        """The precision's formats as this device runs them; floats: of activations, None for its own."""
-        base = recipe(precision)
-        if base.matrices.kind != "nbits":
-            return base
-        if (floats or self.floats) == "float16":
-            base = replace(base, activations="float16")
+    def fitted(self, recipe: Recipe, floats: Floats | None = None) -> Recipe:
+        """The recipe as this device runs it; floats: of activations, None for its own. BadInput for a format that it
+        has no kernels for."""
+        if recipe.matrices.kind in ("float32", "float16"):
+            return recipe
+        used = recipe if (floats or self.floats) == "float32" else replace(recipe, activations="float16")
+        plain = FLOAT16 if used.floats == "float16" else FLOAT32
         if ROWS not in self.operators:  # a packed matrix cannot be looked up row by row
-            base = replace(base, embedding=FLOAT16 if base.floats == "float16" else FLOAT32)
-        return base
+            used = replace(used, embedding=plain)
+        for fmt in (used.matrices, used.head, *(fmt for _, fmt in used.overrides)):
+            missing = fmt.bits == 8 and "int8" not in self.precisions
+            if missing or (fmt.kind == "dynamic" and DYNAMIC not in self.operators):
+                raise BadInput(f"{fmt.name} on {self.name}: it has no kernels for it; use {', '.join(self.precisions)}")
+        return used
 
 
 DEVICES: dict[str, Device] = {

@@ -45,7 +45,8 @@ class Prepared(Protocol):
 class Formats:
     """A recipe resolved: a prepared matrix has its own format, any other the recipe's.
 
-    tied: lm_head reads the embedding's matrix, which is stored once, in the head's format.
+    tied: lm_head reads the embedding's matrix, which is stored once, in the head's format; twice if its rows are wanted
+    as floats, since the device cannot look them up in a packed matrix.
     """
 
     recipe: Recipe
@@ -57,9 +58,16 @@ class Formats:
         return EMBEDDING if self.tied and name == HEAD else name
 
     def of(self, name: str) -> Format:
+        if name == EMBEDDING and self.tied and self.twice:
+            return self.recipe.of(EMBEDDING)
         stored = self.stored(name)
         held = self.prepared.format(stored) if self.prepared else None
         return held or self.recipe.of(HEAD if self.tied and stored == EMBEDDING else stored)
+
+    @property
+    def twice(self) -> bool:
+        floats = ("float32", "float16")
+        return self.recipe.of(EMBEDDING).kind in floats and self.recipe.of(HEAD).kind not in floats
 
     def order(self, name: str) -> Order | None:
         return self.prepared.order(self.stored(name)) if self.prepared else None

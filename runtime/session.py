@@ -180,6 +180,16 @@ class DraftSession(GraphSession):
         self._draft(ids, draft_length)
         return drafts[0], probabilities[0]
 
+    def logits(self, ids: Sequence[int], draft_length: int) -> Floats:
+        """As `step`; what the drafts were chosen from, [draft_length, vocabulary rows]."""
+        found = np.empty((1, draft_length, self.manifest.spec.vocabulary.rows), np.float32)
+        self._binding.bind_ortvalue_output("logits", self._value(found))
+        self.step(ids, draft_length)
+        self._binding.clear_binding_outputs()
+        self.cache.bind(self._binding)
+        rows: Floats = found[0]
+        return rows
+
     def _draft(self, ids: Sequence[int], draft_length: int) -> None:
         self._run(ids, len(ids) + draft_length - 1, "draft_length", draft_length)
 

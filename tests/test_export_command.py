@@ -55,7 +55,7 @@ def test_roles(tmp_path: Path, tiny: Tiny) -> None:
 def test_a_device_names_the_folder_and_the_result(tmp_path: Path, tiny: Tiny, capsys: Capture) -> None:
     tiny(tmp_path / "model", layers=1)
     assert main(["--model", "model", "--device", "npu", "--draft-length", "3", "--no-verify"]) == 0
-    assert capsys.readouterr().out.startswith("model-npu-fp32: target, fp32 for npu, ")
+    assert capsys.readouterr().out.startswith("model-npu-fp32: target, fp32, for npu, ")
     assert main(["--model", "model", "--device", "npu", "--opset", "21", "--no-verify", "--force", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["device"], found["attention"], found["opset"], found["io_dtype"]) == (

@@ -4,6 +4,7 @@ import pytest
 
 from pard_onnx.models.devices import DEVICES, OPSETS, PLAIN, form, named, require_precision
 from pard_onnx.models.errors import BadInput
+from pard_onnx.models.precision import recipe
 from pard_onnx.runtime.loop import DRAFT_LIMIT
 
 CPU = DEVICES["cpu"]
@@ -16,11 +17,11 @@ def test_entries_agree_with_themselves(device):
     assert device.opset == default.opset and default.opset in device.opsets
     for role in ("target", "draft"):
         require_precision(default, device.precision(role))
-        device.recipe(device.precision(role)).require(role)
+        device.fitted(recipe(device.precision(role))).require(role)
         widths = [graph.width for graph in default.graphs(role)]
         assert bool(widths) == device.static and widths == sorted(widths)
     for precision in device.precisions:
-        device.recipe(precision).require("target")
+        device.fitted(recipe(precision)).require("target")
     written = {"scatter": "ScatterND", "one-hot": "Equal"}[device.write]
     assert PLAIN - {"ScatterND"} | {written} <= device.operators
 
@@ -37,9 +38,9 @@ def test_overrides():
     assert form(CPU, attention="portable", opset=18).opset == 18
     assert form(CPU, attention="portable", static=True).graphs("draft")
     assert form(DEVICES["webgpu"], floats="float16").floats == "float16"
-    assert DEVICES["webgpu"].recipe("int4", "float16").floats == "float16"
-    assert DEVICES["directml"].recipe("int4").embedding.kind == "float16"
-    assert DEVICES["directml"].recipe("int4", "float32").embedding.kind == "float32"
+    assert DEVICES["webgpu"].fitted(recipe("int4"), "float16").floats == "float16"
+    assert DEVICES["directml"].fitted(recipe("int4")).embedding.kind == "float16"
+    assert DEVICES["directml"].fitted(recipe("int4"), "float32").embedding.kind == "float32"
 
 
 BAD = {
