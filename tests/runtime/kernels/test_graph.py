@@ -58,6 +58,7 @@ def test_the_graph_computes_the_same(artifact: Path) -> None:
     assert isinstance(graph, bytes)
     parsed = onnx.load_from_string(graph)
     assert {n.domain for n in parsed.graph.node if n.op_type == "MatMulNBits"} == {"pard_onnx"}
+    assert {n.domain for n in parsed.graph.node if n.op_type == "GroupQueryAttention"} == {"pard_onnx"}
     gated = [n for n in parsed.graph.node if n.op_type == "GatedMatMulNBits"]
     assert len(gated) == manifest.spec.layers
     ids = list(range(20, 31))
@@ -121,16 +122,65 @@ def test_no_library(monkeypatch: pytest.MonkeyPatch, artifact: Path, kernel_vari
         kernels.load.cache_clear()
 
 
-@needs_kernels
-def test_other_graphs_stay(tmp_path: Path, artifact: Path) -> None:
-    """A format that the kernel does not have, and a graph without any matmul of the kind."""
+Edit = Callable[[onnx.NodeProto], None]
+
+
+def edited(artifact: Path, folder: Path, operators: dict[str, Edit]) -> tuple[bytes | Path, list[str]]:
+    """What becomes of the graph after edits of its nodes, and the operators in it that are the kernels'."""
     model = onnx.load(artifact / "model.onnx", load_external_data=False)
     for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = 0
+        operators.get(node.op_type, lambda _: None)(node)
+    onnx.save(model, folder / "model.onnx")
+    graph = with_kernel(folder, options())
+    if isinstance(graph, Path):
+        return graph, []
+    taken = {node.op_type for node in onnx.load_from_string(graph).graph.node if node.domain == "pard_onnx"}
+    return graph, sorted(taken)
+
+
+def attribute(name: str, value: float) -> Edit:
+    def edit(node: onnx.NodeProto) -> None:
+        kept = [a for a in node.attribute if a.name != name]
+        del node.attribute[:]
+        node.attribute.extend([*kept, onnx.helper.make_attribute(name, value)])
+
+    return edit
+
+
+@needs_kernels
+def test_other_graphs_stay(tmp_path: Path, artifact: Path) -> None:
+    """Formats and variants that the kernels do not have stay ONNX Runtime's, one by one."""
+    inexact, windowed = attribute("accuracy_level", 0), attribute("local_window_size", 64)
+    assert edited(artifact, tmp_path, {"MatMulNBits": inexact})[1] == ["GroupQueryAttention"]
+    variants = [windowed, attribute("softcap", 30.0), attribute("do_rotary", 0), attribute("kv_num_heads", 3)]
+    for variant in [*variants, lambda node: node.input.append("position_ids")]:
+        found = edited(artifact, tmp_path, {"GroupQueryAttention": variant})[1]
+        assert found == ["GatedMatMulNBits", "MatMulNBits"]
+    both = {"MatMulNBits": inexact, "GroupQueryAttention": windowed}
+    assert edited(artifact, tmp_path, both)[0] == tmp_path / "model.onnx"
+
+
+@needs_kernels
+@pytest.mark.parametrize("change", ["float16", "head_dim 8", "rank 3", "computed"])
+def test_other_caches_stay(tmp_path: Path, artifact: Path, change: str) -> None:
+    model = onnx.load(artifact / "model.onnx", load_external_data=False)
+    for value in model.graph.input:
+        tensor = value.type.tensor_type
+        if not value.name.startswith("past_key_values."):
+            continue
+        if change == "float16":
+            tensor.elem_type = onnx.TensorProto.FLOAT16
+        elif change == "head_dim 8":
+            tensor.shape.dim[3].dim_value = 8
+        elif change == "rank 3":
+            del tensor.shape.dim[3]
+        else:
+            value.name += ".other"
     onnx.save(model, tmp_path / "model.onnx")
-    assert with_kernel(tmp_path, options()) == tmp_path / "model.onnx"
+    graph = with_kernel(tmp_path, options())
+    assert isinstance(graph, bytes)
+    parsed = onnx.load_from_string(graph)
+    assert {n.domain for n in parsed.graph.node if n.op_type == "GroupQueryAttention"} == {"com.microsoft"}
 
 
 @needs_kernels
