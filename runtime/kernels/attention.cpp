@@ -13,7 +13,7 @@ namespace {
 constexpr size_t MOST_QUERIES = 96;  // of a unit: more would leave the core's cache, fewer transpose the keys more often
 constexpr size_t LEAST_QUERIES = 12;
 constexpr size_t ALONE = 1 << 18;    // products up to which sharing them takes longer than it saves
-constexpr size_t FEW_ROWS = 32;      // whose queries and keys one thread rotates
+constexpr size_t FEW_ROWS = 32;      // whose keys and values one thread appends
 
 // Halves of a head turned against one another, times `scale`; the rest of it times `scale`. Plain products and sums,
 // so that every compiler and processor rounds alike.
@@ -27,39 +27,36 @@ void rotate(const float* __restrict x, const float* __restrict cosines, const fl
 }
 
 // Memory of one thread, kept from call to call.
-float* reserve(std::unique_ptr<Buffer>& buffer, size_t& size, size_t floats) {
+AttendScratch scratch_of_thread(size_t dim, size_t count) {
+  static thread_local std::unique_ptr<Buffer> buffer;
+  static thread_local size_t size = 0;
+  const size_t rows = whole_panels(count), floats = dim * KEYS + rows * (KEYS + 2 * dim + PANEL + 1);
   if (size < floats) {
     buffer = std::make_unique<Buffer>(floats * sizeof(float));
     size = floats;
   }
-  return reinterpret_cast<float*>(buffer->data());
-}
-
-AttendScratch scratch_of_thread(size_t dim, size_t count) {
-  static thread_local std::unique_ptr<Buffer> buffer;
-  static thread_local size_t size = 0;
-  const size_t rows = whole_panels(count);
   AttendScratch out;
-  out.keys = reserve(buffer, size, dim * KEYS + rows * (KEYS + dim + PANEL + 1));
-  out.scores = out.keys + dim * KEYS;
+  out.keys = reinterpret_cast<float*>(buffer->data());
+  out.queries = out.keys + dim * KEYS;
+  out.scores = out.queries + rows * dim;
   out.values = out.scores + rows * KEYS;
   out.sums = out.values + rows * dim;
   out.highest = out.sums + rows * PANEL;
   return out;
 }
 
-// First the rows are rotated, then workers share units: runs of queries of one KV head.
+// First keys and values go into the caches, then workers share units: runs of queries of one KV head.
 class Work {
  public:
-  Work(const Isa& isa, const AttentionStep& step, float* queries)
-      : isa_(isa), step_(step), queries_(queries), group_(step.heads / step.kv_heads), chunks_(chunking(step)) {}
+  Work(const Isa& isa, const AttentionStep& step)
+      : isa_(isa), step_(step), group_(step.heads / step.kv_heads), chunks_(chunking(step)) {}
 
   size_t workers() const {
     const size_t products = step_.rows * step_.heads * step_.dim * (step_.past + step_.rows);
     return products > ALONE ? std::min(units(), processors()) : 1;
   }
 
-  static void prepare(void* self, size_t row) { static_cast<Work*>(self)->prepare(row); }
+  static void append(void* self, size_t row) { static_cast<Work*>(self)->append(row); }
   static void work(void* self, size_t) { static_cast<Work*>(self)->work(); }
 
  private:
@@ -73,17 +70,18 @@ class Work {
 
   size_t units() const { return step_.kv_heads * chunks_.tiles; }
 
-  void prepare(size_t row) {
+  void append(size_t row) {
     const AttentionStep& s = step_;
-    const float *cosines = s.cosines + (s.past + row) * s.half, *sines = s.sines + (s.past + row) * s.half;
-    for (size_t h = 0; h < s.heads; ++h)
-      rotate(s.queries + row * s.query_stride + h * s.dim, cosines, sines, s.half, s.dim, s.scale,
-             queries_ + ((h / group_ * s.rows + row) * group_ + h % group_) * s.dim);
     for (size_t h = 0; h < s.kv_heads; ++h) {
       const size_t at = (h * s.capacity + s.past + row) * s.dim, from = row * s.kv_stride + h * s.dim;
-      rotate(s.keys + from, cosines, sines, s.half, s.dim, 1.0f, s.key_cache + at);
+      rotate(s.keys + from, row, 1.0f, s.key_cache + at);
       std::memcpy(s.value_cache + at, s.values + from, s.dim * sizeof(float));
     }
+  }
+
+  void rotate(const float* head, size_t row, float scale, float* out) const {
+    const size_t at = (step_.past + row) * step_.half;
+    pard::rotate(head, step_.cosines + at, step_.sines + at, step_.half, step_.dim, scale, out);
   }
 
   void work() {
@@ -98,7 +96,6 @@ class Work {
     QueryRows job;
     job.keys = s.key_cache + head * s.capacity * s.dim;
     job.values = s.value_cache + head * s.capacity * s.dim;
-    job.queries = queries_ + (head * s.rows * group_ + first) * s.dim;
     job.dim = s.dim;
     job.first = first;
     job.count = count;
@@ -107,12 +104,15 @@ class Work {
     job.out = s.out + head * group_ * s.dim;
     job.stride = s.heads * s.dim;
     job.scratch = scratch_of_thread(s.dim, count);
+    for (size_t i = 0; i < count; ++i) {
+      const size_t row = (first + i) / group_, query = head * group_ + (first + i) % group_;
+      rotate(s.queries + row * s.query_stride + query * s.dim, row, s.scale, job.scratch.queries + i * s.dim);
+    }
     isa_.attend(job);
   }
 
   const Isa& isa_;
   const AttentionStep& step_;
-  float* queries_;  // [kv head][row][group][dim]
   size_t group_;
   Tiling chunks_;
   std::atomic<size_t> next_{0};
@@ -121,14 +121,12 @@ class Work {
 }  // namespace
 
 void attention(const Isa& isa, const AttentionStep& step, const Parallel& parallel) {
-  static thread_local std::unique_ptr<Buffer> buffer;
-  static thread_local size_t size = 0;
   if (!step.rows) return;
-  Work work(isa, step, reserve(buffer, size, step.rows * step.heads * step.dim));
+  Work work(isa, step);
   if (step.rows > FEW_ROWS)
-    parallel.run(parallel.context, Work::prepare, step.rows, &work);
+    parallel.run(parallel.context, Work::append, step.rows, &work);
   else
-    for (size_t row = 0; row < step.rows; ++row) Work::prepare(&work, row);
+    for (size_t row = 0; row < step.rows; ++row) Work::append(&work, row);
   if (work.workers() > 1)
     parallel.run(parallel.context, Work::work, work.workers(), &work);
   else

@@ -25,6 +25,7 @@ struct Avx512Vnni {
   struct Sum;
 
   static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
+  static void prefetch_far(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1); }
   static Float zero() { return _mm512_setzero_ps(); }
   static Float load(const float* at) { return _mm512_loadu_ps(at); }
   static void store(float* at, Float x) { _mm512_storeu_ps(at, x); }

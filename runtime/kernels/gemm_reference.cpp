@@ -72,6 +72,7 @@ struct Scalar {
   static constexpr size_t LANES = 1;
   static constexpr size_t ROWS = 1, WIDEST = PANEL;
 
+  static void prefetch_far(const uint8_t*) {}
   static Float load(const float* at) { return *at; }
   static void store(float* at, Float x) { *at = x; }
   static Float broadcast(float x) { return x; }
@@ -84,9 +85,9 @@ struct Scalar {
   static Float largest_float(Float x) { return x; }
   static Float zip_low(Float a, Float) { return a; }
   static Float zip_high(Float, Float b) { return b; }
-  static Int round(Float x) { return static_cast<Int>(std::nearbyint(x)); }
+  static Int round(Float x) { return x == x ? static_cast<Int>(std::nearbyint(x)) : 0; }
   static Float to_float(Int x) { return static_cast<Float>(x); }
-  static Float power_of_two(Int n) { return std::ldexp(1.0f, n); }
+  static Float power_of_two(Int n) { return n < -126 ? 0.0f : std::ldexp(1.0f, n); }
 };
 
 void multiply(const Tile& tile) {

@@ -1,6 +1,8 @@
 // What one instruction set contributes: a table of functions that the dispatcher picks from.
 #pragma once
 
+#include <limits>
+
 #include "layout.h"
 
 namespace pard {
@@ -39,6 +41,7 @@ struct Gating {
 
 // What a worker needs to attend with a unit of rows; every part begins at a multiple of 64 bytes.
 struct AttendScratch {
+  float* queries;  // [count][dim], rotated and scaled
   float* keys;     // [dim][KEYS]: a block of keys, transposed
   float* scores;   // [count][KEYS]
   float* values;   // [count][dim]: sums of weighted values
@@ -50,7 +53,6 @@ struct AttendScratch {
 // those of the step up to its own, and no others.
 struct QueryRows {
   const float *keys, *values;  // [rows][dim]
-  const float* queries;        // [count][dim], rotated and scaled
   size_t dim;                  // a multiple of PANEL
   size_t first, count, group;
   size_t past;

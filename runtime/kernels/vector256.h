@@ -16,6 +16,7 @@ struct Vector256 {
   static constexpr size_t ROWS = 4, WIDEST = 2;  // of attention: 8 sums
 
   static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
+  static void prefetch_far(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1); }
   static Float zero() { return _mm256_setzero_ps(); }
   static Float load(const float* at) { return _mm256_loadu_ps(at); }
   static Int load_bytes(const uint8_t* at) { return _mm256_loadu_si256(reinterpret_cast<const Int*>(at)); }

@@ -7,7 +7,9 @@
 namespace pard {
 namespace {
 
-constexpr float LOWEST = -3.402823466e38f;
+constexpr float LOWEST = std::numeric_limits<float>::lowest();
+constexpr float UNSEEN = -std::numeric_limits<float>::infinity();
+constexpr float LEAST_EXPONENT = -88.0f;  // its exponential() is a multiple of 2^-127, which is written as 0
 
 // c[R][W vectors] += a[R][depth] times b[depth][W vectors]. An element is one chain of fused multiply-adds in order
 // of depth, whatever R and W are.
@@ -105,18 +107,21 @@ struct Attend {
   static void block(const QueryRows& job, size_t first, size_t row) {
     const AttendScratch& scratch = job.scratch;
     const size_t dim = job.dim, most = seen(job, job.count - 1, first);
+    const size_t left = seen(job, job.count - 1) - first, next = left < 2 * KEYS ? left : 2 * KEYS;
     transpose<S>(job.keys + first * dim, most, dim, scratch.keys);
     memset(scratch.scores + row * KEYS, 0, (job.count - row) * KEYS * sizeof(float));
     const float* values = job.values + first * dim;
     const Tiling tiling(job.count - row, S::ROWS);
     for (size_t t = 0; t < tiling.tiles; ++t) {
       const size_t r = row + tiling.first(t), height = tiling.height(t);
+      prefetch(values, most * dim, t, tiling.tiles);
       const size_t width = whole_panels(seen(job, r + height - 1, first));
-      multiply_some<S>(height, job.queries + r * dim, dim, scratch.keys, KEYS, dim, scratch.scores + r * KEYS, KEYS, width);
+      multiply_some<S>(height, scratch.queries + r * dim, dim, scratch.keys, KEYS, dim, scratch.scores + r * KEYS, KEYS, width);
     }
     for (size_t r = row; r < job.count; ++r) weigh(job, r, seen(job, r, first));
     for (size_t t = 0; t < tiling.tiles; ++t) {
       const size_t r = row + tiling.first(t), height = tiling.height(t);
+      if (next > KEYS) prefetch(job.keys + (first + KEYS) * dim, (next - KEYS) * dim, t, tiling.tiles);
       // The keys that all rows see, then those that fewer and fewer do: what a row does not see, it does not touch.
       for (size_t i = 0, from = 0; i < height; ++i) {
         const size_t to = seen(job, r + i, first);
@@ -128,30 +133,39 @@ struct Attend {
     }
   }
 
+  // One part of what is needed soon, so that it comes while the processor multiplies. Into the second cache: the first
+  // one is full of what is being multiplied.
+  static void prefetch(const float* at, size_t count, size_t part, size_t parts) {
+    const size_t lines = count / PANEL, end = lines * (part + 1) / parts;
+    for (size_t i = lines * part / parts; i < end; ++i) S::prefetch_far(reinterpret_cast<const uint8_t*>(at + i * PANEL));
+  }
+
   // A row's scores of one block to weights exp(score - highest); what was summed before is rescaled to a new highest.
   static void weigh(const QueryRows& job, size_t row, size_t count) {
     float* const scores = job.scratch.scores + row * KEYS;
-    float* const sums = job.scratch.sums + row * PANEL;
     const size_t width = whole_panels(count);
-    for (size_t k = count; k < width; ++k) scores[k] = LOWEST;
+    for (size_t k = count; k < width; ++k) scores[k] = UNSEEN;
     Float most = S::load(scores);
     for (size_t k = L; k < width; k += L) most = S::max(most, S::load(scores + k));
     raise(job, row, S::largest_float(most));
     const Float shift = S::broadcast(-job.scratch.highest[row]);
-    for (size_t k = 0; k < width; k += L) {
-      const Float score = S::load(scores + k);
-      float* const lanes = sums + k % PANEL;
-      S::store(lanes, S::fma(score, S::broadcast(0.0f), S::load(lanes)));  // NaN for a score that is infinite or NaN
-      S::store(scores + k, weight(S::add(score, shift)));
-    }
-    for (size_t k = count; k < width; ++k) scores[k] = 0;
-    for (size_t k = 0; k < width; k += L) {
-      float* const lanes = sums + k % PANEL;
-      S::store(lanes, S::add(S::load(lanes), S::load(scores + k)));
-    }
+    Float lanes[PANEL / L];
+    for (size_t v = 0; v < PANEL / L; ++v) lanes[v] = S::load(job.scratch.sums + row * PANEL + v * L);
+    for (size_t k = 0; k < width; k += PANEL)
+      for (size_t v = 0; v < PANEL / L; ++v) {
+        float* const at = scores + k + v * L;
+        const Float found = weight(S::add(S::load(at), shift));
+        S::store(at, found);
+        lanes[v] = S::add(lanes[v], found);
+      }
+    for (size_t v = 0; v < PANEL / L; ++v) S::store(job.scratch.sums + row * PANEL + v * L, lanes[v]);
   }
 
-  static Float weight(Float below) { return exponential<S>(S::max(below, S::broadcast(-EXP_LIMIT))); }
+  // exp of x <= 0, but 0 at -88 and below; NaN of NaN, as of two operands of which one is NaN `max` and `min` give the
+  // second. Above 0 is x only in rows with NaN.
+  static Float weight(Float x) {
+    return exponential<S>(S::min(S::broadcast(0.0f), S::max(S::broadcast(LEAST_EXPONENT), x)));
+  }
 
   static void raise(const QueryRows& job, size_t row, float score) {
     float& highest = job.scratch.highest[row];
