@@ -16,11 +16,12 @@
 namespace pard {
 namespace {
 
+constexpr const char* NAME = "GroupQueryAttention";
 enum Input : size_t { QUERY, KEY, VALUE, PAST_KEY, PAST_VALUE, SEQLENS_K, TOTAL, COS, SIN, INPUTS };
 enum Output : size_t { OUT, PRESENT_KEY, PRESENT_VALUE, OUTPUTS };
 
 void demand(bool fits, const std::string& what) {
-  if (!fits) throw std::invalid_argument("GroupQueryAttention: " + what);
+  if (!fits) throw std::invalid_argument(NAME + (": " + what));
 }
 
 struct Call {
@@ -148,13 +149,13 @@ struct AttentionKernel {
 
 OrtCustomOp attention_op() {
   OrtCustomOp op = described<AttentionKernel>();
-  op.GetName = [](const OrtCustomOp*) { return "GroupQueryAttention"; };
+  op.GetName = [](const OrtCustomOp*) { return NAME; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return INPUTS; };
   op.GetInputType = [](const OrtCustomOp*, size_t i) { return i == SEQLENS_K || i == TOTAL ? ORT_INT32 : ORT_FLOAT; };
   op.GetInputCharacteristic = [](const OrtCustomOp*, size_t i) { return i == KEY || i == VALUE ? ORT_OPTIONAL : ORT_REQUIRED; };
   op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return OUTPUTS; };
   op.CreateKernelV2 = [](const OrtCustomOp*, const void*, const OrtKernelInfo* info, void** kernel) {
-    return guarded([&] { *kernel = new AttentionKernel(Node(info)); });
+    return guarded([&] { *kernel = new AttentionKernel(Node(info, NAME)); });
   };
   return op;
 }

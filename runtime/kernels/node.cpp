@@ -67,7 +67,9 @@ size_t Tensor::count() const {
   return out;
 }
 
-Node::Node(const OrtKernelInfo* info) : info_(info) { require(ort().KernelInfo_GetInputCount(info, &inputs_)); }
+Node::Node(const OrtKernelInfo* info, const char* name) : info_(info), name_(name) {
+  require(ort().KernelInfo_GetInputCount(info, &inputs_));
+}
 
 int64_t Node::integer(const std::string& name) const {
   int64_t out = 0;
@@ -85,7 +87,7 @@ float Node::number_or(const std::string& name, float otherwise) const {
 
 size_t Node::positive(const std::string& name) const {
   const int64_t value = integer(name);
-  if (value <= 0) throw std::invalid_argument(name + " " + std::to_string(value));
+  if (value <= 0) throw std::invalid_argument(name_ + ": " + name + " " + std::to_string(value));
   return static_cast<size_t>(value);
 }
 

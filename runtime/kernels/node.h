@@ -43,7 +43,7 @@ struct Tensor {
 // What a node says when its kernel is made.
 class Node {
  public:
-  explicit Node(const OrtKernelInfo* info);
+  Node(const OrtKernelInfo* info, const char* name);  // name: the operator's, for what goes wrong
 
   int64_t integer(const std::string& name) const;
   int64_t integer_or(const std::string& name, int64_t otherwise) const;
@@ -65,6 +65,7 @@ class Node {
   }
 
   const OrtKernelInfo* info_;
+  std::string name_;
   size_t inputs_ = 0;
 };
 

@@ -101,7 +101,7 @@ struct Kernel {
 
 template <Weights (*MAKE)(const Node&)>
 OrtStatus* create(const OrtCustomOp*, const void*, const OrtKernelInfo* info, void** kernel) {
-  return guarded([&] { *kernel = new Kernel{MAKE(Node(info))}; });
+  return guarded([&] { *kernel = new Kernel{MAKE(Node(info, "MatMulNBits"))}; });
 }
 
 int input_type(const OrtCustomOp*, size_t index) { return index == B || index == ZERO_POINTS ? ORT_UINT8 : ORT_FLOAT; }

@@ -158,7 +158,7 @@ def test_rows_are_the_same_for_every_number_of_rows_and_threads_in_a_shared_buff
     ("changes", "words"),
     [
         ({"kv_num_heads": 3}, "num_heads is no multiple of kv_num_heads"),
-        ({"num_heads": -4}, "num_heads -4"),
+        ({"num_heads": -4}, "GroupQueryAttention: num_heads -4"),
         ({"do_rotary": 0}, "do_rotary is not 1"),
     ],
 )

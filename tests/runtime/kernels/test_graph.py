@@ -21,6 +21,9 @@ from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.runtime import kernels
 from pard_onnx.runtime.kernels.graph import with_kernel
 from pard_onnx.runtime.kernels.protobuf import fields, message
+from pard_onnx.runtime.providers import installed
+from pard_onnx.runtime.session import TargetSession
+from pard_onnx.runtime.threads import Threads
 
 needs_kernels = pytest.mark.skipif(kernels.isa() is None, reason="the kernels are not built")
 SetVariable = Callable[[str | None], None]
@@ -68,6 +71,21 @@ def test_the_graph_computes_the_same(artifact: Path) -> None:
     assert (np.isfinite(ours) == known).all()
     # 1e-7 differences cross int8 activation roundings: about what ONNX Runtime's own odd and even widths differ by
     assert np.abs(ours[known] - theirs[known]).max() < 0.1 * theirs[known].std()
+
+
+@needs_kernels
+def test_a_text_read_in_chunks_leaves_the_rows_that_single_tokens_leave(artifact: Path) -> None:
+    """The whole model, bit for bit: a prefill is a wide step, and nothing in it depends on the width."""
+    session = TargetSession(artifact, Manifest.read(artifact), installed("cpu"), Threads(2))
+    ids = np.random.default_rng(0).integers(300, size=150).tolist()
+    seen = []
+    for widths in ([1] * 150, [128, 22], [150], [7] * 21 + [3]):
+        session.rollback(0)
+        logits = []
+        for width in widths:
+            logits.append(session.step(ids[session.length : session.length + width], width).copy())
+        seen.append(np.concatenate(logits).tobytes() + session.cache.read(0, 150).tobytes())
+    assert seen[1:] == seen[:1] * 3
 
 
 @needs_kernels
