@@ -23,7 +23,7 @@ from . import kernels
 from .providers import Provider, onnxruntime
 from .threads import Threads, physical_cores
 
-VERSION = 1  # of the way to measure
+VERSION = 2  # of the way to measure, and of the kernels
 CPUINFO = Path("/proc/cpuinfo")
 Record = TypeVar("Record")
 

@@ -46,6 +46,7 @@ def rows(pair: Pair, prompt: str, new: int, monkeypatch: pytest.MonkeyPatch, **o
     monkeypatch.setattr(pair_module, "chooser", recording)
     stats = pair.generate(prompt, max_new_tokens=new, **options).stats  # type: ignore[arg-type]
     assert stats.exact
+    assert stats.widths[0] == (2 if stats.kernel == "onnxruntime" else 1)
     # What a round verified behind EOS is not of the text.
     return {position: found for position, found in seen.items() if position < stats.prompt_tokens + stats.new_tokens}
 

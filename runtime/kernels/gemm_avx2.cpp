@@ -10,6 +10,7 @@
 #include "silu.h"
 #include "vector256.h"
 #include "vector_tile.h"
+#include "vector_attention.h"
 
 namespace pard {
 namespace {
@@ -64,7 +65,7 @@ struct Avx2::Sum<8, ROWS> {
 
 }  // namespace
 
-const Isa AVX2 = {"avx2", Avx2::HIGHEST_TILE, cpu_has_avx2, quantize<Avx2>, multiply<Avx2>, gate<Avx2>};
+const Isa AVX2 = {"avx2", Avx2::HIGHEST_TILE, cpu_has_avx2, quantize<Avx2>, multiply<Avx2>, gate<Avx2>, attend<Avx2>};
 
 }  // namespace pard
 #include "target_end.h"

@@ -8,6 +8,7 @@
 #include "target_begin.h"
 #include "silu.h"
 #include "vector_tile.h"
+#include "vector_attention.h"
 
 namespace pard {
 namespace {
@@ -18,11 +19,13 @@ struct Avx512Vnni {
   static constexpr size_t LANES = 16;
   static constexpr size_t HIGHEST_TILE = 12;  // 12 sums, 12 results, weights, scales: 16 rows spill
   static constexpr size_t SPLIT = 6;
+  static constexpr size_t ROWS = 6, WIDEST = 4;  // of attention: 24 sums
 
   template <int BITS, size_t ROWS>
   struct Sum;
 
   static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
+  static void prefetch_far(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1); }
   static Float zero() { return _mm512_setzero_ps(); }
   static Float load(const float* at) { return _mm512_loadu_ps(at); }
   static void store(float* at, Float x) { _mm512_storeu_ps(at, x); }
@@ -35,6 +38,13 @@ struct Avx512Vnni {
   static Int max_int(Int a, Int b) { return _mm512_max_epi32(a, b); }
   static Int magnitude_bits(Float x) { return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff)); }
   static int32_t largest(Int x) { return _mm512_reduce_max_epi32(x); }
+  static float largest_float(Float x) { return _mm512_reduce_max_ps(x); }
+  static Float zip_low(Float a, Float b) {
+    return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b);
+  }
+  static Float zip_high(Float a, Float b) {
+    return _mm512_permutex2var_ps(a, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), b);
+  }
   static int32_t total(Int x) { return _mm512_reduce_add_epi32(x); }
   static Float to_float(Int x) { return _mm512_cvtepi32_ps(x); }
   static Int round(Float x) { return _mm512_cvtps_epi32(x); }
@@ -89,7 +99,8 @@ struct Avx512Vnni::Sum<8, ROWS> {
 
 }  // namespace
 
-const Isa AVX512_VNNI = {"avx512-vnni", Avx512Vnni::HIGHEST_TILE, cpu_has_avx512_vnni, quantize<Avx512Vnni>, multiply<Avx512Vnni>, gate<Avx512Vnni>};
+const Isa AVX512_VNNI = {"avx512-vnni", Avx512Vnni::HIGHEST_TILE, cpu_has_avx512_vnni,
+                  quantize<Avx512Vnni>, multiply<Avx512Vnni>, gate<Avx512Vnni>, attend<Avx512Vnni>};
 
 }  // namespace pard
 #include "target_end.h"

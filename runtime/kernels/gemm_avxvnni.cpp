@@ -9,6 +9,7 @@
 #include "silu.h"
 #include "vector256.h"
 #include "vector_tile.h"
+#include "vector_attention.h"
 
 namespace pard {
 namespace {
@@ -46,7 +47,8 @@ struct AvxVnni::Sum<8, ROWS> {
 
 }  // namespace
 
-const Isa AVX_VNNI = {"avx-vnni", AvxVnni::HIGHEST_TILE, cpu_has_avx_vnni, quantize<AvxVnni>, multiply<AvxVnni>, gate<AvxVnni>};
+const Isa AVX_VNNI = {"avx-vnni", AvxVnni::HIGHEST_TILE, cpu_has_avx_vnni,
+                  quantize<AvxVnni>, multiply<AvxVnni>, gate<AvxVnni>, attend<AvxVnni>};
 
 }  // namespace pard
 #include "target_end.h"

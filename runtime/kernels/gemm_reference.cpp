@@ -5,6 +5,7 @@
 
 #include "isa.h"
 #include "silu.h"
+#include "vector_attention.h"
 
 namespace pard {
 namespace {
@@ -64,12 +65,14 @@ float output(const Tile& tile, size_t panel, size_t o, size_t row) {
   return out + (tile.bias ? tile.bias[panel * PANEL + o] : 0.0f);
 }
 
-// One number as a vector of one, for silu.h.
+// One number as a vector of one, for silu.h and vector_attention.h.
 struct Scalar {
   using Int = int32_t;
   using Float = float;
   static constexpr size_t LANES = 1;
+  static constexpr size_t ROWS = 1, WIDEST = PANEL;
 
+  static void prefetch_far(const uint8_t*) {}
   static Float load(const float* at) { return *at; }
   static void store(float* at, Float x) { *at = x; }
   static Float broadcast(float x) { return x; }
@@ -79,9 +82,12 @@ struct Scalar {
   static Float fma(Float a, Float b, Float c) { return std::fma(a, b, c); }
   static Float min(Float a, Float b) { return a < b ? a : b; }
   static Float max(Float a, Float b) { return a > b ? a : b; }
-  static Int round(Float x) { return static_cast<Int>(std::nearbyint(x)); }
+  static Float largest_float(Float x) { return x; }
+  static Float zip_low(Float a, Float) { return a; }
+  static Float zip_high(Float, Float b) { return b; }
+  static Int round(Float x) { return x == x ? static_cast<Int>(std::nearbyint(x)) : 0; }
   static Float to_float(Int x) { return static_cast<Float>(x); }
-  static Float power_of_two(Int n) { return std::ldexp(1.0f, n); }
+  static Float power_of_two(Int n) { return n < -126 ? 0.0f : std::ldexp(1.0f, n); }
 };
 
 void multiply(const Tile& tile) {
@@ -93,6 +99,6 @@ void multiply(const Tile& tile) {
 
 }  // namespace
 
-const Isa REFERENCE = {"reference", 8, always, quantize, multiply, gate<Scalar>};
+const Isa REFERENCE = {"reference", 8, always, quantize, multiply, gate<Scalar>, attend<Scalar>};
 
 }  // namespace pard

@@ -1,4 +1,4 @@
-"""An artifact's graph, its MatMulNBits nodes handed to this package's kernels.
+"""An artifact's graph, its MatMulNBits and GroupQueryAttention nodes handed to this package's kernels.
 
 The artifact stays as it is: the nodes are rewritten in memory. A node's weights are no longer constants of the
 graph but places in the data file, which the operator reads while packing them: ONNX Runtime would keep its
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import library
+from .attention import attends
 from .gated import gate
 from .nodes import (
     GRAPH_INITIALIZER,
@@ -27,6 +28,7 @@ from .nodes import (
     Place,
     as_bytes,
     halves,
+    inputs,
     name_of,
     places,
 )
@@ -69,13 +71,16 @@ def rewritten(model: bytes, folder: Path) -> bytes | None:
 def _graph(data: bytes, folder: Path) -> bytes | None:
     parts = list(fields(data))
     nodes = [Node.parse(as_bytes(v)) for n, _, v in parts if n == GRAPH_NODE]
-    narrow = halves(parts)
-    fitting = [node for node in nodes if _fits(node) and not narrow & set(node.inputs)]
-    if not fitting:
+    values, narrow = dict(inputs(parts)), halves(parts)
+    matmuls = [node for node in nodes if _fits(node) and not narrow & set(node.inputs)]
+    attentions = [node for node in nodes if attends(node, MICROSOFT, values)]
+    if not matmuls and not attentions:
         return None
     lying = dict(places(parts))
     used = _used(nodes)
-    for node in fitting:
+    for node in attentions:
+        node.domain = DOMAIN
+    for node in matmuls:
         _hand_over(node, lying, folder)
     outputs = {name_of(as_bytes(v), VALUE_NAME) for n, _, v in parts if n == GRAPH_OUTPUT}
     nodes = gate(nodes, DOMAIN, OPERATOR, outputs)

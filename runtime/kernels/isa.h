@@ -1,6 +1,8 @@
 // What one instruction set contributes: a table of functions that the dispatcher picks from.
 #pragma once
 
+#include <limits>
+
 #include "layout.h"
 
 namespace pard {
@@ -37,6 +39,28 @@ struct Gating {
   size_t stride;
 };
 
+// What a worker needs to attend with a unit of rows; every part begins at a multiple of 64 bytes.
+struct AttendScratch {
+  float* queries;  // [count][dim], rotated and scaled
+  float* keys;     // [dim][KEYS]: a block of keys, transposed
+  float* scores;   // [count][KEYS]
+  float* values;   // [count][dim]: sums of weighted values
+  float* sums;     // [count][PANEL]: of weights
+  float* highest;  // [count]: score
+};
+
+// A unit of queries of one KV head. Query r is a head of token (first + r) / group, and sees the keys of `past` tokens,
+// those of the step up to its own, and no others.
+struct QueryRows {
+  const float *keys, *values;  // [rows][dim]
+  size_t dim;                  // a multiple of PANEL
+  size_t first, count, group;
+  size_t past;
+  float* out;  // [token][stride], of query head 0 of the group
+  size_t stride;
+  AttendScratch scratch;
+};
+
 struct Isa {
   const char* name;
   size_t highest_tile;
@@ -44,6 +68,7 @@ struct Isa {
   void (*quantize)(const QuantizeRow&);
   void (*multiply)(const Tile&);
   void (*gate)(const Gating&);
+  void (*attend)(const QueryRows&);
 };
 
 extern const Isa REFERENCE, AVX2, AVX_VNNI, AVX512_VNNI;

@@ -12,6 +12,9 @@ constexpr size_t GROUP = 4;              // activations in one 32-bit dot produc
 constexpr size_t HIGHEST_TILE = 12;      // rows of a tile, of any instruction set
 constexpr size_t MOST_ROWS = 256;        // rows quantized at a time; bounds the scratch memory of a prefill
 constexpr float LARGEST_LEVEL = 127.0f;  // activations are -127..127, so that negation never overflows
+constexpr size_t KEYS = 64;              // of a block of attention
+
+constexpr size_t whole_panels(size_t count) { return (count + PANEL - 1) / PANEL * PANEL; }
 
 // A storage format of MatMulNBits. bits 4 or 8; block 32, 64 or 128 inputs share a scale.
 struct Format {

@@ -15,11 +15,6 @@ constexpr size_t PIECE = 4096;              // activations that a worker quantiz
 constexpr size_t ALONE = 16384;             // activations up to which sharing them takes longer than it saves
 constexpr unsigned SPINS_BEFORE_YIELD = 4096;
 
-size_t processors() {
-  static const size_t count = std::max(std::thread::hardware_concurrency(), 1u);
-  return count;
-}
-
 // Quantized rows, for one strip; kept from call to call by the thread that calls.
 struct Scratch {
   std::vector<int8_t> levels;

@@ -67,7 +67,9 @@ size_t Tensor::count() const {
   return out;
 }
 
-Node::Node(const OrtKernelInfo* info) : info_(info) { require(ort().KernelInfo_GetInputCount(info, &inputs_)); }
+Node::Node(const OrtKernelInfo* info, const char* name) : info_(info), name_(name) {
+  require(ort().KernelInfo_GetInputCount(info, &inputs_));
+}
 
 int64_t Node::integer(const std::string& name) const {
   int64_t out = 0;
@@ -76,16 +78,16 @@ int64_t Node::integer(const std::string& name) const {
 }
 
 int64_t Node::integer_or(const std::string& name, int64_t otherwise) const {
-  int64_t out = 0;
-  OrtStatus* status = ort().KernelInfoGetAttribute_int64(info_, name.c_str(), &out);
-  if (!status) return out;
-  ort().ReleaseStatus(status);
-  return otherwise;
+  return found_or(otherwise, ort().KernelInfoGetAttribute_int64, name);
+}
+
+float Node::number_or(const std::string& name, float otherwise) const {
+  return found_or(otherwise, ort().KernelInfoGetAttribute_float, name);
 }
 
 size_t Node::positive(const std::string& name) const {
   const int64_t value = integer(name);
-  if (value <= 0) throw std::invalid_argument("MatMulNBits: " + name + " " + std::to_string(value));
+  if (value <= 0) throw std::invalid_argument(name_ + ": " + name + " " + std::to_string(value));
   return static_cast<size_t>(value);
 }
 

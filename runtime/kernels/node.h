@@ -43,10 +43,11 @@ struct Tensor {
 // What a node says when its kernel is made.
 class Node {
  public:
-  explicit Node(const OrtKernelInfo* info);
+  Node(const OrtKernelInfo* info, const char* name);  // name: the operator's, for what goes wrong
 
   int64_t integer(const std::string& name) const;
   int64_t integer_or(const std::string& name, int64_t otherwise) const;
+  float number_or(const std::string& name, float otherwise) const;
   size_t positive(const std::string& name) const;
   std::string text_or_empty(const char* name) const;
 
@@ -54,7 +55,17 @@ class Node {
   const OrtValue* constant(size_t index) const;
 
  private:
+  template <class T>
+  T found_or(T otherwise, OrtStatus* (*get)(const OrtKernelInfo*, const char*, T*), const std::string& name) const {
+    T out{};
+    OrtStatus* status = get(info_, name.c_str(), &out);
+    if (!status) return out;
+    ort().ReleaseStatus(status);
+    return otherwise;
+  }
+
   const OrtKernelInfo* info_;
+  std::string name_;
   size_t inputs_ = 0;
 };
 

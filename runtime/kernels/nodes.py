@@ -9,11 +9,12 @@ from .protobuf import BYTES, VARINT, Field, fields, message, text
 
 # Field numbers of onnx.proto
 MODEL_GRAPH, MODEL_OPSET = 7, 8
-GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_OUTPUT = 1, 5, 12
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_INPUT, GRAPH_OUTPUT = 1, 5, 11, 12
 NODE_INPUT, NODE_OUTPUT, NODE_OPERATOR, NODE_ATTRIBUTE, NODE_DOMAIN = 1, 2, 4, 5, 7
 ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_STRING, ATTRIBUTE_TYPE = 1, 3, 4, 20
 TYPE_INT, TYPE_STRING = 2, 3
-VALUE_NAME = 1
+VALUE_NAME, VALUE_TYPE = 1, 2
+TYPE_TENSOR, TENSOR_ELEMENT, TENSOR_SHAPE, SHAPE_DIM, DIM_VALUE = 1, 1, 2, 1, 1
 TENSOR_TYPE, TENSOR_NAME, TENSOR_EXTERNAL = 2, 8, 13
 HALF = 10  # a tensor's type: float16
 ENTRY_KEY, ENTRY_VALUE = 1, 2
@@ -29,6 +30,7 @@ class Node:
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     attributes: dict[str, int] = field(default_factory=dict)  # the whole numbers
+    named: set[str] = field(default_factory=set)  # all attributes
     texts: dict[str, str] = field(default_factory=dict)  # those that `set` added
     rest: list[Field] = field(default_factory=list)  # the name, all attributes
 
@@ -52,8 +54,10 @@ class Node:
 
     def _read(self, attribute: bytes) -> None:
         parts = {n: v for n, _, v in fields(attribute)}
+        name = as_text(parts.get(ATTRIBUTE_NAME, b""))
+        self.named.add(name)
         if parts.get(ATTRIBUTE_TYPE) == TYPE_INT:
-            self.attributes[as_text(parts.get(ATTRIBUTE_NAME, b""))] = int(parts.get(ATTRIBUTE_INT, 0))
+            self.attributes[name] = int(parts.get(ATTRIBUTE_INT, 0))
 
     def encode(self) -> bytes:
         names = [text(NODE_INPUT, name) for name in self.inputs] + [text(NODE_OUTPUT, name) for name in self.outputs]
@@ -98,6 +102,32 @@ def halves(graph: Iterable[Field]) -> set[str]:
     """The initializers in float16, by name."""
     tensors = (as_bytes(value) for number, _, value in graph if number == GRAPH_INITIALIZER)
     return {name_of(t, TENSOR_NAME) for t in tensors if any((n, v) == (TENSOR_TYPE, HALF) for n, _, v in fields(t))}
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor that goes into a graph: its element type, and its shape, with 0 where a dimension is not fixed."""
+
+    type: int
+    shape: tuple[int, ...]
+
+
+def inputs(graph: Iterable[Field]) -> Iterator[tuple[str, Value]]:
+    """The graph's inputs that are tensors, by name."""
+    for number, _, value in graph:
+        if number != GRAPH_INPUT:
+            continue
+        data = as_bytes(value)
+        for tensor in inside(inside([data], VALUE_TYPE), TYPE_TENSOR):
+            dims = inside(inside([tensor], TENSOR_SHAPE), SHAPE_DIM)
+            sizes = [{n: v for n, _, v in fields(dim)}.get(DIM_VALUE, 0) for dim in dims]
+            element = next((v for n, _, v in fields(tensor) if n == TENSOR_ELEMENT), 0)
+            yield name_of(data, VALUE_NAME), Value(int(element), tuple(map(int, sizes)))
+
+
+def inside(messages: Iterable[bytes], number: int) -> list[bytes]:
+    """The messages in field `number` of these."""
+    return [as_bytes(v) for data in messages for n, _, v in fields(data) if n == number]
 
 
 def name_of(data: bytes, number: int) -> str:

@@ -1,4 +1,4 @@
-// The operators of the domain pard_onnx.
+// The matmuls of the domain pard_onnx, and the domain.
 //
 // MatMulNBits: inputs and attributes of com.microsoft::MatMulNBits at accuracy level 4.
 //   A [.., K], B?, scales?, zero_points?, g_idx? (refused), bias? -> Y [.., N]
@@ -16,7 +16,7 @@
 #include "dispatch.h"
 #include "export.h"
 #include "matmul.h"
-#include "node.h"
+#include "op.h"
 
 namespace pard {
 namespace {
@@ -95,49 +95,28 @@ struct Kernel {
     void* out = nullptr;
     require(ort().GetTensorMutableData(output, &out));
     matmul(isa, weights, static_cast<const float*>(x.data), x.count() / inputs, static_cast<float*>(out),
-           {context, run_threads});
-  }
-
- private:
-  static void run_threads(void* context, void (*task)(void*, size_t), size_t count, void* data) {
-    // 0 batches: each task is offered to a thread
-    require(ort().KernelContext_ParallelFor(static_cast<OrtKernelContext*>(context), task, count, 0, data));
+           on_threads_of(context));
   }
 };
 
 template <Weights (*MAKE)(const Node&)>
 OrtStatus* create(const OrtCustomOp*, const void*, const OrtKernelInfo* info, void** kernel) {
-  return guarded([&] { *kernel = new Kernel{MAKE(Node(info))}; });
-}
-
-OrtStatus* compute(void* kernel, OrtKernelContext* context) {
-  return guarded([&] { static_cast<const Kernel*>(kernel)->compute(context); });
+  return guarded([&] { *kernel = new Kernel{MAKE(Node(info, "MatMulNBits"))}; });
 }
 
 int input_type(const OrtCustomOp*, size_t index) { return index == B || index == ZERO_POINTS ? ORT_UINT8 : ORT_FLOAT; }
 
-// What both operators say of themselves.
-OrtCustomOp described() {
-  OrtCustomOp op{};
-  op.version = ORT_API_VERSION;
-  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return "CPUExecutionProvider"; };
+// What both matmuls say of themselves.
+OrtCustomOp matmul_op() {
+  OrtCustomOp op = described<Kernel>();
   op.GetInputType = input_type;
-  op.GetOutputType = [](const OrtCustomOp*, size_t) { return ORT_FLOAT; };
   op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
-  op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   op.GetInputCharacteristic = [](const OrtCustomOp*, size_t i) { return i == A ? ORT_REQUIRED : ORT_OPTIONAL; };
-  op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return ORT_REQUIRED; };
-  op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return ORT_MEMORY_DEFAULT; };
-  op.GetVariadicInputMinArity = op.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
-  op.GetVariadicInputHomogeneity = op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
-  op.KernelComputeV2 = compute;
-  op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
-  op.GetEndVersion = [](const OrtCustomOp*) { return 1 << 30; };
   return op;
 }
 
 OrtCustomOp plain() {
-  OrtCustomOp op = described();
+  OrtCustomOp op = matmul_op();
   op.GetName = [](const OrtCustomOp*) { return "MatMulNBits"; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return INPUTS; };
   op.CreateKernelV2 = create<plain_weights>;
@@ -145,21 +124,20 @@ OrtCustomOp plain() {
 }
 
 OrtCustomOp gated() {
-  OrtCustomOp op = described();
+  OrtCustomOp op = matmul_op();
   op.GetName = [](const OrtCustomOp*) { return "GatedMatMulNBits"; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
   op.CreateKernelV2 = create<gated_weights>;
   return op;
 }
 
-const OrtCustomOp PLAIN = plain(), GATED = gated();
+const OrtCustomOp OPERATORS[] = {plain(), gated(), attention_op()};
 
 void add_domain(OrtSessionOptions* options) {
   static OrtCustomOpDomain* const domain = [] {  // lives as long as the process: sessions refer to it
     OrtCustomOpDomain* out = nullptr;
     require(ort().CreateCustomOpDomain(DOMAIN_NAME, &out));
-    require(ort().CustomOpDomain_Add(out, &PLAIN));
-    require(ort().CustomOpDomain_Add(out, &GATED));
+    for (const OrtCustomOp& op : OPERATORS) require(ort().CustomOpDomain_Add(out, &op));
     return out;
   }();
   require(ort().AddCustomOpDomain(options, domain));

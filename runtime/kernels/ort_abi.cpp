@@ -17,6 +17,7 @@ enum Entry : size_t {
   GET_DIMENSIONS_COUNT = 61,
   GET_DIMENSIONS = 62,
   GET_TENSOR_TYPE_AND_SHAPE = 65,
+  KERNEL_INFO_GET_ATTRIBUTE_FLOAT = 85,
   KERNEL_INFO_GET_ATTRIBUTE_INT64 = 86,
   KERNEL_INFO_GET_ATTRIBUTE_STRING = 87,
   KERNEL_CONTEXT_GET_INPUT = 90,
@@ -46,6 +47,7 @@ Ort::Ort(const void* const* api) {
   set(GetDimensionsCount, api, GET_DIMENSIONS_COUNT);
   set(GetDimensions, api, GET_DIMENSIONS);
   set(GetTensorTypeAndShape, api, GET_TENSOR_TYPE_AND_SHAPE);
+  set(KernelInfoGetAttribute_float, api, KERNEL_INFO_GET_ATTRIBUTE_FLOAT);
   set(KernelInfoGetAttribute_int64, api, KERNEL_INFO_GET_ATTRIBUTE_INT64);
   set(KernelInfoGetAttribute_string, api, KERNEL_INFO_GET_ATTRIBUTE_STRING);
   set(KernelContext_GetInput, api, KERNEL_CONTEXT_GET_INPUT);

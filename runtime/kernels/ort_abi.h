@@ -27,7 +27,7 @@ struct OrtApiBase {
 
 // enums of onnxruntime_c_api.h
 constexpr int ORT_INVALID_ARGUMENT = 2, ORT_EP_FAIL = 11;                 // OrtErrorCode
-constexpr int ORT_FLOAT = 1, ORT_UINT8 = 2;                               // ONNXTensorElementDataType
+constexpr int ORT_FLOAT = 1, ORT_UINT8 = 2, ORT_INT32 = 6;                // ONNXTensorElementDataType
 constexpr int ORT_REQUIRED = 0, ORT_OPTIONAL = 1;                         // OrtCustomOpInputOutputCharacteristic
 constexpr int ORT_MEMORY_DEFAULT = 0;                                     // OrtMemType
 
@@ -78,6 +78,7 @@ class Ort {
   OrtStatus* (*GetDimensionsCount)(const OrtTensorTypeAndShapeInfo*, size_t*);
   OrtStatus* (*GetDimensions)(const OrtTensorTypeAndShapeInfo*, int64_t*, size_t);
   OrtStatus* (*GetTensorTypeAndShape)(const OrtValue*, OrtTensorTypeAndShapeInfo**);
+  OrtStatus* (*KernelInfoGetAttribute_float)(const OrtKernelInfo*, const char*, float*);
   OrtStatus* (*KernelInfoGetAttribute_int64)(const OrtKernelInfo*, const char*, int64_t*);
   OrtStatus* (*KernelInfoGetAttribute_string)(const OrtKernelInfo*, const char*, char*, size_t*);
   OrtStatus* (*KernelContext_GetInput)(const OrtKernelContext*, size_t, const OrtValue**);

@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "attention.h"
 #include "dispatch.h"
 #include "export.h"
 #include "matmul.h"
@@ -19,8 +20,11 @@ using namespace pard;
 void run_threads(void* context, void (*task)(void*, size_t), size_t count, void* data) {
   std::vector<std::thread> helpers;
   const size_t threads = std::min(*static_cast<size_t*>(context), count);
-  for (size_t i = 1; i < threads; ++i) helpers.emplace_back(task, data, i);
-  if (count) task(data, 0);
+  const auto run = [=](size_t first) {
+    for (size_t i = first; i < count; i += threads) task(data, i);
+  };
+  for (size_t i = 1; i < threads; ++i) helpers.emplace_back(run, i);
+  run(0);
   for (std::thread& helper : helpers) helper.join();
 }
 
@@ -74,5 +78,13 @@ PARD_EXPORT int pard_matmul(const char* isa_name, const Weights* weights, const 
   const Isa* isa = find_isa(isa_name);
   if (!isa) return 0;
   matmul(*isa, *weights, x, rows, out, {&threads, run_threads});
+  return 1;
+}
+
+// Writes the step's keys and values into the caches, then its rows' attention to step->out; 0 as above.
+PARD_EXPORT int pard_attention(const char* isa_name, const AttentionStep* step, size_t threads) {
+  const Isa* isa = find_isa(isa_name);
+  if (!isa) return 0;
+  attention(*isa, *step, {&threads, run_threads});
   return 1;
 }

@@ -13,8 +13,10 @@ struct Vector256 {
   using Float = __m256;
   static constexpr size_t LANES = 8;
   static constexpr size_t HIGHEST_TILE = 4;  // 16 registers: 8 sums, weights, activations; the results spill
+  static constexpr size_t ROWS = 4, WIDEST = 2;  // of attention: 8 sums
 
   static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
+  static void prefetch_far(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1); }
   static Float zero() { return _mm256_setzero_ps(); }
   static Float load(const float* at) { return _mm256_loadu_ps(at); }
   static Int load_bytes(const uint8_t* at) { return _mm256_loadu_si256(reinterpret_cast<const Int*>(at)); }
@@ -36,6 +38,18 @@ struct Vector256 {
   static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
   static Float power_of_two(Int n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+  }
+
+  static Float zip_low(Float a, Float b) {
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20);
+  }
+  static Float zip_high(Float a, Float b) {
+    return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31);
+  }
+  static float largest_float(Float x) {
+    __m128 out = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    out = _mm_max_ps(out, _mm_movehl_ps(out, out));
+    return _mm_cvtss_f32(_mm_max_ss(out, _mm_shuffle_ps(out, out, 1)));
   }
 
   static int32_t largest(Int x) {

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from literal_attention import Step
 from literal_matmul import Floats, Matrix
 
 from pard_onnx.runtime import kernels
@@ -16,8 +17,24 @@ Pointer = ctypes.c_void_p
 Size = ctypes.c_size_t
 
 
+class AttentionStep(ctypes.Structure):
+    """Of attention.h."""
+
+    _fields_ = [
+        *((name, Size) for name in ("heads", "kv_heads", "dim", "rows", "past")),
+        *((name, Pointer) for name in ("queries", "keys", "values")),
+        *((name, Size) for name in ("query_stride", "kv_stride")),
+        *((name, Pointer) for name in ("cosines", "sines")),
+        ("half", Size),
+        ("scale", ctypes.c_float),
+        *((name, Pointer) for name in ("key_cache", "value_cache")),
+        ("capacity", Size),
+        ("out", Pointer),
+    ]
+
+
 class Native:
-    """pard_pack and pard_matmul of testing.cpp."""
+    """pard_pack, pard_matmul and pard_attention of testing.cpp."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
@@ -26,6 +43,7 @@ class Native:
         library.pard_matmul.argtypes = [ctypes.c_char_p, Pointer, Pointer, Size, Pointer, Size]
         library.pard_packed_bytes.argtypes, library.pard_packed_bytes.restype = [Pointer], Size
         library.pard_free.argtypes = [Pointer]
+        library.pard_attention.argtypes = [ctypes.c_char_p, Pointer, Size]
 
     def pack(self, matrix: Matrix, threads: int = 1, k: int | None = None, up: Matrix | None = None) -> int:
         """A handle to free; ValueError with the library's words where it refuses. up: `matrix` is its gate."""
@@ -58,6 +76,21 @@ class Native:
     def matmul(self, isa: str, matrix: Matrix, x: Floats, threads: int = 1) -> Floats:
         with self.packed(matrix) as handle:
             return self.run(isa, handle, matrix.n, x, threads)
+
+    def attention(self, isa: str, step: Step, threads: int = 1) -> tuple[Floats, Floats, Floats]:
+        """[rows, heads, dim], and the caches afterwards."""
+        rows, heads, dim = step.queries.shape
+        kv_heads, capacity, _ = step.key_cache.shape
+        out = np.full((rows, heads, dim), np.nan, np.float32)
+        caches = step.key_cache.copy(), step.value_cache.copy()
+        arrays = (step.queries, step.keys, step.values, step.cosines, step.sines, *caches, out)
+        assert all(array.flags.c_contiguous and array.dtype == np.float32 for array in arrays)
+        at = [array.ctypes.data for array in arrays]
+        strides = (heads * dim, kv_heads * dim)
+        shape, half = (heads, kv_heads, dim, rows, step.past), step.cosines.shape[1]
+        described = AttentionStep(*shape, *at[:3], *strides, *at[3:5], half, step.scale, *at[5:7], capacity, at[7])
+        assert self.library.pard_attention(isa.encode(), ctypes.byref(described), threads)
+        return out, *caches
 
 
 def _tensors(matrix: Matrix) -> ctypes.Array[ctypes.c_void_p]:

@@ -1,5 +1,6 @@
-// Random matrices through every kernel of this processor, against the portable one: to be run under sanitizers.
-// Arguments: number of matrices, seed. test_sanitizers.py compiles and runs it.
+// Random matrices and attention steps through every kernel of this processor, against the portable one: to be run
+// under sanitizers. Arguments: number of each, seed. test_sanitizers.py compiles and runs it.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -7,7 +8,9 @@
 #include <memory>
 #include <random>
 #include <thread>
+#include <vector>
 
+#include "attention.h"
 #include "dispatch.h"
 #include "matmul.h"
 
@@ -31,14 +34,28 @@ std::unique_ptr<T[]> random_array(size_t count) {
 
 void run_threads(void* context, void (*task)(void*, size_t), size_t count, void* data) {
   std::vector<std::thread> helpers;
-  for (size_t i = 1; i < *static_cast<size_t*>(context) && i < count; ++i) helpers.emplace_back(task, data, i);
-  if (count) task(data, 0);
+  const size_t threads = std::min(*static_cast<size_t*>(context), count);
+  const auto run = [=](size_t first) {
+    for (size_t i = first; i < count; i += threads) task(data, i);
+  };
+  for (size_t i = 1; i < threads; ++i) helpers.emplace_back(run, i);
+  run(0);
   for (std::thread& helper : helpers) helper.join();
 }
 
 void special_values(float* x, size_t count) {
   const float values[] = {0.0f, -0.0f, 1e-40f, 3e38f, HUGE_VALF, -HUGE_VALF, NAN};
   for (size_t i = below(4) ? 0 : 3; i > 0; --i) x[below(count)] = values[below(7)];
+}
+
+// Bit for bit, where they are numbers.
+bool equal(const float* a, const float* b, size_t count) {
+  for (size_t i = 0; i < count; ++i)
+    if (std::memcmp(a + i, b + i, sizeof(float)) && !(a[i] != a[i] && b[i] != b[i])) {
+      std::printf("%a instead of %a; ", a[i], b[i]);
+      return false;
+    }
+  return true;
 }
 
 bool one_matrix() {
@@ -72,12 +89,74 @@ bool one_matrix() {
     if (!isa) continue;
     threads = 1 + below(8);
     matmul(*isa, weights, x.get(), rows, out.get(), {&threads, run_threads});
-    for (size_t i = 0; i < size; ++i)
-      if (std::memcmp(&out[i], &expected[i], sizeof(float)) && !(out[i] != out[i] && expected[i] != expected[i])) {
-        std::printf("%s: %zu x %zu x %zu, %d bits, block %zu: %a instead of %a\n", name, rows, layout.inputs,
-                    layout.outputs, layout.format.bits, layout.format.block, out[i], expected[i]);
-        return false;
-      }
+    if (equal(out.get(), expected.get(), size)) continue;
+    std::printf("%s: %zu x %zu x %zu, %d bits, block %zu\n", name, rows, layout.inputs, layout.outputs,
+                layout.format.bits, layout.format.block);
+    return false;
+  }
+  return true;
+}
+
+// Results, and what the caches hold afterwards.
+struct Attended {
+  size_t size, cache;
+  std::unique_ptr<float[]> out, keys, values;
+
+  Attended(size_t size_, size_t cache_, const float* keys_, const float* values_)
+      : size(size_), cache(cache_), out(new float[size]), keys(new float[cache]), values(new float[cache]) {
+    std::copy(keys_, keys_ + cache, keys.get());
+    std::copy(values_, values_ + cache, values.get());
+  }
+
+  void run(const Isa& isa, AttentionStep step, size_t threads) {
+    step.key_cache = keys.get();
+    step.value_cache = values.get();
+    step.out = out.get();
+    attention(isa, step, {&threads, run_threads});
+  }
+
+  bool operator==(const Attended& other) const {
+    return equal(out.get(), other.out.get(), size) && equal(keys.get(), other.keys.get(), cache) &&
+           equal(values.get(), other.values.get(), cache);
+  }
+};
+
+bool one_attention() {
+  AttentionStep step{};
+  step.kv_heads = 1 + below(4);
+  step.heads = step.kv_heads * (1 + below(8));
+  step.dim = PANEL * (1 + below(8));
+  step.half = below(4) ? step.dim / 2 : below(step.dim / 2 + 1);
+  step.rows = 1 + below(below(8) ? 20 : 80);
+  step.past = below(200);
+  step.capacity = step.past + step.rows + below(3);
+  step.scale = 0.001f;
+  step.query_stride = step.heads * step.dim;
+  step.kv_stride = step.kv_heads * step.dim;
+  const size_t cache = step.kv_heads * step.capacity * step.dim, size = step.rows * step.query_stride;
+  const auto queries = random_array<float>(size), keys = random_array<float>(step.rows * step.kv_stride),
+             values = random_array<float>(step.rows * step.kv_stride), key_cache = random_array<float>(cache),
+             value_cache = random_array<float>(cache);
+  const auto tables = random_array<float>(2 * step.capacity * step.half);
+  special_values(queries.get(), size);
+  special_values(key_cache.get(), cache);
+  step.queries = queries.get();
+  step.keys = keys.get();
+  step.values = values.get();
+  step.cosines = tables.get();
+  step.sines = tables.get() + step.capacity * step.half;
+
+  Attended expected(size, cache, key_cache.get(), value_cache.get());
+  expected.run(*find_isa("reference"), step, 1);
+  for (const char* name : NAMES) {
+    const Isa* isa = find_isa(name);
+    if (!isa) continue;
+    Attended found(size, cache, key_cache.get(), value_cache.get());
+    found.run(*isa, step, 1 + below(8));
+    if (found == expected) continue;
+    std::printf("%s: %zu rows behind %zu, %zu heads on %zu of %zu\n", name, step.rows, step.past, step.heads,
+                step.kv_heads, step.dim);
+    return false;
   }
   return true;
 }
@@ -85,9 +164,9 @@ bool one_matrix() {
 }  // namespace
 
 int main(int count, char** arguments) {
-  const int matrices = count > 1 ? std::atoi(arguments[1]) : 200;
+  const int rounds = count > 1 ? std::atoi(arguments[1]) : 200;
   generator.seed(count > 2 ? static_cast<unsigned>(std::atoi(arguments[2])) : 1);
-  for (int i = 0; i < matrices; ++i)
-    if (!one_matrix()) return 1;
-  std::printf("%d matrices\n", matrices);
+  for (int i = 0; i < rounds; ++i)
+    if (!one_matrix() || !one_attention()) return 1;
+  std::printf("%d rounds\n", rounds);
 }

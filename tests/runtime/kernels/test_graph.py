@@ -21,6 +21,9 @@ from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.runtime import kernels
 from pard_onnx.runtime.kernels.graph import with_kernel
 from pard_onnx.runtime.kernels.protobuf import fields, message
+from pard_onnx.runtime.providers import installed
+from pard_onnx.runtime.session import TargetSession
+from pard_onnx.runtime.threads import Threads
 
 needs_kernels = pytest.mark.skipif(kernels.isa() is None, reason="the kernels are not built")
 SetVariable = Callable[[str | None], None]
@@ -58,6 +61,7 @@ def test_the_graph_computes_the_same(artifact: Path) -> None:
     assert isinstance(graph, bytes)
     parsed = onnx.load_from_string(graph)
     assert {n.domain for n in parsed.graph.node if n.op_type == "MatMulNBits"} == {"pard_onnx"}
+    assert {n.domain for n in parsed.graph.node if n.op_type == "GroupQueryAttention"} == {"pard_onnx"}
     gated = [n for n in parsed.graph.node if n.op_type == "GatedMatMulNBits"]
     assert len(gated) == manifest.spec.layers
     ids = list(range(20, 31))
@@ -67,6 +71,21 @@ def test_the_graph_computes_the_same(artifact: Path) -> None:
     assert (np.isfinite(ours) == known).all()
     # 1e-7 differences cross int8 activation roundings: about what ONNX Runtime's own odd and even widths differ by
     assert np.abs(ours[known] - theirs[known]).max() < 0.1 * theirs[known].std()
+
+
+@needs_kernels
+def test_a_text_read_in_chunks_leaves_the_rows_that_single_tokens_leave(artifact: Path) -> None:
+    """The whole model, bit for bit: a prefill is a wide step, and nothing in it depends on the width."""
+    session = TargetSession(artifact, Manifest.read(artifact), installed("cpu"), Threads(2))
+    ids = np.random.default_rng(0).integers(300, size=150).tolist()
+    seen = []
+    for widths in ([1] * 150, [128, 22], [150], [7] * 21 + [3]):
+        session.rollback(0)
+        logits = []
+        for width in widths:
+            logits.append(session.step(ids[session.length : session.length + width], width).copy())
+        seen.append(np.concatenate(logits).tobytes() + session.cache.read(0, 150).tobytes())
+    assert seen[1:] == seen[:1] * 3
 
 
 @needs_kernels
@@ -121,16 +140,65 @@ def test_no_library(monkeypatch: pytest.MonkeyPatch, artifact: Path, kernel_vari
         kernels.load.cache_clear()
 
 
-@needs_kernels
-def test_other_graphs_stay(tmp_path: Path, artifact: Path) -> None:
-    """A format that the kernel does not have, and a graph without any matmul of the kind."""
+Edit = Callable[[onnx.NodeProto], None]
+
+
+def edited(artifact: Path, folder: Path, operators: dict[str, Edit]) -> tuple[bytes | Path, list[str]]:
+    """What becomes of the graph after edits of its nodes, and the operators in it that are the kernels'."""
     model = onnx.load(artifact / "model.onnx", load_external_data=False)
     for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = 0
+        operators.get(node.op_type, lambda _: None)(node)
+    onnx.save(model, folder / "model.onnx")
+    graph = with_kernel(folder / "model.onnx", options())
+    if isinstance(graph, Path):
+        return graph, []
+    taken = {node.op_type for node in onnx.load_from_string(graph).graph.node if node.domain == "pard_onnx"}
+    return graph, sorted(taken)
+
+
+def attribute(name: str, value: float) -> Edit:
+    def edit(node: onnx.NodeProto) -> None:
+        kept = [a for a in node.attribute if a.name != name]
+        del node.attribute[:]
+        node.attribute.extend([*kept, onnx.helper.make_attribute(name, value)])
+
+    return edit
+
+
+@needs_kernels
+def test_other_graphs_stay(tmp_path: Path, artifact: Path) -> None:
+    """Formats and variants that the kernels do not have stay ONNX Runtime's, one by one."""
+    inexact, windowed = attribute("accuracy_level", 0), attribute("local_window_size", 64)
+    assert edited(artifact, tmp_path, {"MatMulNBits": inexact})[1] == ["GroupQueryAttention"]
+    variants = [windowed, attribute("softcap", 30.0), attribute("do_rotary", 0), attribute("kv_num_heads", 3)]
+    for variant in [*variants, lambda node: node.input.append("position_ids")]:
+        found = edited(artifact, tmp_path, {"GroupQueryAttention": variant})[1]
+        assert found == ["GatedMatMulNBits", "MatMulNBits"]
+    both = {"MatMulNBits": inexact, "GroupQueryAttention": windowed}
+    assert edited(artifact, tmp_path, both)[0] == tmp_path / "model.onnx"
+
+
+@needs_kernels
+@pytest.mark.parametrize("change", ["float16", "head_dim 8", "rank 3", "computed"])
+def test_other_caches_stay(tmp_path: Path, artifact: Path, change: str) -> None:
+    model = onnx.load(artifact / "model.onnx", load_external_data=False)
+    for value in model.graph.input:
+        tensor = value.type.tensor_type
+        if not value.name.startswith("past_key_values."):
+            continue
+        if change == "float16":
+            tensor.elem_type = onnx.TensorProto.FLOAT16
+        elif change == "head_dim 8":
+            tensor.shape.dim[3].dim_value = 8
+        elif change == "rank 3":
+            del tensor.shape.dim[3]
+        else:
+            value.name += ".other"
     onnx.save(model, tmp_path / "model.onnx")
-    assert with_kernel(tmp_path / "model.onnx", options()) == tmp_path / "model.onnx"
+    graph = with_kernel(tmp_path / "model.onnx", options())
+    assert isinstance(graph, bytes)
+    parsed = onnx.load_from_string(graph)
+    assert {n.domain for n in parsed.graph.node if n.op_type == "GroupQueryAttention"} == {"com.microsoft"}
 
 
 @needs_kernels

@@ -93,7 +93,7 @@ def test_rows_are_the_same_for_every_number_of_rows_and_threads() -> None:
         ({"block_size": 48}, "block_size 48"),
         ({"bits": 2}, "bits 2"),
         ({"K": 200}, "K 200 is no multiple"),
-        ({"K": -128}, "K -128"),
+        ({"K": -128}, "MatMulNBits: K -128"),
         ({"N": 0}, "N 0"),
         ({"N": 15}, "B is of another type or size"),
         ({"K": None}, "K"),

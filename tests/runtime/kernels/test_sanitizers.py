@@ -11,8 +11,8 @@ import pytest
 
 SOURCES = Path(__file__).parents[3] / "runtime" / "kernels"
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
-NEEDS_SESSION = ("op.cpp", "node.cpp")  # ONNX Runtime's side: test_operator.py
-MATRICES = 400
+NEEDS_SESSION = ("op.cpp", "attention_op.cpp", "node.cpp")  # ONNX Runtime's side: test_*operator.py
+ROUNDS = 400
 
 
 @pytest.mark.slow
@@ -25,6 +25,6 @@ def test_clean(sanitizer: str, tmp_path: Path) -> None:
     program = tmp_path / "fuzz"
     flags = ["-std=c++17", "-O1", "-g", "-ffp-contract=off", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
     subprocess.run([str(COMPILER), *flags, f"-I{SOURCES}", *sources, "-o", program, "-pthread"], check=True)
-    done = subprocess.run([program, str(MATRICES)], capture_output=True, text=True)
+    done = subprocess.run([program, str(ROUNDS)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout == f"{MATRICES} matrices\n"
+    assert done.stdout == f"{ROUNDS} rounds\n"

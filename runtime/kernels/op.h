@@ -1,0 +1,39 @@
+// What the operators of the domain pard_onnx share.
+#pragma once
+
+#include "node.h"
+#include "parallel.h"
+
+namespace pard {
+
+// Pieces of work on the session's own threads.
+inline Parallel on_threads_of(OrtKernelContext* context) {
+  return {context, [](void* from, void (*task)(void*, size_t), size_t count, void* data) {
+            // 0 batches: each task is offered to a thread
+            require(ort().KernelContext_ParallelFor(static_cast<OrtKernelContext*>(from), task, count, 0, data));
+          }};
+}
+
+// What all operators say of themselves. KERNEL has a `compute(OrtKernelContext*)`.
+template <class KERNEL>
+OrtCustomOp described() {
+  OrtCustomOp op{};
+  op.version = ORT_API_VERSION;
+  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return "CPUExecutionProvider"; };
+  op.GetOutputType = [](const OrtCustomOp*, size_t) { return ORT_FLOAT; };
+  op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return ORT_REQUIRED; };
+  op.GetInputMemoryType = [](const OrtCustomOp*, size_t) { return ORT_MEMORY_DEFAULT; };
+  op.GetVariadicInputMinArity = op.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
+  op.GetVariadicInputHomogeneity = op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
+  op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
+  op.GetEndVersion = [](const OrtCustomOp*) { return 1 << 30; };
+  op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
+    return guarded([&] { static_cast<const KERNEL*>(kernel)->compute(context); });
+  };
+  op.KernelDestroy = [](void* kernel) { delete static_cast<KERNEL*>(kernel); };
+  return op;
+}
+
+OrtCustomOp attention_op();
+
+}  // namespace pard
