@@ -1,4 +1,4 @@
-"""`pard-quantize`: a checkpoint to a folder that ONNX Runtime runs, quantized by a named recipe."""
+"""`pard-quantize`: a checkpoint to a folder that ONNX Runtime runs, quantized by a named recipe; quality reports."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ from pard_onnx.export.output import place
 from pard_onnx.export_command import add_export_options, form_of, report, summary
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEFAULT_FORM, require_precision
+from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_checkpoint
-from pard_onnx.models.manifest import Manifest, Quantization
+from pard_onnx.models.manifest import FILE_NAME, Manifest, Quantization
 from pard_onnx.quantize.quantizer import BUDGET, Order
 from pard_onnx.quantize.recipes import BLOCKS, RECIPES, named_recipe
+from pard_onnx.quantize_report import add_report, run_report
 
 
 def parser() -> argparse.ArgumentParser:
     out = Parser(prog="pard-quantize", description="Quantize a model by a named recipe.")
     model = "a checkpoint folder, a hub id, demo-target, demo-draft or demo-ar-draft"
-    out.add_argument("model", metavar="MODEL", help=model)
-    out.add_argument("--recipe", required=True, metavar="NAME", help=", ".join(RECIPES))
+    out.add_argument("model", nargs="?", metavar="MODEL", help=model)
+    out.add_argument("--recipe", metavar="NAME", help=", ".join(RECIPES))
     out.add_argument("--block-size", type=int, metavar="N", help=f"weights that share a scale: {BLOCKS} (default: 128)")
     out.add_argument("--calibration", type=Path, metavar="F", help=".txt or .jsonl; default: a small set that ships")
     budget = f"of int4-mixed: a share of the size at 8 bits, or a size as 600MB (default: {BUDGET})"
     out.add_argument("--budget", metavar="SIZE", help=budget)
     out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-RECIPE in the current folder")
     add_export_options(out)
+    add_report(out)
     return out
 
 
@@ -44,9 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
+    if options.report is not None:
+        run_report(options)
+        return
+    if options.model is None or options.recipe is None:
+        raise BadInput("name a model and a recipe: pard-quantize MODEL --recipe int4-gptq; or folders: --report DIR")
     named = named_recipe(options.recipe, options.block_size)
     order = Order(named, options.calibration, options.budget)
     folder, source = resolve_checkpoint(options.model, options.revision)
+    refuse_exported(folder)
     checkpoint = Checkpoint.open(folder).as_role(options.role)
     wanted = form_of(options)
     require_precision(wanted, named.precision)
@@ -65,6 +74,12 @@ def run(options: argparse.Namespace) -> None:
         order=order,
     )
     show(manifest, output, as_json=options.json)
+
+
+def refuse_exported(folder: Path) -> None:
+    if (folder / FILE_NAME).is_file():
+        source = Manifest.read(folder).source.model
+        raise BadInput(f"{folder}: is exported already; name the checkpoint that it was exported from, {source}")
 
 
 def show(manifest: Manifest, output: Path, *, as_json: bool) -> None:

@@ -71,18 +71,23 @@ def search(weight: Float, fmt: Format, importance: Float | None = None) -> Grid:
     """
     blocks = in_blocks(weight, fmt)
     counts = None if importance is None else in_blocks(importance[None].astype(np.float32), fmt)
-    starts = _symmetric(blocks, fmt) if fmt.symmetric else _asymmetric(blocks, fmt)
-    return best(blocks, (grid for start in starts for grid in (start, _refit(blocks, start, counts))), counts)
+    return best(blocks, _candidates(blocks, fmt, counts), counts)
 
 
-def best(blocks: Float, grids: Iterable[Grid], counts: Float | None = None) -> Grid:
-    """Per block the one of `grids` under which weights [n, blocks, block] have the least squared error; of equals,
-    the first."""
+def _candidates(blocks: Float, fmt: Format, counts: Float | None) -> Iterator[Grid]:
+    """Each of those that shrink the range, and once more with its scale refitted."""
+    for start in _symmetric(blocks, fmt) if fmt.symmetric else _asymmetric(blocks, fmt):
+        yield start
+        yield _refit(blocks, start, counts)
+
+
+def best(blocks: Float, grids: Iterable[Grid], counts: Float | None = None, power: float = 2.0) -> Grid:
+    """Per block the one of `grids` under which the errors' `power` sums to the least; of equals, the first."""
     remaining = iter(grids)
     found = next(remaining)
-    least = _error(blocks, found, counts)
+    least = _error(blocks, found, counts, power)
     for grid in remaining:
-        error = _error(blocks, grid, counts)
+        error = _error(blocks, grid, counts, power)
         better = error < least
         least = np.where(better, error, least)
         scale, zero = (np.where(better, getattr(grid, part), getattr(found, part)) for part in ("scale", "zero"))
@@ -120,12 +125,12 @@ def _refit(blocks: Float, grid: Grid, counts: Float | None) -> Grid:
     return Grid(grid.format, usable(np.where(square > 0, scale, grid.scale)), grid.zero)
 
 
-def _error(blocks: Float, grid: Grid, counts: Float | None) -> Float:
-    """Squared error a block, [n, blocks]."""
+def _error(blocks: Float, grid: Grid, counts: Float | None, power: float) -> Float:
+    """[n, blocks]"""
     off = grid.steps(blocks)
     off *= grid.scale[..., None]
     off -= blocks
-    off *= off
+    off = off * off if power == 2 else np.power(np.abs(off, out=off), power)
     if counts is not None:
         off *= counts
     total: Float = off.sum(axis=-1)

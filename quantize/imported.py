@@ -14,7 +14,7 @@ from pard_onnx.models.precision import Format
 from pard_onnx.models.quantization import PACKINGS, WORD, PackedMatrix, Quantization
 from pard_onnx.models.tensors import TensorEntry, read_tensor, require_finite
 
-from .pack import SMALLEST_BLOCK, Float, Packed, unpack
+from .pack import SMALLEST_BLOCK, Float, Packed, level_bytes, unpack
 from .prepared import Order
 from .report import Error
 
@@ -53,8 +53,8 @@ class Imported:
         blocks, per_group = matrix.shape[1] // fmt.block, matrix.group // fmt.block
         scale = np.repeat(self._scales(name, matrix)[rows], per_group, axis=1)
         zeros = self.zeros(name)
-        zero = None if zeros is None else _bytes(np.repeat(zeros[rows], per_group, axis=1), fmt.bits)
-        return Packed(_bytes(levels, fmt.bits).reshape(len(levels), blocks, -1), scale, zero)
+        zero = None if zeros is None else level_bytes(np.repeat(zeros[rows], per_group, axis=1), fmt.bits)
+        return Packed(level_bytes(levels, fmt.bits).reshape(len(levels), blocks, -1), scale, zero)
 
     def dequantized(self, name: str, rows: slice) -> Float:
         """The floats that a block of rows stands for, its columns in the checkpoint's order."""
@@ -152,12 +152,3 @@ def imported(checkpoint: Checkpoint) -> Imported | None:
 def _mapped(entry: TensorEntry) -> NDArray[np.int32]:
     """Whole numbers of 32 bits as they lie in the file; what is not looked at is not read."""
     return np.memmap(entry.file, np.dtype("<i4"), "r", entry.offset, entry.shape)
-
-
-def _bytes(levels: Levels, bits: int) -> Levels:
-    """[n, m] to [n, bytes]; two of four bits a byte, the first one low."""
-    if bits == 8:
-        return np.ascontiguousarray(levels)
-    if levels.shape[1] % 2:
-        levels = np.pad(levels, ((0, 0), (0, 1)))
-    return levels[:, ::2] | levels[:, 1::2] << np.uint8(4)

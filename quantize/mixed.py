@@ -15,7 +15,8 @@ from pard_onnx.models.precision import INT8, Format, Recipe
 from .pack import fit_block, stored_bytes
 from .prepared import EMBEDDING, HEAD
 
-PROTECTED = ("self_attn.k_proj", "self_attn.v_proj")  # what they err stays in the cache for all later tokens
+PROTECTED = ("self_attn.k_proj", "self_attn.v_proj")  # what they err stays in the cache for all later tokens,
+PROTECTION = 4.0  # of which calibration text has few: their loss counts so many times
 BUDGET = re.compile(r"(\d+(?:\.\d+)?)(MB)?")
 
 
@@ -33,15 +34,18 @@ class Unit:
 
 
 def choose(units: Sequence[Unit], room: int) -> tuple[Choice, ...]:
-    """8 bits for the protected ones first, then for those that lose most a byte; what does not fit in `room` bytes
-    keeps 4."""
-    ranked = sorted(units, key=lambda unit: (unit.protected, unit.loss / unit.extra_bytes), reverse=True)
+    """8 bits for those that lose most a byte, as long as they fit in `room` bytes."""
+    ranked = sorted(units, key=_gain, reverse=True)
     found = []
     for unit in ranked:
         fits = unit.extra_bytes <= room
         room -= unit.extra_bytes if fits else 0
         found.append(Choice(unit.names, 8 if fits else 4, unit.loss, unit.extra_bytes, unit.protected))
     return tuple(found)
+
+
+def _gain(unit: Unit) -> float:
+    return unit.loss * (PROTECTION if unit.protected else 1.0) / unit.extra_bytes
 
 
 def mixed(recipe: Recipe, choices: Sequence[Choice]) -> Recipe:

@@ -107,17 +107,17 @@ def stored_bytes(rows: int, width: int, fmt: Format) -> int:
 def pack_levels(levels: NDArray[np.uint8], scale: Float, zero: NDArray[np.uint8] | None, fmt: Format) -> Packed:
     """Unsigned levels [n, in] under scales and zero points [n, blocks] in the layout of `Packed`."""
     rows, blocks = scale.shape
-    data = _bytes(levels.reshape(rows, blocks, fmt.block), fmt.bits)
-    return Packed(data, scale.astype(np.float32), None if zero is None else _bytes(zero, fmt.bits))
+    data = level_bytes(levels.reshape(rows, blocks, fmt.block), fmt.bits)
+    return Packed(data, scale.astype(np.float32), None if zero is None else level_bytes(zero, fmt.bits))
 
 
-def _bytes(levels: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+def level_bytes(levels: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Levels along the last axis, two a byte at 4 bits, the low one first; an odd one has an empty neighbour."""
     if bits == 8:
-        return levels
+        return np.ascontiguousarray(levels)
     if levels.shape[-1] % 2:
         levels = np.concatenate([levels, np.zeros_like(levels[..., :1])], axis=-1)
-    return (levels[..., 0::2] | levels[..., 1::2] << 4).astype(np.uint8, copy=False)
+    return levels[..., 0::2] | levels[..., 1::2] << np.uint8(4)
 
 
 def _pack_dynamic(weight: Float, fmt: Format) -> Packed:

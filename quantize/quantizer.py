@@ -56,6 +56,11 @@ class Quantized:
 def quantized(checkpoint: Checkpoint, order: Order, work: Path, progress: Progress) -> Iterator[Quantized]:
     """work: a folder for packed weights until they are exported; as large as the export, and empty afterwards."""
     named, role = order.named, checkpoint.spec.role
+    if checkpoint.quantization:
+        raise BadInput(
+            f"{checkpoint.folder}: is quantized already (quantization_config: {checkpoint.quantization.method}); "
+            "pard-export takes its integers as they are, or name the checkpoint in floats"
+        )
     recipe, free = named.formats(role), named.algorithm.free
     if not named.calibrated:
         yield Quantized(recipe, free, None, Quantization(named.name, named.rounding))

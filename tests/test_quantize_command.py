@@ -1,0 +1,73 @@
+"""`pard-quantize` as its users meet it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pard_onnx.models.manifest import Manifest
+from pard_onnx.quantize_command import main
+
+Tiny = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: Tiny) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    tiny(tmp_path / "model")
+    (tmp_path / "text.jsonl").write_text('{"text": "def the quick brown fox"}\n' * 30)
+
+
+def test_a_table_of_matrices_and_of_choices(capsys: Capture) -> None:
+    arguments = ["model", "--recipe", "int4-mixed", "--budget", "0.8", "--calibration", "text.jsonl"]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "output error" in out and "loss at 4 bits" in out and "model-int4-mixed: target, int4" in out
+    assert "quantize" in err and "measure" in err
+    told = Manifest.read(Path("model-int4-mixed")).quantization
+    assert told is not None and told.calibration is not None and told.calibration.name == "text.jsonl"
+
+
+def test_json(capsys: Capture) -> None:
+    assert main(["model", "--recipe", "int4-search", "--block-size", "32", "--no-verify", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["output"] == "model-int4-search-b32"
+    assert found["quantization"]["rounding"] == "search" and found["tensors"][0]["format"] == "int4-b32"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    (
+        (["--recipe", "int4-gtpq"], "the nearest is int4-gptq"),
+        (["--recipe", "int4-gptq", "--block-size", "5"], "--block-size 5"),
+        (["--recipe", "int4-gptq", "--calibration", "empty.txt"], "has no text"),
+        (["--recipe", "int4-gptq", "--calibration", "nowhere.txt"], "No such file"),
+        (["--recipe", "int4-gptq", "--calibration", "broken.jsonl"], "line 2: is not JSON"),
+        (["--recipe", "int4-rtn", "--calibration", "text.jsonl"], "looks at no text"),
+        (["--recipe", "int4-gptq", "--budget", "0.6"], "is not mixed"),
+        (["--recipe", "int4-mixed", "--budget", "lots"], "as 0.6"),
+        (["--recipe", "int4-mixed", "--budget", "0.01"], "that 4 bits take"),
+        (["--recipe", "int8-dynamic"], "neighbours"),
+        ([], "name a model and a recipe"),
+    ),
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    arguments: list[str], reason: str, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "broken.jsonl").write_text('{"text": "fine"}\n{"text"\n')
+    before = sorted(path.name for path in tmp_path.iterdir())
+    assert main(["model", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and reason in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_an_exported_folder_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["model", "--recipe", "int4-rtn", "--no-verify", "--output", "out"]) == 0
+    capsys.readouterr()
+    assert main(["out", "--recipe", "int4-gptq"]) == 2
+    assert "name the checkpoint that it was exported from, model" in capsys.readouterr().err
