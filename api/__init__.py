@@ -9,6 +9,7 @@ from pard_onnx.models.errors import (
     BadProvider,
     Failure,
     PardError,
+    PardWarning,
     TooLong,
 )
 from pard_onnx.runtime.chat import Chat
@@ -28,6 +29,7 @@ __all__ = [
     "Failure",
     "Pair",
     "PardError",
+    "PardWarning",
     "Result",
     "Seconds",
     "Stats",

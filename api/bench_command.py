@@ -27,7 +27,7 @@ from pard_onnx.benchmarks.summary import decode_work
 from pard_onnx.benchmarks.trial import PLAIN, Request, Trial, run
 from pard_onnx.benchmarks.trial import Progress as Tick
 from pard_onnx.cli import Parser, exit_code, stages
-from pard_onnx.generation_options import add_sampling, sampling
+from pard_onnx.generation_options import add_providers, add_sampling, sampling, where
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.runtime.limits import require_whole
 from pard_onnx.runtime.loop import DRAFT_LIMIT
@@ -56,8 +56,7 @@ def parser() -> argparse.ArgumentParser:
     python = "a peer's own environment; repeatable"
     out.add_argument("--peer-python", action="append", default=[], metavar="NAME=PATH", help=python)
     add_sampling(out)
-    out.add_argument("--provider", default="cpu", help="execution provider (default: cpu)")
-    out.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
+    add_providers(out)
     out.add_argument("--plot", type=Path, metavar="F.png", help="speed-up by K, acceptance by position, time split")
     out.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     return out
@@ -133,7 +132,7 @@ def pair_on(
     request = request_of(options)
     peak_memory.reset()
     target, draft = names
-    with load(target, draft, provider=options.provider, threads=options.threads) as pair:
+    with load(target, draft, **where(options)) as pair:
         for prompts in sets:
             with counted(prompts.name) as tick:
                 trial = run(pair, prompts.prompts, ways(lengths), request, tick)

@@ -12,11 +12,13 @@ from typing import Any
 
 from pard_onnx.chat_screen import Screen
 from pard_onnx.cli import Parser, complain, exit_code
-from pard_onnx.generation_options import add_sampling, sampling, whole_or_auto
+from pard_onnx.generation_options import add_providers, add_sampling, sampling, where, whole_or_auto
 from pard_onnx.models.errors import BadInput, PardError, TooLong
 from pard_onnx.runtime.chat import Chat
+from pard_onnx.runtime.choice import AS_ASKED
 from pard_onnx.runtime.options import AUTO, Options
 from pard_onnx.runtime.pair import Pair, load
+from pard_onnx.runtime.providers import CPU
 from pard_onnx.runtime.result import Result
 
 
@@ -32,8 +34,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--draft-length", type=whole_or_auto, default=AUTO, metavar="K", help=length)
     out.add_argument("--show-accepted", action="store_true", help="colour the tokens that came from the draft")
     add_sampling(out)
-    out.add_argument("--provider", default="cpu", help="execution provider (default: cpu)")
-    out.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
+    add_providers(out)
     return out
 
 
@@ -52,7 +53,7 @@ def talk(options: argparse.Namespace, failed: list[int]) -> None:
     }
     Options.of(generation)  # bad ones are told before the models load
     screen = Screen()
-    with load(options.target, options.draft, provider=options.provider, threads=options.threads) as pair:
+    with load(options.target, options.draft, **where(options)) as pair:
         chat = pair.restore(options.resume) if options.resume else pair.chat(options.system)
         talker = Talker(pair, chat, screen, generation, mark=options.show_accepted)
         if screen.person:
@@ -81,6 +82,7 @@ class Talker:
 
     def greeting(self) -> str:
         names = " with ".join(name for name in (self._pair.target_name, self._pair.draft_name) if name)
+        names += where_it_runs(self._pair)
         before = f"{len(self._chat.messages)} messages so far; " if self._chat.messages else ""
         return f"{names}; {before}/help lists the commands, Ctrl-C ends a reply, Ctrl-D the chat"
 
@@ -144,6 +146,13 @@ class Talker:
 
     def quit(self, _: str) -> None:
         self.done = True
+
+
+def where_it_runs(pair: Pair) -> str:
+    """Nothing on the CPU as asked for, which needs no words."""
+    choice = pair.choice
+    plain = choice.provider.key == CPU.key and choice.reason == AS_ASKED
+    return "" if plain else f" on {choice.provider.title} ({choice.reason})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,18 +6,19 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEFAULT_FORM, Form
-from pard_onnx.models.errors import BadInput, PardError
+from pard_onnx.models.errors import BadInput, PardError, PardWarning
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.models.precision import Precision
@@ -60,7 +61,7 @@ def exit_code(command: Callable[[], None]) -> int:
     """Run a command: 0 done, 2 bad input, 1 failure, each told in one line on stderr; 130 interrupted."""
     utf8_streams()
     try:
-        with ended_as_interrupted():
+        with ended_as_interrupted(), one_line_warnings():
             command()
             sys.stdout.flush()
     except PardError as error:
@@ -100,6 +101,23 @@ def ended_as_interrupted() -> Iterator[None]:
     finally:
         for number in mine:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def one_line_warnings() -> Iterator[None]:
+    """This package's warnings on stderr as errors are told, and others as ever."""
+    show = warnings.showwarning
+
+    def tell(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, PardWarning):
+            print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+        else:
+            show(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", PardWarning)
+        warnings.showwarning = tell
+        yield
 
 
 def complain(message: str, code: int) -> int:

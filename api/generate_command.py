@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pard_onnx.cli import Parser, exit_code
-from pard_onnx.generation_options import add_sampling, sampling, whole_or_auto
+from pard_onnx.generation_options import add_providers, add_sampling, sampling, where, whole_or_auto
 from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.options import AUTO
 from pard_onnx.runtime.pair import load
@@ -34,8 +34,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     out.add_argument("--timeout", type=float, metavar="S", help="end after so many seconds")
     add_sampling(out)
-    out.add_argument("--provider", default="cpu", help="execution provider (default: cpu)")
-    out.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
+    add_providers(out)
     out.add_argument("--no-exact", dest="exact", action="store_false", help="allow any step width")
     out.add_argument("--json", action="store_true", help="one JSON object instead of streamed text")
     return out
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def generate(options: argparse.Namespace) -> None:
     prompt = read_prompt(options.prompt, options.prompt_file)
-    with load(options.target, options.draft, provider=options.provider, threads=options.threads) as pair:
+    with load(options.target, options.draft, **where(options)) as pair:
         stream = pair.stream(
             prompt,
             max_new_tokens=options.max_new_tokens,
@@ -109,6 +108,8 @@ def summary(result: Result) -> dict[str, Any]:
         "exact": stats.exact,
         "widths": list(stats.widths),
         "provider": stats.provider,
+        "draft_provider": stats.draft_provider,
+        "provider_reason": stats.provider_reason,
         "kernel": stats.kernel,
         "seed": stats.seed,
     }

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from pard_onnx.runtime.options import AUTO
+from pard_onnx.runtime.providers import PROVIDERS, read_options
 
 # Name, type, metavar, help; the defaults are those of `Sampling`.
 SAMPLING = (
@@ -30,6 +31,32 @@ def sampling(options: argparse.Namespace) -> dict[str, Any]:
     """What was given, as keyword arguments of `Pair.generate`."""
     given = {name: getattr(options, name) for name in (name.replace("-", "_") for name, *_ in SAMPLING)}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def add_providers(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where it runs")
+    names = ", ".join(PROVIDERS)
+    key = f"auto, or one of {names} (default: cpu); KEY:1 is its second device"
+    group.add_argument("--provider", default="cpu", metavar="KEY", help=key)
+    group.add_argument("--draft-provider", metavar="KEY", help="of the draft (default: the target's)")
+    option = "an option of the provider's own; repeatable"
+    group.add_argument("--provider-option", action="append", default=[], metavar="NAME=VALUE", help=option)
+    own = "the same for the draft's provider"
+    group.add_argument("--draft-provider-option", action="append", default=[], metavar="NAME=VALUE", help=own)
+    group.add_argument("--fallback", action="store_true", help="go on on the CPU if the provider does not run")
+    group.add_argument("--threads", type=int, metavar="N", help="on the CPU (default: the physical cores)")
+
+
+def where(options: argparse.Namespace) -> dict[str, Any]:
+    """What was given to `add_providers`, as keyword arguments of `load`."""
+    return {
+        "provider": options.provider,
+        "draft_provider": options.draft_provider,
+        "provider_options": read_options(options.provider_option),
+        "draft_provider_options": read_options(options.draft_provider_option),
+        "fallback": options.fallback,
+        "threads": options.threads,
+    }
 
 
 def whole_or_auto(text: str) -> int | str:

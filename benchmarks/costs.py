@@ -8,8 +8,9 @@ from functools import partial
 
 from pard_onnx.models.errors import BadInput, TooLong
 from pard_onnx.runtime.costs import WIDTHS, StepCosts, measure
+from pard_onnx.runtime.installed import installed
 from pard_onnx.runtime.models import Artifact, open_artifact, open_draft, open_target
-from pard_onnx.runtime.providers import Provider, installed
+from pard_onnx.runtime.providers import Provider
 from pard_onnx.runtime.threads import Threads
 from pard_onnx.runtime.throughput import RoundCosts, throughput
 from pard_onnx.runtime.widths import Widths

@@ -24,9 +24,9 @@ from rich.table import Table
 
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.runtime import kernels
+from pard_onnx.runtime.installed import installed
 from pard_onnx.runtime.kernels.nodes import MODEL_GRAPH, as_bytes, places
 from pard_onnx.runtime.kernels.protobuf import fields
-from pard_onnx.runtime.providers import installed
 from pard_onnx.runtime.session import GRAPH, DraftSession, TargetSession
 from pard_onnx.runtime.threads import Threads
 

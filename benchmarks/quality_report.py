@@ -13,10 +13,10 @@ from pard_onnx.models.demo import corpus
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import FILE_NAME
 from pard_onnx.models.spec import ModelSpec, Role
+from pard_onnx.runtime.installed import installed
 from pard_onnx.runtime.limits import require_whole
 from pard_onnx.runtime.models import Artifact, open_artifact, require_same_tokenizer
 from pard_onnx.runtime.pair import load
-from pard_onnx.runtime.providers import installed
 from pard_onnx.runtime.text import Text
 from pard_onnx.runtime.threads import Threads
 

@@ -7,6 +7,8 @@ PardError
 │   ├── BadProvider     an execution provider that is not there
 │   └── TooLong         a prompt that does not fit the capacity
 └── Failure             something else went wrong while working; exit code 1
+
+PardWarning             it works, but not as well as it could: one line, names the fix
 """
 
 from __future__ import annotations
@@ -35,3 +37,6 @@ class TooLong(BadInput): ...
 
 
 class Failure(PardError, RuntimeError): ...
+
+
+class PardWarning(UserWarning): ...

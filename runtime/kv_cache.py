@@ -21,11 +21,15 @@ class KvCache:
 
     def __init__(self, manifest: Manifest) -> None:
         spec = manifest.spec
-        shape = (1, spec.kv_heads, manifest.kv_rows, spec.head_dim)
+        self._shape = (1, spec.kv_heads, manifest.kv_rows, spec.head_dim)
+        self._type = np.dtype(manifest.kv_dtype)
         self.rows = manifest.token_rows
         self.length = 0
         self._names = [f"{layer}.{part}" for layer in range(spec.layers) for part in ("key", "value")]
-        self._arrays: list[Rows] = [np.zeros(shape, np.dtype(manifest.kv_dtype)) for _ in self._names]
+        self._allocate()
+
+    def _allocate(self) -> None:
+        self._arrays: list[Rows] = [np.zeros(self._shape, self._type) for _ in self._names]
         wrap = onnxruntime().OrtValue.ortvalue_from_numpy
         self._values = [wrap(array) for array in self._arrays]
 
@@ -34,6 +38,10 @@ class KvCache:
         for name, value in zip(self._names, self._values, strict=True):
             binding.bind_ortvalue_input(f"past_key_values.{name}", value)
             binding.bind_ortvalue_output(f"present.{name}", value)
+
+    def run(self, session: Any, binding: Any) -> None:
+        """One call of the graph, to which the cache is bound."""
+        session.run_with_iobinding(binding)
 
     def rollback(self, length: int) -> None:
         """Forget the rows from `length` on."""
@@ -53,11 +61,14 @@ class KvCache:
 
     def write(self, rows: Sequence[Rows] | Rows) -> None:
         """Begin with these rows, as `read(0, n)` gave them; BadArtifact if they are another model's."""
-        block = np.asarray(rows)
-        heads, dim = self._arrays[0].shape[1], self._arrays[0].shape[3]
-        wanted = (len(self._arrays), heads, block.shape[2] if block.ndim == 4 else 0, dim)
-        if block.shape != wanted or block.dtype != self._arrays[0].dtype or block.shape[2] > self.rows:
-            raise BadArtifact(f"KV rows of shape {block.shape} and type {block.dtype} do not fit this model's cache")
+        block = self._fitting(rows)
         for array, part in zip(self._arrays, block, strict=True):
             array[0, :, : part.shape[1]] = part
         self.length = block.shape[2]
+
+    def _fitting(self, rows: Sequence[Rows] | Rows) -> Rows:
+        block = np.asarray(rows)
+        wanted = (len(self._names), self._shape[1], block.shape[2] if block.ndim == 4 else 0, self._shape[3])
+        if block.shape != wanted or block.dtype != self._type or block.shape[2] > self.rows:
+            raise BadArtifact(f"KV rows of shape {block.shape} and type {block.dtype} do not fit this model's cache")
+        return block

@@ -36,12 +36,14 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def place(manifest: Manifest, provider: Provider, threads: Threads) -> Path:
-    """The file of one artifact under one way of running it."""
+def place(manifest: Manifest, provider: Provider, threads: Threads, what: str = "calibration") -> Path:
+    """The file of one artifact under one way of running it; what: is kept in it."""
     facts = (
         VERSION,
+        what,
         *((file.name, file.sha256) for file in manifest.files),
         provider.key,
+        provider.options,
         kernels.isa() if provider.key == "cpu" else None,
         onnxruntime().__version__,
         threads.count or physical_cores(),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
+from typing import TypeVar
 
 from pard_onnx.models import hub
 from pard_onnx.models.errors import BadArtifact
@@ -14,10 +17,16 @@ from pard_onnx.models.spec import Role
 from . import machine
 from .calibration import TargetCalibration, calibrate_draft, calibrate_target, prefill_chunk
 from .costs import StepCosts
-from .providers import Provider
+from .fit import misfit
+from .one_by_one import OneByOneDraft, OneByOneTarget
+from .providers import CPU, Provider
+from .self_check import Verdict, check_draft, check_target, require_right, slow_warning
 from .sessions import Draft, Target, sessions
 from .text import TOKENIZER, Text, first_difference
 from .threads import Threads
+from .widths import ANY
+
+Kind = TypeVar("Kind", Target, Draft)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,34 +66,90 @@ def require_same_tokenizer(target: Artifact, draft: Artifact) -> None:
 
 @dataclass(frozen=True, slots=True)
 class OpenTarget:
-    session: Target
+    """verdict: of the self-check, None on the CPU; wrong: see `choice.Opened`."""
+
+    session: Target | OneByOneTarget
     calibration: TargetCalibration
+    verdict: Verdict | None = None
+    wrong: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class OpenDraft:
-    session: Draft
+    """As `OpenTarget`."""
+
+    session: Draft | OneByOneDraft
     costs: StepCosts
+    verdict: Verdict | None = None
+    wrong: str | None = None
 
 
 def open_target(artifact: Artifact, provider: Provider, threads: Threads, *, anew: bool = False) -> OpenTarget:
-    """Load the target, and find out what it does here unless that is known; anew: in any case, and more thoroughly."""
-    session = sessions(artifact.manifest).target(artifact.folder, artifact.manifest, provider, threads)
+    """Load the target, and find out what it does here unless that is known; anew: in any case, and more thoroughly.
+
+    BadProvider or BadArtifact where the provider does not start, does not fit the artifact, or computes it wrongly.
+    """
+    opener = partial(opened, sessions(artifact.manifest).target, artifact, threads)
+    session = opener(provider)
+    verdict = checked(artifact, provider, threads, lambda: check_target(session, lambda: on_cpu(opener)), anew)
+    if verdict and verdict.steps == "single":
+        costs = TargetCalibration(ANY, (1,), linear(verdict))
+        return OpenTarget(OneByOneTarget(session), costs, verdict, slow_warning(verdict, artifact.name, provider))
     place = machine.place(artifact.manifest, provider, threads)
     known = None if anew else machine.recall(place, TargetCalibration)
     if known is None:
         known = calibrate_target(session)
         known = replace(known, chunk=prefill_chunk(session)) if anew else known
         machine.keep(place, known)
-    return OpenTarget(session, known)
+    return OpenTarget(session, known, verdict)
 
 
 def open_draft(artifact: Artifact, provider: Provider, threads: Threads, *, anew: bool = False) -> OpenDraft:
     """As `open_target`."""
-    session = sessions(artifact.manifest).draft(artifact.folder, artifact.manifest, provider, threads)
+    opener = partial(opened, sessions(artifact.manifest).draft, artifact, threads)
+    session = opener(provider)
+    verdict = checked(artifact, provider, threads, lambda: check_draft(session, lambda: on_cpu(opener)), anew)
+    if verdict and verdict.steps == "single":
+        warning = slow_warning(verdict, artifact.name, provider)
+        return OpenDraft(OneByOneDraft(session), linear(verdict), verdict, warning)
     place = machine.place(artifact.manifest, provider, threads)
     known = None if anew else machine.recall(place, StepCosts)
     if known is None:
         known = calibrate_draft(session)
         machine.keep(place, known)
-    return OpenDraft(session, known)
+    return OpenDraft(session, known, verdict)
+
+
+def opened(kind: type[Kind], artifact: Artifact, threads: Threads, provider: Provider) -> Kind:
+    """The artifact's session; BadArtifact if its graphs are none for this provider."""
+    if reason := misfit(artifact.manifest, provider):
+        raise BadArtifact(f"{artifact.name}: {reason}")
+    return kind(artifact.folder, artifact.manifest, provider, threads)
+
+
+def on_cpu(opener: Callable[[Provider], Kind]) -> Kind | None:
+    """None for a graph that the CPU cannot run."""
+    try:
+        return opener(CPU)
+    except BadArtifact:
+        return None
+
+
+def checked(
+    artifact: Artifact, provider: Provider, threads: Threads, check: Callable[[], Verdict], anew: bool
+) -> Verdict | None:
+    """The self-check's verdict, kept as calibration is; None on the CPU, whose calibration compares more steps."""
+    if provider.key == CPU.key:
+        return None
+    place = machine.place(artifact.manifest, provider, threads, "self-check")
+    verdict = None if anew else machine.recall(place, Verdict)
+    if verdict is None:
+        verdict = check()
+        machine.keep(place, verdict)
+    require_right(verdict, artifact.name, provider)
+    return verdict
+
+
+def linear(verdict: Verdict) -> StepCosts:
+    """A token's time for each token."""
+    return StepCosts(((1, verdict.seconds), (2, 2 * verdict.seconds)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,22 +12,23 @@ from threading import Event, Lock
 from time import perf_counter
 from typing import Any, Unpack
 
-from pard_onnx.models.errors import BadInput, Failure
+from pard_onnx.models.errors import BadInput, Failure, PardWarning
 
 from . import kernels, snapshot
 from .auto import AutoDrafter
 from .caches import Caches
 from .chat import Chat
+from .choice import Choice, beside, candidates, choose
 from .costs import StepCosts
 from .drafter import Drafter, NoDraft, PardDrafter
-from .kv_cache import KvCache
 from .lookup import Lookup
 from .loop import DRAFT_LIMIT, Halted, Settings, decode
 from .messages import opening
 from .models import Artifact, OpenDraft, OpenTarget, open_artifact, open_draft, open_target, require_same_tokenizer
+from .one_by_one import OneByOne, OneByOneTarget
 from .options import AUTO, Given, Options
 from .policy import Policy
-from .providers import Provider, installed
+from .providers import CPU
 from .result import Chunk, Facts, Result
 from .sampler import chooser
 from .session import Session
@@ -52,38 +54,71 @@ def load(
     provider: str = "cpu",
     threads: int | None = None,
     share_threads: bool = False,
+    *,
+    draft_provider: str | None = None,
+    provider_options: Mapping[str, object] | None = None,
+    draft_provider_options: Mapping[str, object] | None = None,
+    fallback: bool = False,
 ) -> Pair:
     """Open a pair, or a target alone.
 
     target, draft: a folder that pard-export has written, or the hub id of one. provider: a key of
-    `providers.PROVIDERS`. threads: of each step, None for one per physical core. share_threads: one pool
-    for the process; ONNX Runtime then refuses all other sessions that have a pool of their own.
+    `providers.PROVIDERS`, `key:1` for its second device, or "auto" for the first of `providers.AUTO_ORDER` that is
+    here and computes both models right. draft_provider: another one for the draft; without it the draft runs
+    where the target does. provider_options, draft_provider_options: by names of the provider's own. fallback: go on on
+    the CPU if the provider is not here, does not start or computes wrongly. threads: of each step, None for one per
+    physical core. share_threads: one pool for the process; ONNX Runtime then refuses all other sessions that have a
+    pool of their own.
 
-    The first time on a machine it takes about a second longer: step costs and exact widths are measured.
+    The first time on a machine it takes about a second longer: step costs and exact widths are measured, and off the
+    CPU the model's steps are checked (see `self_check`).
 
-    Raises BadArtifact (missing, damaged, wrong role, other tokenizer), BadProvider, BadInput.
+    Raises BadArtifact (missing, damaged, wrong role, other tokenizer, no fit for the provider), BadProvider, BadInput.
+    Warns with PardWarning where a provider computes only steps of one token right, and runs so.
     """
     wanted = Threads(threads, share_threads)
-    found = installed(provider)
+    if draft is None and (draft_provider is not None or draft_provider_options):
+        raise BadInput(f"a provider for the draft ({draft_provider}), but no draft; name one, or leave it out")
+    on = candidates(provider, provider_options, fallback=fallback)
+    draft_on = None
+    if draft_provider is not None:
+        draft_on = candidates(draft_provider, draft_provider_options, fallback=fallback)
     target_artifact = open_artifact(target, "target")
     draft_artifact = None if draft is None else open_artifact(draft, "draft")
     if draft_artifact:
         require_same_tokenizer(target_artifact, draft_artifact)
-    return Pair(target_artifact, draft_artifact, found, wanted)
+    opened, choice = choose(on, lambda provider: open_target(target_artifact, provider, wanted))
+    if draft_artifact is None:
+        return Pair(target_artifact, opened, choice)
+    artifact = draft_artifact
+    draft_on = draft_on or beside(on, choice.provider, draft_provider_options)
+    draft_opened, draft_choice = choose(draft_on, lambda provider: open_draft(artifact, provider, wanted))
+    return Pair(target_artifact, opened, choice, artifact, draft_opened, draft_choice)
 
 
 class Pair:
     """A target, with or without a draft. Each `generate` starts afresh, a `chat` goes on; one at a time."""
 
-    def __init__(self, target: Artifact, draft: Artifact | None, provider: Provider, threads: Threads) -> None:
+    def __init__(
+        self,
+        target: Artifact,
+        opened: OpenTarget,
+        choice: Choice,
+        draft: Artifact | None = None,
+        draft_opened: OpenDraft | None = None,
+        draft_choice: Choice | None = None,
+    ) -> None:
+        for model in (opened, draft_opened):
+            if model and model.wrong:
+                warnings.warn(model.wrong, PardWarning, stacklevel=3)
         self.target = target.manifest
         self.draft = draft.manifest if draft else None
         self.target_name, self.draft_name = target.name, draft.name if draft else None
         self.text = target.text()
-        self._provider = provider
-        self.kernel = kernels.isa() or ORT_KERNEL if provider.key == "cpu" else ORT_KERNEL
-        self._target: OpenTarget | None = open_target(target, provider, threads)
-        self._draft: OpenDraft | None = open_draft(draft, provider, threads) if draft else None
+        self.choice, self.draft_choice = choice, draft_choice
+        self.kernel = kernels.isa() or ORT_KERNEL if choice.provider.key == CPU.key else ORT_KERNEL
+        self._target: OpenTarget | None = opened
+        self._draft: OpenDraft | None = draft_opened
         self._caches = Caches(self._target.session.cache, self._draft.session.cache if self._draft else None)
         self._policies: dict[Widths, Policy] = {}
         self._lock = Lock()
@@ -129,7 +164,7 @@ class Pair:
         choose = chooser(sampling, self.target.spec.vocabulary.size, len(ids), seed or 0)
         cancelled = Event()
         watch = watcher(cancelled, options.timeout and start + options.timeout)
-        facts = Facts(len(ids), start, exact, settings.widths.upto(WIDEST), self._provider.key, self.kernel, seed)
+        facts = Facts(len(ids), start, exact, self._widths(settings), *self._where(), self.kernel, seed)
 
         def generation() -> Generator[Chunk, None, Result]:
             with self._attached(caches, watch) as (target, mine):
@@ -145,8 +180,22 @@ class Pair:
 
         return Stream(generation(), cancelled)
 
+    def _widths(self, settings: Settings) -> tuple[int, ...]:
+        wrong = self._target is not None and self._target.wrong
+        return (1,) if wrong else settings.widths.upto(WIDEST)
+
+    def _where(self) -> tuple[str, str | None, str]:
+        """The target's provider, the draft's, and why."""
+        draft = self.draft_choice
+        reason = self.choice.reason
+        if draft and draft.provider != self.choice.provider:
+            reason += f"; draft: {draft.reason}"
+        return self.choice.provider.title, draft.provider.title if draft else None, reason
+
     @contextmanager
-    def _attached(self, caches: Caches | None, watch: Callable[[], None]) -> Iterator[tuple[Target, Caches]]:
+    def _attached(
+        self, caches: Caches | None, watch: Callable[[], None]
+    ) -> Iterator[tuple[Target | OneByOneTarget, Caches]]:
         """The sessions, for one generation, on its conversation's caches. Failure if they are in use, or closed."""
         if not self._lock.acquire(blocking=False):
             raise Failure("this pair is generating already; read that stream to its end, close it, or load another")
@@ -156,7 +205,7 @@ class Pair:
             if caches is None:
                 caches = self._caches
                 caches.tokens.clear()
-            sessions: list[Session] = [self._target.session]
+            sessions: list[Session | OneByOne[Any]] = [self._target.session]
             self._target.session.attach(caches.target)
             if self._draft and caches.draft:
                 self._draft.session.attach(caches.draft)
@@ -220,8 +269,8 @@ class Pair:
         """Memory for another conversation."""
         if self._target is None:
             raise Failure("this pair is closed; load it again")
-        draft = KvCache(self._draft.session.manifest) if self._draft else None
-        return Caches(KvCache(self._target.session.manifest), draft)
+        draft = self._draft.session.new_cache() if self._draft else None
+        return Caches(self._target.session.new_cache(), draft)
 
     def encode(self, prompt: Prompt, *, chat: bool = False) -> list[int]:
         """The prompt's ids, each one that the tokenizer knows; BadInput for anything else."""

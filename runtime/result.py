@@ -17,6 +17,8 @@ class Facts:
     exact: bool
     widths: tuple[int, ...]
     provider: str
+    draft_provider: str | None
+    provider_reason: str
     kernel: str
     seed: int | None = None
     cached_tokens: int = 0
@@ -45,8 +47,9 @@ class Stats:
     tokens_per_second: of the tokens after the first, over the time after the first (the draft's prefill
     counts against it). sources: who drafted, by round: "pard", "lookup" or "none". exact: plain decoding and any draft
     give the same tokens under this setting: every step had one of `widths`, whose rows were found to be bitwise equal
-    on this machine. kernel: of the quantized matmuls, an instruction set of this package's own or "onnxruntime".
-    seed: of the tokens drawn, None where none are.
+    on this machine; (1,) alone: the provider computes no others right. provider, draft_provider, provider_reason: where
+    the models run, and why there. kernel: of the quantized matmuls, an instruction set of this package's own or
+    "onnxruntime". seed: of the tokens drawn, None where none are.
     cached_tokens: of the prompt's, those that the target did not read anew (see `Chat`).
     """
 
@@ -65,6 +68,8 @@ class Stats:
     exact: bool
     widths: tuple[int, ...]
     provider: str
+    draft_provider: str | None
+    provider_reason: str
     kernel: str
     seed: int | None
     cached_tokens: int = 0
@@ -152,6 +157,8 @@ class Tally:
             exact=facts.exact,
             widths=facts.widths,
             provider=facts.provider,
+            draft_provider=facts.draft_provider,
+            provider_reason=facts.provider_reason,
             kernel=facts.kernel,
             seed=facts.seed,
             cached_tokens=facts.cached_tokens,

@@ -13,39 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pard_onnx.models.errors import BadArtifact, BadInput, Failure, TooLong
+from pard_onnx.models.errors import Failure, TooLong
 from pard_onnx.models.manifest import Manifest
 
-from .kernels.graph import with_kernel
+from .device_cache import new_cache
 from .kv_cache import KvCache
+from .open_graph import open_graph
 from .providers import Provider, onnxruntime
-from .threads import Threads, apply
+from .threads import Threads
 
 GRAPH = "model.onnx"
-ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Watch = Callable[[], None]
-
-
-def open_graph(path: Path, provider: Provider, threads: Threads) -> Any:
-    """An onnxruntime.InferenceSession; BadArtifact if it refuses the file."""
-    ort = onnxruntime(provider.extra)
-    options = ort.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    options.enable_mem_pattern = False  # a pattern is kept per input shape, and each step has a new mask length
-    apply(threads, options)
-    try:
-        graph = with_kernel(path, options) if provider.key == "cpu" else path
-        source = graph if isinstance(graph, bytes) else str(graph)
-        # The fallback to other providers prints to stdout and hides what went wrong.
-        return ort.InferenceSession(source, options, providers=[provider.ort], enable_fallback=0)
-    except BadInput:
-        raise
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        reason = str(error).strip().splitlines()[0]
-        raise BadArtifact(f"{path} cannot be loaded on {provider.key}: {reason}") from error
 
 
 def nothing() -> None:
@@ -55,17 +36,22 @@ def nothing() -> None:
 class Session:
     """What all sessions share. `length` counts the tokens in the cache that is attached; not thread-safe."""
 
-    def __init__(self, manifest: Manifest, bindings: Sequence[Any]) -> None:
+    def __init__(self, manifest: Manifest, provider: Provider, bindings: Sequence[Any]) -> None:
         """bindings: of the model's graphs, one or several; the cache is bound to each."""
         self._bindings = bindings
         self._watch: Watch = nothing
         self.manifest = manifest
-        self.cache = KvCache(manifest)
+        self.provider = provider
+        self.cache = self.new_cache()
         self._bind_cache()
 
     def _bind_cache(self) -> None:
         for binding in self._bindings:
             self.cache.bind(binding)
+
+    def new_cache(self) -> KvCache:
+        """Memory for another conversation."""
+        return new_cache(self.manifest, self.provider)
 
     def attach(self, cache: KvCache) -> None:
         """Go on in another conversation's cache; one made for this model."""
@@ -99,7 +85,7 @@ class GraphSession(Session):
         self._count: Ids = np.zeros(1, np.int64)
         self._count_value = self._value(self._count)
         self._widths: dict[int, Any] = {}
-        super().__init__(manifest, [self._binding])
+        super().__init__(manifest, provider, [self._binding])
 
     def _run(self, ids: Sequence[int], written: int, count_name: str, count: int) -> None:
         """One call that writes the KV rows length .. length + written - 1."""
@@ -118,7 +104,7 @@ class GraphSession(Session):
         self._binding.bind_ortvalue_input(count_name, self._count_value)
         self._place(width)
         try:
-            self._session.run_with_iobinding(self._binding)
+            self.cache.run(self._session, self._binding)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise Failure(f"{self._path}: ONNX Runtime failed in a step: {error}") from error
         self.cache.length = end

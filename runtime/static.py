@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from pard_onnx.models.errors import Failure, TooLong
 from pard_onnx.models.manifest import Manifest, StaticGraph
 
+from .kv_cache import KvCache
+from .open_graph import open_graph
 from .portable import masks
 from .providers import Provider, onnxruntime
-from .session import Floats, Ids, Session, open_graph
+from .session import Floats, Ids, Session
 from .threads import Threads
 
 Piece = tuple[StaticGraph, int]  # a graph, and how many tokens of the step go through it
@@ -49,25 +51,37 @@ class Fixed:
         self, path: Path, graph: StaticGraph, rows: int, outputs: dict[str, NDArray[Any]], session: Any
     ) -> None:
         self._value = onnxruntime().OrtValue.ortvalue_from_numpy
-        self._path, self._session, self._width = path, session, graph.width
+        self._path, self._session, self.width = path, session, graph.width
         self.binding = session.io_binding()
         self._ids: Ids = np.zeros((1, graph.width), np.int64)
         self._positions: Ids = np.zeros((1, graph.width), np.int64)
         self._inputs = {"input_ids": self._value(self._ids), "position_ids": self._value(self._positions)}
-        self.outputs = outputs
+        self.outputs: dict[str, NDArray[Any]] = {}
         self.binding.bind_ortvalue_input("attention_mask", self._value(np.ones((1, rows), np.int64)))
         for name, array in outputs.items():
-            self.binding.bind_ortvalue_output(name, self._value(array[None]))
+            self.bind_output(name, array)
 
-    def run(self, ids: Sequence[int], start: int) -> None:
+    def bind_output(self, name: str, array: NDArray[Any]) -> None:
+        """Write it there from now on."""
+        self.outputs[name] = array
+        self.binding.bind_ortvalue_output(name, self._value(array[None]))
+
+    def unbind_output(self, name: str) -> None:
+        """No longer; the cache must be bound again after it."""
+        del self.outputs[name]
+        self.binding.clear_binding_outputs()
+        for other, array in self.outputs.items():
+            self.bind_output(other, array)
+
+    def run(self, ids: Sequence[int], start: int, cache: KvCache) -> None:
         """Write the rows from `start` on."""
         self._ids[0, : len(ids)] = ids
         self._ids[0, len(ids) :] = ids[-1]
-        self._positions[0] = np.arange(start, start + self._width)
+        self._positions[0] = np.arange(start, start + self.width)
         for name, value in self._inputs.items():  # again: a provider off the CPU copies when binding
             self.binding.bind_ortvalue_input(name, value)
         try:
-            self._session.run_with_iobinding(self.binding)
+            cache.run(self._session, self.binding)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise Failure(f"{self._path}: ONNX Runtime failed in a step: {error}") from error
 
@@ -89,7 +103,7 @@ class StaticSession(Session):
             path = folder / graph.file
             session = open_graph(path, provider, threads)
             self._fixed[graph.width] = Fixed(path, graph, manifest.kv_rows, outputs, session)
-        super().__init__(manifest, [fixed.binding for fixed in self._fixed.values()])
+        super().__init__(manifest, provider, [fixed.binding for fixed in self._fixed.values()])
 
     def _run(self, tokens: Sequence[int], wanted: int) -> list[NDArray[Any]]:
         """Append the tokens; each output's last `wanted` rows, in buffers that the next step overwrites."""
@@ -103,7 +117,7 @@ class StaticSession(Session):
         plan = pieces(self.manifest.graphs, len(tokens), wanted)
         for graph, count in plan:
             fixed = self._fixed[graph.width]
-            fixed.run(tokens[start - self.length : start - self.length + count], start)
+            fixed.run(tokens[start - self.length : start - self.length + count], start, self.cache)
             start += count
             rows = [array[:count] for array in fixed.outputs.values()]
             if rows:
@@ -141,5 +155,17 @@ class StaticDraft(StaticSession):
             raise ValueError(f"a draft of {draft_length} tokens")
         if not ids:
             raise ValueError("a step needs at least one token")
-        drafts, probabilities = self._run([*ids, *masks(self.manifest, draft_length)], draft_length)
+        drafts, probabilities, *_ = self._run([*ids, *masks(self.manifest, draft_length)], draft_length)
         return drafts, probabilities
+
+    def logits(self, ids: Sequence[int], draft_length: int) -> Floats:
+        """See DraftSession.logits."""
+        rows = self.manifest.spec.vocabulary.rows
+        graphs = [fixed for fixed in self._fixed.values() if fixed.outputs]
+        for fixed in graphs:
+            fixed.bind_output("logits", np.empty((fixed.width, rows), np.float32))
+        found: Floats = self._run([*ids, *masks(self.manifest, draft_length)], draft_length)[-1].copy()
+        for fixed in graphs:
+            fixed.unbind_output("logits")
+        self._bind_cache()
+        return found

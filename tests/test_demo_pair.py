@@ -19,7 +19,7 @@ from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.hub import DEMO
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.tensors import read_tensor
-from pard_onnx.runtime.providers import installed
+from pard_onnx.runtime.installed import installed
 from pard_onnx.runtime.session import TargetSession
 from pard_onnx.runtime.threads import Threads
 

@@ -29,7 +29,7 @@ from pard_onnx.export.exporter import Job, export
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest, Source
-from pard_onnx.runtime.providers import installed
+from pard_onnx.runtime.installed import installed
 from pard_onnx.runtime.threads import Threads
 
 Floats = NDArray[np.float32]

@@ -21,8 +21,8 @@ from pard_onnx.runtime.calibration import (
     prefill_chunk,
 )
 from pard_onnx.runtime.drafter import PREFILL_CHUNK
+from pard_onnx.runtime.installed import installed
 from pard_onnx.runtime.models import open_artifact, open_target
-from pard_onnx.runtime.providers import installed
 from pard_onnx.runtime.session import DraftSession, TargetSession
 from pard_onnx.runtime.threads import Threads
 from pard_onnx.runtime.widths import ANY, CANDIDATES, EVEN, Widths

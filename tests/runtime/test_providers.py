@@ -8,7 +8,8 @@ import pytest
 
 from pard_onnx.models.errors import BadInput, BadProvider
 from pard_onnx.runtime import providers
-from pard_onnx.runtime.providers import installed, named
+from pard_onnx.runtime.installed import installed
+from pard_onnx.runtime.providers import named
 from pard_onnx.runtime.threads import Threads, physical_cores
 
 

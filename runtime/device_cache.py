@@ -1,0 +1,95 @@
+"""The KV cache of one conversation on a provider's device: it never crosses the bus, but to be saved or restored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pard_onnx.models.errors import BadArtifact
+from pard_onnx.models.manifest import KV_MARGIN, Manifest
+
+from .device_memory import Buffer, OutOfMemory, buffers, start
+from .kv_cache import KvCache, Rows
+from .providers import CPU, HOST, Provider
+
+SPARE = 0.9  # of the memory that could be had; steps need some, too
+
+
+class CopiedKvCache(KvCache):
+    """In the host's memory, for a provider off it: what is bound is copied then, so each step binds it anew."""
+
+    def run(self, session: Any, binding: Any) -> None:
+        self.bind(binding)
+        session.run_with_iobinding(binding)
+
+
+class DeviceKvCache(KvCache):
+    """On the device. Where a graph's past and present may not be one buffer there are two, which take turns."""
+
+    def __init__(self, manifest: Manifest, provider: Provider) -> None:
+        super().__init__(manifest)
+        self._provider = provider
+        blank = [np.zeros(self._shape, self._type)] * len(self._names)
+        in_place = manifest.attention in provider.in_place
+        try:
+            made = buffers(provider, blank if in_place else blank * 2)
+        except OutOfMemory as full:
+            raise too_large(manifest, provider, full.made, len(blank) * (1 if in_place else 2)) from full
+        self._past: list[Buffer] = made[: len(blank)]
+        self._present: list[Buffer] = self._past if in_place else made[len(blank) :]
+
+    def bind(self, binding: Any) -> None:
+        for name, past, present in zip(self._names, self._past, self._present, strict=True):
+            binding.bind_ortvalue_input(f"past_key_values.{name}", past.value)
+            binding.bind_ortvalue_output(f"present.{name}", present.value)
+
+    def run(self, session: Any, binding: Any) -> None:
+        if self._past is self._present:
+            session.run_with_iobinding(binding)
+            return
+        self.bind(binding)
+        session.run_with_iobinding(binding)
+        self._past, self._present = self._present, self._past
+
+    def read(self, first: int, last: int) -> Rows:
+        return np.stack([buffer.read()[0, :, first:last] for buffer in self._past])
+
+    def write(self, rows: Sequence[Rows] | Rows) -> None:
+        block = self._fitting(rows)
+        whole = np.zeros(self._shape, self._type)
+        for i, part in enumerate(block):  # one at a time, so that no second cache is needed meanwhile
+            whole[0, :, : part.shape[1]] = part
+            self._past[i] = buffers(self._provider, [whole])[0]
+        self.length = block.shape[2]
+
+    def _allocate(self) -> None:
+        """Nothing in the host's memory."""
+
+
+def new_cache(manifest: Manifest, provider: Provider) -> KvCache:
+    """An empty cache where the provider wants it; BadArtifact if it is too large for the device, BadProvider if the
+    provider does not start."""
+    if provider.key == CPU.key:
+        return KvCache(manifest)
+    start(provider)
+    return CopiedKvCache(manifest) if provider.memory == HOST else DeviceKvCache(manifest, provider)
+
+
+def too_large(manifest: Manifest, provider: Provider, made: int, wanted: int) -> BadArtifact:
+    """made: of the wanted buffers, those that fitted."""
+    rows = manifest.kv_rows
+    spec = manifest.spec
+    buffer = rows * spec.kv_heads * spec.head_dim * np.dtype(manifest.kv_dtype).itemsize / 2**20
+    capacity = fitting_capacity(rows, made, wanted)
+    fix = f"{capacity} tokens would fit: export it with --context-length {capacity}" if capacity else "none would fit"
+    return BadArtifact(
+        f"{manifest.source.model}: the KV cache of {manifest.capacity} tokens takes {wanted * buffer:.0f} MiB, of "
+        f"which {made * buffer:.0f} MiB fit on {provider.title}; {fix}, or take another provider"
+    )
+
+
+def fitting_capacity(rows: int, made: int, wanted: int) -> int:
+    """The capacity of a cache for which the memory would do; 0 if there is none worth the name."""
+    return max(0, int(SPARE * rows * made / wanted) - KV_MARGIN)

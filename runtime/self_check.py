@@ -1,0 +1,144 @@
+"""Whether a provider computes an artifact's steps right, found out before it writes a word.
+
+Some providers compute attention wrongly as soon as a step has several tokens, and say nothing. So some tokens are
+run one by one, then in one step after a rollback, then in one step from the start, and their rows compared; and the
+single steps' rows are compared with the CPU's, since a provider may also be wrong in the same way every time.
+
+Rows differ by rounding: by 0.016 at most with int4 weights (2 to 16 tokens a step, CPU), 0.026 between WebGPU and
+CPU, and wrong attention differed by 0.06 and more, in the root mean square of the worst row over the spread of its
+logits. The tolerances lie between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pard_onnx.models.errors import BadProvider
+from pard_onnx.models.manifest import Manifest
+
+from .portable import masks
+from .providers import Provider
+from .sessions import Draft, Target
+
+Steps = Literal["any", "single", "none"]  # which steps are right
+Rows = NDArray[np.float32]
+Feed = Callable[[Sequence[int], int], Rows]  # tokens, last rows wanted: [rows, vocabulary]
+
+CONTEXT, WIDTH = 16, 9  # tokens before the step that is compared, and its own
+REJECTED = 4  # tokens written and rolled back before it
+TOLERANCE = {"fp32": 0.005, "fp16": 0.02, "int8": 0.04, "int4": 0.04}  # by precision of the weights
+HALF = 0.02  # at least, where activations and the cache are half precision
+ACROSS = 2.0  # times the tolerance, between a provider and the CPU, whose activations are quantized
+HOPELESS = 1e6  # the difference of rows that are not numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """several: the difference of a step of several tokens from single ones; single: of single ones from the CPU's,
+    None where the CPU does not run the graph; seconds: of a single step."""
+
+    several: float
+    single: float | None
+    tolerance: float
+    seconds: float
+
+    @property
+    def steps(self) -> Steps:
+        if self.single is not None and self.single > ACROSS * self.tolerance:
+            return "none"
+        return "any" if self.several <= self.tolerance else "single"
+
+    def describe(self) -> str:
+        single = "not compared" if self.single is None else f"{self.single:.2g}"
+        return (
+            f"rows of a step of several tokens differ by {self.several:.2g} from single steps, single steps by "
+            f"{single} from the CPU, where {self.tolerance:.2g} and {ACROSS * self.tolerance:.2g} are rounding"
+        )
+
+
+def tolerance(manifest: Manifest) -> float:
+    least = TOLERANCE[manifest.precision]
+    return max(least, HALF) if manifest.kv_dtype == "float16" else least
+
+
+def check_target(session: Target, reference: Callable[[], Target | None]) -> Verdict:
+    """reference: the same model on the CPU, opened when it is needed. The session's cache is empty afterwards."""
+    ids = tokens(session.manifest)
+    return compared(session, session.step, ids, lambda: target_rows(reference(), ids))
+
+
+def target_rows(session: Target | None, ids: Sequence[int]) -> Rows | None:
+    return None if session is None else session.step(ids, WIDTH).copy()
+
+
+def check_draft(session: Draft, reference: Callable[[], Draft | None]) -> Verdict:
+    """As `check_target`; the last tokens are masks, which the graph appends itself or is given."""
+    ids = [*tokens(session.manifest)[: CONTEXT + 1], *masks(session.manifest, WIDTH)]
+
+    def feed(given: Sequence[int], keep: int) -> Rows:
+        real = len(given) - keep + 1 if keep > 1 else len(given)  # of several rows, all but the first are masks'
+        return session.logits(given[:real], keep)
+
+    def on_cpu() -> Rows | None:
+        cpu = reference()
+        return None if cpu is None else cpu.logits(ids[: CONTEXT + 1], WIDTH)
+
+    return compared(session, feed, ids, on_cpu)
+
+
+def tokens(manifest: Manifest) -> list[int]:
+    drawn = np.random.default_rng(0).integers(manifest.spec.vocabulary.size, size=CONTEXT + WIDTH)
+    return [int(token) for token in drawn]
+
+
+def compared(session: Target | Draft, feed: Feed, ids: Sequence[int], on_cpu: Callable[[], Rows | None]) -> Verdict:
+    """ids: the context, then the tokens that are run one by one and together."""
+    size = session.manifest.spec.vocabulary.size
+    start = perf_counter()
+    single = np.concatenate([feed([token], 1).copy() for token in ids])[CONTEXT:]
+    seconds = (perf_counter() - start) / len(ids)
+    session.rollback(CONTEXT)
+    feed(ids[:REJECTED], 1)
+    session.rollback(CONTEXT)
+    after = feed(ids[CONTEXT:], WIDTH).copy()
+    session.rollback(0)
+    whole = feed(ids, WIDTH).copy()
+    session.rollback(0)
+    several = max(difference(after, single, size), difference(whole, single, size))
+    expected = on_cpu()
+    across = None if expected is None else difference(single, expected, size)
+    return Verdict(several, across, tolerance(session.manifest), seconds)
+
+
+def difference(rows: Rows, expected: Rows, size: int) -> float:
+    """Of the worst row: the root mean square of its logits' differences, over their standard deviation."""
+    rows, expected = rows[:, :size], expected[:, :size]
+    if not (np.isfinite(rows).all() and np.isfinite(expected).all()):
+        return HOPELESS
+    spread = np.maximum(expected.std(axis=1), 1e-6)
+    return float((np.sqrt(np.square(rows - expected).mean(axis=1)) / spread).max())
+
+
+def require_right(verdict: Verdict, name: str, provider: Provider) -> None:
+    """BadProvider, with the numbers, where not even single steps are right."""
+    if verdict.steps == "none":
+        raise BadProvider(
+            f"provider {provider.title!r} computes {name} wrongly: {verdict.describe()}; {remedy(provider)}"
+        )
+
+
+def slow_warning(verdict: Verdict, name: str, provider: Provider) -> str:
+    return (
+        f"{provider.title} computes steps of several tokens of {name} wrongly, so it runs token by token: right, but "
+        f"slow ({verdict.describe()}); {remedy(provider)}"
+    )
+
+
+def remedy(provider: Provider) -> str:
+    return f"export it with pard-export --device {provider.key}, or take another provider"
