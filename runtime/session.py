@@ -1,7 +1,7 @@
 """An ONNX Runtime session on the KV cache of a conversation: buffers bound once, rolled back by numbers.
 
-GroupQueryAttention does not notice lengths beyond its buffers (it concatenates, or reads past the end), so
-every call checks its bounds first.
+ONNX Runtime's GroupQueryAttention does not notice lengths beyond its buffers (it concatenates, or reads past the end),
+so every call checks its bounds first.
 """
 
 from __future__ import annotations
