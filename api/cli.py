@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, PardError
 from pard_onnx.models.hub import resolve_checkpoint
-from pard_onnx.models.manifest import Manifest, Source
+from pard_onnx.models.manifest import KvCacheFormat, Manifest, Source
 from pard_onnx.models.precision import Precision
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ def export_with_progress(
     precision: Precision,
     *,
     capacity: int | None = None,
+    kv_cache: KvCacheFormat = "float",
     verify: bool = True,
     force: bool = False,
     order: Order | None = None,
@@ -145,7 +146,17 @@ def export_with_progress(
         from pard_onnx.export.exporter import Job, export
     except ImportError as error:
         raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
-    job = Job(checkpoint, source, output, precision, capacity=capacity, verify=verify, force=force, order=order)
+    job = Job(
+        checkpoint,
+        source,
+        output,
+        precision,
+        order=order,
+        capacity=capacity,
+        kv_cache=kv_cache,
+        verify=verify,
+        force=force,
+    )
     with stages() as progress:
         return export(job, progress)
 

@@ -14,7 +14,7 @@ from pard_onnx.cli import Parser, exit_code, export_with_progress
 from pard_onnx.export.output import place
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.hub import resolve_checkpoint
-from pard_onnx.models.manifest import Manifest
+from pard_onnx.models.manifest import KV_CACHE_FORMATS, Manifest
 from pard_onnx.models.precision import DEFAULT_PRECISION, PRECISIONS, default_precision
 
 
@@ -42,6 +42,8 @@ def add_export_options(out: argparse.ArgumentParser) -> None:
         help="default: draft if the checkpoint has a mask token",
     )
     out.add_argument("--context-length", type=int, metavar="N", help="tokens; default: the model's, at most 4096")
+    cache = "int8: a quarter of float32's memory, one scale a channel or (int8-tensor) a layer; default: float"
+    out.add_argument("--kv-cache", choices=KV_CACHE_FORMATS, default="float", help=cache)
     out.add_argument("--revision", help="branch, tag or commit of a hub id")
     out.add_argument("--force", action="store_true", help="replace the output folder")
     out.add_argument("--no-verify", dest="verify", action="store_false", help="skip the check against torch")
@@ -65,6 +67,7 @@ def run(options: argparse.Namespace) -> None:
         output,
         precision,
         capacity=options.context_length,
+        kv_cache=options.kv_cache,
         verify=options.verify,
         force=options.force,
     )
@@ -78,6 +81,7 @@ def summary(manifest: Manifest, output: Path) -> dict[str, Any]:
         "family": manifest.spec.family,
         "precision": manifest.precision,
         "context_length": manifest.capacity,
+        "kv_cache": manifest.kv_cache,
         "bytes": sum(file.size for file in manifest.files),
         "source": asdict(manifest.source),
         "parity": asdict(manifest.parity) if manifest.parity else None,

@@ -16,8 +16,10 @@ import torch
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.models.families import shapes
-from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Parity, Source, TensorReport
+from pard_onnx.models.manifest import KV_MARGIN, File, KvCacheFormat, Manifest, Parity, Source, TensorReport
 from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe, recipe
+from pard_onnx.quantize.calibration import SHIPPED
+from pard_onnx.quantize.calibration import read as read_calibration
 from pard_onnx.quantize.imported import imported
 from pard_onnx.quantize.pack import pack
 from pard_onnx.quantize.prepared import Formats, Prepared
@@ -26,6 +28,7 @@ from pard_onnx.quantize.quantizer import Order, Quantized, quantized
 from .attention import MICROSOFT, VARIANTS
 from .fuse import PackQkvPass, SkipNormPass
 from .genai import write_genai_config
+from .kv_cache import quantize_cache
 from .layout import LayoutPass
 from .lower import LowerPass
 from .output import COPIED, DATA, GRAPH, place, replacing
@@ -53,6 +56,7 @@ class Job:
     order: Order | None = None  # quantize by a named recipe instead, of the same precision
     capacity: int | None = None  # tokens; None: the model's own, at most DEFAULT_CAPACITY
     attention: str = "gqa"
+    kv_cache: KvCacheFormat = "float"
     verify: bool = True
     force: bool = False
 
@@ -104,6 +108,7 @@ def _build(job: Job, capacity: int, folder: Path, progress: Progress) -> Manifes
     rows = capacity + KV_MARGIN
     with _weights(job, folder, progress) as weights:
         tensors = _write_graph(job, weights, rows, folder, progress)
+    _quantize_cache(job, folder, progress)
     used, method = weights.recipe, checkpoint.quantization.method if checkpoint.quantization else None
     manifest = Manifest(
         role=spec.role,
@@ -114,7 +119,8 @@ def _build(job: Job, capacity: int, folder: Path, progress: Progress) -> Manifes
         attention=job.attention,
         capacity=capacity,
         kv_rows=rows,
-        kv_dtype=used.floats,
+        kv_dtype=used.floats if job.kv_cache == "float" else "int8",
+        kv_cache=job.kv_cache,
         files=(),
         source=replace(job.source, quantization=method),
         tools=tuple((name, version(name)) for name in TOOLS),
@@ -164,6 +170,15 @@ def _write_graph(job: Job, weights: Quantized, rows: int, folder: Path, progress
     progress("weights", total, total)
     _save(model, folder)
     return tuple(store.reports)
+
+
+def _quantize_cache(job: Job, folder: Path, progress: Progress) -> None:
+    if job.kv_cache == "float":
+        return
+    progress("kv cache", 0, 1)
+    text = (job.order.calibration if job.order else None) or SHIPPED
+    quantize_cache(job.checkpoint, folder / GRAPH, job.kv_cache, read_calibration(text))
+    progress("kv cache", 1, 1)
 
 
 def _verify(job: Job, folder: Path, progress: Progress) -> Parity | None:

@@ -7,19 +7,18 @@ on the rows of their masks. Of a target it is also found out which step widths g
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.manifest import Parity
-from pard_onnx.models.spec import ModelSpec
 
+from .driver import Driver, Logits
 from .reference import reference_logits
 
 TEXT = (
@@ -30,40 +29,6 @@ TEXT = (
 LENGTH, PREFILL, SINGLE, MULTI = 48, 32, 4, 8
 WIDEST = LENGTH - PREFILL  # of the steps compared bit for bit
 ROWS = 128  # of the KV buffers here: more than LENGTH plus what a step may add
-Logits = NDArray[np.float32]
-
-
-@dataclass(slots=True)
-class _Graph:
-    """The exported graph with plain feeds; `length` tokens are in its cache."""
-
-    session: ort.InferenceSession
-    spec: ModelSpec
-    caches: dict[str, NDArray[np.generic]] = field(default_factory=dict)
-    length: int = 0
-
-    @classmethod
-    def open(cls, path: Path, spec: ModelSpec) -> _Graph:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        floats = np.float16 if session.get_inputs()[2].type == "tensor(float16)" else np.float32
-        shape = (1, spec.kv_heads, ROWS, spec.head_dim)
-        names = [f"past_key_values.{i}.{part}" for i in range(spec.layers) for part in ("key", "value")]
-        return cls(session, spec, {n: np.zeros(shape, floats) for n in names})
-
-    def step(self, ids: NDArray[np.int64], draft_length: int = 1) -> Logits:
-        """Logits of a step: all its rows [n, vocabulary], or the last K of a draft."""
-        total = self.length + len(ids)
-        feeds = {"input_ids": ids[None], "attention_mask": np.ones((1, total), np.int64), **self.caches}
-        if self.spec.pard is not None:
-            feeds["draft_length"] = np.array([draft_length])
-        presents = [name.replace("past_key_values", "present") for name in self.caches]
-        logits, *caches = self.session.run(["logits", *presents], feeds)
-        self.caches = dict(zip(self.caches, caches, strict=True))
-        self.length = total
-        rows: Logits = logits[0]
-        return rows
 
 
 def check(checkpoint: Checkpoint, folder: Path) -> Parity:
@@ -76,7 +41,7 @@ def check(checkpoint: Checkpoint, folder: Path) -> Parity:
         masked[LENGTH - MULTI + 1 :] = spec.pard.mask_id
         batch = np.stack([ids, masked])
     wanted = reference_logits(checkpoint, torch.from_numpy(batch)).numpy()
-    graph = _Graph.open(folder / "model.onnx", spec)
+    graph = Driver.open(folder / "model.onnx", spec, ROWS)
     found, rolled_back = _replay(graph, ids)
     if spec.pard is None:
         expected = np.concatenate([wanted[0], wanted[0][-MULTI:]])
@@ -87,7 +52,7 @@ def check(checkpoint: Checkpoint, folder: Path) -> Parity:
     return parity if spec.pard else replace(parity, exact_widths=_exact_widths(graph, ids))
 
 
-def _exact_widths(graph: _Graph, ids: NDArray[np.int64]) -> tuple[int, ...]:
+def _exact_widths(graph: Driver, ids: NDArray[np.int64]) -> tuple[int, ...]:
     """Widths of steps over the same tokens whose logits are, bit for bit, those of the widest step."""
     rows = {}
     for width in range(1, WIDEST + 1):
@@ -102,7 +67,7 @@ def _ids(checkpoint: Checkpoint) -> NDArray[np.int64]:
     return np.resize(np.array(encoded, dtype=np.int64), LENGTH)
 
 
-def _replay(graph: _Graph, ids: NDArray[np.int64]) -> tuple[Logits, int]:
+def _replay(graph: Driver, ids: NDArray[np.int64]) -> tuple[Logits, int]:
     """The graph's rows in the order of the module docstring, and how many of the last follow a rollback."""
     pard = graph.spec.pard
     rows = [graph.step(ids[:PREFILL])]
