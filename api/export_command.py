@@ -42,7 +42,7 @@ def add_export_options(out: argparse.ArgumentParser) -> None:
         help="default: draft if the checkpoint has a mask token",
     )
     out.add_argument("--context-length", type=int, metavar="N", help="tokens; default: the model's, at most 4096")
-    cache = "int8: a quarter of float32's memory, one scale a channel or (int8-tensor) a layer; default: float"
+    cache = "int8: a quarter of float32's memory, slower verification; one scale a channel or (int8-tensor) a layer"
     out.add_argument("--kv-cache", choices=KV_CACHE_FORMATS, default="float", help=cache)
     out.add_argument("--revision", help="branch, tag or commit of a hub id")
     out.add_argument("--force", action="store_true", help="replace the output folder")
