@@ -17,32 +17,37 @@ from pard_onnx.cli import Parser, exit_code, export_with_progress
 from pard_onnx.export.output import place
 from pard_onnx.export_command import add_export_options, report, summary
 from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest, Quantization
 from pard_onnx.quantize.quantizer import BUDGET, Order
 from pard_onnx.quantize.recipes import BLOCKS, RECIPES, named_recipe
+from pard_onnx.quantize_report import add_report, run_report
 
 
 def parser() -> argparse.ArgumentParser:
-    out = Parser(prog="pard-quantize", description="Quantize a model by a named recipe.")
+    out = Parser(prog="pard-quantize", description="Quantize a model by a named recipe, or compare quantized ones.")
     model = "a checkpoint folder, a hub id, demo-target, demo-draft or demo-ar-draft"
-    out.add_argument("model", metavar="MODEL", help=model)
-    out.add_argument("--recipe", required=True, metavar="NAME", help=", ".join(RECIPES))
+    out.add_argument("model", nargs="?", metavar="MODEL", help=model)
+    out.add_argument("--recipe", metavar="NAME", help=", ".join(RECIPES))
     out.add_argument("--block-size", type=int, metavar="N", help=f"weights that share a scale: {BLOCKS} (default: 128)")
     out.add_argument("--calibration", type=Path, metavar="F", help=".txt or .jsonl; default: a small set that ships")
     budget = f"of int4-mixed: a share of the size at 8 bits, or a size as 600MB (default: {BUDGET})"
     out.add_argument("--budget", metavar="SIZE", help=budget)
     out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-RECIPE in the current folder")
     add_export_options(out)
+    add_report(out)
     return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    return exit_code(lambda: run(options))
+    return exit_code(lambda: (run_report if options.report else run)(options))
 
 
 def run(options: argparse.Namespace) -> None:
+    if options.model is None or options.recipe is None:
+        raise BadInput("name what to quantize and how: MODEL --recipe NAME; or what to compare: --report DIR...")
     named = named_recipe(options.recipe, options.block_size)
     order = Order(named, options.calibration, options.budget)
     folder, source = resolve_checkpoint(options.model, options.revision)
@@ -55,6 +60,7 @@ def run(options: argparse.Namespace) -> None:
         output,
         named.precision,
         capacity=options.context_length,
+        kv_cache=options.kv_cache,
         verify=options.verify,
         force=options.force,
         order=order,

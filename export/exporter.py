@@ -65,6 +65,11 @@ class Job:
         own = self.recipe or recipe(self.precision, imported=self.checkpoint.quantization is not None)
         used = self.order.named.formats(role) if self.order else own
         used.require(role)
+        if self.checkpoint.quantization and self.order:
+            raise BadInput(
+                f"{self.checkpoint.folder}: is quantized already ({self.checkpoint.quantization.method}); pard-export "
+                "takes its integers as they are, and pard-quantize the unquantized checkpoint"
+            )
         if self.checkpoint.quantization and used.floats != "float32":
             raise BadInput(
                 f"{self.precision}: the checkpoint's integer weights (quantization_config: "
