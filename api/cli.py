@@ -20,7 +20,7 @@ from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEFAULT_FORM, Form
 from pard_onnx.models.errors import BadInput, PardError, PardWarning
 from pard_onnx.models.hub import resolve_checkpoint
-from pard_onnx.models.manifest import Manifest, Source
+from pard_onnx.models.manifest import KvCacheFormat, Manifest, Source
 from pard_onnx.models.precision import Precision
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ def export_with_progress(
     *,
     form: Form = DEFAULT_FORM,
     capacity: int | None = None,
+    kv_cache: KvCacheFormat = "float",
     verify: bool = True,
     force: bool = False,
     order: Order | None = None,
@@ -166,7 +167,16 @@ def export_with_progress(
     except ImportError as error:
         raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
     job = Job(
-        checkpoint, source, output, precision, form=form, capacity=capacity, verify=verify, force=force, order=order
+        checkpoint,
+        source,
+        output,
+        precision,
+        form=form,
+        capacity=capacity,
+        kv_cache=kv_cache,
+        verify=verify,
+        force=force,
+        order=order,
     )
     with stages() as progress:
         return export(job, progress)

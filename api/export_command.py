@@ -25,7 +25,7 @@ from pard_onnx.models.devices import (
     require_precision,
 )
 from pard_onnx.models.hub import resolve_checkpoint
-from pard_onnx.models.manifest import Manifest
+from pard_onnx.models.manifest import KV_CACHE_FORMATS, Manifest
 from pard_onnx.models.precision import DEFAULT_PRECISION, PRECISIONS, Floats, default_precision
 
 FLOATS: dict[str, Floats] = {"fp32": "float32", "fp16": "float16"}
@@ -56,6 +56,8 @@ def add_export_options(out: argparse.ArgumentParser) -> None:
         help="default: draft if the checkpoint has a mask token",
     )
     out.add_argument("--context-length", type=int, metavar="N", help="tokens; default: the model's, at most 4096")
+    cache = "int8: a quarter of float32's memory, slower verification; one scale a channel or (int8-tensor) a layer"
+    out.add_argument("--kv-cache", choices=KV_CACHE_FORMATS, default="float", help=cache)
     add_device(out)
     out.add_argument("--revision", help="branch, tag or commit of a hub id")
     out.add_argument("--force", action="store_true", help="replace the output folder")
@@ -118,6 +120,7 @@ def run(options: argparse.Namespace) -> None:
         precision,
         form=wanted,
         capacity=options.context_length,
+        kv_cache=options.kv_cache,
         verify=options.verify,
         force=options.force,
     )
@@ -136,6 +139,7 @@ def summary(manifest: Manifest, output: Path) -> dict[str, Any]:
         "io_dtype": manifest.kv_dtype,
         "graphs": [asdict(graph) for graph in manifest.graphs],
         "context_length": manifest.capacity,
+        "kv_cache": manifest.kv_cache,
         "bytes": sum(file.size for file in manifest.files),
         "source": asdict(manifest.source),
         "parity": asdict(manifest.parity) if manifest.parity else None,

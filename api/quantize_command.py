@@ -27,7 +27,7 @@ from pard_onnx.quantize_report import add_report, run_report
 
 
 def parser() -> argparse.ArgumentParser:
-    out = Parser(prog="pard-quantize", description="Quantize a model by a named recipe.")
+    out = Parser(prog="pard-quantize", description="Quantize a model by a named recipe, or compare quantized ones.")
     model = "a checkpoint folder, a hub id, demo-target, demo-draft or demo-ar-draft"
     out.add_argument("model", nargs="?", metavar="MODEL", help=model)
     out.add_argument("--recipe", metavar="NAME", help=", ".join(RECIPES))
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    return exit_code(lambda: run(options))
+    return exit_code(lambda: (run_report if options.report else run)(options))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
         run_report(options)
         return
     if options.model is None or options.recipe is None:
-        raise BadInput("name a model and a recipe: pard-quantize MODEL --recipe int4-gptq; or folders: --report DIR")
+        raise BadInput("name what to quantize and how: MODEL --recipe NAME; or what to compare: --report DIR...")
     named = named_recipe(options.recipe, options.block_size)
     order = Order(named, options.calibration, options.budget)
     folder, source = resolve_checkpoint(options.model, options.revision)
@@ -69,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
         named.precision,
         form=wanted,
         capacity=options.context_length,
+        kv_cache=options.kv_cache,
         verify=options.verify,
         force=options.force,
         order=order,

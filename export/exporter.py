@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from math import isfinite, prod
 from pathlib import Path
@@ -13,20 +13,27 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
-from pard_onnx.models.checkpoint import Checkpoint
-from pard_onnx.models.devices import DEFAULT_FORM, Form, require_precision
-from pard_onnx.models.errors import BadInput, Failure
+from pard_onnx.models.devices import Form
+from pard_onnx.models.errors import Failure
 from pard_onnx.models.families import shapes
-from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Parity, Source, StaticGraph, TensorReport
-from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe, recipe
-from pard_onnx.quantize.imported import imported
+from pard_onnx.models.manifest import (
+    File,
+    Manifest,
+    Parity,
+    TensorReport,
+)
+from pard_onnx.models.precision import Floats
+from pard_onnx.quantize.calibration import SHIPPED
+from pard_onnx.quantize.calibration import read as read_calibration
 from pard_onnx.quantize.pack import pack
-from pard_onnx.quantize.prepared import Formats, Prepared
-from pard_onnx.quantize.quantizer import Order, Quantized, quantized
+from pard_onnx.quantize.prepared import Formats
+from pard_onnx.quantize.quantizer import Quantized, quantized
 
 from .attention import MICROSOFT, VARIANTS
 from .fuse import PackQkvPass, SkipNormPass
 from .genai import write_genai_config
+from .job import Job
+from .kv_cache import quantize_cache
 from .layout import LayoutPass
 from .lower import LowerPass
 from .operators import require_operators
@@ -38,67 +45,11 @@ from .store import WeightStore
 from .trace import trace
 from .vitisai import write_vitisai_config
 
+__all__ = ["Job", "export"]
 IR_VERSION = 10
-DEFAULT_CAPACITY = 4096
 FLOAT_AGREEMENT = 0.8  # far below what half precision costs, far above what a wrong graph reaches
 TOOLS = ("pard-onnx", "torch", "transformers", "optimum", "onnx-ir", "onnxscript", "onnxruntime")
 Progress = Callable[[str, int, int], None]  # stage, done, total
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What to export and how. output must not exist, unless `force` allows it to be replaced."""
-
-    checkpoint: Checkpoint
-    source: Source
-    output: Path
-    precision: Precision = DEFAULT_PRECISION
-    recipe: Recipe | None = None  # None: the precision's own; a mixed one keeps the precision as its name
-    prepared: Prepared | None = None  # of the same checkpoint; the recipe is for what it does not hold
-    order: Order | None = None  # quantize by a named recipe instead, of the same precision
-    capacity: int | None = None  # tokens; None: the model's own, at most DEFAULT_CAPACITY
-    form: Form = DEFAULT_FORM
-    verify: bool = True
-    force: bool = False
-
-    def resolved_recipe(self) -> Recipe:
-        role = self.checkpoint.spec.role
-        if self.recipe is None:
-            require_precision(self.form, self.precision)
-        own = self.recipe or recipe(self.precision, imported=self.checkpoint.quantization is not None)
-        used = self.fitted(self.order.named.formats(role) if self.order else own)
-        used.require(role)
-        if self.checkpoint.quantization and self.precision == "fp16":
-            raise BadInput(
-                f"{self.precision}: the checkpoint's integer weights (quantization_config: "
-                f"{self.checkpoint.quantization.method}) are taken as they are, beside activations in float32; "
-                "choose int4, int8 or fp32 for what it holds in floats"
-            )
-        return used
-
-    def fitted(self, own: Recipe) -> Recipe:
-        """As the device runs it; what was given stays as it is."""
-        return own if self.recipe else self.form.device.fitted(own, self.form.floats)
-
-    def resolved_prepared(self) -> Prepared | None:
-        """What was given, or else the integers of a quantized checkpoint."""
-        return self.prepared or imported(self.checkpoint)
-
-    def graphs(self) -> tuple[StaticGraph, ...]:
-        return self.form.graphs(self.checkpoint.spec.role)
-
-    def kv_rows(self) -> int:
-        """Masks, rejected drafts and padding find room behind the capacity."""
-        widest = max((graph.width for graph in self.graphs()), default=0)
-        return self.resolved_capacity() + KV_MARGIN + widest
-
-    def resolved_capacity(self) -> int:
-        limit = self.checkpoint.spec.max_positions
-        if self.capacity is None:
-            return min(limit, DEFAULT_CAPACITY)
-        if not 1 <= self.capacity <= limit:
-            raise BadInput(f"context length {self.capacity} is not in 1..{limit}, the model's max_position_embeddings")
-        return self.capacity
 
 
 def export(job: Job, progress: Progress = lambda *_: None) -> Manifest:
@@ -124,6 +75,7 @@ def _build(job: Job, folder: Path, progress: Progress) -> Manifest:
     with _weights(job, folder, progress) as found:
         weights = replace(found, recipe=job.fitted(found.recipe))
         tensors = _write_graphs(job, weights, folder, progress)
+    _quantize_cache(job, weights.recipe.floats, folder, progress)
     used, method = weights.recipe, checkpoint.quantization.method if checkpoint.quantization else None
     manifest = Manifest(
         role=spec.role,
@@ -134,7 +86,8 @@ def _build(job: Job, folder: Path, progress: Progress) -> Manifest:
         attention=form.attention,
         capacity=job.resolved_capacity(),
         kv_rows=job.kv_rows(),
-        kv_dtype=used.floats,
+        kv_dtype=used.floats if job.kv_cache == "float" else "int8",
+        kv_cache=job.kv_cache,
         files=(),
         source=replace(job.source, quantization=method),
         tools=tuple((name, version(name)) for name in TOOLS),
@@ -207,6 +160,15 @@ def _finished(job: Job, model: ir.Model) -> Iterator[tuple[str, ir.Model]]:
         own = model.clone()
         finish_portable(own, spec, form.opset, job.kv_rows(), static)
         yield static.file, own
+
+
+def _quantize_cache(job: Job, floats: Floats, folder: Path, progress: Progress) -> None:
+    if job.kv_cache == "float":
+        return
+    progress("kv cache", 0, 1)
+    text = (job.order.calibration if job.order else None) or SHIPPED
+    quantize_cache(job.checkpoint, folder / GRAPH, floats, job.kv_cache, read_calibration(text))
+    progress("kv cache", 1, 1)
 
 
 def _verify(job: Job, folder: Path, manifest: Manifest, progress: Progress) -> Parity | None:

@@ -19,6 +19,8 @@ from .stamps import is_stamped, stamp
 FILE_NAME = "pard_onnx.json"
 FORMAT_VERSION = 1
 SEAL = "sha256"  # the last key: the digest of all others, so that no flipped bit or edited number passes
+KvCacheFormat = Literal["float", "int8", "int8-tensor"]  # as activations; one scale a channel; one scale a layer
+KV_CACHE_FORMATS: tuple[KvCacheFormat, ...] = ("float", "int8", "int8-tensor")
 KV_MARGIN = 64  # rows beyond the capacity, for masks, rejected drafts and padding
 
 
@@ -120,7 +122,7 @@ class Manifest:
     attention: str  # the variant, a key of export's table
     capacity: int  # tokens
     kv_rows: int
-    kv_dtype: Literal["float32", "float16"]
+    kv_dtype: Literal["float32", "float16", "int8"]
     files: tuple[File, ...]
     source: Source
     tools: tuple[tuple[str, str], ...]  # (distribution, version)
@@ -129,6 +131,7 @@ class Manifest:
     parity: Parity | None = None
     device: str = "cpu"  # the profile it was exported for, a key of models.devices.DEVICES
     graphs: tuple[StaticGraph, ...] = ()  # by width; none: model.onnx, of dynamic shapes
+    kv_cache: KvCacheFormat = "float"
     format_version: int = FORMAT_VERSION
 
     @property

@@ -1,25 +1,19 @@
 """Reports on the shipped models: what they say, how they look, and what they refuse."""
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pard_onnx.cli import Parser, exit_code
-from pard_onnx.quantize_report import add_report, run_report
+from pard_onnx.quantize_command import main
 
 Folder = Callable[[str, str], Path]
 Capture = pytest.CaptureFixture[str]
 
 
 def run(*arguments: str | Path) -> int:
-    parser = Parser(prog="pard-quantize")
-    add_report(parser)
-    parser.add_argument("--json", action="store_true")
-    options: argparse.Namespace = parser.parse_args([str(argument) for argument in arguments])
-    return exit_code(lambda: run_report(options))
+    return main([str(argument) for argument in arguments])
 
 
 def test_targets_against_their_checkpoint(demo_folder: Folder, capsys: Capture) -> None:
@@ -111,6 +105,11 @@ def test_bad_options(
     assert run("--report", target, *(named.get(option, option) for option in options)) == 2
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1 and message in err
+
+
+def test_neither_a_model_nor_a_report(capsys: Capture) -> None:
+    assert run("--json") == 2
+    assert "MODEL --recipe NAME; or what to compare: --report DIR..." in capsys.readouterr().err
 
 
 def test_models_of_two_roles_are_refused(demo_folder: Folder, capsys: Capture) -> None:

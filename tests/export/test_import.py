@@ -19,6 +19,7 @@ from pard_onnx.export_command import main
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest, Source
+from pard_onnx.quantize_command import main as quantize_main
 from pard_onnx.runtime import kernels
 from pard_onnx.runtime.kernels import graph
 
@@ -145,6 +146,13 @@ def test_half_precision_beside_integers_is_refused(tmp_path: Path, capsys: pytes
     err = capsys.readouterr().err
     assert "fp16: the checkpoint's integer weights (quantization_config: awq) are taken as they are" in err
     assert len(err.splitlines()) == 1 and not Path(out).exists()
+
+
+def test_integers_are_not_quantized_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = quantized.write(tmp_path / "model", "awq", layers=1)
+    assert quantize_main([str(folder), "--recipe", "int4-rtn", "--output", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert "is quantized already (awq); pard-export takes its integers" in err and len(err.splitlines()) == 1
 
 
 def test_an_unknown_method_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

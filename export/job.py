@@ -1,0 +1,83 @@
+"""`Job`: what to export and how, and what follows from that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.devices import DEFAULT_FORM, Form, require_precision
+from pard_onnx.models.errors import BadInput
+from pard_onnx.models.manifest import KV_MARGIN, KvCacheFormat, Source, StaticGraph
+from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe, recipe
+from pard_onnx.quantize.imported import imported
+from pard_onnx.quantize.prepared import Prepared
+from pard_onnx.quantize.quantizer import Order
+
+DEFAULT_CAPACITY = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to export and how. output must not exist, unless `force` allows it to be replaced."""
+
+    checkpoint: Checkpoint
+    source: Source
+    output: Path
+    precision: Precision = DEFAULT_PRECISION
+    recipe: Recipe | None = None  # None: the precision's own; a mixed one keeps the precision as its name
+    prepared: Prepared | None = None  # of the same checkpoint; the recipe is for what it does not hold
+    order: Order | None = None  # quantize by a named recipe instead, of the same precision
+    capacity: int | None = None  # tokens; None: the model's own, at most DEFAULT_CAPACITY
+    form: Form = DEFAULT_FORM
+    kv_cache: KvCacheFormat = "float"
+    verify: bool = True
+    force: bool = False
+
+    def resolved_recipe(self) -> Recipe:
+        role = self.checkpoint.spec.role
+        if self.recipe is None:
+            require_precision(self.form, self.precision)
+        own = self.recipe or recipe(self.precision, imported=self.checkpoint.quantization is not None)
+        used = self.fitted(self.order.named.formats(role) if self.order else own)
+        used.require(role)
+        if self.checkpoint.quantization and self.order:
+            raise BadInput(
+                f"{self.checkpoint.folder}: is quantized already ({self.checkpoint.quantization.method}); pard-export "
+                "takes its integers as they are, and pard-quantize the unquantized checkpoint"
+            )
+        if self.kv_cache != "float" and self.form.attention != "gqa":
+            raise BadInput(
+                f"--kv-cache {self.kv_cache} with attention {self.form.attention}: only gqa stores int8 rows"
+            )
+        if self.checkpoint.quantization and self.precision == "fp16":
+            raise BadInput(
+                f"{self.precision}: the checkpoint's integer weights (quantization_config: "
+                f"{self.checkpoint.quantization.method}) are taken as they are, beside activations in float32; "
+                "choose int4, int8 or fp32 for what it holds in floats"
+            )
+        return used
+
+    def fitted(self, own: Recipe) -> Recipe:
+        """As the device runs it; what was given stays as it is."""
+        return own if self.recipe else self.form.device.fitted(own, self.form.floats)
+
+    def resolved_prepared(self) -> Prepared | None:
+        """What was given, or else the integers of a quantized checkpoint."""
+        return self.prepared or imported(self.checkpoint)
+
+    def graphs(self) -> tuple[StaticGraph, ...]:
+        return self.form.graphs(self.checkpoint.spec.role)
+
+    def kv_rows(self) -> int:
+        """Masks, rejected drafts and padding find room behind the capacity."""
+        widest = max((graph.width for graph in self.graphs()), default=0)
+        return self.resolved_capacity() + KV_MARGIN + widest
+
+    def resolved_capacity(self) -> int:
+        limit = self.checkpoint.spec.max_positions
+        if self.capacity is None:
+            return min(limit, DEFAULT_CAPACITY)
+        if not 1 <= self.capacity <= limit:
+            raise BadInput(f"context length {self.capacity} is not in 1..{limit}, the model's max_position_embeddings")
+        return self.capacity
