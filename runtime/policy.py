@@ -70,6 +70,7 @@ class Policy:
         self.drafts = DraftAcceptance(MOST)
         self.lookups = LookupAcceptance()
         self._drafted = self._first_guess = self._guess()
+        self._hope = 1.0  # share of the first guess that counts when a text begins
         self._worth = self.drafts.profile()  # by position: tokens a round that this mask brought
         self._spared = 0.0  # seconds since the draft was last used
         self._trying, self._last_loss = False, 0.0  # tokens that the last try cost
@@ -83,11 +84,17 @@ class Policy:
         return self._verify(0)
 
     def new_text(self) -> None:
-        """A generation begins: what the last text was like speaks for this one, but hope has a say again."""
+        """A generation begins: what the last text was like speaks for this one, but hope has a say again, half of it
+        after each text in a row that disappointed it."""
         old, hope = self._drafted, self._first_guess
+        self._hope = 1.0 if old.per_second * self._plain >= 1 else self._hope / 2
         if old.rounds > PRIOR_ROUNDS:
             old.fade_to(PRIOR_ROUNDS)
-        self._drafted = Rate(old.tokens + hope.tokens, old.seconds + hope.seconds, old.rounds + hope.rounds)
+        self._drafted = Rate(
+            old.tokens + self._hope * hope.tokens,
+            old.seconds + self._hope * hope.seconds,
+            old.rounds + self._hope * hope.rounds,
+        )
 
     def _guess(self) -> Rate:
         """What a round with the draft is worth at the acceptance that one hopes for."""
