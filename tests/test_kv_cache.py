@@ -17,8 +17,8 @@ from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.quantize.calibration import Calibration
 from pard_onnx.quantize.calibration import read as read_calibration
+from pard_onnx.runtime.installed import installed
 from pard_onnx.runtime.kv_cache import KvCache
-from pard_onnx.runtime.providers import installed
 from pard_onnx.runtime.session import TargetSession
 from pard_onnx.runtime.threads import Threads
 

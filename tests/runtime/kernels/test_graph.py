@@ -19,9 +19,9 @@ from pard_onnx.models.demo import TARGET
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.runtime import kernels
+from pard_onnx.runtime.installed import installed
 from pard_onnx.runtime.kernels.graph import with_kernel
 from pard_onnx.runtime.kernels.protobuf import fields, message
-from pard_onnx.runtime.providers import installed
 from pard_onnx.runtime.session import TargetSession
 from pard_onnx.runtime.threads import Threads
 
