@@ -127,7 +127,7 @@ def test_the_runtime_takes_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     model = graph.rewritten((target.with_suffix(".onnx") / "model.onnx").read_bytes(), target)
     assert model is not None
     theirs = [node.op_type for node in onnx.load_from_string(model).graph.node if node.domain == graph.DOMAIN]
-        theirs.remove("GroupQueryAttention")
+    theirs.remove("GroupQueryAttention")
     assert theirs == ["MatMulNBits", "MatMulNBits", "GatedMatMulNBits", "MatMulNBits", "MatMulNBits"]
     texts = []
     for kernel in ("", kernels.OFF):
