@@ -51,7 +51,7 @@ def test_json(capsys: Capture) -> None:
         (["--recipe", "int4-mixed", "--budget", "lots"], "as 0.6"),
         (["--recipe", "int4-mixed", "--budget", "0.01"], "that 4 bits take"),
         (["--recipe", "int8-dynamic"], "neighbours"),
-        ([], "name a model and a recipe"),
+        ([], "name what to quantize and how"),
     ),
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
