@@ -10,7 +10,7 @@ import numpy as np
 from pard_onnx.models.errors import BadArtifact
 from pard_onnx.models.manifest import KV_MARGIN, Manifest
 
-from .device_memory import Buffer, OutOfMemory, buffers, start
+from .device_memory import Buffer, OutOfMemory, buffers
 from .kv_cache import KvCache, Rows
 from .providers import CPU, HOST, Provider
 
@@ -69,11 +69,9 @@ class DeviceKvCache(KvCache):
 
 
 def new_cache(manifest: Manifest, provider: Provider) -> KvCache:
-    """An empty cache where the provider wants it; BadArtifact if it is too large for the device, BadProvider if the
-    provider does not start."""
+    """An empty cache where the provider wants it; BadArtifact if it is too large for the device."""
     if provider.key == CPU.key:
         return KvCache(manifest)
-    start(provider)
     return CopiedKvCache(manifest) if provider.memory == HOST else DeviceKvCache(manifest, provider)
 
 

@@ -17,6 +17,7 @@ from pard_onnx.models.spec import Role
 from . import machine
 from .calibration import TargetCalibration, calibrate_draft, calibrate_target, prefill_chunk
 from .costs import StepCosts
+from .device_memory import start
 from .fit import misfit
 from .one_by_one import OneByOneDraft, OneByOneTarget
 from .providers import CPU, Provider
@@ -124,6 +125,8 @@ def opened(kind: type[Kind], artifact: Artifact, threads: Threads, provider: Pro
     """The artifact's session; BadArtifact if its graphs are none for this provider."""
     if reason := misfit(artifact.manifest, provider):
         raise BadArtifact(f"{artifact.name}: {reason}")
+    if provider.key != CPU.key:
+        start(provider)  # a provider that does not start is told as that, not as a graph that does not load
     return kind(artifact.folder, artifact.manifest, provider, threads)
 
 

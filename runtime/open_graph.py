@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pard_onnx.models.errors import BadArtifact, BadInput, BadProvider
 
+from . import compiled
 from .installed import source
 from .kernels.graph import with_kernel
 from .providers import CPU, SESSION_OPTION, Provider, onnxruntime
@@ -22,8 +24,10 @@ def open_graph(path: Path, provider: Provider, threads: Threads) -> Any:
     """An onnxruntime.InferenceSession; BadArtifact if it refuses the file."""
     options = session_options(threads)
     try:
-        graph = with_kernel(path, options) if provider.key == CPU.key else path
-        return opened(graph if isinstance(graph, bytes) else str(graph), provider, options)
+        if provider.key == CPU.key:
+            graph = with_kernel(path, options)
+            return opened(graph if isinstance(graph, bytes) else str(graph), provider, options)
+        return opened(str(path), replace(provider, options=tuple(compiled.options(provider, path).items())), options)
     except BadInput:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class

@@ -1,7 +1,8 @@
 """Fixtures of the runtime's tests: toy artifact folders, and a scripted target and drafters for the loop."""
 
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import toy as graphs
+from fake_onnxruntime import FakeOnnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Source
 from pard_onnx.models.precision import recipe
 from pard_onnx.models.spec import ModelSpec, Pard, Rope, Vocabulary
+from pard_onnx.runtime import device_memory, installed
 from pard_onnx.runtime.drafter import Proposal
 
 SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>"]
@@ -185,3 +188,20 @@ def fakes() -> SimpleNamespace:
     return SimpleNamespace(
         Target=ScriptedTarget, Draft=ScriptedDraft, Drafter=ScriptedDrafter, MASK=MASK, VOCABULARY=VOCABULARY
     )
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., FakeOnnxruntime]]:
+    """device("CUDAExecutionProvider", ...): onnxruntime with these providers, faked, and nothing known about them."""
+    for found_once in (device_memory.start, installed._register, installed.windows_ml):
+        found_once.cache_clear()
+    monkeypatch.setenv("PARD_ONNX_CACHE", str(tmp_path / "cache"))
+
+    def install(*providers: str, **more: Any) -> FakeOnnxruntime:
+        fake = FakeOnnxruntime(*providers, **more)
+        monkeypatch.setitem(sys.modules, "onnxruntime", fake)
+        return fake
+
+    yield install
+    for found_once in (device_memory.start, installed._register, installed.windows_ml):
+        found_once.cache_clear()

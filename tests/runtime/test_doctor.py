@@ -1,0 +1,118 @@
+"""pard-doctor: what it finds here, what it says of absent and broken providers, and its exit codes."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pard_onnx.doctor_command import main
+from pard_onnx.models.manifest import Manifest
+from pard_onnx.runtime import environment
+from pard_onnx.runtime.doctor import kv_bytes
+from pard_onnx.runtime.environment import Memory, conflict, flavours, memory
+from pard_onnx.runtime.providers import AUTO_ORDER, named
+
+CUDA, DIRECTML = "CUDAExecutionProvider", "DmlExecutionProvider"
+Device = Callable[..., Any]
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:
+    assert main([*arguments, "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_this_machine(pair_folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    report = told(capsys, *map(str, pair_folders))
+    states = {one["key"]: one["state"] for one in report["providers"]}
+    assert list(states) == list(AUTO_ORDER) and states["cpu"] == "ready"
+    assert all('pip install "pard-onnx[' in one["install"] for one in report["providers"] if one["key"] != "npu")
+    assert [(one["provider"], one["result"]) for one in report["artifacts"]] == [("cpu", "right")] * 2
+    assert report["usable"] and report["conflict"] is None and len(report["onnxruntime"]) == 1
+    assert report["versions"][0][0] == "Python"
+
+
+def test_the_tables_say_the_same(pair_folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(pair_folders[0])]) == 0
+    out = capsys.readouterr().out
+    for words in ("webgpu", "absent", "get it by", "right", "CPU kernels"):
+        assert words in out
+
+
+def test_what_is_here_is_tried_with_every_artifact(
+    pair_folders: tuple[Path, Path], device: Device, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device(CUDA, DIRECTML, "WebGpuExecutionProvider", broken={"WebGpuExecutionProvider": "no adapter"})
+    report = told(capsys, str(pair_folders[0]))
+    states = {one["key"]: (one["state"], one["detail"]) for one in report["providers"]}
+    assert states["cuda"] == ("ready", "built in")
+    assert states["webgpu"][0] == "fails" and "no adapter" in states["webgpu"][1]
+    found = {one["provider"]: (one["result"], one["detail"]) for one in report["artifacts"]}
+    assert found["cuda"][0] == "right" and "differ by" in found["cuda"][1]
+    assert found["directml"][0] == "does not fit" and "pard-export --device directml" in found["directml"][1]
+
+
+def test_an_artifact_that_runs_nowhere_is_exit_code_1(
+    pair_folders: tuple[Path, Path], device: Device, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device(broken={"CPUExecutionProvider": "no kernel for it"})
+    report = told(capsys, str(pair_folders[0]), code=1)
+    assert not report["usable"] and report["artifacts"][0]["result"] == "fails"
+
+
+def test_without_onnxruntime_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(environment, "packages_distributions", dict)
+    report = told(capsys, code=1)
+    assert {one["state"] for one in report["providers"]} == {"absent"}
+    assert report["conflict"].startswith("onnxruntime is not installed; pip install")
+    assert main([]) == 1
+
+
+def test_a_folder_that_is_no_artifact_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and "run pard-export" in err
+
+
+def distribution(root: Path, name: str) -> None:
+    info = root / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "top_level.txt").write_text("onnxruntime\n")
+
+
+def test_two_flavours_at_once_are_found_and_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = flavours()
+    assert len(alone) == 1 and conflict(alone) is None
+    distribution(tmp_path, "onnxruntime-webgpu")
+    monkeypatch.syspath_prepend(tmp_path)
+    both = flavours()
+    assert {name for name, _ in both} == {"onnxruntime-webgpu", *(name for name, _ in alone)}
+    problem = conflict(both)
+    assert problem is not None and "overwrite one another" in problem
+    assert f"pip uninstall -y {' '.join(name for name, _ in both)}, then install" in problem
+
+
+def test_memory_is_told_where_the_system_tells_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = memory()
+    assert found.total is None or found.total > 2**28
+    monkeypatch.setattr(environment, "MEMINFO", tmp_path / "nowhere")
+    assert sys.platform == "win32" or memory() == Memory(found.total, None)
+    card = tmp_path / "card0" / "device"
+    card.mkdir(parents=True)
+    (card / "mem_info_vram_total").write_text(str(8 * 2**30))
+    monkeypatch.setattr(environment, "GRAPHICS", tmp_path)
+    assert environment.graphics() == ("GPU: card0, 8.0 GiB of its own",)
+
+
+def test_a_cache_of_two_buffers_counts_twice(pair_folders: tuple[Path, Path]) -> None:
+    manifest = Manifest.read(pair_folders[0])
+    one = kv_bytes(manifest, named("cpu"))
+    assert one == 2 * 2 * 192 * 16 * 4
+    assert kv_bytes(manifest, named("cuda")) == one
+    assert kv_bytes(manifest, named("directml")) == 2 * one
