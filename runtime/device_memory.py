@@ -21,7 +21,7 @@ from .providers import Provider
 from .threads import Threads
 
 IR_VERSION, OPSET = 8, 17
-ELEMENTS = {"float32": 1, "float16": 10}  # of ONNX's TensorProto
+ELEMENTS = {"float32": 1, "int8": 3, "float16": 10}  # of ONNX's TensorProto
 
 
 class OutOfMemory(Exception):

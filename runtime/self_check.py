@@ -33,7 +33,7 @@ Feed = Callable[[Sequence[int], int], Rows]  # tokens, last rows wanted: [rows, 
 CONTEXT, WIDTH = 16, 9  # tokens before the step that is compared, and its own
 REJECTED = 4  # tokens written and rolled back before it
 TOLERANCE = {"fp32": 0.005, "fp16": 0.02, "int8": 0.04, "int4": 0.04}  # by precision of the weights
-HALF = 0.02  # at least, where activations and the cache are half precision
+CACHE = {"float32": 0.0, "float16": 0.02, "int8": 0.04}  # at least, by type of the KV cache
 ACROSS = 2.0  # times the tolerance, between a provider and the CPU, whose activations are quantized
 HOPELESS = 1e6  # the difference of rows that are not numbers
 
@@ -63,8 +63,7 @@ class Verdict:
 
 
 def tolerance(manifest: Manifest) -> float:
-    least = TOLERANCE[manifest.precision]
-    return max(least, HALF) if manifest.kv_dtype == "float16" else least
+    return max(TOLERANCE[manifest.precision], CACHE[manifest.kv_dtype])
 
 
 def check_target(session: Target, reference: Callable[[], Target | None]) -> Verdict:

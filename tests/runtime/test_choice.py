@@ -10,7 +10,7 @@ import pytest
 
 from pard_onnx import BadArtifact, BadInput, BadProvider, load
 from pard_onnx.models.manifest import Manifest
-from pard_onnx.runtime import compiled, installed, self_check
+from pard_onnx.runtime import compiled, installed, machine, self_check
 from pard_onnx.runtime.open_graph import opened, session_options
 from pard_onnx.runtime.providers import AUTO_ORDER, HOST, PROVIDERS, configured, named, read_options
 from pard_onnx.runtime.session import TargetSession
@@ -153,6 +153,15 @@ def test_how_sessions_are_opened_on_absent_hardware(pair_folders: tuple[Path, Pa
         assert options.real.enable_mem_pattern is False
     assert fake.memories == ({(provider.memory, 0)} if provider.memory != HOST else set())
     assert bool(fake.in_place) == (provider.memory != "cpu" and "gqa" in provider.in_place)
+
+
+def test_what_is_known_of_a_provider_is_of_its_options_too(pair_folders: tuple[Path, Path]) -> None:
+    manifest = Manifest.read(pair_folders[0])
+    chosen = [
+        configured(named("cuda"), options) for options in ({}, {"use_tf32": 0}, {"use_tf32": 1}, {"device_id": 1})
+    ]
+    kinds = ("calibration", "self-check")
+    assert len({machine.place(manifest, provider, Threads(1), kind) for provider in chosen for kind in kinds}) == 8
 
 
 def test_ep_context_options_are_the_sessions(pair_folders: tuple[Path, Path], device: Device) -> None:

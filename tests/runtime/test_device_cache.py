@@ -12,6 +12,7 @@ import toy
 from pard_onnx import BadArtifact, load
 from pard_onnx.models.manifest import KV_MARGIN, Manifest
 from pard_onnx.runtime.device_cache import SPARE, fitting_capacity
+from pard_onnx.runtime.device_memory import buffers
 from pard_onnx.runtime.providers import named
 from pard_onnx.runtime.session import TargetSession
 from pard_onnx.runtime.threads import Threads
@@ -100,6 +101,14 @@ def test_a_cache_that_does_not_fit_names_the_capacity_that_would(
     fix = f"{capacity} tokens would fit: export it with --context-length {capacity}"
     with pytest.raises(BadArtifact, match=rf"128 tokens takes .* MiB fit on cuda; {fix}"):
         TargetSession(pair_folders[0], manifest, named("cuda"), Threads(1))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.int8])
+def test_every_type_of_cache_has_a_graph_that_makes_its_buffers(device: Device, kind: type[np.generic]) -> None:
+    device(CUDA)
+    array = np.arange(24).astype(kind).reshape(1, 2, 3, 4)
+    (buffer,) = buffers(named("cuda"), [array])
+    np.testing.assert_array_equal(buffer.read(), array)
 
 
 @pytest.mark.parametrize(("made", "capacity"), [(0, 0), (1, 161), (4, 836), (8, 1736)])

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from pard_onnx.runtime import session as sessions
 from pard_onnx.runtime.providers import named
 from pard_onnx.runtime.self_check import (
     ACROSS,
+    CACHE,
     HOPELESS,
     TOLERANCE,
     Verdict,
@@ -70,6 +71,7 @@ def test_which_steps_are_right(several: float, single: float | None, steps: str)
 
 def test_every_precision_has_a_tolerance() -> None:
     assert set(TOLERANCE) >= set(PRECISIONS)
+    assert set(CACHE) == set(get_args(get_type_hints(Manifest)["kv_dtype"]))
 
 
 @given(st.integers(1, 5), st.floats(0.1, 100), st.floats(-5, 5))
