@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pard_onnx.cli import Parser, exit_code, export_with_progress
 from pard_onnx.export.output import place
@@ -25,8 +25,11 @@ from pard_onnx.models.devices import (
     require_precision,
 )
 from pard_onnx.models.hub import resolve_checkpoint
-from pard_onnx.models.manifest import KV_CACHE_FORMATS, Manifest
-from pard_onnx.models.precision import DEFAULT_PRECISION, PRECISIONS, Floats, default_precision
+from pard_onnx.models.manifest import KV_CACHE_FORMATS, Manifest, Source
+from pard_onnx.models.precision import DEFAULT_PRECISION, PRECISIONS, Floats, Precision, default_precision
+
+if TYPE_CHECKING:
+    from pard_onnx.quantize.quantizer import Order
 
 FLOATS: dict[str, Floats] = {"fp32": "float32", "fp16": "float16"}
 
@@ -109,10 +112,24 @@ def run(options: argparse.Namespace) -> None:
     precision = options.precision or (
         default_precision(bits) if bits else wanted.device.precision(checkpoint.spec.role)
     )
+    manifest, output = export_as_told(options, checkpoint, source, wanted, precision, precision)
+    report(manifest, output, as_json=options.json)
+
+
+def export_as_told(
+    options: argparse.Namespace,
+    checkpoint: Checkpoint,
+    source: Source,
+    wanted: Form,
+    precision: Precision,
+    name: str,
+    order: Order | None = None,
+) -> tuple[Manifest, Path]:
+    """Export by `add_export_options`'s options, to the folder that --output or the model's, device's and `name` say."""
     require_precision(wanted, precision)
-    suffix = precision if wanted.device is DEFAULT_FORM.device else f"{wanted.device.name}-{precision}"
+    suffix = name if wanted.device is DEFAULT_FORM.device else f"{wanted.device.name}-{name}"
     output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{suffix}")
-    place(output, folder, force=options.force)
+    place(output, checkpoint.folder, force=options.force)
     manifest = export_with_progress(
         checkpoint,
         source,
@@ -123,8 +140,9 @@ def run(options: argparse.Namespace) -> None:
         kv_cache=options.kv_cache,
         verify=options.verify,
         force=options.force,
+        order=order,
     )
-    report(manifest, output, as_json=options.json)
+    return manifest, output
 
 
 def summary(manifest: Manifest, output: Path) -> dict[str, Any]:

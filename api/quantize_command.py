@@ -13,11 +13,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pard_onnx.cli import Parser, exit_code, export_with_progress
-from pard_onnx.export.output import place
-from pard_onnx.export_command import add_export_options, form_of, report, summary
+from pard_onnx.cli import Parser, exit_code
+from pard_onnx.export_command import add_export_options, export_as_told, form_of, report, summary
 from pard_onnx.models.checkpoint import Checkpoint
-from pard_onnx.models.devices import DEFAULT_FORM, require_precision
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import FILE_NAME, Manifest, Quantization
@@ -43,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
-    return exit_code(lambda: (run_report if options.report else run)(options))
+    return exit_code(lambda: run(options))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -57,23 +55,7 @@ def run(options: argparse.Namespace) -> None:
     folder, source = resolve_checkpoint(options.model, options.revision)
     refuse_exported(folder)
     checkpoint = Checkpoint.open(folder).as_role(options.role)
-    wanted = form_of(options)
-    require_precision(wanted, named.precision)
-    suffix = named.name if wanted.device is DEFAULT_FORM.device else f"{wanted.device.name}-{named.name}"
-    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{suffix}")
-    place(output, folder, force=options.force)
-    manifest = export_with_progress(
-        checkpoint,
-        source,
-        output,
-        named.precision,
-        form=wanted,
-        capacity=options.context_length,
-        kv_cache=options.kv_cache,
-        verify=options.verify,
-        force=options.force,
-        order=order,
-    )
+    manifest, output = export_as_told(options, checkpoint, source, form_of(options), named.precision, named.name, order)
     show(manifest, output, as_json=options.json)
 
 
