@@ -8,7 +8,7 @@ abstract one, `pard.Attention`, which plain_attention.py writes out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,29 +66,37 @@ def _group_query_attention(
 ) -> tuple[Tensor, None]:
     """com.microsoft.GroupQueryAttention with rotary embedding inside; causal by definition."""
     batch, heads, sequence, head_dim = query.shape
+    extra = ("seqlens_k", "total_sequence_length", "cos_cache", "sin_cache")
+    attributes = {"num_heads": heads, "kv_num_heads": key.shape[1], "scale": scaling, "do_rotary": 1}
+    new = [_flat(states) for states in (query, key, value)]
+    shape = (batch, sequence, heads * head_dim)
+    out = _emit(f"{MICROSOFT}::GroupQueryAttention", new, extra, attributes, shape, module, caches)
+    return out.reshape(batch, sequence, heads, head_dim), None
+
+
+def _emit(
+    operator: str,
+    new: list[Tensor],
+    extra: Sequence[str],
+    attributes: dict[str, Any],
+    shape: tuple[int, ...],
+    module: nn.Module,
+    caches: LayerCaches,
+) -> Tensor:
+    """The operator on new queries, keys and values, the layer's past, and extra inputs; its output, of this shape. The
+    present goes into the caches."""
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    past_key, past_value = caches.past[layer]
-    extra = caches.extra
-    out, new_key, new_value = torch.onnx.ops.symbolic_multi_out(
-        f"{MICROSOFT}::GroupQueryAttention",
-        [
-            _flat(query),
-            _flat(key),
-            _flat(value),
-            past_key,
-            past_value,
-            extra["seqlens_k"],
-            extra["total_sequence_length"],
-            extra["cos_cache"],
-            extra["sin_cache"],
-        ],
-        {"num_heads": heads, "kv_num_heads": key.shape[1], "scale": scaling, "do_rotary": 1},
-        dtypes=[query.dtype] * 3,
-        shapes=[(batch, sequence, heads * head_dim), past_key.shape, past_value.shape],
+    past = caches.past[layer]
+    out, key, value = torch.onnx.ops.symbolic_multi_out(
+        operator,
+        [*new, *past, *(caches.extra[name] for name in extra)],
+        attributes,
+        dtypes=[new[0].dtype] * 3,
+        shapes=[shape, *(part.shape for part in past)],
         version=1,
     )
-    caches.present[layer] = (new_key, new_value)
-    return out.reshape(batch, sequence, heads, head_dim), None
+    caches.present[layer] = (key, value)
+    return out
 
 
 def _gqa_extra(batch: int, sequence: int, rows: int, half_dim: int) -> dict[str, Tensor]:
@@ -127,19 +135,9 @@ def _portable_attention(
 ) -> tuple[Tensor, None]:
     """pard.Attention(query, key, value, past_key, past_value, position_ids, attention_mask, cos, sin) {scale}."""
     batch, heads, sequence, head_dim = query.shape
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    past_key, past_value = caches.past[layer]
-    inputs = ("position_ids", "attention_mask", "cos_cache", "sin_cache")
-    out, new_key, new_value = torch.onnx.ops.symbolic_multi_out(
-        f"{DOMAIN}::Attention",
-        [query, key, value, past_key, past_value, *(caches.extra[name] for name in inputs)],
-        {"scale": scaling},
-        dtypes=[query.dtype] * 3,
-        shapes=[(batch, sequence, heads, head_dim), past_key.shape, past_value.shape],
-        version=1,
-    )
-    caches.present[layer] = (new_key, new_value)
-    return out, None
+    extra = ("position_ids", "attention_mask", "cos_cache", "sin_cache")
+    new, shape = [query, key, value], (batch, sequence, heads, head_dim)
+    return _emit(f"{DOMAIN}::Attention", new, extra, {"scale": scaling}, shape, module, caches), None
 
 
 def _portable_extra(batch: int, sequence: int, rows: int, half_dim: int) -> dict[str, Tensor]:
