@@ -65,12 +65,16 @@ def run(session: ort.InferenceSession, feeds: dict[str, Any], caches: Caches) ->
 
 
 @dataclass(slots=True)
-class FusedDriver:
+class DynamicDriver:
+    """What the drivers of one graph of dynamic shapes share."""
+
     session: ort.InferenceSession
     spec: ModelSpec
     caches: Caches
     length: int = 0
 
+
+class FusedDriver(DynamicDriver):
     def step(self, ids: Ids, draft_length: int = 1) -> Logits:
         self.length += len(ids)
         feeds = {"input_ids": ids[None], "attention_mask": np.ones((1, self.length), np.int64)}
@@ -83,13 +87,7 @@ def with_masks(ids: Ids, spec: ModelSpec, draft_length: int) -> Ids:
     return ids if spec.pard is None else np.append(ids, [spec.pard.mask_id] * (draft_length - 1)).astype(np.int64)
 
 
-@dataclass(slots=True)
-class PortableDriver:
-    session: ort.InferenceSession
-    spec: ModelSpec
-    caches: Caches
-    length: int = 0
-
+class PortableDriver(DynamicDriver):
     def step(self, ids: Ids, draft_length: int = 1) -> Logits:
         tokens = with_masks(ids, self.spec, draft_length)
         end = self.length + len(tokens)

@@ -20,6 +20,7 @@ from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.quantize.calibration import Calibration
 
 from .drive import FusedDriver, empty, open_session
+from .tape import constant
 
 OPERATOR = "GroupQueryAttention"
 INPUTS = {"key": (3, 12), "value": (4, 13)}  # of the operator: the past, and its scale
@@ -101,7 +102,8 @@ def rewrite(path: Path, fmt: KvFormat, largest: Largest) -> None:
             cache = node.inputs[past]
             assert cache is not None and cache.name is not None
             name = cache.name.removeprefix("past_key_values.")
-            scale = _constant(graph, f"{name}_scale", fmt.scales(largest[name]))
+            scale = constant(f"{name}_scale", np.ascontiguousarray(fmt.scales(largest[name]), np.float32))
+            graph.register_initializer(scale)
             node.replace_input_with(place, scale)
             for value in (cache, node.outputs[1 if part == "key" else 2]):
                 value.type = ir.TensorType(ir.DataType.INT8)
@@ -113,11 +115,3 @@ def rewrite(path: Path, fmt: KvFormat, largest: Largest) -> None:
             }
         )
     ir.save(model, path)
-
-
-def _constant(graph: ir.Graph, name: str, array: Float) -> ir.Value:
-    tensor = ir.tensor(np.ascontiguousarray(array, np.float32), name=name)
-    shape = ir.Shape(array.shape)
-    value = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value

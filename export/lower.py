@@ -17,6 +17,7 @@ from pard_onnx.quantize.prepared import EMBEDDING, HEAD, Formats
 
 from .attention import DOMAIN, MICROSOFT
 from .store import Matrix, WeightStore
+from .tape import constant, hand_over, register
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +50,10 @@ class LowerPass(ir.passes.InPlacePass):
             tape = ir.tape.Tape()
             outputs = _RULES[node.op_type](self, tape, node)
             for old, new in zip(node.outputs, outputs, strict=True):
-                new.type = old.type
-                if old.is_graph_output():
-                    new.name, new.shape, old.name = old.name, old.shape, None
-                    graph.outputs[graph.outputs.index(old)] = new
-                old.replace_all_uses_with(new)
+                hand_over(graph, old, new)
             graph.insert_before(node, list(tape.nodes))
             graph.remove(node, safe=True)
-        for node in graph:
-            for value in node.inputs:
-                if value is not None and value.const_value is not None and value.name not in graph.initializers:
-                    graph.register_initializer(value)
+        register(graph)
         model.opset_imports.pop(DOMAIN, None)
         return ir.passes.PassResult(model, bool(nodes))
 
@@ -67,17 +61,9 @@ class LowerPass(ir.passes.InPlacePass):
     def floats(self) -> np.dtype[np.generic]:
         return self.formats.floats
 
-    def vector(self, name: str, array: NDArray[np.generic]) -> ir.Value:
-        return ir.Value(
-            name=name,
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-            const_value=ir.tensor(array, name=name),
-        )
-
     def norm_weight(self, node: ir.Node) -> ir.Value:
         name = f"{node.attributes['name'].as_string()}.weight"
-        return self.vector(name, self.store.vectors((name,), self.floats))
+        return constant(name, self.store.vectors((name,), self.floats))
 
     def linear(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
         attributes = node.attributes
@@ -85,10 +71,10 @@ class LowerPass(ir.passes.InPlacePass):
         bias = None
         if attributes["bias"].as_int():
             parts = tuple(f"{n}.bias" for n in names)
-            bias = self.vector("+".join(parts), self.store.vectors(parts, self.floats))
+            bias = constant("+".join(parts), self.store.vectors(parts, self.floats))
         shared = names == (HEAD,) and self.formats.tied
         if names == (HEAD,) and self.head_bias is not None:
-            bias = self.vector("lm_head.padding", self.head_bias.astype(self.floats))
+            bias = constant("lm_head.padding", self.head_bias.astype(self.floats))
         fmt = self.formats.of(names[0])
         x = self.ordered(tape, node.inputs[0], names[0])
         job = Linear(x, (EMBEDDING,) if shared else names, fmt, bias, shared)
@@ -101,7 +87,7 @@ class LowerPass(ir.passes.InPlacePass):
             return x
         key = (x, order.tobytes())
         if key not in self._gathered:
-            self._gathered[key] = tape.op("Gather", [x, self.vector(f"{name}.order", order)], {"axis": -1})
+            self._gathered[key] = tape.op("Gather", [x, constant(f"{name}.order", order)], {"axis": -1})
         return self._gathered[key]
 
     def embedding(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
@@ -127,7 +113,7 @@ class LowerPass(ir.passes.InPlacePass):
     def last_rows(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
         """The last n rows of axis 1; n = 0 keeps all, as -0 is the first row."""
         start = tape.op("Neg", [node.inputs[1]])
-        end, axis = (self.vector(f"last_rows.{n}", np.array([v])) for n, v in (("end", 2**62), ("axis", 1)))
+        end, axis = (constant(f"last_rows.{n}", np.array([v])) for n, v in (("end", 2**62), ("axis", 1)))
         return [tape.op("Slice", [node.inputs[0], start, end, axis])]
 
 

@@ -42,11 +42,14 @@ class Tape:
     def constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
         name = f"plain.{name}"
         if name not in self.constants:
-            tensor = ir.tensor(array, name=name)
-            self.constants[name] = ir.Value(
-                name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
+            self.constants[name] = constant(name, array)
         return self.constants[name]
+
+
+def constant(name: str, array: NDArray[np.generic]) -> ir.Value:
+    """A value of that name, small enough to live in the graph."""
+    tensor = ir.tensor(array, name=name)
+    return ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
 
 
 def register(graph: ir.Graph) -> None:
