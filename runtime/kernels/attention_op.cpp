@@ -24,24 +24,6 @@ void demand(bool fits, const std::string& what) {
   if (!fits) throw std::invalid_argument(NAME + (": " + what));
 }
 
-struct Call {
-  OrtKernelContext* context;
-
-  const OrtValue* input(Input index) const {
-    const OrtValue* out = nullptr;
-    require(ort().KernelContext_GetInput(context, index, &out));
-    return out;
-  }
-
-  float* output(Output index, const std::vector<int64_t>& shape) const {
-    OrtValue* value = nullptr;
-    require(ort().KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value));
-    void* out = nullptr;
-    require(ort().GetTensorMutableData(value, &out));
-    return static_cast<float*>(out);
-  }
-};
-
 // Where a sequence's new rows go: `past` rows are kept.
 size_t past_of(int64_t last, int64_t total, size_t rows, size_t capacity) {
   const std::string lengths = "seqlens_k " + std::to_string(last) + ", total_sequence_length " + std::to_string(total);

@@ -82,19 +82,14 @@ struct Kernel {
   const Isa& isa = selected_isa();
 
   void compute(OrtKernelContext* context) const {
-    const OrtValue* input = nullptr;
-    require(ort().KernelContext_GetInput(context, A, &input));
-    const Tensor x(input);
+    const Call call{context};
+    const Tensor x(call.input(A));
     const size_t inputs = weights.layout.inputs;
     if (x.shape.empty() || static_cast<size_t>(x.shape.back()) != inputs)
       throw std::invalid_argument("MatMulNBits: A's last dimension is not K " + std::to_string(inputs));
     std::vector<int64_t> shape = x.shape;
     shape.back() = static_cast<int64_t>(weights.outputs());
-    OrtValue* output = nullptr;
-    require(ort().KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &output));
-    void* out = nullptr;
-    require(ort().GetTensorMutableData(output, &out));
-    matmul(isa, weights, static_cast<const float*>(x.data), x.count() / inputs, static_cast<float*>(out),
+    matmul(isa, weights, static_cast<const float*>(x.data), x.count() / inputs, call.output(0, shape),
            on_threads_of(context));
   }
 };

@@ -1,6 +1,9 @@
 // What the operators of the domain pard_onnx share.
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "node.h"
 #include "parallel.h"
 
@@ -13,6 +16,25 @@ inline Parallel on_threads_of(OrtKernelContext* context) {
             require(ort().KernelContext_ParallelFor(static_cast<OrtKernelContext*>(from), task, count, 0, data));
           }};
 }
+
+// The inputs and outputs of one call.
+struct Call {
+  OrtKernelContext* context;
+
+  const OrtValue* input(size_t index) const {
+    const OrtValue* out = nullptr;
+    require(ort().KernelContext_GetInput(context, index, &out));
+    return out;
+  }
+
+  float* output(size_t index, const std::vector<int64_t>& shape) const {
+    OrtValue* value = nullptr;
+    require(ort().KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value));
+    void* out = nullptr;
+    require(ort().GetTensorMutableData(value, &out));
+    return static_cast<float*>(out);
+  }
+};
 
 // What all operators say of themselves. KERNEL has a `compute(OrtKernelContext*)`.
 template <class KERNEL>

@@ -9,7 +9,8 @@ import literal_attention as literal
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from one_node import of_one_node, session
+from onnx import ModelProto, TensorProto, helper
 
 from pard_onnx.runtime import kernels
 
@@ -30,9 +31,8 @@ def model(step: literal.Step, domain: str, packed: bool = True, **changes: Any) 
     given = {name: value for name, value in attributes.items() if value is not None}
     node = helper.make_node("GroupQueryAttention", inputs, outputs, domain=domain, **given)
     tensor = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        [node],
-        "one attention",
+    return of_one_node(
+        node,
         [
             *(tensor(name, TensorProto.FLOAT, ["batch", "rows", None]) for name in new),
             *(tensor(name, TensorProto.FLOAT, ["batch", None, None, None]) for name in caches),
@@ -40,18 +40,8 @@ def model(step: literal.Step, domain: str, packed: bool = True, **changes: Any) 
             tensor("total", TensorProto.INT32, []),
         ],
         [tensor(name, TensorProto.FLOAT, None) for name in outputs],
-        [numpy_helper.from_array(array, name) for name, array in (("cos", step.cosines), ("sin", step.sines))],
+        {"cos": step.cosines, "sin": step.sines},
     )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(domain, 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
-
-
-def session(graph: ModelProto, threads: int = 2) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    options.register_custom_ops_library(str(kernels.LIBRARY))
-    return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def feeds(step: literal.Step, packed: bool = True, **changes: Any) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import literal_matmul as literal
 import numpy as np
-import onnxruntime as ort
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from one_node import of_one_node, session
+from onnx import ModelProto, TensorProto, helper
 
 from pard_onnx.runtime import kernels
 
@@ -24,23 +24,12 @@ def model(matrix: literal.Matrix, domain: str, **changes: Any) -> ModelProto:
     attributes = {"K": matrix.k, "N": matrix.n, "bits": matrix.bits, "block_size": matrix.block, "accuracy_level": 4}
     attributes = {name: value for name, value in (attributes | changes).items() if value is not None}
     node = helper.make_node("MatMulNBits", inputs, ["Y"], domain=domain, **attributes)
-    graph = helper.make_graph(
-        [node],
-        "one matmul",
+    return of_one_node(
+        node,
         [helper.make_tensor_value_info("A", TensorProto.FLOAT, ["batch", "rows", None])],
         [helper.make_tensor_value_info("Y", TensorProto.FLOAT, ["batch", "rows", None])],
-        [numpy_helper.from_array(array, name) for name, array in named.items() if array is not None],
+        {name: array for name, array in named.items() if array is not None},
     )
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(domain, 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
-
-
-def session(graph: ModelProto, threads: int = 2) -> Any:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    options.register_custom_ops_library(str(kernels.LIBRARY))
-    return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("zeros", [False, True])
