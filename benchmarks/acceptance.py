@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pard_onnx import load
+from pard_onnx.benchmarks.trial import accepted_length
 from pard_onnx.cli import exported
 from pard_onnx.models.demo import corpus
 from pard_onnx.models.precision import PRECISIONS
@@ -43,13 +44,8 @@ def main() -> None:
         target = exported("demo-target", Path(scratch), options.precision)
         draft = exported("demo-draft", Path(scratch), options.draft_precision)
         with load(target, draft) as pair:
-            rows = {}
-            for length in options.lengths:
-                accepted: list[int] = []
-                for prompt in prompts(options.prompts):
-                    result = pair.generate(prompt, max_new_tokens=options.max_new_tokens, draft_length=length)
-                    accepted += result.stats.accepted
-                rows[length] = sum(accepted) / len(accepted)
+            heads = prompts(options.prompts)
+            rows = {n: accepted_length(pair, heads, options.max_new_tokens, n) for n in options.lengths}
     if options.json:
         print(json.dumps(rows))
         return

@@ -20,6 +20,7 @@ from pard_onnx.runtime.pair import load
 from pard_onnx.runtime.text import Text
 from pard_onnx.runtime.threads import Threads
 
+from . import trial
 from .costs import CONTEXT, measure_folder
 from .prompt_files import SHIPPED, read
 from .quality import Quality, Report, score
@@ -136,14 +137,10 @@ def quality(source: Source) -> Quality:
 
 
 def accepted_length(one: Artifact, partner: str, wanted: Wanted) -> float:
-    """Mean accepted length of the pair on shipped prompts, the bonus token counted."""
+    """Of the pair, on shipped prompts."""
     target, draft = (partner, one.name) if one.manifest.role == "draft" else (one.name, partner)
-    accepted: list[int] = []
     with load(target, draft, provider=wanted.provider, threads=wanted.threads) as pair:
-        for prompt in read(SHIPPED, PROMPTS).prompts:
-            result = pair.generate(prompt, max_new_tokens=NEW_TOKENS, draft_length=DRAFTS)
-            accepted += result.stats.accepted
-    return sum(accepted) / len(accepted)
+        return trial.accepted_length(pair, read(SHIPPED, PROMPTS).prompts, NEW_TOKENS, DRAFTS)
 
 
 def text_of(path: Path | None) -> str:

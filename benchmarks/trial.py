@@ -53,6 +53,15 @@ class Request:
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
+def accepted_length(pair: Pair, prompts: Sequence[str], max_new_tokens: int, draft_length: int) -> float:
+    """The mean over all rounds of all prompts, the bonus token counted."""
+    accepted: list[int] = []
+    for prompt in prompts:
+        result = pair.generate(prompt, max_new_tokens=max_new_tokens, draft_length=draft_length)
+        accepted += result.stats.accepted
+    return sum(accepted) / len(accepted)
+
+
 def run(
     pair: Pair, prompts: Sequence[str], ways: Sequence[Way], request: Request, progress: Progress | None = None
 ) -> Trial:
