@@ -66,9 +66,7 @@ def quantize_cache(checkpoint: Checkpoint, path: Path, floats: str, name: str, t
 
 def windows(checkpoint: Checkpoint, text: Calibration) -> NDArray[np.int64]:
     """The text's tokens, spread over it: [windows, tokens]."""
-    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
-    encoded = (tokenizer.encode(part, add_special_tokens=False).ids for part in text.texts)
-    ids = np.concatenate([np.array(part, np.int64) for part in encoded])
+    ids = text.tokens(Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json")))
     length = min(WINDOW, checkpoint.spec.max_positions - MASKS)
     count = min(WINDOWS, len(ids) // length)
     if not count:

@@ -1,10 +1,10 @@
-"""JSON files that hold one object: read with one-line errors, written whole or not at all."""
+"""JSON files that hold one object: read with one-line errors, written whole or not at all; JSON lines of texts."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,26 @@ def read_json(path: Path, error: type[BadInput] = BadInput) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise error(f"{path}: holds a JSON {type(value).__name__}, not an object")
     return value
+
+
+def text_lines(whole: str, where: str, fields: Sequence[str], *, empty: bool) -> Iterator[str]:
+    """The texts of JSON lines: one object a line, its text under the first of `fields` that it has.
+
+    where: what to call the file in an error; empty: whether a text may be. Raises BadInput, naming the broken line.
+    """
+    *others, last = (f'"{name}"' for name in fields)
+    for number, line in enumerate(whole.split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{where} line {number}"
+        try:
+            value: Any = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{place}: is not JSON ({error}); correct the line or remove it") from None
+        found = next((value[name] for name in fields if name in value), None) if isinstance(value, dict) else None
+        if not isinstance(found, str) or not (found or empty):
+            raise BadInput(f"{place}: needs an object with a text under {', '.join(others)} or {last}")
+        yield found
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

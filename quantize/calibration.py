@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +12,7 @@ from tokenizers import Tokenizer
 
 from pard_onnx.models.adapt.packing import Drop, pack
 from pard_onnx.models.errors import BadInput
+from pard_onnx.models.json_files import text_lines
 from pard_onnx.models.spec import ModelSpec
 
 SHIPPED = Path(__file__).parent / "calibration.jsonl"
@@ -31,6 +29,11 @@ class Calibration:
     name: str
     sha256: str
     texts: tuple[str, ...]
+
+    def tokens(self, tokenizer: Tokenizer) -> NDArray[np.int64]:
+        """The texts' ids, one text behind the other."""
+        encoded = (tokenizer.encode(text, add_special_tokens=False).ids for text in self.texts)
+        return np.concatenate([np.array(part, np.int64) for part in encoded])
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +56,11 @@ def read(path: Path = SHIPPED) -> Calibration:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
         raise BadInput(f"--calibration {path}: {reason}; give a .txt or .jsonl file") from error
-    texts = tuple(_lines(path, whole)) if path.suffix == ".jsonl" else (whole,)
+    lines = path.suffix == ".jsonl"
+    texts = tuple(text_lines(whole, f"--calibration {path}", FIELDS, empty=True)) if lines else (whole,)
     if not any(text.strip() for text in texts):
         raise BadInput(f"--calibration {path}: has no text; leave the option out for the text that ships")
     return Calibration(path.name, hashlib.sha256(data).hexdigest(), texts)
-
-
-def _lines(path: Path, whole: str) -> Iterator[str]:
-    for number, line in enumerate(whole.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"--calibration {path} line {number}"
-        try:
-            value: Any = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{where}: is not JSON ({error}); correct the line or remove it") from None
-        found = next((value[name] for name in FIELDS if name in value), None) if isinstance(value, dict) else None
-        if not isinstance(found, str):
-            raise BadInput(f'{where}: needs an object with a text under "text", "prompt" or "data"')
-        yield found
 
 
 def rows(calibration: Calibration, tokenizer: Tokenizer, spec: ModelSpec) -> list[Row]:
@@ -80,8 +69,7 @@ def rows(calibration: Calibration, tokenizer: Tokenizer, spec: ModelSpec) -> lis
     A draft proposes behind every prefix: PARD's packing puts the K - 1 masks of many prefixes into one row.
     """
     length = min(ROW if spec.pard is None else DRAFT_ROW, spec.max_positions)
-    encoded = [tokenizer.encode(text, add_special_tokens=False).ids for text in calibration.texts]
-    ids = np.concatenate([np.array(part, dtype=np.int64) for part in encoded])
+    ids = calibration.tokens(tokenizer)
     if not len(ids):
         raise BadInput(f"--calibration {calibration.name}: the tokenizer makes no tokens of it; give another text")
     count = max(1, min(ROWS, len(ids) // length))
