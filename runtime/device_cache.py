@@ -77,15 +77,26 @@ def new_cache(manifest: Manifest, provider: Provider) -> KvCache:
 
 def too_large(manifest: Manifest, provider: Provider, made: int, wanted: int) -> BadArtifact:
     """made: of the wanted buffers, those that fitted."""
-    rows = manifest.kv_rows
-    spec = manifest.spec
-    buffer = rows * spec.kv_heads * spec.head_dim * np.dtype(manifest.kv_dtype).itemsize / 2**20
-    capacity = fitting_capacity(rows, made, wanted)
+    buffer = buffer_bytes(manifest) / 2**20
+    capacity = fitting_capacity(manifest.kv_rows, made, wanted)
     fix = f"{capacity} tokens would fit: export it with --context-length {capacity}" if capacity else "none would fit"
     return BadArtifact(
         f"{manifest.source.model}: the KV cache of {manifest.capacity} tokens takes {wanted * buffer:.0f} MiB, of "
         f"which {made * buffer:.0f} MiB fit on {provider.title}; {fix}, or take another provider"
     )
+
+
+def buffer_bytes(manifest: Manifest) -> int:
+    """Of the keys, or the values, of one layer."""
+    spec = manifest.spec
+    return spec.kv_heads * manifest.kv_rows * spec.head_dim * np.dtype(manifest.kv_dtype).itemsize
+
+
+def cache_bytes(manifest: Manifest, provider: Provider) -> int:
+    """Of one conversation; two buffers that take turns count as two."""
+    one = 2 * manifest.spec.layers * buffer_bytes(manifest)
+    turns = provider.memory != HOST and manifest.attention not in provider.in_place
+    return 2 * one if turns else one
 
 
 def fitting_capacity(rows: int, made: int, wanted: int) -> int:

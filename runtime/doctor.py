@@ -6,18 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest
 
 from . import environment, kernels
+from .device_cache import cache_bytes
 from .device_memory import start
 from .environment import Memory
 from .fit import misfit
 from .installed import source
 from .models import Artifact, OpenDraft, OpenTarget, open_draft, open_target
-from .providers import AUTO_ORDER, CPU, HOST, PROVIDERS, Provider
+from .providers import AUTO_ORDER, CPU, PROVIDERS, Provider
 from .threads import Threads
 
 State = Literal["ready", "absent", "fails"]
@@ -97,7 +96,7 @@ def provider_report(provider: Provider) -> ProviderReport:
 def artifact_reports(artifacts: Sequence[Artifact], providers: Sequence[Provider]) -> Iterator[ArtifactReport]:
     for artifact in artifacts:
         for provider in providers:
-            size = weights(artifact.manifest) + kv_bytes(artifact.manifest, provider)
+            size = weights(artifact.manifest) + cache_bytes(artifact.manifest, provider)
             result, detail = tried(artifact, provider)
             yield ArtifactReport(artifact.name, provider.key, result, size, detail)
 
@@ -122,11 +121,3 @@ def opened_on(artifact: Artifact, provider: Provider) -> OpenTarget | OpenDraft:
 
 def weights(manifest: Manifest) -> int:
     return sum(file.size for file in manifest.files if file.name.startswith("model"))
-
-
-def kv_bytes(manifest: Manifest, provider: Provider) -> int:
-    """Of one conversation; two buffers that take turns count as two."""
-    spec = manifest.spec
-    one = 2 * spec.layers * spec.kv_heads * manifest.kv_rows * spec.head_dim * np.dtype(manifest.kv_dtype).itemsize
-    turns = provider.memory != HOST and manifest.attention not in provider.in_place
-    return 2 * one if turns else one

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -52,6 +53,15 @@ def place(manifest: Manifest, provider: Provider, threads: Threads, what: str = 
         os.cpu_count(),
     )
     return cache_folder() / "machine" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.json"
+
+
+def remembered(path: Path, kind: type[Record], find: Callable[[], Record], *, anew: bool = False) -> Record:
+    """What was kept there, or else what `find` finds, kept from now on; anew: found in any case."""
+    known = None if anew else recall(path, kind)
+    if known is None:
+        known = find()
+        keep(path, known)
+    return known
 
 
 def recall(path: Path, kind: type[Record]) -> Record | None:

@@ -96,13 +96,13 @@ def open_target(artifact: Artifact, provider: Provider, threads: Threads, *, ane
     if verdict and verdict.steps == "single":
         costs = TargetCalibration(ANY, (1,), linear(verdict))
         return OpenTarget(OneByOneTarget(session), costs, verdict, slow_warning(verdict, artifact.name, provider))
+
+    def find() -> TargetCalibration:
+        found = calibrate_target(session)
+        return replace(found, chunk=prefill_chunk(session)) if anew else found
+
     place = machine.place(artifact.manifest, provider, threads)
-    known = None if anew else machine.recall(place, TargetCalibration)
-    if known is None:
-        known = calibrate_target(session)
-        known = replace(known, chunk=prefill_chunk(session)) if anew else known
-        machine.keep(place, known)
-    return OpenTarget(session, known, verdict)
+    return OpenTarget(session, machine.remembered(place, TargetCalibration, find, anew=anew), verdict)
 
 
 def open_draft(artifact: Artifact, provider: Provider, threads: Threads, *, anew: bool = False) -> OpenDraft:
@@ -114,11 +114,8 @@ def open_draft(artifact: Artifact, provider: Provider, threads: Threads, *, anew
         warning = slow_warning(verdict, artifact.name, provider)
         return OpenDraft(OneByOneDraft(session), linear(verdict), verdict, warning)
     place = machine.place(artifact.manifest, provider, threads)
-    known = None if anew else machine.recall(place, StepCosts)
-    if known is None:
-        known = calibrate_draft(session)
-        machine.keep(place, known)
-    return OpenDraft(session, known, verdict)
+    costs = machine.remembered(place, StepCosts, lambda: calibrate_draft(session), anew=anew)
+    return OpenDraft(session, costs, verdict)
 
 
 def opened(kind: type[Kind], artifact: Artifact, threads: Threads, provider: Provider) -> Kind:
@@ -145,10 +142,7 @@ def checked(
     if provider.key == CPU.key:
         return None
     place = machine.place(artifact.manifest, provider, threads, "self-check")
-    verdict = None if anew else machine.recall(place, Verdict)
-    if verdict is None:
-        verdict = check()
-        machine.keep(place, verdict)
+    verdict = machine.remembered(place, Verdict, check, anew=anew)
     require_right(verdict, artifact.name, provider)
     return verdict
 

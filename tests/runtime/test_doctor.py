@@ -11,7 +11,7 @@ import pytest
 from pard_onnx.doctor_command import main
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.runtime import environment
-from pard_onnx.runtime.doctor import kv_bytes
+from pard_onnx.runtime.device_cache import cache_bytes
 from pard_onnx.runtime.environment import Memory, conflict, flavours, memory
 from pard_onnx.runtime.providers import AUTO_ORDER, named
 
@@ -112,7 +112,7 @@ def test_memory_is_told_where_the_system_tells_it(monkeypatch: pytest.MonkeyPatc
 
 def test_a_cache_of_two_buffers_counts_twice(pair_folders: tuple[Path, Path]) -> None:
     manifest = Manifest.read(pair_folders[0])
-    one = kv_bytes(manifest, named("cpu"))
+    one = cache_bytes(manifest, named("cpu"))
     assert one == 2 * 2 * 192 * 16 * 4
-    assert kv_bytes(manifest, named("cuda")) == one
-    assert kv_bytes(manifest, named("directml")) == 2 * one
+    assert cache_bytes(manifest, named("cuda")) == one
+    assert cache_bytes(manifest, named("directml")) == 2 * one
