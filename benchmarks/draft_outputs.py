@@ -19,7 +19,7 @@ import onnxruntime as ort
 from rich.console import Console
 from rich.table import Table
 
-from pard_onnx.models.manifest import Manifest
+from pard_onnx.models.manifest import GRAPH, Manifest
 
 CASES = {
     "ids": ("draft_ids",),
@@ -61,7 +61,7 @@ def main() -> None:
     manifest = Manifest.read(options.draft)
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
-    session = ort.InferenceSession(options.draft / "model.onnx", settings, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(options.draft / GRAPH, settings, providers=["CPUExecutionProvider"])
     bindings = {
         name: bound(session, manifest, outputs, options.tokens, options.draft_length, options.past)
         for name, outputs in CASES.items()

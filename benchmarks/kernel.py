@@ -22,12 +22,12 @@ from time import perf_counter
 from rich.console import Console
 from rich.table import Table
 
-from pard_onnx.models.manifest import Manifest
+from pard_onnx.models.manifest import GRAPH, Manifest
 from pard_onnx.runtime import kernels
 from pard_onnx.runtime.installed import installed
 from pard_onnx.runtime.kernels.nodes import MODEL_GRAPH, as_bytes, places
 from pard_onnx.runtime.kernels.protobuf import fields
-from pard_onnx.runtime.session import GRAPH, DraftSession, TargetSession
+from pard_onnx.runtime.session import DraftSession, TargetSession
 from pard_onnx.runtime.threads import Threads
 
 WIDTHS = "1,2,4,5,8,9,12,16,32,64,512"

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from pard_onnx.models.manifest import Manifest, StaticGraph
+from pard_onnx.models.manifest import GRAPH, Manifest, StaticGraph
 from pard_onnx.models.spec import ModelSpec
 
 ROWS = 128  # of the KV buffers of dynamic graphs
@@ -36,7 +36,7 @@ def drive(folder: Path, manifest: Manifest) -> Driven:
     if manifest.graphs:
         sessions = [(graph, open_session(folder / graph.file)) for graph in manifest.graphs]
         return StaticDriver(sessions, spec, manifest.kv_rows, empty(spec, manifest.kv_dtype, manifest.kv_rows))
-    session, caches = open_session(folder / "model.onnx"), empty(spec, manifest.kv_dtype, ROWS)
+    session, caches = open_session(folder / GRAPH), empty(spec, manifest.kv_dtype, ROWS)
     return (FusedDriver if manifest.attention == "gqa" else PortableDriver)(session, spec, caches)
 
 

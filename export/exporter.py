@@ -16,12 +16,7 @@ import torch
 from pard_onnx.models.devices import Form
 from pard_onnx.models.errors import Failure
 from pard_onnx.models.families import shapes
-from pard_onnx.models.manifest import (
-    File,
-    Manifest,
-    Parity,
-    TensorReport,
-)
+from pard_onnx.models.manifest import DATA, GRAPH, File, Manifest, Parity, TensorReport
 from pard_onnx.models.precision import Floats
 from pard_onnx.quantize.calibration import SHIPPED
 from pard_onnx.quantize.calibration import read as read_calibration
@@ -37,7 +32,7 @@ from .kv_cache import quantize_cache
 from .layout import LayoutPass
 from .lower import LowerPass
 from .operators import require_operators
-from .output import COPIED, DATA, GRAPH, place, replacing
+from .output import COPIED, place, replacing
 from .plain_attention import PlainAttentionPass
 from .plain_norm import PlainNormPass
 from .roles import finish, finish_portable, vocabulary_bias

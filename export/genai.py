@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pard_onnx.models.manifest import Manifest
+from pard_onnx.models.manifest import GRAPH, Manifest
 
 FILE_NAME = "genai_config.json"
 
@@ -16,7 +16,7 @@ def write_genai_config(manifest: Manifest, folder: Path) -> None:
     vocabulary = spec.vocabulary
     decoder = {
         "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
-        "filename": "model.onnx",
+        "filename": GRAPH,
         "head_size": spec.head_dim,
         "hidden_size": spec.hidden,
         "inputs": {

@@ -10,11 +10,10 @@ from pathlib import Path
 from uuid import uuid4
 
 from pard_onnx.models.errors import BadInput, Failure
-from pard_onnx.models.manifest import FILE_NAME
+from pard_onnx.models.manifest import DATA, FILE_NAME, GRAPH, VITISAI_CONFIG
 
-from . import genai, vitisai
+from . import genai
 
-GRAPH, DATA = "model.onnx", "model.onnx.data"
 COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -26,7 +25,7 @@ COPIED = (
     "merges.txt",
     "config.json",
 )
-WRITTEN = frozenset((FILE_NAME, GRAPH, DATA, genai.FILE_NAME, vitisai.FILE_NAME, *COPIED))
+WRITTEN = frozenset((FILE_NAME, GRAPH, DATA, genai.FILE_NAME, VITISAI_CONFIG, *COPIED))
 STATIC = re.compile(r"model\.\d+(\.prefill)?\.onnx")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-FILE_NAME = "vitisai_config.json"
+from pard_onnx.models.manifest import VITISAI_CONFIG
+
 # Ryzen AI's documented defaults for float models, which it computes in bfloat16 ("Config File Options").
 CONFIG = {
     "passes": [
@@ -22,4 +23,4 @@ CONFIG = {
 
 
 def write_vitisai_config(folder: Path) -> None:
-    (folder / FILE_NAME).write_text(json.dumps(CONFIG, indent=2) + "\n", encoding="utf-8", newline="\n")
+    (folder / VITISAI_CONFIG).write_text(json.dumps(CONFIG, indent=2) + "\n", encoding="utf-8", newline="\n")

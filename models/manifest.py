@@ -17,6 +17,8 @@ from .spec import ModelSpec, Role
 from .stamps import is_stamped, stamp
 
 FILE_NAME = "pard_onnx.json"
+GRAPH, DATA = "model.onnx", "model.onnx.data"  # of dynamic shapes; the weights of all graphs
+VITISAI_CONFIG = "vitisai_config.json"  # what the NPU's compiler is told
 FORMAT_VERSION = 1
 SEAL = "sha256"  # the last key: the digest of all others, so that no flipped bit or edited number passes
 KvCacheFormat = Literal["float", "int8", "int8-tensor"]  # as activations; one scale a channel; one scale a layer
@@ -130,7 +132,7 @@ class Manifest:
     quantization: Quantization | None = None  # None: rounded to nearest, as pard-export does
     parity: Parity | None = None
     device: str = "cpu"  # the profile it was exported for, a key of models.devices.DEVICES
-    graphs: tuple[StaticGraph, ...] = ()  # by width; none: model.onnx, of dynamic shapes
+    graphs: tuple[StaticGraph, ...] = ()  # by width; none: GRAPH, of dynamic shapes
     kv_cache: KvCacheFormat = "float"
     format_version: int = FORMAT_VERSION
 

@@ -6,17 +6,15 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from pard_onnx.models.manifest import Manifest
+from pard_onnx.models.manifest import DATA, VITISAI_CONFIG, Manifest
 from pard_onnx.models.stamps import cache_folder
 
 from .providers import Provider
 
-VITISAI_CONFIG = "vitisai_config.json"  # that pard-export writes for the NPU
-
 
 def of_vitisai(path: Path) -> dict[str, str]:
     """Its cache is named by the graph and its weights, so that another export is compiled anew."""
-    files = [file.sha256 for file in Manifest.read(path.parent).files if file.name in (path.name, "model.onnx.data")]
+    files = [file.sha256 for file in Manifest.read(path.parent).files if file.name in (path.name, DATA)]
     key = hashlib.sha256("".join(files).encode()).hexdigest()
     out = {"cache_dir": str(cache_folder() / "vitisai"), "cache_key": key}
     config = path.parent / VITISAI_CONFIG

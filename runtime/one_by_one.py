@@ -12,7 +12,7 @@ from pard_onnx.models.manifest import Manifest
 from .kv_cache import KvCache
 from .portable import masks
 from .providers import Provider
-from .session import Floats, Ids, Session, Watch, nothing
+from .session import Floats, Ids, Session, Watch, nothing, require_kept
 from .sessions import Draft, Target
 
 Model = TypeVar("Model", bound=Session)
@@ -50,8 +50,7 @@ class OneByOne(Generic[Model]):
 class OneByOneTarget(OneByOne[Target]):
     def step(self, ids: Sequence[int], keep: int) -> Floats:
         """See TargetSession.step."""
-        if not 0 < keep <= len(ids):
-            raise ValueError(f"{keep} rows of a step of {len(ids)}")
+        require_kept(ids, keep)
         rows = [self._session.step([token], 1).copy() for token in ids]
         return np.concatenate(rows[-keep:])
 

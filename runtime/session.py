@@ -14,15 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pard_onnx.models.errors import Failure, TooLong
-from pard_onnx.models.manifest import Manifest
+from pard_onnx.models.manifest import GRAPH, Manifest
 
 from .device_cache import new_cache
 from .kv_cache import KvCache
 from .open_graph import open_graph
 from .providers import Provider, onnxruntime
 from .threads import Threads
-
-GRAPH = "model.onnx"
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -31,6 +29,20 @@ Watch = Callable[[], None]
 
 def nothing() -> None:
     """Nobody watches."""
+
+
+def require_kept(ids: Sequence[int], keep: int) -> None:
+    """ValueError for a target's step that has not so many rows."""
+    if not 0 < keep <= len(ids):
+        raise ValueError(f"{keep} rows of a step of {len(ids)}")
+
+
+def require_drafts(ids: Sequence[int], draft_length: int) -> None:
+    """ValueError for a draft's step that has no tokens to go on from, or to propose."""
+    if draft_length < 1:
+        raise ValueError(f"a draft of {draft_length} tokens")
+    if not ids:
+        raise ValueError("a step needs at least one token")
 
 
 class Session:
@@ -71,6 +83,22 @@ class Session:
         """Forget the cache's rows from `length` on."""
         self.cache.rollback(length)
 
+    def _begin(self, rows: int) -> int:
+        """Before a step that writes so many rows of the cache: the length after it; TooLong where it has no room."""
+        self._watch()
+        end = self.length + rows
+        if end > self.cache.rows:
+            raise TooLong(f"{self.length} tokens and {rows} more exceed the {self.cache.rows} rows of the KV cache")
+        return end
+
+
+def run(path: Path, cache: KvCache, session: Any, binding: Any) -> None:
+    """A call of the graph at `path`; Failure if ONNX Runtime fails in it."""
+    try:
+        cache.run(session, binding)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise Failure(f"{path}: ONNX Runtime failed in a step: {error}") from error
+
 
 class GraphSession(Session):
     """One graph for steps of any width: model.onnx."""
@@ -89,12 +117,7 @@ class GraphSession(Session):
 
     def _run(self, ids: Sequence[int], written: int, count_name: str, count: int) -> None:
         """One call that writes the KV rows length .. length + written - 1."""
-        self._watch()
-        width, end = len(ids), self.length + written
-        if not width:
-            raise ValueError("a step needs at least one token")
-        if end > self.cache.rows:
-            raise TooLong(f"{self.length} tokens and {written} more exceed the {self.cache.rows} rows of the KV cache")
+        width, end = len(ids), self._begin(written)
         self._ids[0, :width] = ids
         if width not in self._widths:
             self._widths[width] = self._value(self._ids[:, :width])
@@ -103,10 +126,7 @@ class GraphSession(Session):
         self._binding.bind_ortvalue_input("input_ids", self._widths[width])
         self._binding.bind_ortvalue_input(count_name, self._count_value)
         self._place(width)
-        try:
-            self.cache.run(self._session, self._binding)
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise Failure(f"{self._path}: ONNX Runtime failed in a step: {error}") from error
+        run(self._path, self.cache, self._session, self._binding)
         self.cache.length = end
 
     def _place(self, width: int) -> None:
@@ -127,8 +147,7 @@ class TargetSession(GraphSession):
 
         The array is the session's own buffer: the next step overwrites it.
         """
-        if not 0 < keep <= len(ids):
-            raise ValueError(f"{keep} rows of a step of {len(ids)}")
+        require_kept(ids, keep)
         self._binding.bind_ortvalue_output("logits", self._output(keep))
         self._run(ids, len(ids), "logits_to_keep", keep)
         return self._logits[:keep]
@@ -156,10 +175,7 @@ class DraftSession(GraphSession):
         Returns the draft ids and their probabilities, [draft_length] each, in buffers that the next step
         of this draft length overwrites. `length` counts the masks: who calls rolls them back.
         """
-        if draft_length < 1:
-            raise ValueError(f"a draft of {draft_length} tokens")
-        if not ids:
-            raise ValueError("a step needs at least one token")
+        require_drafts(ids, draft_length)
         drafts, probabilities, ids_value, probabilities_value = self._output(draft_length)
         self._binding.bind_ortvalue_output("draft_ids", ids_value)
         self._binding.bind_ortvalue_output("draft_probabilities", probabilities_value)

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pard_onnx.models.errors import Failure, TooLong
 from pard_onnx.models.manifest import Manifest, StaticGraph
 
 from .kv_cache import KvCache
 from .open_graph import open_graph
 from .portable import masks
 from .providers import Provider, onnxruntime
-from .session import Floats, Ids, Session
+from .session import Floats, Ids, Session, require_drafts, require_kept, run
 from .threads import Threads
 
 Piece = tuple[StaticGraph, int]  # a graph, and how many tokens of the step go through it
@@ -80,10 +79,7 @@ class Fixed:
         self._positions[0] = np.arange(start, start + self.width)
         for name, value in self._inputs.items():  # again: a provider off the CPU copies when binding
             self.binding.bind_ortvalue_input(name, value)
-        try:
-            cache.run(self._session, self.binding)
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise Failure(f"{self._path}: ONNX Runtime failed in a step: {error}") from error
+        run(self._path, cache, self._session, self.binding)
 
 
 class StaticSession(Session):
@@ -107,12 +103,7 @@ class StaticSession(Session):
 
     def _run(self, tokens: Sequence[int], wanted: int) -> list[NDArray[Any]]:
         """Append the tokens; each output's last `wanted` rows, in buffers that the next step overwrites."""
-        self._watch()
-        if not tokens:
-            raise ValueError("a step needs at least one token")
-        start, end = self.length, self.length + len(tokens)
-        if end > self.cache.rows:
-            raise TooLong(f"{start} tokens and {len(tokens)} more exceed the {self.cache.rows} rows of the KV cache")
+        start, end = self.length, self._begin(len(tokens))
         found: list[list[NDArray[Any]]] = []
         plan = pieces(self.manifest.graphs, len(tokens), wanted)
         for graph, count in plan:
@@ -136,8 +127,7 @@ class StaticTarget(StaticSession):
 
     def step(self, ids: Sequence[int], keep: int) -> Floats:
         """See TargetSession.step."""
-        if not 0 < keep <= len(ids):
-            raise ValueError(f"{keep} rows of a step of {len(ids)}")
+        require_kept(ids, keep)
         (logits,) = self._run(ids, keep)
         return logits
 
@@ -151,10 +141,7 @@ class StaticDraft(StaticSession):
 
     def step(self, ids: Sequence[int], draft_length: int) -> tuple[Ids, Floats]:
         """See DraftSession.step."""
-        if draft_length < 1:
-            raise ValueError(f"a draft of {draft_length} tokens")
-        if not ids:
-            raise ValueError("a step needs at least one token")
+        require_drafts(ids, draft_length)
         drafts, probabilities, *_ = self._run([*ids, *masks(self.manifest, draft_length)], draft_length)
         return drafts, probabilities
 
