@@ -24,6 +24,7 @@ from pard_onnx.models.manifest import KvCacheFormat, Manifest, Source
 from pard_onnx.models.precision import Precision
 
 if TYPE_CHECKING:
+    from pard_onnx.quantize.draft_vocabulary import Proposable
     from pard_onnx.quantize.quantizer import Order
 
 # Names are the user's own bytes on stdout, and readable whatever they hold on stderr.
@@ -157,6 +158,7 @@ def export_with_progress(
     verify: bool = True,
     force: bool = False,
     order: Order | None = None,
+    vocabulary: Proposable | None = None,
 ) -> Manifest:
     """Export with bars on stderr; arguments as of `export.exporter.Job`. BadInput where the export extra is missing.
 
@@ -177,6 +179,7 @@ def export_with_progress(
         verify=verify,
         force=force,
         order=order,
+        vocabulary=vocabulary,
     )
     with stages() as progress:
         return export(job, progress)

@@ -24,9 +24,11 @@ from pard_onnx.models.devices import (
     named,
     require_precision,
 )
+from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import KV_CACHE_FORMATS, Manifest, Source
 from pard_onnx.models.precision import DEFAULT_PRECISION, PRECISIONS, Floats, Precision, default_precision
+from pard_onnx.quantize.draft_vocabulary import Proposable, proposable
 
 if TYPE_CHECKING:
     from pard_onnx.quantize.quantizer import Order
@@ -61,6 +63,10 @@ def add_export_options(out: argparse.ArgumentParser) -> None:
     out.add_argument("--context-length", type=int, metavar="N", help="tokens; default: the model's, at most 4096")
     cache = "int8: a quarter of float32's memory, slower verification; one scale a channel or (int8-tensor) a layer"
     out.add_argument("--kv-cache", choices=KV_CACHE_FORMATS, default="float", help=cache)
+    reduced = "a draft's LM head over the N most frequent ids alone: faster steps, no other text"
+    out.add_argument("--draft-vocabulary", type=int, metavar="N", help=reduced)
+    frequent = ".txt or .jsonl that they are counted in; default: the calibration text that ships"
+    out.add_argument("--vocabulary-text", type=Path, metavar="F", help=frequent)
     add_device(out)
     out.add_argument("--revision", help="branch, tag or commit of a hub id")
     out.add_argument("--force", action="store_true", help="replace the output folder")
@@ -127,6 +133,8 @@ def export_as_told(
 ) -> tuple[Manifest, Path]:
     """Export by `add_export_options`'s options, to the folder that --output or the model's, device's and `name` say."""
     require_precision(wanted, precision)
+    vocabulary = vocabulary_of(options, checkpoint)
+    name += f"-v{vocabulary.told.size}" if vocabulary else ""
     suffix = name if wanted.device is DEFAULT_FORM.device else f"{wanted.device.name}-{name}"
     output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{suffix}")
     place(output, checkpoint.folder, force=options.force)
@@ -141,8 +149,17 @@ def export_as_told(
         verify=options.verify,
         force=options.force,
         order=order,
+        vocabulary=vocabulary,
     )
     return manifest, output
+
+
+def vocabulary_of(options: argparse.Namespace, checkpoint: Checkpoint) -> Proposable | None:
+    """The ids that a draft is to propose, None for all; BadInput for what cannot be."""
+    size, text = options.draft_vocabulary, options.vocabulary_text
+    if size is None and text is not None:
+        raise BadInput(f"--vocabulary-text {text}: of how many ids? add --draft-vocabulary N, or leave it out")
+    return None if size is None else proposable(checkpoint, size, text)
 
 
 def summary(manifest: Manifest, output: Path) -> dict[str, Any]:
@@ -158,6 +175,7 @@ def summary(manifest: Manifest, output: Path) -> dict[str, Any]:
         "graphs": [asdict(graph) for graph in manifest.graphs],
         "context_length": manifest.capacity,
         "kv_cache": manifest.kv_cache,
+        "draft_vocabulary": asdict(manifest.draft_vocabulary) if manifest.draft_vocabulary else None,
         "bytes": sum(file.size for file in manifest.files),
         "source": asdict(manifest.source),
         "parity": asdict(manifest.parity) if manifest.parity else None,
@@ -180,6 +198,9 @@ def report(manifest: Manifest, output: Path, *, as_json: bool) -> None:
     kind = f"{manifest.role}, {manifest.precision}" + (f", integers of its {method} checkpoint" if method else "")
     if manifest.device != DEFAULT_FORM.device.name:
         kind += f", for {manifest.device}"
+    reduced = manifest.draft_vocabulary
+    if reduced:
+        kind += f", {reduced.size} ids ({reduced.coverage:.1%} of {reduced.text}'s tokens)"
     print(f"{output}: {kind}, {facts['bytes'] / 1e6:.1f} MB; {checked}")
 
 

@@ -102,8 +102,11 @@ def save_quality(path: Path, found: Report) -> None:
 
 
 def draw_quality(axes: Any, found: Report, value: Callable[[Fidelity], float | None]) -> None:
-    """A colour a model, a marker a kind of rows."""
+    """A colour a model, a marker a kind of rows; nothing of a draft whose vocabulary is reduced."""
     for number, one in enumerate(one for one in (found.reference, *found.models) if one):
         for row, marker in zip(one.fidelity, MARKERS, strict=False):
             name = Path(one.name).name if len(one.fidelity) == 1 else f"{Path(one.name).name}, {row.rows}"
-            axes.scatter(one.bytes / 1e6, value(row), color=f"C{number}", marker=marker, label=name)
+            height = value(row)
+            if height is None:
+                continue
+            axes.scatter(one.bytes / 1e6, height, color=f"C{number}", marker=marker, label=name)

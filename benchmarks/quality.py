@@ -25,17 +25,19 @@ KINDS = ("tokens", "masks")  # what rows follow
 class Fidelity:
     """Over the rows that follow real tokens, or (of a draft) masks.
 
-    perplexity: exp of the mean negative log likelihood of the text. Against the reference, None without one:
-    ratio: of the perplexities, with its 95 % interval over the same rows; divergence: mean KL divergence of the
-    model's distribution from the reference's, nats; agreement: share of rows with the same most likely token.
+    perplexity: exp of the mean negative log likelihood of the text; None for a draft of a reduced vocabulary, to which
+    some texts are impossible. Against the reference, None without one: ratio: of the perplexities, with its 95 %
+    interval over the same rows; divergence: mean KL divergence of the model's distribution from the reference's, nats;
+    agreement: share of rows with the same most likely token. coverage: share of rows whose token the model can say.
     """
 
     rows: str
     count: int
-    perplexity: float
+    perplexity: float | None
     ratio: Ratio | None = None
     divergence: float | None = None
     agreement: float | None = None
+    coverage: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,11 @@ def log_softmax(logits: NDArray[np.float32]) -> Doubles:
 
 
 def divergences(reference: Doubles, model: Doubles) -> Doubles:
-    """KL(reference || model) of each row, from log probabilities; an id that the reference excludes adds nothing."""
-    possible = np.isfinite(reference)
+    """KL(reference || model) of each row, from log probabilities; an id that the reference excludes adds nothing.
+
+    What the model alone excludes makes it infinite; that is the caller's to notice, and left out here.
+    """
+    possible = np.isfinite(reference) & np.isfinite(model)
     terms = np.zeros_like(reference)
     np.subtract(reference, model, out=terms, where=possible)
     terms *= np.exp(reference)
@@ -91,29 +96,38 @@ def score(
     keep: where its log probabilities are written; against: the reference's, written so, of the same rows.
     """
     columns: list[Doubles] = []  # masks, loss, the reference's loss, divergence, agreement
+    reduced = False
     for part in rows:
         found = log_softmax(part.logits[:, :size])
         if keep:
             keep.write(found.astype(STORED).data)
         column = np.zeros((5, len(found)))
-        each = np.arange(len(found))
+        each, excluded = np.arange(len(found)), np.isneginf(found)
         column[0], column[1] = part.masks, -found[each, part.wanted]
         if against:
             wanted = np.frombuffer(against.read(found.size * STORED.itemsize), STORED).reshape(found.shape)
             expected = wanted.astype(np.float64)
             column[2], column[3] = -expected[each, part.wanted], divergences(expected, found)
             column[4] = expected.argmax(axis=1) == found.argmax(axis=1)
+            excluded &= np.isfinite(expected)
+        reduced |= bool(excluded.any())
         columns.append(column)
     table = np.concatenate(columns, axis=1)
     kinds = (table[:, table[0] == 0], table[:, table[0] > 0])
     return tuple(
-        fidelity(name, kind, compared=against is not None) for name, kind in zip(KINDS, kinds, strict=True) if kind.size
+        fidelity(name, kind, compared=against is not None, reduced=reduced)
+        for name, kind in zip(KINDS, kinds, strict=True)
+        if kind.size
     )
 
 
-def fidelity(name: str, table: Doubles, *, compared: bool) -> Fidelity:
+def fidelity(name: str, table: Doubles, *, compared: bool, reduced: bool) -> Fidelity:
     _, loss, expected, divergence, agreement = table
-    count, perplexity = len(loss), exp(loss.mean())
+    count = len(loss)
+    if reduced:
+        agreed = float(agreement.mean()) if compared else None
+        return Fidelity(name, count, None, agreement=agreed, coverage=float(np.isfinite(loss).mean()))
+    perplexity = exp(loss.mean())
     if not compared:
         return Fidelity(name, count, perplexity)
     difference = loss - expected

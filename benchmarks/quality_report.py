@@ -75,6 +75,7 @@ def report(wanted: Wanted, progress: Progress = lambda *_: None) -> Report:
     if reference is not None:
         for one in models:
             require_same_model(one, reference, wanted.reference)
+        require_whole_vocabulary(reference)
     partner = wanted.partner(role)
     if partner is not None:
         require_same_tokenizer(models[0], open_artifact(partner, "target" if role == "draft" else "draft"))
@@ -181,6 +182,12 @@ def require_same_model(one: Artifact, reference: Source, name: str | None) -> No
         ours, theirs = getattr(one.manifest.spec, field), getattr(spec_of(reference), field)
         if ours != theirs:
             raise BadInput(f"{name}: is not the model of {one.name}: {field} is {theirs} there and {ours} here")
+
+
+def require_whole_vocabulary(reference: Source) -> None:
+    if isinstance(reference, Artifact) and reference.manifest.draft_vocabulary:
+        size = reference.manifest.draft_vocabulary.size
+        raise BadInput(f"--reference {reference.name}: proposes {size} ids alone; name one exported with all of them")
 
 
 def spec_of(source: Source) -> ModelSpec:

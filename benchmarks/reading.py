@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pard_onnx.models.adapt.packing import IGNORE, Packed
 from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.draft_vocabulary import read_ids
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.spec import ModelSpec
@@ -38,7 +39,8 @@ Windows = NDArray[np.int64]  # [windows, tokens]
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Predictions: the ids that the text has there, and the masks between it and the last known token, [n] each;
-    logits [n, vocabulary rows]. The logits may be overwritten by the next rows."""
+    logits [n, vocabulary rows], -inf of ids that the model cannot say. The logits may be overwritten by the next
+    rows."""
 
     wanted: Ids
     masks: Ids
@@ -80,7 +82,8 @@ def by_artifact(
     draft = kinds.draft(folder, manifest, provider, threads)
     if isinstance(draft, StaticDraft):
         raise BadInput(f"{folder}: a draft of fixed shapes gives no logits to read; export it with dynamic ones")
-    return _draft_rows(draft, text)
+    ids = read_ids(folder) if manifest.draft_vocabulary else None
+    return _draft_rows(draft, text, ids)
 
 
 def _target_rows(session: Target, text: Windows) -> Iterator[Rows]:
@@ -92,13 +95,18 @@ def _target_rows(session: Target, text: Windows) -> Iterator[Rows]:
             yield Rows(wanted, np.zeros_like(wanted), logits)
 
 
-def _draft_rows(session: DraftSession, text: Windows) -> Iterator[Rows]:
+def _draft_rows(session: DraftSession, text: Windows, chosen: Ids | None) -> Iterator[Rows]:
+    """chosen: the ids of the logits, None for all."""
+    every = np.full((DRAFTS, session.manifest.spec.vocabulary.rows), -np.inf, np.float32)
     for ids in text:
         session.rollback(0)
         for known in rounds(len(ids)):
             start = session.length
             logits = session.logits(ids[known - STRIDE : known].tolist(), DRAFTS)
             session.rollback(start + STRIDE)
+            if chosen is not None:
+                every[:, chosen] = logits
+                logits = every
             yield Rows(ids[known : known + DRAFTS], np.arange(DRAFTS), logits)
 
 

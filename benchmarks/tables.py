@@ -95,6 +95,10 @@ def of_quality(found: Report) -> Table:
     columns = ["model", "MB", "perplexity"]
     columns += ["more %", "KL", "top-1 %"] if found.reference else []
     caption = f"{found.tokens} tokens of {found.text}; MB: all files"
+    reduced = any(row.perplexity is None for one in found.models for row in one.fidelity)
+    if reduced:
+        columns.append("covered %")
+        caption += "; covered: tokens of the text that the draft's vocabulary has"
     if found.reference:
         caption += "; more: than the reference, 95 % interval; KL: divergence from the reference, nats a row; "
         caption += "top-1: rows with the reference's most likely token"
@@ -103,14 +107,20 @@ def of_quality(found: Report) -> Table:
         for i, row in enumerate(one.fidelity if one else ()):
             first = one if i == 0 else None
             name = Path(first.name).name if first else f"  after {row.rows}"
-            out.add_row(name, f"{first.bytes / 1e6:.1f}" if first else "", f"{row.perplexity:.3f}", *_compared(row))
+            size = f"{first.bytes / 1e6:.1f}" if first else ""
+            perplexity = "-" if row.perplexity is None else f"{row.perplexity:.3f}"
+            compared = _compared(row) or ([""] * 3 if found.reference else [])
+            covered = [f"{100 * row.coverage:.1f}"] if reduced else []
+            out.add_row(name, size, perplexity, *compared, *covered)
     return out
 
 
 def _compared(row: Fidelity) -> list[str]:
     """Cells of what is known only against a reference."""
-    if row.ratio is None or row.divergence is None or row.agreement is None:
+    if row.agreement is None:
         return []
+    if row.ratio is None or row.divergence is None:
+        return ["-", "-", f"{100 * row.agreement:.1f}"]
     half = (row.ratio.high - row.ratio.low) / 2
     more = f"{100 * (row.ratio.value - 1):+.2f} ± {100 * half:.2f}"
     return [more, f"{max(0.0, row.divergence):.5f}", f"{100 * row.agreement:.1f}"]

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import torch
 
 from pard_onnx.models.devices import Form
+from pard_onnx.models.draft_vocabulary import write_ids
 from pard_onnx.models.errors import Failure
 from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import DATA, GRAPH, File, Manifest, Parity, TensorReport
@@ -90,7 +91,10 @@ def _build(job: Job, folder: Path, progress: Progress) -> Manifest:
         device=form.device.name,
         graphs=job.graphs(),
         quantization=weights.quantization,
+        draft_vocabulary=job.vocabulary.told if job.vocabulary else None,
     )
+    if job.vocabulary:
+        write_ids(folder, job.vocabulary.ids)
     for name in COPIED:
         if (checkpoint.folder / name).is_file():
             shutil.copyfile(checkpoint.folder / name, folder / name)
@@ -134,7 +138,9 @@ def _write_graphs(job: Job, weights: Quantized, folder: Path, progress: Progress
             static = bool(job.graphs())
             passes.append(PlainAttentionPass(spec, rows, form.device.write, static, form.opset))
             passes.append(PlainNormPass(store, formats.floats, form.opset))
-        for step in (*passes, LowerPass(formats, store, vocabulary_bias(spec))):
+        chosen = job.chosen()
+        bias = vocabulary_bias(spec) if chosen is None else None  # of ids that are there alone, none is padding
+        for step in (*passes, LowerPass(formats, store, bias, chosen)):
             step(model)
     progress("weights", total, total)
     for name, graph in _finished(job, model):
@@ -146,14 +152,14 @@ def _finished(job: Job, model: ir.Model) -> Iterator[tuple[str, ir.Model]]:
     """The trunk as the graphs of its role, each with the name of its file."""
     spec, form = job.checkpoint.spec, job.form
     if form.attention == "gqa":
-        finish(model, spec, VARIANTS["gqa"])
+        finish(model, spec, VARIANTS["gqa"], job.chosen())
         yield GRAPH, model
     elif not job.graphs():
-        finish_portable(model, spec, form.opset)
+        finish_portable(model, spec, form.opset, job.chosen())
         yield GRAPH, model
     for static in job.graphs():
         own = model.clone()
-        finish_portable(own, spec, form.opset, job.kv_rows(), static)
+        finish_portable(own, spec, form.opset, job.chosen(), job.kv_rows(), static)
         yield static.file, own
 
 

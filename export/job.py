@@ -7,9 +7,11 @@ from pathlib import Path
 
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEFAULT_FORM, Form, require_precision
+from pard_onnx.models.draft_vocabulary import Ids
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import KV_MARGIN, KvCacheFormat, Source, StaticGraph
 from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe, recipe
+from pard_onnx.quantize.draft_vocabulary import Proposable
 from pard_onnx.quantize.imported import imported
 from pard_onnx.quantize.prepared import Prepared
 from pard_onnx.quantize.quantizer import Order
@@ -31,6 +33,7 @@ class Job:
     capacity: int | None = None  # tokens; None: the model's own, at most DEFAULT_CAPACITY
     form: Form = DEFAULT_FORM
     kv_cache: KvCacheFormat = "float"
+    vocabulary: Proposable | None = None  # the ids that a draft's head keeps; None: all
     verify: bool = True
     force: bool = False
 
@@ -65,6 +68,10 @@ class Job:
     def resolved_prepared(self) -> Prepared | None:
         """What was given, or else the integers of a quantized checkpoint."""
         return self.prepared or imported(self.checkpoint)
+
+    def chosen(self) -> Ids | None:
+        """The ids of the logits; None for all."""
+        return None if self.vocabulary is None else self.vocabulary.ids
 
     def graphs(self) -> tuple[StaticGraph, ...]:
         return self.form.graphs(self.checkpoint.spec.role)

@@ -16,31 +16,35 @@ from pard_onnx.models.precision import Format
 from pard_onnx.quantize.prepared import EMBEDDING, HEAD, Formats
 
 from .attention import DOMAIN, MICROSOFT
-from .store import Matrix, WeightStore
+from .store import Chosen, Matrix, WeightStore
 from .tape import constant, hand_over, register
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """x times the matrices `names`, one above the other. shared: the matrix also serves as the embedding."""
+    """x times the matrices `names`, one above the other. shared: the matrix also serves as the embedding; chosen:
+    the rows that are multiplied, None for all."""
 
     x: ir.Value | None
     names: tuple[str, ...]
     format: Format
     bias: ir.Value | None
     shared: bool
+    chosen: Chosen | None = None
 
 
 @dataclass
 class LowerPass(ir.passes.InPlacePass):
     """Every node of the domain `pard` is replaced.
 
-    head_bias: added to the logits [vocabulary rows], or None.
+    head_bias: added to the logits [vocabulary rows], or None. head_rows: the ids that the head gives logits of, rising;
+    None for all.
     """
 
     formats: Formats
     store: WeightStore
     head_bias: NDArray[np.float32] | None
+    head_rows: NDArray[np.int64] | None = None
     _gathered: dict[tuple[ir.Value, bytes], ir.Value] = field(default_factory=dict)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -72,12 +76,15 @@ class LowerPass(ir.passes.InPlacePass):
         if attributes["bias"].as_int():
             parts = tuple(f"{n}.bias" for n in names)
             bias = constant("+".join(parts), self.store.vectors(parts, self.floats))
-        shared = names == (HEAD,) and self.formats.tied
-        if names == (HEAD,) and self.head_bias is not None:
+        is_head = names == (HEAD,)
+        chosen = Chosen(HEAD, self.head_rows) if is_head and self.head_rows is not None else None
+        tied = is_head and self.formats.tied
+        if is_head and self.head_bias is not None:
             bias = constant("lm_head.padding", self.head_bias.astype(self.floats))
         fmt = self.formats.of(names[0])
         x = self.ordered(tape, node.inputs[0], names[0])
-        job = Linear(x, (EMBEDDING,) if shared else names, fmt, bias, shared)
+        # Of a head of some rows, a copy: the embedding keeps all
+        job = Linear(x, (EMBEDDING,) if tied else names, fmt, bias, tied and chosen is None, chosen)
         return [LINEARS[fmt.kind](self.store, tape, job)]
 
     def ordered(self, tape: ir.tape.Tape, x: ir.Value | None, name: str) -> ir.Value | None:
@@ -127,7 +134,7 @@ _RULES: dict[str, Callable[[LowerPass, ir.tape.Tape, ir.Node], list[ir.Value]]] 
 
 
 def _float_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
-    weight = store.matrix(job.names, job.format, transposed=not job.shared).parts["weight"]
+    weight = store.matrix(job.names, job.format, not job.shared, job.chosen).parts["weight"]
     if job.shared:  # ONNX Runtime folds the transposition into the matmul or the constant
         weight = tape.op("Transpose", [weight], {"perm": [1, 0]})
     product = tape.op("MatMul", [job.x, weight])
@@ -135,7 +142,7 @@ def _float_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Val
 
 
 def _nbits_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
-    matrix = store.matrix(job.names, job.format)
+    matrix = store.matrix(job.names, job.format, chosen=job.chosen)
     parts = matrix.parts
     attributes = {
         "K": matrix.width,
@@ -149,7 +156,7 @@ def _nbits_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Val
 
 
 def _dynamic_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
-    parts = store.matrix(job.names, job.format, transposed=True).parts
+    parts = store.matrix(job.names, job.format, True, job.chosen).parts
     inputs = [job.x, parts["weight"], parts["scale"], None, job.bias]
     return tape.op("DynamicQuantizeMatMul", _trimmed(inputs), domain=MICROSOFT)
 

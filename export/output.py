@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+from pard_onnx.models import draft_vocabulary
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.models.manifest import DATA, FILE_NAME, GRAPH, VITISAI_CONFIG
 
@@ -25,7 +26,7 @@ COPIED = (
     "merges.txt",
     "config.json",
 )
-WRITTEN = frozenset((FILE_NAME, GRAPH, DATA, genai.FILE_NAME, VITISAI_CONFIG, *COPIED))
+WRITTEN = frozenset((FILE_NAME, GRAPH, DATA, genai.FILE_NAME, VITISAI_CONFIG, draft_vocabulary.FILE_NAME, *COPIED))
 STATIC = re.compile(r"model\.\d+(\.prefill)?\.onnx")
 
 

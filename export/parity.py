@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.draft_vocabulary import read_ids
 from pard_onnx.models.manifest import Manifest, Parity
 
 from .drive import Driven, Ids, Logits, drive
@@ -43,7 +44,9 @@ def check(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> Parity:
     rows = _replay(graph, ids, draft=spec.pard is not None)
     expected = [wanted[row.sequence, row.end - len(row.logits) : row.end] for row in rows]
     found = np.concatenate([row.logits for row in rows])
-    parity = _compare(found, np.concatenate(expected), len(rows[-1].logits), spec.vocabulary.size)
+    # The ids that the logits are of; behind them, ids that the tokenizer does not have are -inf by design
+    ids_of = read_ids(folder) if manifest.draft_vocabulary else np.arange(spec.vocabulary.size)
+    parity = _compare(found[:, : len(ids_of)], np.concatenate(expected)[:, ids_of], len(rows[-1].logits))
     free = spec.pard is None and not manifest.graphs  # whose steps have any width, and give all rows
     return replace(parity, exact_widths=_exact_widths(graph, ids)) if free else parity
 
@@ -90,9 +93,7 @@ def _replay(graph: Driven, ids: Ids, *, draft: bool) -> list[_Rows]:
     return rows
 
 
-def _compare(found: Logits, expected: Logits, rolled_back: int, size: int) -> Parity:
-    """Over the ids that the tokenizer has; the rest is -inf by design."""
-    found, expected = found[:, :size], expected[:, :size]
+def _compare(found: Logits, expected: Logits, rolled_back: int) -> Parity:
     error = np.abs(found - expected)
     agreement = (found.argmax(axis=1) == expected.argmax(axis=1)).mean()
     return Parity(

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from pard_onnx.models.devices import FUSED_OPSET
+from pard_onnx.models.draft_vocabulary import Ids
 from pard_onnx.models.manifest import StaticGraph
 from pard_onnx.models.spec import ModelSpec
 
@@ -21,8 +22,8 @@ from .attention import Variant
 from .tape import AXES_ARE_INPUTS
 
 
-def finish(model: ir.Model, spec: ModelSpec, variant: Variant) -> None:
-    """Rewrite the trunk in place into the graph of the spec's role."""
+def finish(model: ir.Model, spec: ModelSpec, variant: Variant, chosen: Ids | None = None) -> None:
+    """Rewrite the trunk in place into the graph of the spec's role; chosen: the ids of the logits, None for all."""
     graph = model.graph
     trunk = {v.name: v for v in graph.inputs}
     tape = ir.tape.Tape(graph)
@@ -52,16 +53,22 @@ def finish(model: ir.Model, spec: ModelSpec, variant: Variant) -> None:
         given.append(keep)
     graph.inputs.clear()
     graph.inputs.extend([*given[:2], *trunk.values(), *given[2:]])
-    _widen_logits(graph, spec)
+    _widen_logits(graph, spec.vocabulary.rows if chosen is None else len(chosen))
     if spec.pard is not None:
-        _propose(graph, FUSED_OPSET)
+        _propose(graph, FUSED_OPSET, chosen)
     _forget_inner_shapes(graph)
 
 
 def finish_portable(
-    model: ir.Model, spec: ModelSpec, opset: int, rows: int | None = None, static: StaticGraph | None = None
+    model: ir.Model,
+    spec: ModelSpec,
+    opset: int,
+    chosen: Ids | None = None,
+    rows: int | None = None,
+    static: StaticGraph | None = None,
 ) -> None:
-    """Rewrite a portable trunk in place into the graph of the spec's role; rows, static: of one with fixed shapes."""
+    """Rewrite a portable trunk in place into the graph of the spec's role; chosen: see `finish`; rows, static: of one
+    with fixed shapes."""
     graph = model.graph
     trunk = {v.name: v for v in graph.inputs}
     step = ("batch", "sequence") if static is None else (1, static.width)
@@ -79,9 +86,9 @@ def finish_portable(
         graph.inputs.append(keep)
     else:
         _keep_all(graph, keep)
-    _widen_logits(graph, spec)
+    _widen_logits(graph, spec.vocabulary.rows if chosen is None else len(chosen))
     if spec.pard is not None:
-        _propose(graph, opset)
+        _propose(graph, opset, chosen)
     _forget_inner_shapes(graph)
     if static is not None and rows is not None:
         _fix_shapes(graph, rows, static)
@@ -122,7 +129,7 @@ def _append_masks(tape: ir.tape.Tape, ids: ir.Value, length: ir.Value, mask_id: 
     return tape.op("Concat", [ids, masks], {"axis": 1}), count
 
 
-def _widen_logits(graph: ir.Graph, spec: ModelSpec) -> None:
+def _widen_logits(graph: ir.Graph, columns: int) -> None:
     """The public logits are float32 whatever the activations are."""
     logits = graph.outputs[0]
     if logits.dtype != ir.DataType.FLOAT:
@@ -131,14 +138,19 @@ def _widen_logits(graph: ir.Graph, spec: ModelSpec) -> None:
         wide.name, wide.dtype = "logits", ir.DataType.FLOAT
         graph.append(cast)
         graph.outputs[0] = wide
-    graph.outputs[0].shape = ir.Shape(["batch", "kept", spec.vocabulary.rows])
+    graph.outputs[0].shape = ir.Shape(["batch", "kept", columns])
 
 
-def _propose(graph: ir.Graph, opset: int) -> None:
-    """draft_ids and their probabilities, first among the outputs: greedy callers ask for no more."""
+def _propose(graph: ir.Graph, opset: int, chosen: Ids | None) -> None:
+    """draft_ids and their probabilities, first among the outputs: greedy callers ask for no more.
+
+    chosen: the id of each column of the logits, None where the columns are the ids.
+    """
     tape = ir.tape.Tape(graph)
     logits = graph.outputs[0]
     ids = tape.op("ArgMax", [logits], {"axis": -1, "keepdims": 0})
+    if chosen is not None:
+        ids = tape.op("Gather", [tape.initializer(ir.tensor(chosen, name="propose.ids")), ids], {"axis": 0})
     # The greatest of the softmax: 1 % of a draft step, a quarter of what max, exp and sum cost one by one.
     if opset < AXES_ARE_INPUTS:
         greatest = tape.op("ReduceMax", [tape.op("Softmax", [logits], {"axis": -1})], {"axes": [-1], "keepdims": 0})

@@ -44,6 +44,29 @@ class Matrix:
     parts: dict[str, ir.Value]
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Some rows of a matrix, rising, stored under a name of their own."""
+
+    label: str
+    rows: NDArray[np.int64]
+
+    def within(self, block: slice) -> NDArray[np.int64]:
+        """Those in a block, counted from its beginning."""
+        first, last = np.searchsorted(self.rows, (block.start, block.stop))
+        found: NDArray[np.int64] = self.rows[first:last] - block.start
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows of a matrix that are read together; kept: those of them that are stored."""
+
+    name: str
+    rows: slice
+    kept: slice | NDArray[np.int64]
+
+
 @dataclass
 class WeightStore:
     """Appends to `file`; the values it returns point into it. What is prepared is taken as it is."""
@@ -56,20 +79,23 @@ class WeightStore:
     round: Round = pack
     scales: Floats = "float32"  # of packed blocks: the type of the activations beside them
     reports: list[TensorReport] = field(default_factory=list)
-    _matrices: dict[tuple[tuple[str, ...], Format, bool], Matrix] = field(default_factory=dict)
+    _matrices: dict[tuple[tuple[str, ...], Format, bool, str | None], Matrix] = field(default_factory=dict)
     _shapes: dict[str, tuple[int, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
         self._shapes = dict(shapes(self.checkpoint.spec))
 
-    def matrix(self, names: tuple[str, ...], fmt: Format, transposed: bool = False) -> Matrix:
+    def matrix(
+        self, names: tuple[str, ...], fmt: Format, transposed: bool = False, chosen: Chosen | None = None
+    ) -> Matrix:
         """The matrices `names` (checkpoint names without `.weight`), one above the other, in one format.
 
-        transposed: [in, out], as a float MatMul and DynamicQuantizeMatMul want their weights.
+        transposed: [in, out], as a float MatMul and DynamicQuantizeMatMul want their weights. chosen: the rows that
+        are stored, of one matrix; None for all.
         """
-        key = (names, fmt, transposed)
+        key = (names, fmt, transposed, chosen.label if chosen else None)
         if key not in self._matrices:
-            self._matrices[key] = self._store(names, fmt, transposed)
+            self._matrices[key] = self._store(names, fmt, transposed, chosen)
         return self._matrices[key]
 
     def vectors(self, names: tuple[str, ...], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
@@ -80,17 +106,17 @@ class WeightStore:
         """A constant of the exporter's own making."""
         return self._value(name, self._append([array]), array.shape, array.dtype)
 
-    def _store(self, names: tuple[str, ...], fmt: Format, transposed: bool) -> Matrix:
+    def _store(self, names: tuple[str, ...], fmt: Format, transposed: bool, chosen: Chosen | None) -> Matrix:
         extents = [self._shapes[f"{n}.weight"] for n in names]
-        rows, width = sum(extent[0] for extent in extents), extents[0][1]
+        rows, width = sum(extent[0] for extent in extents) if chosen is None else len(chosen.rows), extents[0][1]
         fmt = fit_block(fmt, width, names[0])
         error, rest = self._known_error(names), []
-        label = "+".join([names[0], *(n.rsplit(".", 1)[-1] for n in names[1:])])
-        if any(names == stored for stored, *_ in self._matrices):  # a tied matrix in two formats
+        label = chosen.label if chosen else "+".join([names[0], *(n.rsplit(".", 1)[-1] for n in names[1:])])
+        if chosen is None and any(names == stored for stored, *_ in self._matrices):  # a tied matrix in two formats
             label += f".{fmt.name}"
 
         def weights() -> Iterator[NDArray[np.generic]]:
-            for packed, block_error in self._packed(names, fmt):
+            for packed, block_error in self._packed(names, fmt, chosen):
                 error.add(block_error)
                 rest.append(Packed(packed.weight[:0], packed.scale, packed.zero_point))
                 self.progress(packed.weight.shape[0] * width)
@@ -113,26 +139,29 @@ class WeightStore:
         self.reports.append(TensorReport(label, fmt.name, size, error.relative, error.relative_output))
         return Matrix(label, fmt, rows, width, parts)
 
-    def _packed(self, names: tuple[str, ...], fmt: Format) -> Iterator[tuple[Packed, Error]]:
+    def _packed(self, names: tuple[str, ...], fmt: Format, chosen: Chosen | None) -> Iterator[tuple[Packed, Error]]:
         """Blocks in order, packed in parallel, few at a time."""
         pending: deque[Future[tuple[Packed, Error]]] = deque()
         with ThreadPoolExecutor(WORKERS) as pool:
-            for job in self._jobs(names):
-                pending.append(pool.submit(self._pack, job, fmt))
+            for block in self._blocks(names, chosen):
+                pending.append(pool.submit(self._pack, block, fmt))
                 if len(pending) > WORKERS:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
 
-    def _jobs(self, names: tuple[str, ...]) -> Iterator[tuple[str, slice]]:
+    def _blocks(self, names: tuple[str, ...], chosen: Chosen | None) -> Iterator[Block]:
         for name in names:
-            yield from ((name, rows) for rows in row_blocks(self._shapes[f"{name}.weight"]))
+            for rows in row_blocks(self._shapes[f"{name}.weight"]):
+                kept = slice(None) if chosen is None else chosen.within(rows)
+                if isinstance(kept, slice) or len(kept):
+                    yield Block(name, rows, kept)
 
-    def _pack(self, job: tuple[str, slice], fmt: Format) -> tuple[Packed, Error]:
-        name, rows = job
+    def _pack(self, block: Block, fmt: Format) -> tuple[Packed, Error]:
+        name, kept = block.name, block.kept
         if self.prepared and self.prepared.format(name) and fmt.kind == "nbits":
-            return self.prepared.rows(name, rows), Error()  # its error is known of the whole
-        weight = self._read(f"{name}.weight", rows)
+            return self.prepared.rows(name, block.rows).keep(kept), Error()  # its error is known of the whole
+        weight = self._read(f"{name}.weight", block.rows)[kept]
         with np.errstate(over="ignore"):  # told below, by name
             packed = self.round(weight, fmt) if fmt.kind == "nbits" else pack(weight, fmt)
         if fmt.kind == "float16":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .draft_vocabulary import DraftVocabulary
 from .errors import BadArtifact
 from .json_files import read_json, write_json
 from .precision import Precision, Recipe
@@ -134,12 +135,18 @@ class Manifest:
     device: str = "cpu"  # the profile it was exported for, a key of models.devices.DEVICES
     graphs: tuple[StaticGraph, ...] = ()  # by width; none: GRAPH, of dynamic shapes
     kv_cache: KvCacheFormat = "float"
+    draft_vocabulary: DraftVocabulary | None = None  # None: a draft proposes any of the tokenizer's ids
     format_version: int = FORMAT_VERSION
 
     @property
     def token_rows(self) -> int:
         """Rows of the KV buffers that tokens may take; behind them static graphs have room for their padding."""
         return self.kv_rows - max((graph.width for graph in self.graphs), default=0)
+
+    @property
+    def columns(self) -> int:
+        """Of a row of logits."""
+        return self.draft_vocabulary.size if self.draft_vocabulary else self.spec.vocabulary.rows
 
     def write(self, folder: Path) -> None:
         """Write pard_onnx.json into `folder`, whole or not at all."""

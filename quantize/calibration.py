@@ -15,6 +15,7 @@ from pard_onnx.models.errors import BadInput
 from pard_onnx.models.json_files import text_lines
 from pard_onnx.models.spec import ModelSpec
 
+OPTION = "--calibration"  # of the commands, that names a text
 SHIPPED = Path(__file__).parent / "calibration.jsonl"
 FIELDS = ("text", "prompt", "data")
 ROW, ROWS = 512, 128  # tokens a row, rows at most
@@ -24,16 +25,20 @@ SEED = 6
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """name: the file's; sha256: of its bytes."""
+    """name: the file's; sha256: of its bytes; option: that named it, for what is told of it."""
 
     name: str
     sha256: str
     texts: tuple[str, ...]
+    option: str = OPTION
 
     def tokens(self, tokenizer: Tokenizer) -> NDArray[np.int64]:
-        """The texts' ids, one text behind the other."""
+        """The texts' ids, one text behind the other; BadInput if there are none."""
         encoded = (tokenizer.encode(text, add_special_tokens=False).ids for text in self.texts)
-        return np.concatenate([np.array(part, np.int64) for part in encoded])
+        ids = np.concatenate([np.array(part, np.int64) for part in encoded])
+        if not len(ids):
+            raise BadInput(f"{self.option} {self.name}: the tokenizer makes no tokens of it; give another text")
+        return ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Row:
     mask: NDArray[np.bool_] | None = None
 
 
-def read(path: Path = SHIPPED) -> Calibration:
+def read(path: Path = SHIPPED, option: str = OPTION) -> Calibration:
     """A .jsonl file (one object a line, its text under "text", "prompt" or "data"), or any other as one plain text.
 
     Raises BadInput, naming the line that is broken.
@@ -55,12 +60,12 @@ def read(path: Path = SHIPPED) -> Calibration:
         whole = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
-        raise BadInput(f"--calibration {path}: {reason}; give a .txt or .jsonl file") from error
+        raise BadInput(f"{option} {path}: {reason}; give a .txt or .jsonl file") from error
     lines = path.suffix == ".jsonl"
-    texts = tuple(text_lines(whole, f"--calibration {path}", FIELDS, empty=True)) if lines else (whole,)
+    texts = tuple(text_lines(whole, f"{option} {path}", FIELDS, empty=True)) if lines else (whole,)
     if not any(text.strip() for text in texts):
-        raise BadInput(f"--calibration {path}: has no text; leave the option out for the text that ships")
-    return Calibration(path.name, hashlib.sha256(data).hexdigest(), texts)
+        raise BadInput(f"{option} {path}: has no text; leave the option out for the text that ships")
+    return Calibration(path.name, hashlib.sha256(data).hexdigest(), texts, option)
 
 
 def rows(calibration: Calibration, tokenizer: Tokenizer, spec: ModelSpec) -> list[Row]:
@@ -70,8 +75,6 @@ def rows(calibration: Calibration, tokenizer: Tokenizer, spec: ModelSpec) -> lis
     """
     length = min(ROW if spec.pard is None else DRAFT_ROW, spec.max_positions)
     ids = calibration.tokens(tokenizer)
-    if not len(ids):
-        raise BadInput(f"--calibration {calibration.name}: the tokenizer makes no tokens of it; give another text")
     count = max(1, min(ROWS, len(ids) // length))
     cut = [ids[i * length : (i + 1) * length] for i in range(count)]
     if spec.pard is None:

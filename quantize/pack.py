@@ -33,6 +33,14 @@ class Packed:
     scale: Float | None = None
     zero_point: NDArray[np.uint8] | None = None
 
+    def keep(self, rows: slice | NDArray[np.int64]) -> Packed:
+        """Some of the rows."""
+        return Packed(
+            self.weight[rows],
+            None if self.scale is None else self.scale[rows],
+            None if self.zero_point is None else self.zero_point[rows],
+        )
+
 
 def fit_block(fmt: Format, width: int, name: str) -> Format:
     """The format with the largest block that divides the matrix's input width."""

@@ -183,8 +183,9 @@ class DraftSession(GraphSession):
         return drafts[0], probabilities[0]
 
     def logits(self, ids: Sequence[int], draft_length: int) -> Floats:
-        """As `step`; what the drafts were chosen from, [draft_length, vocabulary rows]."""
-        found = np.empty((1, draft_length, self.manifest.spec.vocabulary.rows), np.float32)
+        """As `step`; what the drafts were chosen from, [draft_length, columns]: of all ids, or of those of the
+        manifest's `draft_vocabulary`."""
+        found = np.empty((1, draft_length, self.manifest.columns), np.float32)
         self._binding.bind_ortvalue_output("logits", self._value(found))
         self.step(ids, draft_length)
         self._binding.clear_binding_outputs()

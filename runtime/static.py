@@ -147,10 +147,10 @@ class StaticDraft(StaticSession):
 
     def logits(self, ids: Sequence[int], draft_length: int) -> Floats:
         """See DraftSession.logits."""
-        rows = self.manifest.spec.vocabulary.rows
+        columns = self.manifest.columns
         graphs = [fixed for fixed in self._fixed.values() if fixed.outputs]
         for fixed in graphs:
-            fixed.bind_output("logits", np.empty((fixed.width, rows), np.float32))
+            fixed.bind_output("logits", np.empty((fixed.width, columns), np.float32))
         found: Floats = self._run([*ids, *masks(self.manifest, draft_length)], draft_length)[-1].copy()
         for fixed in graphs:
             fixed.unbind_output("logits")
