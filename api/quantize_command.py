@@ -18,9 +18,10 @@ from pard_onnx.export_command import add_export_options, export_as_told, form_of
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_checkpoint
-from pard_onnx.models.manifest import FILE_NAME, Manifest, Quantization
+from pard_onnx.models.manifest import FILE_NAME, Manifest, Quantization, Source
 from pard_onnx.quantize.quantizer import BUDGET, Order
 from pard_onnx.quantize.recipes import BLOCKS, RECIPES, named_recipe
+from pard_onnx.quantize_choice import add_choice, run_choice
 from pard_onnx.quantize_report import add_report, run_report
 
 
@@ -36,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-RECIPE in the current folder")
     add_export_options(out)
     add_report(out)
+    add_choice(out)
     return out
 
 
@@ -48,15 +50,22 @@ def run(options: argparse.Namespace) -> None:
     if options.report is not None:
         run_report(options)
         return
-    if options.model is None or options.recipe is None:
+    if options.model is None or not (options.recipe or options.optimize_for):
         raise BadInput("name what to quantize and how: MODEL --recipe NAME; or what to compare: --report DIR...")
+    if options.optimize_for:
+        run_choice(options, *opened(options))
+        return
     named = named_recipe(options.recipe, options.block_size)
     order = Order(named, options.calibration, options.budget)
-    folder, source = resolve_checkpoint(options.model, options.revision)
-    refuse_exported(folder)
-    checkpoint = Checkpoint.open(folder).as_role(options.role)
+    checkpoint, source = opened(options)
     manifest, output = export_as_told(options, checkpoint, source, form_of(options), named.precision, named.name, order)
     show(manifest, output, as_json=options.json)
+
+
+def opened(options: argparse.Namespace) -> tuple[Checkpoint, Source]:
+    folder, source = resolve_checkpoint(options.model, options.revision)
+    refuse_exported(folder)
+    return Checkpoint.open(folder).as_role(options.role), source
 
 
 def refuse_exported(folder: Path) -> None:

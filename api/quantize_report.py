@@ -24,7 +24,11 @@ def add_report(out: argparse.ArgumentParser) -> None:
     group.add_argument("--tokens", type=int, default=2048, metavar="N", help="of the text (default: 2048)")
     partner = group.add_mutually_exclusive_group()
     partner.add_argument("--draft", metavar="DIR", help="mean accepted length of each target with this draft")
-    partner.add_argument("--target", metavar="DIR", help="mean accepted length of each draft with this target")
+    partner.add_argument(
+        "--target",
+        metavar="DIR",
+        help="mean accepted length of each draft with this target; of --optimize-for, whose draft it is",
+    )
     group.add_argument("--plot", type=Path, metavar="F.png", help="quality against size")
 
 

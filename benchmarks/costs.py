@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from pard_onnx.models.errors import BadInput, TooLong
-from pard_onnx.runtime.costs import WIDTHS, StepCosts, measure
+from pard_onnx.runtime.costs import WIDTHS, StepCosts, measure, measure_in_turn
 from pard_onnx.runtime.installed import installed
 from pard_onnx.runtime.models import Artifact, open_artifact, open_draft, open_target
 from pard_onnx.runtime.providers import Provider
@@ -47,6 +47,18 @@ def measure_folder(
     step = stepper(artifact, installed(provider), Threads(threads))
     for context in contexts:
         yield Curve(name, manifest.role, manifest.precision, context, measure(partial(step, context)))
+
+
+def measure_folders(
+    names: Sequence[str], context: int, *, provider: str = "cpu", threads: int | None = None
+) -> list[Curve]:
+    """The curves of several folders, all loaded, whose steps take turns, so that they can be compared."""
+    artifacts = [open_artifact(name) for name in names]
+    steps = [partial(stepper(one, installed(provider), Threads(threads)), context) for one in artifacts]
+    return [
+        Curve(one.name, one.manifest.role, one.manifest.precision, context, costs)
+        for one, costs in zip(artifacts, measure_in_turn(steps), strict=True)
+    ]
 
 
 def stepper(artifact: Artifact, provider: Provider, threads: Threads) -> Callable[[int, int], None]:

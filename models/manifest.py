@@ -80,6 +80,30 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Tried:
+    """A draft's format, measured. bytes: of all files; draft_length: the best one; step_seconds, accepted: of a draft
+    step and tokens a round at that length; tokens_per_second: predicted from them and the target's steps."""
+
+    recipe: str
+    bytes: int
+    draft_length: int
+    step_seconds: float
+    accepted: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """Why a draft has its format: the formats that were tried with a target where it was made. target: name of its
+    model; plain: its tokens a second without a draft."""
+
+    target: str
+    precision: Precision
+    plain: float
+    tried: tuple[Tried, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Quantization:
     """How weights were rounded. recipe, rounding: names of quantize's tables; budget: bytes of all matrices."""
 
@@ -88,6 +112,7 @@ class Quantization:
     calibration: CalibrationText | None = None
     budget: int | None = None
     choices: tuple[Choice, ...] = ()
+    throughput: Throughput | None = None
 
 
 @dataclass(frozen=True, slots=True)

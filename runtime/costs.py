@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from statistics import median
 from time import perf_counter
 
@@ -58,12 +58,21 @@ class LiveCosts:
 
 def measure(step: Callable[[int], None], widths: Sequence[int] = WIDTHS, repeats: int = REPEATS) -> StepCosts:
     """The median of `repeats` rounds over all widths: a slow moment of the machine hits one round, not one width."""
-    for width in widths:  # the first run of a shape allocates
+    (found,) = measure_in_turn([step], widths, repeats)
+    return found
+
+
+def measure_in_turn(
+    steps: Sequence[Callable[[int], None]], widths: Sequence[int] = WIDTHS, repeats: int = REPEATS
+) -> list[StepCosts]:
+    """As `measure`, of several models: each width of all of them before the next width, to compare them."""
+    for step, width in product(steps, widths):  # the first run of a shape allocates
         step(width)
-    seconds: dict[int, list[float]] = {width: [] for width in widths}
+    seconds: list[dict[int, list[float]]] = [{width: [] for width in widths} for _ in steps]
     for _ in range(repeats):
         for width in widths:
-            start = perf_counter()
-            step(width)
-            seconds[width].append(perf_counter() - start)
-    return StepCosts(tuple((width, median(seconds[width])) for width in sorted(seconds)))
+            for step, found in zip(steps, seconds, strict=True):
+                start = perf_counter()
+                step(width)
+                found[width].append(perf_counter() - start)
+    return [StepCosts(tuple((width, median(found[width])) for width in sorted(found))) for found in seconds]

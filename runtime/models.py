@@ -54,13 +54,18 @@ def open_artifact(name: str | PathLike[str], role: Role | None = None) -> Artifa
 
 def require_same_tokenizer(target: Artifact, draft: Artifact) -> None:
     """BadArtifact names the first id whose tokens differ. Padded vocabularies may have different sizes."""
-    if (target.folder / TOKENIZER).read_bytes() == (draft.folder / TOKENIZER).read_bytes():
+    require_tokenizer_of(target, draft.name, draft.folder)
+
+
+def require_tokenizer_of(target: Artifact, name: str, folder: Path) -> None:
+    """As `require_same_tokenizer`, of any folder that has a tokenizer; name: how the user calls it."""
+    if (target.folder / TOKENIZER).read_bytes() == (folder / TOKENIZER).read_bytes():
         return
-    difference = first_difference(target.text().vocabulary(), draft.text().vocabulary())
+    difference = first_difference(target.text().vocabulary(), Text(folder, None).vocabulary())
     if difference:
         token_id, ours, theirs = difference
         raise BadArtifact(
-            f"{draft.name}: its tokenizer is not that of {target.name}; id {token_id} is {theirs!r} there and "
+            f"{name}: its tokenizer is not that of {target.name}; id {token_id} is {theirs!r} there and "
             f"{ours!r} here; take a draft made for this target"
         )
 

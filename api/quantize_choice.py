@@ -1,0 +1,123 @@
+"""`--optimize-for throughput`: the draft's format is the one with which its target gives the most tokens a second."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from pard_onnx.benchmarks.draft_choice import FORMATS, best, compare
+from pard_onnx.benchmarks.prompt_files import SHIPPED, read
+from pard_onnx.cli import stages
+from pard_onnx.export.output import place, replacing
+from pard_onnx.export_command import export_as_told, form_of, report, summary
+from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.devices import DEFAULT_FORM
+from pard_onnx.models.errors import BadInput
+from pard_onnx.models.manifest import Manifest, Source, Throughput
+from pard_onnx.quantize import calibration
+from pard_onnx.quantize.quantizer import Order
+from pard_onnx.quantize.recipes import named_recipe
+from pard_onnx.runtime.models import Artifact, open_artifact, require_tokenizer_of
+
+NAME = "throughput"
+NOT_BESIDE = ("recipe", "block_size", "budget", "draft", "reference", "text", "plot")  # options of other tasks
+
+
+def add_choice(out: argparse.ArgumentParser) -> None:
+    group = out.add_argument_group("choice", "a draft in the format that is fastest on this machine, with its --target")
+    group.add_argument("--optimize-for", choices=(NAME,), help=f"tries {', '.join(FORMATS)}, and keeps the best")
+    prompts = "JSON lines as of pard-bench, on which acceptance is measured; default: those that ship"
+    group.add_argument("--prompts", type=Path, metavar="F", help=prompts)
+
+
+def run_choice(options: argparse.Namespace, checkpoint: Checkpoint, source: Source) -> None:
+    """Try the formats in a folder beside the output, which goes; everything is checked before the first is made."""
+    target = target_of(options, checkpoint)
+    prompts = read(options.prompts or SHIPPED).prompts
+    options = copy(options)
+    options.output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{NAME}")
+    output = place(options.output, checkpoint.folder, force=options.force)
+    with replacing(output, force=options.force) as work:
+        made = {name: tried(options, checkpoint, source, name, work / name) for name in FORMATS}
+        with stages() as progress:
+            found = compare(target, made, prompts, progress)
+        manifest = keep(made, found, work)
+    show(manifest, options.output, found, as_json=options.json)
+
+
+def target_of(options: argparse.Namespace, checkpoint: Checkpoint) -> Artifact:
+    """The opened target; BadInput for whatever does not go together."""
+    told = f"--optimize-for {NAME}"
+    if checkpoint.spec.pard is None:
+        raise BadInput(
+            f"{told}: {checkpoint.folder} is a target, whose format is a matter of its quality: choose a --recipe, "
+            "and see with --report what it loses"
+        )
+    if options.target is None:
+        raise BadInput(f"{told}: for which target? add --target DIR, a folder that pard-export has written")
+    for name in NOT_BESIDE:
+        if (value := getattr(options, name)) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise BadInput(f"{option} {value} beside {told}, which chooses the format itself; leave one of them out")
+    if form_of(options) != DEFAULT_FORM:
+        raise BadInput(f"{told} measures on the CPU, in the graphs for it; leave --device and its options out")
+    calibration.read(options.calibration or calibration.SHIPPED)
+    target = open_artifact(options.target, "target")
+    require_tokenizer_of(target, str(checkpoint.folder), checkpoint.folder)
+    return target
+
+
+def tried(options: argparse.Namespace, checkpoint: Checkpoint, source: Source, name: str, output: Path) -> Path:
+    """The draft in one format."""
+    print(f"trying {name}", file=sys.stderr)
+    named, own = named_recipe(name), copy(options)
+    own.output = output
+    order = Order(named, options.calibration if named.calibrated else None)
+    export_as_told(own, checkpoint, source, form_of(options), named.precision, named.name, order)
+    return output
+
+
+def keep(made: dict[str, Path], found: Throughput, work: Path) -> Manifest:
+    """Leave in `work` what the best format's folder holds, and no folder; its manifest says what was found."""
+    chosen = made[best(found.tried).recipe]
+    manifest = Manifest.read(chosen)
+    assert manifest.quantization is not None
+    manifest = replace(manifest, quantization=replace(manifest.quantization, throughput=found))
+    for path in chosen.iterdir():
+        path.rename(work / path.name)
+    for folder in made.values():
+        shutil.rmtree(folder)
+    manifest.write(work)
+    return manifest
+
+
+def show(manifest: Manifest, output: Path, found: Throughput, *, as_json: bool) -> None:
+    if as_json:
+        assert manifest.quantization is not None
+        print(json.dumps(summary(manifest, output) | {"quantization": asdict(manifest.quantization)}))
+        return
+    Console(highlight=False).print(table(found))
+    report(manifest, output, as_json=False)
+
+
+def table(found: Throughput) -> Table:
+    plain = f"with {Path(found.target).name}, {found.precision}, which has {found.plain:.1f} tok/s without a draft"
+    columns: Sequence[str] = ("format", "MB", "K", "draft step ms", "accepted", "tok/s", "")
+    out = Table(*columns, box=SIMPLE_HEAD, title="predicted from step costs and acceptance", caption=plain)
+    chosen = best(found.tried)
+    for one in found.tried:
+        size, step = f"{one.bytes / 1e6:.1f}", f"{1000 * one.step_seconds:.2f}"
+        rate = f"{one.tokens_per_second:.1f}"
+        mark = "chosen" if one is chosen else ""
+        out.add_row(one.recipe, size, str(one.draft_length), step, f"{one.accepted:.2f}", rate, mark)
+    return out
