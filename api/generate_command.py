@@ -105,6 +105,8 @@ def summary(result: Result) -> dict[str, Any]:
         "time_to_first_token": stats.time_to_first_token,
         "seconds": asdict(stats.seconds),
         "sources": list(stats.sources),
+        "ahead": stats.ahead,
+        "ahead_used": stats.ahead_used,
         "exact": stats.exact,
         "widths": list(stats.widths),
         "provider": stats.provider,

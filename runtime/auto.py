@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from time import perf_counter
 
+from .ahead import ORDINARY, AheadDrafter
 from .drafter import NOTHING, PardDrafter, Proposal
 from .lookup import NO_MATCH, Lookup, Match
 from .policy import Draft, Policy
 
-ORDINARY = 32  # tokens to read: catching up with more is no measure of a round's step
+DraftModel = PardDrafter | AheadDrafter
 
 
 class AutoDrafter:
     """A `Drafter` for one generation; draft None: lookup alone; lookup None: the draft alone."""
 
-    def __init__(self, policy: Policy, draft: PardDrafter | None, lookup: Lookup | None) -> None:
+    def __init__(self, policy: Policy, draft: DraftModel | None, lookup: Lookup | None) -> None:
         self._policy = policy
         policy.new_text()
         self._draft = draft
@@ -24,6 +25,7 @@ class AutoDrafter:
         self._match = NO_MATCH
         self._proposal = NOTHING  # the draft model's, all of it
         self._passed: list[float] = []  # the chances of its tokens, where lookup's were taken
+        self._drafting = 0.0  # seconds that drafting takes of this round
         self._verifying = perf_counter()
 
     @property
@@ -35,18 +37,17 @@ class AutoDrafter:
             self._draft.rollback(length)
 
     def propose(self, committed: Sequence[int], k: int) -> Proposal:
-        proposal = self._propose(committed, k)
-        self._verifying = perf_counter()
-        return proposal
-
-    def _propose(self, committed: Sequence[int], k: int) -> Proposal:
+        start = perf_counter()
+        lag = self._draft.lag(committed) if self._draft else 0
+        waited = perf_counter() - start  # for what was drafted ahead
         found = self._lookup.find(committed, k) if self._lookup else NO_MATCH
         chances = self._policy.lookups.estimate(found.length, len(found.ids))
-        lag = len(committed) - self.length
         self._asked = self._policy.ask(chances, lag, k) if self._draft else None
         worth, length = self._policy.value(chances)
         if self._draft and self._asked:
             self._proposal = self._drafted(self._draft, committed, self._asked)
+            ahead = self._proposal.ahead
+            self._drafting = waited + (0.0 if ahead else self._policy.draft_costs(self._asked.length + 2))
             own = self._policy.drafts.estimate(self._proposal.probabilities)
             drafted, count = self._policy.value(own)
             if drafted >= worth:
@@ -54,12 +55,19 @@ class AutoDrafter:
             self._passed = own[:count]
         return self._take(found, Proposal(found.ids[:length], tuple(chances[:length]), "lookup"))
 
-    def _drafted(self, draft: PardDrafter, committed: Sequence[int], asked: Draft) -> Proposal:
+    def run_ahead(self, committed: Sequence[int], proposal: Proposal, k: int) -> bool:
+        ran = False
+        if self._draft and self._asked:
+            ran = self._draft.run_ahead(committed, proposal, min(k, self._asked.length))
+        self._verifying = perf_counter()
+        return ran
+
+    def _drafted(self, draft: DraftModel, committed: Sequence[int], asked: Draft) -> Proposal:
         """The draft model's proposal, timed if the step was an ordinary one."""
-        lag = len(committed) - draft.length
+        lag = draft.lag(committed)
         start = perf_counter()
         proposal = draft.propose(committed, asked.length, asked.window)
-        if lag <= ORDINARY:
+        if lag <= ORDINARY and not proposal.ahead:
             self._policy.draft_costs.observe(lag + asked.length - 1, perf_counter() - start)
         return proposal
 
@@ -69,10 +77,12 @@ class AutoDrafter:
 
     def observe(self, drafted: int, matched: int) -> None:
         self._policy.saw_step(drafted, perf_counter() - self._verifying)
+        if self._draft:
+            self._draft.observe(drafted, matched)
         if self._asked and self._match is NO_MATCH:
-            self._policy.saw_draft(self._asked.length, self._proposal.probabilities, drafted, matched)
+            self._policy.saw_draft(self._drafting, self._proposal.probabilities, drafted, matched)
         elif self._asked:
-            self._policy.passed_over(self._asked.length, self._passed)
+            self._policy.passed_over(self._drafting, self._passed)
             self._policy.saw_lookup(self._match.length, drafted, matched)
         elif drafted:
             self._policy.saw_lookup(self._match.length, drafted, matched)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 PREFILL_CHUNK = 256  # tokens a call; a multiple of every step width
@@ -11,15 +11,19 @@ PREFILL_CHUNK = 256  # tokens a call; a multiple of every step width
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Tokens that may follow, the drafter's probability of each given those before it, and who the drafter is."""
+    """Tokens that may follow, the drafter's probability of each given those before it, and who the drafter is;
+    ahead: it was made while the target verified the tokens before."""
 
     ids: tuple[int, ...] = ()
     probabilities: tuple[float, ...] = ()
     source: str = "none"
+    ahead: bool = False
 
     def first(self, k: int) -> Proposal:
         """At most the first k tokens."""
-        return self if len(self.ids) <= k else Proposal(self.ids[:k], self.probabilities[:k], self.source)
+        if len(self.ids) <= k:
+            return self
+        return replace(self, ids=self.ids[:k], probabilities=self.probabilities[:k])
 
 
 NOTHING = Proposal()
@@ -33,6 +37,10 @@ class Drafter(Protocol):
 
     def propose(self, committed: Sequence[int], k: int) -> Proposal:
         """Up to k >= 1 tokens to follow `committed`, the whole conversation so far."""
+        ...
+
+    def run_ahead(self, committed: Sequence[int], proposal: Proposal, k: int) -> bool:
+        """The target verifies `proposal` from now on; True if the next round is drafted meanwhile, k tokens at most."""
         ...
 
     def observe(self, drafted: int, matched: int) -> None:
@@ -61,6 +69,9 @@ class NoDraft:
     def propose(self, committed: Sequence[int], k: int) -> Proposal:
         return NOTHING
 
+    def run_ahead(self, committed: Sequence[int], proposal: Proposal, k: int) -> bool:
+        return False
+
     def observe(self, drafted: int, matched: int) -> None: ...
 
     def rollback(self, length: int) -> None: ...
@@ -88,11 +99,18 @@ class PardDrafter:
         else:
             self._model.rollback(length - self.start)
 
+    def lag(self, committed: Sequence[int]) -> int:
+        """Tokens that the cache lacks."""
+        return len(committed) - self.length
+
+    def run_ahead(self, committed: Sequence[int], proposal: Proposal, k: int) -> bool:
+        return False  # nothing here works while the target does: see AheadDrafter
+
     def observe(self, drafted: int, matched: int) -> None: ...
 
     def propose(self, committed: Sequence[int], k: int, window: int | None = None) -> Proposal:
         """See `Drafter`. window: if the cache lacks more tokens than this, it begins anew with the last ones."""
-        if window is not None and len(committed) - self.length > window:
+        if window is not None and self.lag(committed) > window:
             self._model.rollback(0)
             self.start = len(committed) - window
         # The first draft is read off the last real token's row, so at least that token is fed.

@@ -7,7 +7,7 @@ cache holds a prefix of `committed`; the target's lacks at least the last token,
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Literal, Protocol
 
@@ -76,7 +76,8 @@ class Step:
     """One round; the first (drafted 0) is the prompt's. A halt gives a last one in which nothing was accepted.
 
     tokens: new ones, none past EOS and EOS itself left out; drafted: proposed; matched: of those, accepted
-    up to EOS; accepted: committed by the target, bonus and EOS included; seconds of this round; source: who drafted.
+    up to EOS; accepted: committed by the target, bonus and EOS included; seconds of this round; source: who drafted;
+    ahead: drafted during the round before; ran_ahead: the next round was drafted during this one.
     """
 
     tokens: tuple[int, ...]
@@ -87,6 +88,8 @@ class Step:
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     source: str = NOTHING.source
+    ahead: bool = False
+    ran_ahead: bool = False
 
 
 def decode(
@@ -110,10 +113,13 @@ def decode(
             start = perf_counter()
             k = min(settings.draft_length, remaining - 1)  # the target always adds one of its own
             proposal = drafter.propose(committed, k).first(k) if k else NOTHING
+            after = min(settings.draft_length, remaining - len(proposal.ids) - 2)  # of use if all of it is accepted
+            ran_ahead = drafter.run_ahead(committed, proposal, after)
             drafted = perf_counter()
             chosen = choose(target, committed, proposal, settings, chooser)
             seconds = (drafted - start, perf_counter() - drafted)
             step = commit(committed, proposal, chosen, remaining, settings.eos_ids, seconds)
+            step = replace(step, ran_ahead=ran_ahead)
             target.rollback(len_cached(target.length, committed))
             drafter.observe(len(proposal.ids), len(chosen) - 1)
             yield step
@@ -175,4 +181,5 @@ def commit(
         draft_seconds=seconds[0],
         verify_seconds=seconds[1],
         source=proposal.source,
+        ahead=proposal.ahead,
     )

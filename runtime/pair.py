@@ -15,19 +15,17 @@ from typing import Any, Unpack
 from pard_onnx.models.errors import BadInput, Failure, PardWarning
 
 from . import kernels, snapshot
-from .auto import AutoDrafter
+from .ahead import apart
 from .caches import Caches
 from .chat import Chat
 from .choice import Choice, beside, candidates, choose
-from .costs import StepCosts
-from .drafter import Drafter, NoDraft, PardDrafter
-from .lookup import Lookup
+from .drafter import PardDrafter
+from .drafters import Drafters
 from .loop import DRAFT_LIMIT, Halted, Settings, decode
 from .messages import opening
 from .models import Artifact, OpenDraft, OpenTarget, open_artifact, open_draft, open_target, require_same_tokenizer
 from .one_by_one import OneByOne, OneByOneTarget
 from .options import AUTO, Given, Options
-from .policy import Policy
 from .providers import CPU
 from .result import Chunk, Facts, Result
 from .sampler import chooser
@@ -37,13 +35,10 @@ from .stop import stop_strings
 from .stream import Stream, Writer, chunks
 from .text import Message
 from .threads import Threads
-from .throughput import RoundCosts
 from .widths import ANY, Widths
 
 Prompt = str | Sequence[int] | Sequence[Message]
-OVERHEAD = 1e-4  # seconds of a round outside of both models' steps
 ORT_KERNEL = "onnxruntime"  # whose matmuls run where this package's own do not
-FREE = StepCosts(((1, 0.0),))
 WIDEST = DRAFT_LIMIT + 2  # a step of all drafts, padded
 WANTED = "a prompt is text, token ids, or a list of messages with role and content"
 
@@ -120,7 +115,12 @@ class Pair:
         self._target: OpenTarget | None = opened
         self._draft: OpenDraft | None = draft_opened
         self._caches = Caches(self._target.session.cache, self._draft.session.cache if self._draft else None)
-        self._policies: dict[Widths, Policy] = {}
+        self._drafters = Drafters(
+            opened.calibration.costs,
+            draft_opened.costs if draft_opened else None,
+            draft_choice is not None and apart(choice.provider, draft_choice.provider),
+            frozenset(self.target.spec.vocabulary.eos_ids),
+        )
         self._lock = Lock()
 
     @property
@@ -170,7 +170,8 @@ class Pair:
             with self._attached(caches, watch) as (target, mine):
                 # One row is computed even if all are there: the first token is chosen from it.
                 known = replace(facts, cached_tokens=min(mine.keep(ids), len(ids) - 1))
-                drafter, pard = self._drafters(options, settings.widths, mine)
+                pard = PardDrafter(self._draft.session, start=mine.draft_start) if self._draft else None
+                drafter = self._drafters.choose(options, settings.widths, pard)
                 writer = Writer(self.text.stream(ids), stops)
                 try:
                     rounds = decode(target, drafter, mine.tokens, settings, choose)
@@ -234,21 +235,6 @@ class Pair:
         chunk = self._target.calibration.chunk
         settings = Settings(options.max_new_tokens, most, self.capacity, eos_ids, proven or ANY, chunk)
         return settings, proven is not None
-
-    def _drafters(self, options: Options, widths: Widths, caches: Caches) -> tuple[Drafter, PardDrafter | None]:
-        """Who proposes, and of that the draft model's part, which knows where its cache begins."""
-        pard = PardDrafter(self._draft.session, start=caches.draft_start) if self._draft else None
-        if options.draft_length == AUTO:
-            return AutoDrafter(self._policy(widths), pard, Lookup() if options.lookup else None), pard
-        return pard or NoDraft(), pard
-
-    def _policy(self, widths: Widths) -> Policy:
-        """What was learned under these widths; it goes on from one generation to the next."""
-        if widths not in self._policies and self._target:
-            draft = self._draft.costs if self._draft else FREE
-            costs = RoundCosts(draft, self._target.calibration.costs, OVERHEAD, widths)
-            self._policies[widths] = Policy(costs, has_draft=self._draft is not None)
-        return self._policies[widths]
 
     def chat(self, system: str | None = None, messages: Iterable[Message] = ()) -> Chat:
         """A conversation whose turns go on in one KV cache; several may be open. Ends with its last reference.

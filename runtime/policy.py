@@ -180,16 +180,18 @@ class Policy:
         self.lookups.observe(match, verified, matched)
         self._spared += self._verify(verified)
 
-    def passed_over(self, asked: int, chances: Sequence[float]) -> None:
-        """A round in which the draft model was asked, but lookup was taken; chances: of what was passed over."""
-        self._drafted.add(1.0 + sum(chances), self.draft_costs(asked + 2) + self._verify(len(chances)))
+    def passed_over(self, drafting: float, chances: Sequence[float]) -> None:
+        """A round in which the draft model was asked, but lookup was taken; drafting: the seconds that it took of the
+        round; chances: of what was passed over."""
+        self._drafted.add(1.0 + sum(chances), drafting + self._verify(len(chances)))
         self._spared, self._trying = 0.0, False
 
-    def saw_draft(self, asked: int, probabilities: Sequence[float], verified: int, matched: int) -> None:
-        """A round in which the draft model was asked for tokens, and so many of its own were verified."""
+    def saw_draft(self, drafting: float, probabilities: Sequence[float], verified: int, matched: int) -> None:
+        """A round with the draft model's proposal, of which so many tokens were verified; drafting: the seconds that it
+        took of the round, little if it was drafted ahead."""
         self._learn_worth(self.drafts.estimate(probabilities), verified)
         self.drafts.observe(probabilities, verified, matched)
-        seconds = self.draft_costs(asked + 2) + self._verify(verified)
+        seconds = drafting + self._verify(verified)
         # What was to be expected, now that the round is known, varies less than what came of it.
         expected = self.drafts.estimate(probabilities[:verified])
         self._drafted.add(1.0 + sum(expected), seconds)

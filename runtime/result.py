@@ -45,11 +45,12 @@ class Stats:
     proposed: drafts of each round; matched: of those, the accepted ones; accepted_per_position: of the drafts
     at each position, the accepted share.
     tokens_per_second: of the tokens after the first, over the time after the first (the draft's prefill
-    counts against it). sources: who drafted, by round: "pard", "lookup" or "none". exact: plain decoding and any draft
-    give the same tokens under this setting: every step had one of `widths`, whose rows were found to be bitwise equal
-    on this machine; (1,) alone: the provider computes no others right. provider, draft_provider, provider_reason: where
-    the models run, and why there. kernel: of the quantized matmuls, an instruction set of this package's own or
-    "onnxruntime". seed: of the tokens drawn, None where none are.
+    counts against it). sources: who drafted, by round: "pard", "lookup" or "none". ahead: rounds during whose
+    verification the next one was drafted, on a device of the draft's own; ahead_used: of those, the ones whose guess
+    came true. exact: plain decoding and any draft give the same tokens under this setting: every step had one of
+    `widths`, whose rows were found to be bitwise equal on this machine; (1,) alone: the provider computes no others
+    right. provider, draft_provider, provider_reason: where the models run, and why there. kernel: of the quantized
+    matmuls, an instruction set of this package's own or "onnxruntime". seed: of the tokens drawn, None where none are.
     cached_tokens: of the prompt's, those that the target did not read anew (see `Chat`).
     """
 
@@ -65,6 +66,8 @@ class Stats:
     tokens_per_second: float
     time_to_first_token: float
     sources: tuple[str, ...]
+    ahead: int
+    ahead_used: int
     exact: bool
     widths: tuple[int, ...]
     provider: str
@@ -106,6 +109,8 @@ class Tally:
     proposed: list[int] = field(default_factory=list)
     matched: list[int] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
+    ahead: int = 0
+    ahead_used: int = 0
     prefill: float = 0.0
     draft: float = 0.0
     verify: float = 0.0
@@ -127,6 +132,8 @@ class Tally:
         self.proposed.append(step.drafted)
         self.matched.append(step.matched)
         self.sources.append(step.source)
+        self.ahead += step.ran_ahead
+        self.ahead_used += step.ahead
 
     def per_position(self) -> tuple[float, ...]:
         rounds = list(zip(self.proposed, self.matched, strict=True))
@@ -154,6 +161,8 @@ class Tally:
             tokens_per_second=(new - 1) / later if new > 1 and later > 0 else 0.0,
             time_to_first_token=first,
             sources=tuple(self.sources),
+            ahead=self.ahead,
+            ahead_used=self.ahead_used,
             exact=facts.exact,
             widths=facts.widths,
             provider=facts.provider,

@@ -174,6 +174,9 @@ class ScriptedDrafter:
         ids = tuple(self.script(committed, k))
         return Proposal(ids, (1.0,) * len(ids), "script")
 
+    def run_ahead(self, committed: Sequence[int], proposal: Proposal, k: int) -> bool:
+        return False
+
     def observe(self, drafted: int, matched: int) -> None:
         self.observed.append((drafted, matched))
 

@@ -59,7 +59,7 @@ def test_tokens_are_the_targets_own(fakes: SimpleNamespace, case: SimpleNamespac
     target, draft = fakes.Target(case.choose), fakes.Draft(case.guess)
     policy = Policy(case.costs, has_draft=case.has_draft)
     for _ in range(case.spared):  # a history that makes the policy distrust the draft
-        policy.saw_draft(4, [0.5] * 4, 4, 0)
+        policy.saw_draft(policy.draft_costs(6), [0.5] * 4, 4, 0)
     for _ in range(20 * case.spared):
         policy.saw_plain()
     pard = PardDrafter(draft) if case.has_draft else None

@@ -15,8 +15,8 @@ from pard_onnx.generate_command import main
 TEXT = "the quick brown"
 KEYS = [
     "text", "tokens", "prompt_tokens", "new_tokens", "finish_reason", "accepted", "mean_accepted",
-    "tokens_per_second", "time_to_first_token", "seconds", "sources", "exact", "widths", "provider",
-    "draft_provider", "provider_reason", "kernel", "seed",
+    "tokens_per_second", "time_to_first_token", "seconds", "sources", "ahead", "ahead_used", "exact",
+    "widths", "provider", "draft_provider", "provider_reason", "kernel", "seed",
 ]  # fmt: skip
 
 

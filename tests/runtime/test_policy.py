@@ -82,7 +82,7 @@ def tuned(policy: Policy, world: World, machine: RoundCosts, tokens: int, seed: 
             said, true = (chances[: asked.length] for chances in world(rng))
             _, count = policy.value(policy.drafts.estimate(said))
             matched = min(count, matching(true, rng))
-            policy.saw_draft(asked.length, said, count, matched)
+            policy.saw_draft(policy.draft_costs(asked.length + 2), said, count, matched)
             seconds += machine.draft(min(lag, asked.window or lag) + asked.length - 1)
         else:
             policy.saw_plain()
@@ -138,7 +138,7 @@ def test_a_draft_that_has_much_to_catch_up_is_tried_after_a_window() -> None:
     machine = MACHINES["rows are dear"]
     policy = Policy(machine)
     for _ in range(20):
-        policy.saw_draft(8, [0.1] * 8, 1, 0)
+        policy.saw_draft(policy.draft_costs(10), [0.1] * 8, 1, 0)
     assert policy.ask([], 1000, 32) is None
     for _ in range(2000):
         policy.saw_plain()
