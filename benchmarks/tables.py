@@ -97,7 +97,7 @@ def of_quality(found: Report) -> Table:
     caption = f"{found.tokens} tokens of {found.text}; MB: all files"
     reduced = any(row.perplexity is None for one in found.models for row in one.fidelity)
     if reduced:
-        columns.append("covered %")
+        columns.append("covered\n%")
         caption += "; covered: tokens of the text that the draft's vocabulary has"
     if found.reference:
         caption += "; more: than the reference, 95 % interval; KL: divergence from the reference, nats a row; "
