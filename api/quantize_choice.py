@@ -30,7 +30,7 @@ from pard_onnx.quantize.recipes import named_recipe
 from pard_onnx.runtime.models import Artifact, open_artifact, require_tokenizer_of
 
 NAME = "throughput"
-NOT_BESIDE = ("recipe", "block_size", "budget", "draft", "reference", "text", "plot")  # options of other tasks
+NOT_BESIDE = ("report", "recipe", "block_size", "budget", "draft", "reference", "text", "plot")  # of other tasks
 
 
 def add_choice(out: argparse.ArgumentParser) -> None:
@@ -38,6 +38,20 @@ def add_choice(out: argparse.ArgumentParser) -> None:
     group.add_argument("--optimize-for", choices=(NAME,), help=f"tries {', '.join(FORMATS)}, and keeps the best")
     prompts = "JSON lines as of pard-bench, on which acceptance is measured; default: those that ship"
     group.add_argument("--prompts", type=Path, metavar="F", help=prompts)
+
+
+def require_choice(options: argparse.Namespace) -> None:
+    """BadInput for options that do not go together."""
+    told = f"--optimize-for {options.optimize_for}"
+    if options.model is None:
+        raise BadInput(f"{told}: of which draft? pard-quantize DRAFT {told} --target DIR")
+    if options.target is None:
+        raise BadInput(f"{told}: for which target? add --target DIR, a folder that pard-export has written")
+    for name in NOT_BESIDE:
+        if getattr(options, name) is not None:
+            raise BadInput(f"--{name.replace('_', '-')} beside {told}, which chooses the format itself; leave one out")
+    if form_of(options) != DEFAULT_FORM:
+        raise BadInput(f"{told} measures on the CPU, in the graphs for it; leave --device and its options out")
 
 
 def run_choice(options: argparse.Namespace, checkpoint: Checkpoint, source: Source) -> None:
@@ -56,21 +70,18 @@ def run_choice(options: argparse.Namespace, checkpoint: Checkpoint, source: Sour
 
 
 def target_of(options: argparse.Namespace, checkpoint: Checkpoint) -> Artifact:
-    """The opened target; BadInput for whatever does not go together."""
+    """The opened target; BadInput for models that do not go together."""
     told = f"--optimize-for {NAME}"
     if checkpoint.spec.pard is None:
         raise BadInput(
             f"{told}: {checkpoint.folder} is a target, whose format is a matter of its quality: choose a --recipe, "
             "and see with --report what it loses"
         )
-    if options.target is None:
-        raise BadInput(f"{told}: for which target? add --target DIR, a folder that pard-export has written")
-    for name in NOT_BESIDE:
-        if (value := getattr(options, name)) is not None:
-            option = f"--{name.replace('_', '-')}"
-            raise BadInput(f"{option} {value} beside {told}, which chooses the format itself; leave one of them out")
-    if form_of(options) != DEFAULT_FORM:
-        raise BadInput(f"{told} measures on the CPU, in the graphs for it; leave --device and its options out")
+    if checkpoint.quantization:
+        method = checkpoint.quantization.method
+        raise BadInput(
+            f"{told}: {checkpoint.folder} is quantized already ({method}); pard-export takes its integers as they are"
+        )
     calibration.read(options.calibration or calibration.SHIPPED)
     target = open_artifact(options.target, "target")
     require_tokenizer_of(target, str(checkpoint.folder), checkpoint.folder)

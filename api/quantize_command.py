@@ -21,7 +21,7 @@ from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import FILE_NAME, Manifest, Quantization, Source
 from pard_onnx.quantize.quantizer import BUDGET, Order
 from pard_onnx.quantize.recipes import BLOCKS, RECIPES, named_recipe
-from pard_onnx.quantize_choice import add_choice, run_choice
+from pard_onnx.quantize_choice import add_choice, require_choice, run_choice
 from pard_onnx.quantize_report import add_report, run_report
 
 
@@ -47,14 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
+    if options.optimize_for is not None:
+        require_choice(options)
+        run_choice(options, *opened(options))
+        return
+    if options.prompts is not None:
+        raise BadInput(f"--prompts {options.prompts}: only --optimize-for measures on prompts; leave it out")
     if options.report is not None:
         run_report(options)
         return
-    if options.model is None or not (options.recipe or options.optimize_for):
+    if options.model is None or options.recipe is None:
         raise BadInput("name what to quantize and how: MODEL --recipe NAME; or what to compare: --report DIR...")
-    if options.optimize_for:
-        run_choice(options, *opened(options))
-        return
     named = named_recipe(options.recipe, options.block_size)
     order = Order(named, options.calibration, options.budget)
     checkpoint, source = opened(options)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pard_onnx.models.errors import BadInput
-from pard_onnx.models.manifest import Throughput, Tried
+from pard_onnx.models.manifest import Manifest, Throughput, Tried
 from pard_onnx.runtime.models import Artifact
 from pard_onnx.runtime.pair import Pair, load
 from pard_onnx.runtime.result import Result
@@ -67,7 +67,7 @@ def outside(found: Sequence[Result]) -> float:
 
 
 def size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir())
+    return sum(file.size for file in Manifest.read(folder).files)
 
 
 def weighed(recipe: str, size: int, costs: RoundCosts, profile: Sequence[float]) -> Tried:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import quantized
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -129,11 +130,14 @@ def test_an_interruption_leaves_nothing(
         (["demo-draft"], "for which target? add --target DIR"),
         (["demo-draft", "--target", "nowhere"], "neither an exported folder nor a hub id"),
         (["demo-draft", "--target", "DRAFT"], "is a draft, not a target"),
-        (["demo-draft", "--target", "TARGET", "--recipe", "int4-rtn"], "--recipe int4-rtn beside --optimize-for"),
-        (["demo-draft", "--target", "TARGET", "--block-size", "32"], "--block-size 32 beside --optimize-for"),
+        (["demo-draft", "--target", "TARGET", "--recipe", "int4-rtn"], "--recipe beside --optimize-for throughput"),
+        (["demo-draft", "--target", "TARGET", "--block-size", "32"], "--block-size beside --optimize-for throughput"),
         (["demo-draft", "--target", "TARGET", "--device", "webgpu"], "measures on the CPU"),
         (["demo-draft", "--target", "TARGET", "--prompts", "none.jsonl"], "none.jsonl: the prompts cannot be read"),
         (["demo-draft", "--target", "TARGET", "--calibration", "none.txt"], "--calibration none.txt: No such file"),
+        (["demo-draft", "--target", "TARGET", "--report", "TARGET"], "--report beside --optimize-for throughput"),
+        (["--target", "TARGET"], "of which draft?"),
+        (["QUANTIZED", "--target", "TARGET"], "is quantized already (awq)"),
         (["TINY", "--target", "TARGET"], "its tokenizer is not that of"),
     ),
 )
@@ -148,6 +152,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 ) -> None:
     names = {"TARGET": demo_folder("demo-target", "int4"), "DRAFT": demo_folder("demo-draft", "int4")}
     names["TINY"] = tiny(tmp_path_factory.mktemp("tiny") / "draft", role="draft")
+    names["QUANTIZED"], _ = quantized.write(tmp_path_factory.mktemp("tiny") / "awq", "awq", role="draft", layers=1)
     before = sorted(here.iterdir())
     capsys.readouterr()
     assert main([*(str(names.get(word, word)) for word in arguments), "--optimize-for", "throughput"]) == 2
