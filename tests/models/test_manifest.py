@@ -233,3 +233,14 @@ def test_a_manifest_may_be_laid_out_anew(artifact):
     expected = Manifest.read(artifact)
     change(artifact)
     assert expected == Manifest.read(artifact)
+
+
+def test_a_manifest_from_before_an_entry_was_added(artifact):
+    """Entries that came later have a default, and a digest of what was there holds."""
+    value = json.loads((artifact / FILE_NAME).read_text(encoding="utf-8"))
+    for later in ("draft_vocabulary", "graphs", "quantization", manifests.SEAL):
+        del value[later]
+    old = value | {manifests.SEAL: manifests._digest(value)}
+    (artifact / FILE_NAME).write_text(json.dumps(old), encoding="utf-8")
+    found = Manifest.read(artifact)
+    assert found.draft_vocabulary is None and found.columns == SPEC.vocabulary.rows
