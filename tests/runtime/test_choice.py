@@ -214,6 +214,7 @@ def test_a_plugin_library_is_registered_once_and_gives_devices(
     found = stats(load(*pair_folders, provider="webgpu:1"))
     assert (found.provider, fake.registered) == ("webgpu:1", {WEBGPU: "webgpu.so"})
     assert all(len(options.devices) == 1 for _, _, options in fake.opened)
+    assert {tuple(given) for _, given, _ in fake.opened} == {()}  # WebGPU's deviceId is no device's number
     assert installed.here()["webgpu"].origin == "plugin"
 
 
