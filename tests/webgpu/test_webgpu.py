@@ -17,6 +17,7 @@ import pytest
 from pard_onnx import PardWarning, load
 from pard_onnx.doctor_command import main as doctor
 from pard_onnx.runtime.device_cache import DeviceKvCache
+from pard_onnx.runtime.prospect import Prospect
 
 pytestmark = pytest.mark.webgpu
 ARTIFACTS = Path(os.environ.get("PARD_ONNX_WEBGPU_ARTIFACTS", "."))
@@ -67,6 +68,15 @@ def test_the_portable_graph_runs_as_on_the_cpu_with_its_cache_on_the_device(expe
         again = pair.new_caches().target
         again.write(rows)
         np.testing.assert_array_equal(again.read(0, 8), rows)
+
+
+def test_the_cpu_drafts_while_the_adapter_verifies(expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Prospect, "pays", lambda *_: True)  # it would not: the draft takes no time beside this adapter
+    monkeypatch.setattr(Prospect, "ask", lambda self, lag, k: k + 1)
+    with load(*PLAIN, provider="webgpu", draft_provider="cpu") as pair:
+        found = pair.generate(TEXT, max_new_tokens=12, draft_length=1)
+    assert found.tokens == expected[:12]
+    assert found.stats.ahead >= found.stats.ahead_used > 0
 
 
 def test_auto_prefers_the_cpu_to_an_adapter_in_software() -> None:
