@@ -169,7 +169,7 @@ def beside(
 def curves_of(name: str, contexts: Sequence[int], options: argparse.Namespace) -> list[Curve]:
     with counted(f"steps of {Path(name).name}") as tick:
         out = []
-        for curve in measure_folder(name, contexts, provider=options.provider, threads=options.threads):
+        for curve in measure_folder(name, contexts, **where(options)):
             out.append(curve)
             tick(len(out), len(contexts))
     return out

@@ -2,41 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from pard_onnx.models.errors import BadInput, TooLong
+from pard_onnx.models.spec import Role
+from pard_onnx.runtime.choice import Candidates, candidates, choose
 from pard_onnx.runtime.costs import WIDTHS, StepCosts, measure, measure_in_turn
-from pard_onnx.runtime.installed import installed
 from pard_onnx.runtime.models import Artifact, open_artifact, open_draft, open_target
-from pard_onnx.runtime.providers import Provider
+from pard_onnx.runtime.one_by_one import OneByOneDraft, OneByOneTarget
+from pard_onnx.runtime.providers import CPU
+from pard_onnx.runtime.sessions import Draft, Target
 from pard_onnx.runtime.threads import Threads
 from pard_onnx.runtime.throughput import RoundCosts, throughput
 from pard_onnx.runtime.widths import Widths
 
 TOKEN = 0  # which one it is makes no difference to the cost
 CONTEXT = 256
+Step = Callable[[int, int], None]  # context, width
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
     """A folder's steps at one context; a target's with all rows of logits, as verifying needs them; a draft's
-    with its masks counted as tokens."""
+    with its masks counted as tokens. provider: on which they were measured."""
 
     folder: str
-    role: str
+    role: Role
     precision: str
     context: int
+    provider: str
     costs: StepCosts
 
 
 def measure_folder(
-    name: str, contexts: Sequence[int], *, provider: str = "cpu", threads: int | None = None
+    name: str,
+    contexts: Sequence[int],
+    *,
+    provider: str = CPU.key,
+    draft_provider: str | None = None,
+    provider_options: Mapping[str, object] | None = None,
+    draft_provider_options: Mapping[str, object] | None = None,
+    fallback: bool = False,
+    threads: int | None = None,
 ) -> Iterator[Curve]:
     """The curves of one folder, at each context; TooLong for one that its KV cache cannot hold.
 
-    What `load` keeps about the folder on this machine is found out anew on the way.
+    Where it runs: as of `load`, a draft where the draft would. What `load` keeps about the folder on this machine is
+    found out anew on the way.
     """
     artifact = open_artifact(name)
     manifest = artifact.manifest
@@ -44,41 +58,46 @@ def measure_folder(
     for context in contexts:
         if context > most:
             raise TooLong(f"{name}: --contexts {context} is more than its KV cache can hold, {most}")
-    step = stepper(artifact, installed(provider), Threads(threads))
+    on, own = candidates(provider, provider_options, fallback=fallback), draft_provider_options
+    if manifest.role == "draft" and (draft_provider or own):
+        on = candidates(draft_provider or provider, own, fallback=fallback)
+    step, title = opened(artifact, on, Threads(threads))
     for context in contexts:
-        yield Curve(name, manifest.role, manifest.precision, context, measure(partial(step, context)))
+        costs = measure(partial(step, context))
+        yield Curve(name, manifest.role, manifest.precision, context, title, costs)
 
 
 def measure_folders(
-    names: Sequence[str], context: int, *, provider: str = "cpu", threads: int | None = None
+    names: Sequence[str], context: int, *, provider: str = CPU.key, threads: int | None = None
 ) -> list[Curve]:
     """The curves of several folders, all loaded, whose steps take turns, so that they can be compared."""
     artifacts = [open_artifact(name) for name in names]
-    steps = [partial(stepper(one, installed(provider), Threads(threads)), context) for one in artifacts]
+    running = [opened(one, candidates(provider), Threads(threads)) for one in artifacts]
+    found = measure_in_turn([partial(step, context) for step, _ in running])
     return [
-        Curve(one.name, one.manifest.role, one.manifest.precision, context, costs)
-        for one, costs in zip(artifacts, measure_in_turn(steps), strict=True)
+        Curve(one.name, one.manifest.role, one.manifest.precision, context, title, costs)
+        for one, (_, title), costs in zip(artifacts, running, found, strict=True)
     ]
 
 
-def stepper(artifact: Artifact, provider: Provider, threads: Threads) -> Callable[[int, int], None]:
-    """A function that runs one step: (context, width)."""
+def opened(artifact: Artifact, on: Candidates, threads: Threads) -> tuple[Step, str]:
+    """A function that runs one step, and the provider that runs it."""
     if artifact.manifest.role == "draft":
-        draft = open_draft(artifact, provider, threads, anew=True).session
+        draft, choice = choose(on, lambda provider: open_draft(artifact, provider, threads, anew=True))
+        return partial(propose, draft.session), choice.provider.title
+    target, choice = choose(on, lambda provider: open_target(artifact, provider, threads, anew=True))
+    return partial(verify, target.session), choice.provider.title
 
-        def propose(context: int, width: int) -> None:
-            draft.cache.pretend(context)
-            real = min(width, 4)  # a round's usual number of new tokens; the rest are masks
-            draft.step([TOKEN] * real, width - real + 1)
 
-        return propose
-    target = open_target(artifact, provider, threads, anew=True).session
+def propose(draft: Draft | OneByOneDraft, context: int, width: int) -> None:
+    draft.cache.pretend(context)
+    real = min(width, 4)  # a round's usual number of new tokens; the rest are masks
+    draft.step([TOKEN] * real, width - real + 1)
 
-    def verify(context: int, width: int) -> None:
-        target.cache.pretend(context)
-        target.step([TOKEN] * width, width)
 
-    return verify
+def verify(target: Target | OneByOneTarget, context: int, width: int) -> None:
+    target.cache.pretend(context)
+    target.step([TOKEN] * width, width)
 
 
 @dataclass(frozen=True, slots=True)

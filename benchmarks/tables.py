@@ -69,7 +69,7 @@ def of_rivals(title: str, rivals: Sequence[Rival], drift: float) -> Table:
 
 def of_curves(curves: Sequence[Curve]) -> Table:
     caption = "ms by tokens in the step; target: all rows of logits; draft: masks count as tokens"
-    names = (f"{Path(curve.folder).name}\nat {curve.context}" for curve in curves)
+    names = (f"{Path(curve.folder).name}\non {curve.provider} at {curve.context}" for curve in curves)
     out = table("step costs", ("tokens", *names), caption)
     for row in zip(*(curve.costs.points for curve in curves), strict=True):
         out.add_row(str(row[0][0]), *(f"{1000 * seconds:.2f}" for _, seconds in row))

@@ -86,8 +86,9 @@ DEVICES: dict[str, Device] = {
         # Half precision needs an optional feature of the adapter, so it is not the default.
         Device("webgpu", "portable", "float32", 17, False, "int4", "int4", ("fp32", "fp16", "int8", "int4"),
                PLAIN | {MATMUL, ROWS}),
+        # Its ScatterND is that of opset 16, which opset 18 replaced: beyond 17 the CPU would write the KV cache.
         Device("directml", "portable", "float16", 17, False, "int4", "int4", ("fp32", "fp16", "int8", "int4"),
-               PLAIN | {MATMUL}),
+               PLAIN | {MATMUL}, opsets=range(17, 18)),
         Device("rocm", "portable", "float16", 17, False, "fp16", "fp16", ("fp32", "fp16"), PLAIN),
         Device("migraphx", "portable", "float16", 17, True, "int4", "fp16", ("fp32", "fp16", "int4"),
                PLAIN | {MATMUL}, opsets=range(17, 20)),
@@ -158,7 +159,8 @@ def form(
     if chosen == "gqa" and wanted != FUSED_OPSET:
         raise BadInput(f"--opset {wanted} with attention gqa: only {FUSED_OPSET}; add --attention portable")
     if wanted not in device.opsets:
-        raise BadInput(f"--opset {wanted} on {device.name}: it reads {device.opsets[0]} to {device.opsets[-1]}")
+        first, last = device.opsets[0], device.opsets[-1]
+        raise BadInput(f"--opset {wanted} on {device.name}: it reads {first}{f' to {last}' if last > first else ''}")
     return Form(device, chosen, wanted, floats, (draft_length or DRAFT_LENGTH) if fixed else None)
 
 

@@ -74,7 +74,7 @@ class AheadDrafter:
         self._eos_ids = eos_ids
         self._made, self._made_at = NOTHING, 0  # the last proposal, guess included, and the tokens before it
         self._run: Run | None = None
-        self._verifying = perf_counter()
+        self._verifying: float | None = None  # since when, if this drafter was told
 
     @property
     def length(self) -> int:
@@ -119,7 +119,9 @@ class AheadDrafter:
         return True
 
     def observe(self, drafted: int, matched: int) -> None:
-        self._prospect.saw_step(drafted, perf_counter() - self._verifying)
+        if self._verifying is not None:
+            self._prospect.saw_step(drafted, perf_counter() - self._verifying)
+        self._verifying = None
 
     def _draft(self, committed: Sequence[int], k: int, window: int | None = None) -> Proposal:
         """The model's own proposal, timed if the step was an ordinary one."""

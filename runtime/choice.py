@@ -16,10 +16,14 @@ AS_ASKED = "as asked for"
 
 
 class Opened(Protocol):
-    """A model that runs; wrong: why steps of several tokens are not right there, None if they are."""
+    """A model that runs; wrong: why steps of several tokens are not right there, None if they are; slow: why it had
+    better run on the CPU, None if it had not."""
 
     @property
     def wrong(self) -> str | None: ...
+
+    @property
+    def slow(self) -> str | None: ...
 
 
 Model = TypeVar("Model", bound=Opened)
@@ -27,8 +31,8 @@ Model = TypeVar("Model", bound=Opened)
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Providers to try in turn; picky: pass over those that run token by token; passed: those that were not even
-    tried, and why; reason: to take the first one."""
+    """Providers to try in turn; picky: pass over those that run token by token, or slowly; passed: those that were
+    not even tried, and why; reason: to take the first one."""
 
     providers: tuple[Provider, ...]
     reason: str
@@ -72,9 +76,10 @@ def choose(wanted: Candidates, attempt: Callable[[Provider], Model]) -> tuple[Mo
         except (BadProvider, BadArtifact) as error:
             passed.append(str(error))
             continue
-        if not (wanted.picky and model.wrong):
+        against = model.wrong or model.slow if wanted.picky else None
+        if against is None:
             return model, Choice(provider, "; ".join((wanted.reason, *passed)))
-        passed.append(model.wrong)
+        passed.append(against)
     last = wanted.providers[-1]
     reason = wanted.reason if wanted.picky or not passed else "fallback"
     return attempt(last), Choice(last, "; ".join((reason, *passed)))

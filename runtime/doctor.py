@@ -111,7 +111,10 @@ def tried(artifact: Artifact, provider: Provider) -> tuple[Result, str]:
         return "fails", str(error)
     if opened.wrong:
         return "token by token", opened.wrong
-    return "right", opened.verdict.describe() if opened.verdict else "the CPU is what others are compared with"
+    if opened.verdict is None:
+        return "right", "the CPU is what others are compared with"
+    passed = "; --provider auto passes it over" if opened.slow else ""
+    return "right", f"{opened.verdict.describe()}; {opened.verdict.pace()}{passed}"
 
 
 def opened_on(artifact: Artifact, provider: Provider) -> OpenTarget | OpenDraft:

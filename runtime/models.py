@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pard_onnx.models import hub
-from pard_onnx.models.errors import BadArtifact
+from pard_onnx.models.errors import BadArtifact, BadProvider, Failure
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.spec import Role
 
@@ -20,8 +20,9 @@ from .costs import StepCosts
 from .device_memory import start
 from .fit import misfit
 from .one_by_one import OneByOneDraft, OneByOneTarget
+from .open_graph import first_line
 from .providers import CPU, Provider
-from .self_check import Verdict, check_draft, check_target, require_right, slow_warning
+from .self_check import Verdict, check_draft, check_target, no_gain, remedy, require_right, slow_warning
 from .sessions import Draft, Target, sessions
 from .text import TOKENIZER, Text, first_difference
 from .threads import Threads
@@ -72,12 +73,13 @@ def require_tokenizer_of(target: Artifact, name: str, folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class OpenTarget:
-    """verdict: of the self-check, None on the CPU; wrong: see `choice.Opened`."""
+    """verdict: of the self-check, None on the CPU; wrong, slow: see `choice.Opened`."""
 
     session: Target | OneByOneTarget
     calibration: TargetCalibration
     verdict: Verdict | None = None
     wrong: str | None = None
+    slow: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class OpenDraft:
     costs: StepCosts
     verdict: Verdict | None = None
     wrong: str | None = None
+    slow: str | None = None
 
 
 def open_target(artifact: Artifact, provider: Provider, threads: Threads, *, anew: bool = False) -> OpenTarget:
@@ -107,7 +110,8 @@ def open_target(artifact: Artifact, provider: Provider, threads: Threads, *, ane
         return replace(found, chunk=prefill_chunk(session)) if anew else found
 
     place = machine.place(artifact.manifest, provider, threads)
-    return OpenTarget(session, machine.remembered(place, TargetCalibration, find, anew=anew), verdict)
+    known = machine.remembered(place, TargetCalibration, find, anew=anew)
+    return OpenTarget(session, known, verdict, slow=no_gain(verdict, artifact.name, provider))
 
 
 def open_draft(artifact: Artifact, provider: Provider, threads: Threads, *, anew: bool = False) -> OpenDraft:
@@ -120,7 +124,7 @@ def open_draft(artifact: Artifact, provider: Provider, threads: Threads, *, anew
         return OpenDraft(OneByOneDraft(session), linear(verdict), verdict, warning)
     place = machine.place(artifact.manifest, provider, threads)
     costs = machine.remembered(place, StepCosts, lambda: calibrate_draft(session), anew=anew)
-    return OpenDraft(session, costs, verdict)
+    return OpenDraft(session, costs, verdict, slow=no_gain(verdict, artifact.name, provider))
 
 
 def opened(kind: type[Kind], artifact: Artifact, threads: Threads, provider: Provider) -> Kind:
@@ -147,7 +151,11 @@ def checked(
     if provider.key == CPU.key:
         return None
     place = machine.place(artifact.manifest, provider, threads, "self-check")
-    verdict = machine.remembered(place, Verdict, check, anew=anew)
+    try:
+        verdict = machine.remembered(place, Verdict, check, anew=anew)
+    except Failure as error:  # what it lacks may be found out in a step only, such as half precision on WebGPU
+        problem = f"provider {provider.title!r} cannot run {artifact.name}: {first_line(error)}"
+        raise BadProvider(f"{problem}; {remedy(provider)}") from error
     require_right(verdict, artifact.name, provider)
     return verdict
 

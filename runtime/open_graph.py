@@ -61,6 +61,7 @@ def opened(graph: str | bytes, provider: Provider, options: Any) -> Any:
     found = source(provider)
     if found.devices:
         device = min(provider.device, len(found.devices) - 1)
+        chosen.pop(provider.device_option, None)  # which is said by the device itself
         options.add_provider_for_devices([found.devices[device]], chosen)
         session = ort.InferenceSession(graph, options)
     else:

@@ -59,9 +59,10 @@ def load(
 
     target, draft: a folder that pard-export has written, or the hub id of one. provider: a key of
     `providers.PROVIDERS`, `key:1` for its second device, or "auto" for the first of `providers.AUTO_ORDER` that is
-    here and computes both models right. draft_provider: another one for the draft; without it the draft runs
-    where the target does. provider_options, draft_provider_options: by names of the provider's own. fallback: go on on
-    the CPU if the provider is not here, does not start or computes wrongly. threads: of each step, None for one per
+    here, computes both models right and is not far slower than the CPU. draft_provider: another one for the draft,
+    which then works while the target does where that pays; without it the draft runs where the target does.
+    provider_options, draft_provider_options: by names of the provider's own. fallback: go on on the CPU if the
+    provider is not here, does not start or computes wrongly. threads: of each step, None for one per
     physical core. share_threads: one pool for the process; ONNX Runtime then refuses all other sessions that have a
     pool of their own.
 

@@ -67,7 +67,7 @@ ROCM = (
 MIGRAPHX = (
     "device_id", "migraphx_arena_extend_strategy", "migraphx_bf16_enable", "migraphx_exhaustive_tune",
     "migraphx_fp16_enable", "migraphx_fp8_enable", "migraphx_int8_calibration_table_name", "migraphx_int8_enable",
-    "migraphx_mem_limit", "migraphx_model_cache_dir", "migraphx_use_native_calibration_table",
+    "migraphx_int8_use_native_calibration_table", "migraphx_mem_limit", "migraphx_model_cache_dir",
 )  # fmt: skip
 WEBGPU = (
     "deviceId", "dawnBackendType", "enableGraphCapture", "enableInt64", "forceCpuNodeNames",

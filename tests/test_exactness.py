@@ -10,6 +10,7 @@ from pard_onnx import Pair, load
 from pard_onnx.benchmarks.prompt_files import SHIPPED, read
 from pard_onnx.models.demo import corpus
 from pard_onnx.runtime import pair as pair_module
+from pard_onnx.runtime.prospect import Prospect
 from pard_onnx.runtime.sampler import Chooser, Rows, chooser
 from pard_onnx.runtime.sampling import Sampling
 
@@ -68,6 +69,18 @@ def test_drafts_change_no_bit(
     with load(demo_folder("demo-target", precision), demo_folder("demo-draft", "int8")) as pair:
         ways = [{}, {"draft_length": 7}, {"lookup": False}, {"draft_length": 4}]
         require_equal(pair, read(SHIPPED, 4).prompts, 48, ways, monkeypatch)
+
+
+def test_drafting_ahead_changes_no_bit(demo_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both models here, each in a thread of its own as if on a device of its own."""
+    monkeypatch.setattr(pair_module, "apart", lambda *_: True)
+    monkeypatch.setattr(Prospect, "ask", lambda self, lag, k: k + 1)
+    monkeypatch.setattr(Prospect, "pays", lambda *_: True)
+    with load(demo_folder("demo-target", "int4"), demo_folder("demo-draft", "int8"), threads=1) as pair:
+        prompts = read(SHIPPED, 3).prompts
+        require_equal(pair, prompts, 40, [{"draft_length": 2}, {}, {"draft_length": 5}], monkeypatch)
+        stats = pair.generate(prompts[0], max_new_tokens=40, draft_length=1).stats
+    assert stats.ahead >= stats.ahead_used > 0
 
 
 @pytest.mark.slow

@@ -60,6 +60,21 @@ def test_costs_of_a_lone_folder(demo_folder: Folder, capsys: pytest.CaptureFixtu
     assert all(seconds > 0 for curve in out["curves"] for _, seconds in curve["costs"]["points"])
 
 
+def test_costs_are_measured_where_load_would_run_the_folder(
+    demo_folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cost = ["--cost", str(demo_folder("demo-draft", "int8")), "--contexts", "16"]
+    for more in (["--provider", "auto"], ["--provider", "rocm", "--fallback"], ["--draft-provider", "cpu"]):
+        assert main([*cost, *more, "--json"]) == 0
+        (curve,) = json.loads(capsys.readouterr().out)["curves"]
+        assert curve["provider"] == "cpu"
+    for wrong in (["--draft-provider", "rocm"], ["--provider", "rocm:1"]):
+        assert main([*cost, *wrong]) == 2
+        assert "provider 'rocm' is not in the installed onnxruntime" in capsys.readouterr().err
+    assert main([*cost, "--provider", "cpu", "--provider-option", "device_id=1"]) == 2
+    assert "'cpu' has no option 'device_id'" in capsys.readouterr().err
+
+
 def test_own_prompts_in_either_field(pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('\ufeff{"data": "def f(x):"}\n\n{"prompt": "import os\\n", "id": 7}\n', encoding="utf-8")

@@ -50,6 +50,7 @@ BAD = {
     "dynamic where shapes are fixed": ("migraphx", {"static": False}, "--no-static on migraphx"),
     "opset too new": ("webgpu", {"opset": 22}, f"--opset 22 on webgpu: it reads {OPSETS[0]} to {OPSETS[-1]}"),
     "opset too new for one": ("migraphx", {"opset": 20}, "--opset 20 on migraphx: it reads 17 to 19"),
+    "opset without a kernel": ("directml", {"opset": 18}, "--opset 18 on directml: it reads 17"),
     "opset too old": ("npu", {"opset": 16}, "--opset 16 on npu"),
     "draft length of any graph": ("webgpu", {"draft_length": 4}, "--draft-length 4 of graphs with dynamic shapes"),
     "no draft": ("npu", {"draft_length": 0}, "--draft-length must be from 1 to 32, not 0"),

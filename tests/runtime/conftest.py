@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Source
 from pard_onnx.models.precision import recipe
 from pard_onnx.models.spec import ModelSpec, Pard, Rope, Vocabulary
-from pard_onnx.runtime import device_memory, installed
+from pard_onnx.runtime import device_memory, installed, self_check
 from pard_onnx.runtime.drafter import Proposal
 
 SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>"]
@@ -199,6 +200,7 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
     for found_once in (device_memory.start, installed._register, installed.windows_ml):
         found_once.cache_clear()
     monkeypatch.setenv("PARD_ONNX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(self_check, "SLOWER", inf)  # what the fake takes says nothing
 
     def install(*providers: str, **more: Any) -> FakeOnnxruntime:
         fake = FakeOnnxruntime(*providers, **more)

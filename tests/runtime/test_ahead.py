@@ -278,6 +278,17 @@ def test_ctrl_c_while_the_draft_is_waited_for_comes_after_it(fakes: SimpleNamesp
     assert idle() and draft.cache == committed[: draft.length]
 
 
+def test_a_verification_is_timed_only_where_it_was_told_of(fakes: SimpleNamespace) -> None:
+    """Rounds of lookup do not come by: what passed meanwhile is no step's time."""
+    prospect, seen = Whim(0, 0.0), []
+    prospect.saw_step = lambda drafts, seconds: seen.append(drafts)  # type: ignore[method-assign]
+    drafter = AheadDrafter(PardDrafter(fakes.Draft(lambda real, position: 0)), prospect)
+    drafter.run_ahead([1], drafter.propose([1], 2), 2)
+    drafter.observe(2, 0)
+    drafter.observe(5, 5)
+    assert seen == [2]
+
+
 def test_apart_is_another_provider_or_another_device() -> None:
     assert apart(named("cuda"), named("cpu")) and apart(named("cuda"), named("cuda:1"))
     assert not apart(named("cpu"), named("cpu")) and not apart(named("cuda:0"), named("cuda"))

@@ -1,5 +1,6 @@
 """Which provider is taken: named ones, auto, fallbacks, one for the draft; and how sessions are opened there."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,20 @@ def test_auto_passes_over_what_is_right_token_by_token_only(
     monkeypatch.setattr(self_check, "ACROSS", 1e9)
     found = stats(load(pair_folders[0], provider="auto"))
     assert found.provider == "cpu" and "cuda computes steps of several tokens" in found.provider_reason
+
+
+def test_auto_passes_over_what_is_slower_than_the_cpu_by_far(
+    pair_folders: tuple[Path, Path], device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device(CUDA)
+    monkeypatch.setattr(self_check, "SLOWER", 0.0)
+    found = stats(load(*pair_folders, provider="auto"))
+    assert (found.provider, found.draft_provider) == ("cpu", "cpu")
+    assert re.search(
+        r"; cuda is slow with .*target: a single step takes .* ms, .* ms on the CPU", found.provider_reason
+    )
+    found = stats(load(*pair_folders, provider="cuda"))
+    assert (found.provider, found.draft_provider) == ("cuda", "cuda")
 
 
 def test_auto_on_the_cpu_alone_is_the_cpu(pair_folders: tuple[Path, Path]) -> None:
@@ -199,6 +214,7 @@ def test_a_plugin_library_is_registered_once_and_gives_devices(
     found = stats(load(*pair_folders, provider="webgpu:1"))
     assert (found.provider, fake.registered) == ("webgpu:1", {WEBGPU: "webgpu.so"})
     assert all(len(options.devices) == 1 for _, _, options in fake.opened)
+    assert {tuple(given) for _, given, _ in fake.opened} == {()}  # WebGPU's deviceId is no device's number
     assert installed.here()["webgpu"].origin == "plugin"
 
 

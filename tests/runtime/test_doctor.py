@@ -50,7 +50,7 @@ def test_what_is_here_is_tried_with_every_artifact(
     assert states["cuda"] == ("ready", "built in")
     assert states["webgpu"][0] == "fails" and "no adapter" in states["webgpu"][1]
     found = {one["provider"]: (one["result"], one["detail"]) for one in report["artifacts"]}
-    assert found["cuda"][0] == "right" and "differ by" in found["cuda"][1]
+    assert found["cuda"][0] == "right" and "differ by" in found["cuda"][1] and "ms on the CPU" in found["cuda"][1]
     assert found["directml"][0] == "does not fit" and "pard-export --device directml" in found["directml"][1]
 
 

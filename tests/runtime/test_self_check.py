@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pard_onnx import BadProvider, Pair, PardWarning, load
+from pard_onnx import BadProvider, Failure, Pair, PardWarning, load
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.precision import PRECISIONS
 from pard_onnx.runtime import session as sessions
@@ -46,11 +46,18 @@ def test_right_steps_pass(pair_folders: tuple[Path, Path]) -> None:
         verdict = check(session, lambda kind=kind, folder=folder: opened(kind, folder))  # type: ignore[misc]
         assert verdict.steps == "any" and verdict.several < 1e-4 and (verdict.single or 0) < 1e-4
         assert session.length == 0
+        assert verdict.cpu_seconds is not None and "ms on the CPU" in verdict.pace()
 
 
 def test_where_the_cpu_runs_no_such_graph_nothing_is_compared(pair_folders: tuple[Path, Path]) -> None:
     verdict = check_target(opened(TargetSession, pair_folders[0]), lambda: None)
     assert verdict.single is None and verdict.steps == "any" and "not compared" in verdict.describe()
+    assert not verdict.slow and "CPU" not in verdict.pace()
+
+
+@pytest.mark.parametrize(("seconds", "slow"), [(0.05, False), (0.29, False), (0.31, True)])
+def test_a_device_that_takes_several_times_as_long_as_the_cpu_is_slow(seconds: float, slow: bool) -> None:
+    assert Verdict(0.0, 0.0, 0.005, seconds, 0.1).slow is slow
 
 
 @pytest.mark.parametrize(
@@ -65,7 +72,7 @@ def test_where_the_cpu_runs_no_such_graph_nothing_is_compared(pair_folders: tupl
     ],
 )
 def test_which_steps_are_right(several: float, single: float | None, steps: str) -> None:
-    assert Verdict(several, single, TOLERANCE["fp32"], 0.1).steps == steps
+    assert Verdict(several, single, TOLERANCE["fp32"], 0.1, 0.1).steps == steps
     assert ACROSS * TOLERANCE["fp32"] == 0.01
 
 
@@ -143,7 +150,7 @@ def test_a_verdict_is_kept_and_a_wrong_one_refused_again(
     load(pair_folders[0], provider="cuda", threads=1).close()
     monkeypatch.setattr("pard_onnx.runtime.models.check_target", lambda *_: pytest.fail("checked again"))
     load(pair_folders[0], provider="cuda", threads=1).close()
-    bad = Verdict(1.0, 1.0, 0.005, 0.1)
+    bad = Verdict(1.0, 1.0, 0.005, 0.1, None)
     for file in (tmp_path / "cache" / "machine").iterdir():
         if "several" in (found := json.loads(file.read_text())):
             file.write_text(json.dumps(found | {"single": 1.0}))
@@ -151,6 +158,24 @@ def test_a_verdict_is_kept_and_a_wrong_one_refused_again(
         load(pair_folders[0], provider="cuda", threads=1)
     with pytest.raises(BadProvider):
         require_right(bad, "a model", named("cuda"))
+
+
+def test_a_provider_that_fails_in_a_step_is_refused_with_what_it_said(
+    pair_folders: tuple[Path, Path], device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device(CUDA)
+    run = sessions.GraphSession._run
+
+    def lacking(self: Any, *step: Any) -> None:
+        if self.provider.key != "cpu":
+            raise Failure("model.onnx: ONNX Runtime failed in a step: it needs f16\nat line 5")
+        run(self, *step)
+
+    monkeypatch.setattr(sessions.GraphSession, "_run", lacking)
+    with pytest.raises(BadProvider, match=r"'cuda' cannot run .*target: .*it needs f16; export it .*--device cuda"):
+        load(*pair_folders, provider="cuda", threads=1)
+    with load(*pair_folders, provider="auto", threads=1) as pair:
+        assert pair.choice.provider.key == "cpu" and "it needs f16" in pair.choice.reason
 
 
 def test_the_cpu_is_not_checked(pair_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,12 @@ import pytest
 from pard_onnx import PardWarning, load
 from pard_onnx.doctor_command import main as doctor
 from pard_onnx.runtime.device_cache import DeviceKvCache
+from pard_onnx.runtime.prospect import Prospect
 
 pytestmark = pytest.mark.webgpu
 ARTIFACTS = Path(os.environ.get("PARD_ONNX_WEBGPU_ARTIFACTS", "."))
 FUSED, PLAIN = ([str(ARTIFACTS / f"{kind}-{role}") for role in ("target", "draft")] for kind in ("fused", "plain"))
+QUANTIZED_AND_HALF = [str(ARTIFACTS / f"{precision}-draft") for precision in ("int4", "fp16")]
 TEXT = "def add(a, b):"
 
 
@@ -53,7 +55,7 @@ def test_the_fused_graph_is_caught_and_runs_token_by_token(expected: tuple[int, 
 def test_the_portable_graph_runs_as_on_the_cpu_with_its_cache_on_the_device(expected: tuple[int, ...]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", PardWarning)
-        pair = load(*PLAIN, provider="auto")
+        pair = load(*PLAIN, provider="webgpu")
     with pair:
         found = pair.generate(TEXT, max_new_tokens=24, draft_length=7)
         assert found.tokens == expected
@@ -68,12 +70,31 @@ def test_the_portable_graph_runs_as_on_the_cpu_with_its_cache_on_the_device(expe
         np.testing.assert_array_equal(again.read(0, 8), rows)
 
 
-def test_the_doctor_knows_both(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor([FUSED[0], PLAIN[0], "--json"]) == 0
+def test_the_cpu_drafts_while_the_adapter_verifies(expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Prospect, "pays", lambda *_: True)  # it would not: the draft takes no time beside this adapter
+    monkeypatch.setattr(Prospect, "ask", lambda self, lag, k: k + 1)
+    with load(*PLAIN, provider="webgpu", draft_provider="cpu") as pair:
+        found = pair.generate(TEXT, max_new_tokens=12, draft_length=1)
+    assert found.tokens == expected[:12]
+    assert found.stats.ahead >= found.stats.ahead_used > 0
+
+
+def test_auto_prefers_the_cpu_to_an_adapter_in_software() -> None:
+    with load(*PLAIN, provider="auto") as pair:
+        assert pair.choice.provider.key == "cpu"
+        assert "webgpu is slow with" in pair.choice.reason and "ms on the CPU" in pair.choice.reason
+
+
+def test_the_doctor_knows_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    """Quantized graphs run; half precision is an optional feature, which this adapter lacks."""
+    assert doctor([FUSED[0], PLAIN[0], *QUANTIZED_AND_HALF, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    found = {(Path(one["artifact"]).name, one["provider"]): one["result"] for one in report["artifacts"]}
-    assert found["fused-target", "webgpu"] == "token by token"
-    assert found["plain-target", "webgpu"] == found["plain-target", "cpu"] == "right"
+    found = {(Path(one["artifact"]).name, one["provider"]): one for one in report["artifacts"]}
+    results = {name: one["result"] for name, one in found.items()}
+    assert results["fused-target", "webgpu"] == "token by token"
+    assert results["plain-target", "webgpu"] == results["plain-target", "cpu"] == "right"
+    assert results["int4-draft", "webgpu"] == results["fp16-draft", "cpu"] == "right"
+    assert results["fp16-draft", "webgpu"] == "fails" and "requires f16" in found["fp16-draft", "webgpu"]["detail"]
 
 
 def test_without_an_adapter_the_provider_does_not_start() -> None:
