@@ -14,7 +14,7 @@ from .errors import BadCheckpoint
 from .families import Family, shapes
 from .quantization import KEY, PackedMatrix, Quantization, packed_matrix, quantization_of
 from .spec import ModelSpec, Vocabulary
-from .tensors import DTYPES, TensorEntry, find_tensors, read_tensor, require_finite
+from .tensors import DTYPES, Tensor, TensorEntry, find_tensors, read_tensor, require_finite
 from .vocabulary import chat_template, tokenizer_size
 
 __all__ = ["Checkpoint", "TensorEntry", "read_tensor", "require_finite"]
@@ -29,7 +29,7 @@ class Checkpoint:
 
     folder: Path
     spec: ModelSpec
-    tensors: Mapping[str, TensorEntry]
+    tensors: Mapping[str, Tensor]
     quantization: Quantization | None = None
     packed: Mapping[str, PackedMatrix] = field(default_factory=dict)
 
@@ -98,9 +98,9 @@ def _spec(config: Config, family: Family, size: int, dtype: str) -> ModelSpec:
 
 def _needed(
     folder: Path, spec: ModelSpec, found: Mapping[str, TensorEntry], quantization: Quantization | None
-) -> tuple[dict[str, TensorEntry], dict[str, PackedMatrix]]:
+) -> tuple[dict[str, Tensor], dict[str, PackedMatrix]]:
     """The tensors in floats, and the matrices in integers."""
-    tensors: dict[str, TensorEntry] = {}
+    tensors: dict[str, Tensor] = {}
     packed: dict[str, PackedMatrix] = {}
     for name, shape in shapes(spec):
         matrix = name.removesuffix(".weight")

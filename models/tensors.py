@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,23 @@ BLOCK_VALUES = 1 << 22  # 16 MiB as float32
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
 
+class Tensor(Protocol):
+    """A tensor that need not be in memory. dtype: safetensors' name of its floats."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def read(self, first: int, stop: int) -> NDArray[Any]:
+        """Rows first .. stop of its first axis, in the type that DTYPES has for it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
     """Where a tensor lies. dtype: safetensors' name (F32, F16, BF16, ...); offset, nbytes: bytes in `file`."""
@@ -33,6 +50,15 @@ class TensorEntry:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+
+    def read(self, first: int, stop: int) -> NDArray[Any]:
+        stored, row = DTYPES[self.dtype], math.prod(self.shape[1:])
+        shape = (max(0, stop - first), *self.shape[1:]) if self.shape else ()
+        count = math.prod(shape)
+        raw: NDArray[Any] = np.fromfile(self.file, stored, count, offset=self.offset + first * row * stored.itemsize)
+        if raw.size != count:
+            raise BadCheckpoint(f"{self.file}: ends within a tensor; download it again")
+        return raw.reshape(shape)
 
 
 def find_tensors(folder: Path) -> dict[str, TensorEntry]:
@@ -110,24 +136,18 @@ def _entries(file: Path, header: Mapping[str, Any], start: int) -> Iterator[tupl
         yield name, TensorEntry(file, fact["dtype"], shape, start + begin, end - begin)
 
 
-def read_tensor(entry: TensorEntry, rows: slice | None = None) -> NDArray[np.float32]:
+def read_tensor(entry: Tensor, rows: slice | None = None) -> NDArray[np.float32]:
     """The tensor as float32, or a block of its rows (a slice of step 1 over the first axis).
 
     Only what is asked for is read, so a matrix can be streamed. Raises BadCheckpoint if the file ends early.
     """
-    stored = DTYPES[entry.dtype]
     first, stop, step = (rows or slice(None)).indices(entry.shape[0] if entry.shape else 1)
     if step != 1:
         raise ValueError(f"rows of step {step}; only 1 is read")
-    shape = (max(0, stop - first), *entry.shape[1:]) if entry.shape else ()
-    row = math.prod(entry.shape[1:])
-    count = math.prod(shape)
-    raw: NDArray[Any] = np.fromfile(entry.file, stored, count, offset=entry.offset + first * row * stored.itemsize)
-    if raw.size != count:
-        raise BadCheckpoint(f"{entry.file}: ends within a tensor; download it again")
+    raw = entry.read(first, stop)
     if entry.dtype == "BF16":  # bfloat16 is the upper half of a float32
         raw = (raw.astype(np.uint32) << 16).view(np.float32)
-    found: NDArray[np.float32] = raw.astype(np.float32, copy=False).reshape(shape)
+    found: NDArray[np.float32] = raw.astype(np.float32, order="C", copy=False)
     return found
 
 

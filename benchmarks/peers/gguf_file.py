@@ -15,7 +15,7 @@ from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadCheckpoint, BadInput
 from pard_onnx.models.json_files import read_json
 from pard_onnx.models.spec import Llama3Scaling, ModelSpec
-from pard_onnx.models.tensors import TensorEntry, read_tensor, row_blocks
+from pard_onnx.models.tensors import Tensor, read_tensor, row_blocks
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 GgufFormat = Literal["q4_0", "q8_0", "f32"]
@@ -75,11 +75,11 @@ class Plan:
     form: GgufFormat
     pairs: int
 
-    def blocks(self, name: str, entry: TensorEntry) -> list[slice]:
+    def blocks(self, name: str, entry: Tensor) -> list[slice]:
         """Slices of rows that can be read one by one; the whole tensor where rows change places."""
         return [slice(None)] if self._paired(name) else list(row_blocks(entry.shape))
 
-    def read(self, name: str, entry: TensorEntry, rows: slice) -> NDArray[np.float32]:
+    def read(self, name: str, entry: Tensor, rows: slice) -> NDArray[np.float32]:
         found = read_tensor(entry, rows)
         if not self._paired(name):
             return found
@@ -180,7 +180,7 @@ def _write_tensors(gguf: Any, writer: Any, checkpoint: Checkpoint, plan: Plan, p
     progress("gguf", len(checkpoint.tensors), len(checkpoint.tensors))
 
 
-def _kind(gguf: Any, entry: TensorEntry, form: GgufFormat) -> Any:
+def _kind(gguf: Any, entry: Tensor, form: GgufFormat) -> Any:
     matrix = len(entry.shape) > 1 and entry.shape[-1] % BLOCK == 0
     return gguf.GGMLQuantizationType[form.upper() if matrix else "F32"]
 
