@@ -6,10 +6,7 @@ no more than the smallest. The same matrix asked for twice (tied embeddings) is 
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -25,11 +22,11 @@ from pard_onnx.models.precision import Floats, Format
 from pard_onnx.models.tensors import read_tensor, require_finite, row_blocks
 from pard_onnx.quantize.algorithms import Round
 from pard_onnx.quantize.pack import Packed, fit_block, pack
+from pard_onnx.quantize.parallel import in_order
 from pard_onnx.quantize.prepared import Prepared
 from pard_onnx.quantize.report import Error
 
 ALIGNMENT = 4096  # of tensors in the data file: pages, so that they can be memory-mapped
-WORKERS = os.cpu_count() or 1
 Progress = Callable[[int], None]  # weights of matrices stored since the last call
 
 
@@ -116,7 +113,7 @@ class WeightStore:
             label += f".{fmt.name}"
 
         def weights() -> Iterator[NDArray[np.generic]]:
-            for packed, block_error in self._packed(names, fmt, chosen):
+            for packed, block_error in in_order(lambda block: self._pack(block, fmt), self._blocks(names, chosen)):
                 error.add(block_error)
                 rest.append(Packed(packed.weight[:0], packed.scale, packed.zero_point))
                 self.progress(packed.weight.shape[0] * width)
@@ -138,17 +135,6 @@ class WeightStore:
         size = sum(v.const_value.nbytes for v in parts.values() if v.const_value is not None)
         self.reports.append(TensorReport(label, fmt.name, size, error.relative, error.relative_output))
         return Matrix(label, fmt, rows, width, parts)
-
-    def _packed(self, names: tuple[str, ...], fmt: Format, chosen: Chosen | None) -> Iterator[tuple[Packed, Error]]:
-        """Blocks in order, packed in parallel, few at a time."""
-        pending: deque[Future[tuple[Packed, Error]]] = deque()
-        with ThreadPoolExecutor(WORKERS) as pool:
-            for block in self._blocks(names, chosen):
-                pending.append(pool.submit(self._pack, block, fmt))
-                if len(pending) > WORKERS:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
 
     def _blocks(self, names: tuple[str, ...], chosen: Chosen | None) -> Iterator[Block]:
         for name in names:

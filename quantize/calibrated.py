@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -17,12 +18,13 @@ from .awq import fold
 from .calibration import Row
 from .layers import GROUPS, Layers
 from .pack import Float, Packed, fit_block, unpack
+from .parallel import in_order
 from .prepared import HEAD, Formats
 from .recipes import NamedRecipe
 from .report import Error
 from .spool import Spool
 
-AT_ONCE = 1024  # rows of a matrix that are rounded together
+AT_ONCE = 512  # rows of a matrix that are rounded together
 SAMPLED = 256  # rows whose output errors are told
 Progress = Callable[[int], None]  # layers done
 
@@ -98,16 +100,20 @@ class Pass:
         fmt = fit_block(self.formats.of(name), width, name)
         error, step = Error(), max(1, count // SAMPLED)
 
+        def work(start: int) -> tuple[Packed, Error]:
+            own = weight[start : start + AT_ONCE]
+            packed = rounding(own, fmt)
+            floats = unpack(packed, fmt)
+            found = Error.between(own, floats)
+            found.add_outputs(own[::step], floats[::step], gram.numpy())
+            if rounded_in_place:
+                own[:] = floats
+            return packed, found
+
         def blocks() -> Iterator[Packed]:
-            for start in range(0, count, AT_ONCE):
-                rows = slice(start, min(start + AT_ONCE, count))
-                own = weight[rows]
-                packed = rounding(own, fmt)
-                floats = unpack(packed, fmt)
-                error.add(Error.of(own, packed, fmt))
-                error.add_outputs(own[::step], floats[::step], gram.numpy())
-                if rounded_in_place:
-                    own[:] = floats
+            # A thread a block of rows: its products need no others
+            for packed, found in in_order(work, range(0, count, AT_ONCE), partial(torch.set_num_threads, 1)):
+                error.add(found)
                 yield packed
 
         self.spool.add(name, fmt, blocks(), error)

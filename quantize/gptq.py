@@ -59,15 +59,14 @@ def gptq(feedback: Feedback, weight: Float, fmt: Format) -> Packed:
     """Rows [n, in], rounded independently of one another."""
     grid = search(weight, fmt, feedback.importance)
     order = feedback.order
-    block = order // fmt.block
-    scale, zero = (torch.from_numpy(part)[:, block].T.contiguous() for part in (grid.scale, grid.zero))
-    errors = torch.from_numpy(weight)[:, order].T.contiguous()  # [in, n]: weights, and errors from the last column on
+    scale, zero = (torch.from_numpy(part).T.contiguous() for part in (grid.scale, grid.zero))  # [blocks, n]
+    errors = torch.from_numpy(weight).T[order]  # [in, n]: weights, and errors from the last column on
     found = torch.empty(errors.shape, dtype=torch.uint8)
     for stop in range(len(errors), 0, -COLUMNS):
         part = slice(max(0, stop - COLUMNS), stop)
-        later = slice(stop, None)
-        brought = feedback.factor[later, part].T @ errors[later]
-        _round(errors[part], brought, feedback.factor[part, part], scale[part], zero[part], top(fmt), found[part])
+        brought = feedback.factor[stop:, part].T @ errors[stop:]
+        block = order[part] // fmt.block
+        _round(errors[part], brought, feedback.factor[part, part], scale[block], zero[block], top(fmt), found[part])
     levels = np.empty(weight.shape, np.uint8)
     levels[:, order.numpy()] = found.T.numpy()
     return grid.pack(levels)

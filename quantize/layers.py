@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,11 @@ GROUPS = (
     ("mlp.down_proj",),
 )
 Group = tuple[str, ...]
+SIDE = 1024  # of the blocks of a Gram matrix, of which those above the diagonal are computed
+
+
+class _Known(Exception):
+    """The input of a layer's last matrix: what the layer makes of it is not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +59,11 @@ class Layers:
                 require_finite(f"{prefix}.{name}", parameter.numpy())
             yield layer
 
-    def run(self, layer: nn.Module, rows: int | None = None) -> Iterator[Tensor]:
-        """The layer's output for each row, or for the first so many."""
-        for states, inputs in zip(self.hidden[:rows], self._inputs[:rows], strict=True):
-            found = layer(states, attention_mask=inputs.mask, position_embeddings=inputs.rotary)
+    def run(self, layer: nn.Module) -> Iterator[Tensor]:
+        """The layer's output for each row."""
+        for states, inputs in zip(self.hidden, self._inputs, strict=True):
+            with self._products():
+                found = layer(states, attention_mask=inputs.mask, position_embeddings=inputs.rotary)
             yield found[0] if isinstance(found, tuple) else found
 
     def advance(self, layer: nn.Module) -> None:
@@ -70,12 +76,16 @@ class Layers:
         modules: dict[Group, nn.Module] = {group: layer.get_submodule(group[0]) for group in GROUPS}
         found = {group: _zeros(module) for group, module in modules.items()}
         hooks = [module.register_forward_pre_hook(_adds_to(found[group])) for group, module in modules.items()]
+        hooks.append(modules[GROUPS[-1]].register_forward_pre_hook(_stop))
         try:
-            for _ in self.run(layer):
-                pass
+            for states, inputs in zip(self.hidden, self._inputs, strict=True):
+                with suppress(_Known), self._products():
+                    layer(states, attention_mask=inputs.mask, position_embeddings=inputs.rotary)
         finally:
             for hook in hooks:
                 hook.remove()
+        for gram in found.values():
+            _mirror(gram)
         return found
 
     def normed(self, states: Tensor) -> Tensor:
@@ -90,7 +100,19 @@ class Layers:
         gram = torch.zeros(self.checkpoint.spec.hidden, self.checkpoint.spec.hidden)
         for states in self.hidden:
             _add(gram, self.normed(states))
+        _mirror(gram)
         return gram
+
+    @contextmanager
+    def _products(self) -> Iterator[None]:
+        """A checkpoint in bfloat16 is multiplied in bfloat16, as it was trained, where the processor has instructions
+        for it: several times faster than float32. Sums are of float32 in any case."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium" if self.checkpoint.spec.dtype == "bfloat16" else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def _zeros(module: nn.Module) -> Tensor:
@@ -105,9 +127,21 @@ def _adds_to(gram: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     return hook
 
 
+def _stop(*_: object) -> None:
+    raise _Known
+
+
 def _add(gram: Tensor, x: Tensor) -> None:
+    """X X^T of these tokens, on and above the diagonal."""
     flat = x.flatten(0, -2)
-    gram.addmm_(flat.T, flat)
+    for start in range(0, len(gram), SIDE):
+        gram[start : start + SIDE, start:].addmm_(flat[:, start : start + SIDE].T, flat[:, start:])
+
+
+def _mirror(gram: Tensor) -> None:
+    """What lies below the diagonal's blocks, from above."""
+    for start in range(0, len(gram), SIDE):
+        gram[start + SIDE :, start : start + SIDE] = gram[start : start + SIDE, start + SIDE :].T
 
 
 def _embedded(checkpoint: Checkpoint, rows: Sequence[Row]) -> list[Tensor]:

@@ -27,9 +27,11 @@ class Error:
     def of(cls, weight: Float, packed: Packed, fmt: Format) -> Error:
         if fmt.kind == "float32":
             return cls(0.0, _square(weight))
-        difference = unpack(packed, fmt)
-        difference -= weight
-        return cls(_square(difference), _square(weight))
+        return cls.between(weight, unpack(packed, fmt))
+
+    @classmethod
+    def between(cls, weight: Float, rounded: Float) -> Error:
+        return cls(_square(rounded - weight), _square(weight))
 
     def add_outputs(self, weight: Float, rounded: Float, gram: Float) -> None:
         """Of rows [n, in] and what they were rounded to; gram: X X^T of the inputs [in, in]."""
