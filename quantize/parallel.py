@@ -15,7 +15,7 @@ Job, Found = TypeVar("Job"), TypeVar("Found")
 def in_order(
     work: Callable[[Job], Found], jobs: Iterable[Job], start: Callable[[], object] = lambda: None
 ) -> Iterator[Found]:
-    """work(job) of each job, in the jobs' order; no more than one result for each worker waits. start: in each thread."""
+    """work(job) of each job, in the jobs' order; one result for each worker waits at most. start: in each thread."""
     pending: deque[Future[Found]] = deque()
     with ThreadPoolExecutor(WORKERS, initializer=start) as pool:
         for job in jobs:
