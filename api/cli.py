@@ -164,10 +164,8 @@ def export_with_progress(
 
     torch is imported here, after what only reads headers: it takes seconds, and bad input is told at once.
     """
-    try:
+    with _export_extra():
         from pard_onnx.export.exporter import Job, export
-    except ImportError as error:
-        raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
     job = Job(
         checkpoint,
         source,
@@ -183,6 +181,27 @@ def export_with_progress(
     )
     with stages() as progress:
         return export(job, progress)
+
+
+def requantize_with_progress(
+    folder: Path, output: Path, order: Order, *, kv_cache: KvCacheFormat | None, verify: bool, force: bool
+) -> Manifest:
+    """Quantize the float export in `folder` with bars on stderr; arguments as of `export.job.requantized`."""
+    with _export_extra():
+        from pard_onnx.export.exported import FloatExport
+        from pard_onnx.export.exporter import export
+        from pard_onnx.export.job import requantized
+    job = requantized(FloatExport.open(folder), output, order, kv_cache=kv_cache, verify=verify, force=force)
+    with stages() as progress:
+        return export(job, progress)
+
+
+@contextmanager
+def _export_extra() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
 
 
 def exported(name: str, place: Path, precision: Precision) -> Path:

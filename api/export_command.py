@@ -62,7 +62,7 @@ def add_export_options(out: argparse.ArgumentParser) -> None:
     )
     out.add_argument("--context-length", type=int, metavar="N", help="tokens; default: the model's, at most 4096")
     cache = "int8: a quarter of float32's memory, slower verification; one scale a channel or (int8-tensor) a layer"
-    out.add_argument("--kv-cache", choices=KV_CACHE_FORMATS, default="float", help=cache)
+    out.add_argument("--kv-cache", choices=KV_CACHE_FORMATS, help=f"default: float; {cache}")
     reduced = "a draft's LM head over the N most frequent ids alone: faster steps, no other text"
     out.add_argument("--draft-vocabulary", type=int, metavar="N", help=reduced)
     frequent = ".txt or .jsonl that they are counted in; default: the calibration text that ships"
@@ -77,7 +77,7 @@ def add_export_options(out: argparse.ArgumentParser) -> None:
 def add_device(out: argparse.ArgumentParser) -> None:
     """What to run on, and what to do otherwise than is best there."""
     group = out.add_argument_group("device")
-    group.add_argument("--device", default="cpu", metavar="NAME", help=f"one of {', '.join(DEVICES)}; default: cpu")
+    group.add_argument("--device", metavar="NAME", help=f"one of {', '.join(DEVICES)}; default: cpu")
     group.add_argument("--attention", choices=ATTENTIONS, help="gqa: one fused operator; portable: plain ones")
     group.add_argument("--io-dtype", choices=tuple(FLOATS), help="of activations and KV cache, beside int4 and int8")
     group.add_argument("--opset", type=int, metavar="N", help=f"of portable graphs, {OPSETS[0]} to {OPSETS[-1]}")
@@ -97,7 +97,7 @@ def add_device(out: argparse.ArgumentParser) -> None:
 def form_of(options: argparse.Namespace) -> Form:
     """What `add_device` was told; BadInput for what contradicts itself."""
     return form(
-        named(options.device),
+        named(options.device or DEFAULT_FORM.device.name),
         attention=options.attention,
         floats=FLOATS.get(options.io_dtype),
         opset=options.opset,
@@ -135,8 +135,7 @@ def export_as_told(
     require_precision(wanted, precision)
     vocabulary = vocabulary_of(options, checkpoint)
     name += f"-v{vocabulary.told.size}" if vocabulary else ""
-    suffix = name if wanted.device is DEFAULT_FORM.device else f"{wanted.device.name}-{name}"
-    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{suffix}")
+    output = options.output or default_output(source, wanted.device.name, name)
     place(output, checkpoint.folder, force=options.force)
     manifest = export_with_progress(
         checkpoint,
@@ -145,7 +144,7 @@ def export_as_told(
         precision,
         form=wanted,
         capacity=options.context_length,
-        kv_cache=options.kv_cache,
+        kv_cache=options.kv_cache or "float",
         verify=options.verify,
         force=options.force,
         order=order,
@@ -160,6 +159,11 @@ def vocabulary_of(options: argparse.Namespace, checkpoint: Checkpoint) -> Propos
     if size is None and text is not None:
         raise BadInput(f"--vocabulary-text {text}: of how many ids? add --draft-vocabulary N, or leave it out")
     return None if size is None else proposable(checkpoint, size, text)
+
+
+def default_output(source: Source, device: str, name: str) -> Path:
+    suffix = name if device == DEFAULT_FORM.device.name else f"{device}-{name}"
+    return Path(f"{source.model.rsplit('/', 1)[-1]}-{suffix}")
 
 
 def summary(manifest: Manifest, output: Path) -> dict[str, Any]:

@@ -17,17 +17,18 @@ from pard_onnx.cli import Parser, exit_code
 from pard_onnx.export_command import add_export_options, export_as_told, form_of, report, summary
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
-from pard_onnx.models.hub import resolve_checkpoint
+from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
 from pard_onnx.models.manifest import FILE_NAME, Manifest, Quantization, Source
 from pard_onnx.quantize.quantizer import BUDGET, Order
 from pard_onnx.quantize.recipes import BLOCKS, RECIPES, named_recipe
 from pard_onnx.quantize_choice import add_choice, require_choice, run_choice
 from pard_onnx.quantize_report import add_report, run_report
+from pard_onnx.requantize import requantize_as_told
 
 
 def parser() -> argparse.ArgumentParser:
     out = Parser(prog="pard-quantize", description="Quantize a model by a named recipe, or compare quantized ones.")
-    model = "a checkpoint folder, a hub id, demo-target, demo-draft or demo-ar-draft"
+    model = "a checkpoint folder, a hub id, demo-target, demo-draft or demo-ar-draft; or an export in fp32 or fp16"
     out.add_argument("model", nargs="?", metavar="MODEL", help=model)
     out.add_argument("--recipe", metavar="NAME", help=", ".join(RECIPES))
     out.add_argument("--block-size", type=int, metavar="N", help=f"weights that share a scale: {BLOCKS} (default: 128)")
@@ -60,21 +61,21 @@ def run(options: argparse.Namespace) -> None:
         raise BadInput("name what to quantize and how: MODEL --recipe NAME; or what to compare: --report DIR...")
     named = named_recipe(options.recipe, options.block_size)
     order = Order(named, options.calibration, options.budget)
-    checkpoint, source = opened(options)
-    manifest, output = export_as_told(options, checkpoint, source, form_of(options), named.precision, named.name, order)
+    folder, source = resolve_checkpoint(options.model, options.revision)
+    if (folder / FILE_NAME).is_file():
+        manifest, output = requantize_as_told(options, resolve_artifact(options.model, options.revision), order)
+    else:
+        checkpoint, form = Checkpoint.open(folder).as_role(options.role), form_of(options)
+        manifest, output = export_as_told(options, checkpoint, source, form, named.precision, named.name, order)
     show(manifest, output, as_json=options.json)
 
 
 def opened(options: argparse.Namespace) -> tuple[Checkpoint, Source]:
     folder, source = resolve_checkpoint(options.model, options.revision)
-    refuse_exported(folder)
-    return Checkpoint.open(folder).as_role(options.role), source
-
-
-def refuse_exported(folder: Path) -> None:
     if (folder / FILE_NAME).is_file():
-        source = Manifest.read(folder).source.model
-        raise BadInput(f"{folder}: is exported already; name the checkpoint that it was exported from, {source}")
+        source = Manifest.read(folder).source
+        raise BadInput(f"{folder}: is exported already; name the checkpoint that it was exported from, {source.model}")
+    return Checkpoint.open(folder).as_role(options.role), source
 
 
 def show(manifest: Manifest, output: Path, *, as_json: bool) -> None:

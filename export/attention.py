@@ -16,8 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-MICROSOFT = "com.microsoft"
-DOMAIN = "pard"  # of abstract operators
+from .operators import DOMAIN, MICROSOFT
 
 
 @dataclass(slots=True)

@@ -11,7 +11,6 @@ from math import isfinite, prod
 from pathlib import Path
 
 import onnx_ir as ir
-import torch
 
 from pard_onnx.models.devices import Form
 from pard_onnx.models.draft_vocabulary import write_ids
@@ -25,20 +24,15 @@ from pard_onnx.quantize.pack import pack
 from pard_onnx.quantize.prepared import Formats
 from pard_onnx.quantize.quantizer import Quantized, quantized
 
-from .attention import MICROSOFT, VARIANTS
-from .fuse import PackQkvPass, SkipNormPass
 from .genai import write_genai_config
 from .job import Job
 from .kv_cache import quantize_cache
-from .layout import LayoutPass
 from .lower import LowerPass
-from .operators import require_operators
+from .operators import MICROSOFT, require_operators
 from .output import COPIED, place, replacing
-from .plain_attention import PlainAttentionPass
-from .plain_norm import PlainNormPass
-from .roles import finish, finish_portable, vocabulary_bias
+from .raised import raised
+from .roles import vocabulary_bias
 from .store import WeightStore
-from .trace import trace
 from .vitisai import write_vitisai_config
 
 __all__ = ["Job", "export"]
@@ -85,7 +79,9 @@ def _build(job: Job, folder: Path, progress: Progress) -> Manifest:
         kv_dtype=used.floats if job.kv_cache == "float" else "int8",
         kv_cache=job.kv_cache,
         files=(),
-        source=replace(job.source, quantization=method),
+        source=replace(
+            job.source, quantization=method, export=job.exported.manifest.precision if job.exported else None
+        ),
         tools=tuple((name, version(name)) for name in TOOLS),
         tensors=tensors,
         device=form.device.name,
@@ -115,13 +111,8 @@ def _weights(job: Job, folder: Path, progress: Progress) -> AbstractContextManag
 
 def _write_graphs(job: Job, weights: Quantized, folder: Path, progress: Progress) -> tuple[TensorReport, ...]:
     """The graphs, one or several, and their weights."""
-    checkpoint, spec, form = job.checkpoint, job.checkpoint.spec, job.form
-    used, variant, rows = weights.recipe, VARIANTS[form.attention], job.kv_rows()
+    spec, used = job.checkpoint.spec, weights.recipe
     formats = Formats(used, spec.tied, weights.prepared)
-    progress("trace", 0, 1)
-    traced = trace(checkpoint.folder, spec, variant, rows, getattr(torch, used.floats))
-    progress("trace", 1, 1)
-    model = traced.model
     total = sum(map(prod, dict(shapes(spec)).values()))
     done = 0
 
@@ -131,40 +122,27 @@ def _write_graphs(job: Job, weights: Quantized, folder: Path, progress: Progress
         progress("weights", done, total)
 
     with (folder / DATA).open("wb") as file:
-        store = WeightStore(checkpoint, file, DATA, advance, weights.prepared, weights.round, used.floats)
-        _set_tables(model, traced.tables, store, used.floats)
-        passes: list[ir.passes.InPlacePass] = [LayoutPass(), PackQkvPass(formats), SkipNormPass()]
-        if form.attention == "portable":
-            static = bool(job.graphs())
-            passes.append(PlainAttentionPass(spec, rows, form.device.write, static, form.opset))
-            passes.append(PlainNormPass(store, formats.floats, form.opset))
+        store = WeightStore(job.checkpoint, file, DATA, advance, weights.prepared, weights.round, used.floats)
         chosen = job.chosen()
         bias = vocabulary_bias(spec) if chosen is None else None  # of ids that are there alone, none is padding
-        for step in (*passes, LowerPass(formats, store, bias, chosen)):
-            step(model)
+        lower = LowerPass(formats, store, bias, chosen)
+        for name, graph in _graphs(job, lower, progress):
+            _save(graph, job.form, folder / name)
     progress("weights", total, total)
-    for name, graph in _finished(job, model):
-        _save(graph, form, folder / name)
     return tuple(store.reports)
 
 
-def _finished(job: Job, model: ir.Model) -> Iterator[tuple[str, ir.Model]]:
-    """The trunk as the graphs of its role, each with the name of its file."""
-    spec, form = job.checkpoint.spec, job.form
-    if form.attention == "gqa":
-        finish(model, spec, VARIANTS["gqa"], job.chosen())
-        yield GRAPH, model
-    elif not job.graphs():
-        finish_portable(model, spec, form.opset, job.chosen())
-        yield GRAPH, model
-    for static in job.graphs():
-        own = model.clone()
-        finish_portable(own, spec, form.opset, job.chosen(), job.kv_rows(), static)
-        yield static.file, own
+def _graphs(job: Job, lower: LowerPass, progress: Progress) -> Iterator[tuple[str, ir.Model]]:
+    """The finished graphs by the names of their files."""
+    if job.exported:
+        return raised(job.exported, lower)
+    from .traced import traced  # torch and transformers take seconds to import
+
+    return traced(job, lower, progress)
 
 
 def _quantize_cache(job: Job, floats: Floats, folder: Path, progress: Progress) -> None:
-    if job.kv_cache == "float":
+    if job.kv_cache == (job.exported.manifest.kv_cache if job.exported else "float"):
         return
     progress("kv cache", 0, 1)
     text = (job.order.calibration if job.order else None) or SHIPPED
@@ -191,17 +169,6 @@ def _verify(job: Job, folder: Path, manifest: Manifest, progress: Progress) -> P
             f"mean logit error {parity.mean_error:.2g}; please report this model (--no-verify exports it all the same)"
         )
     return parity
-
-
-def _set_tables(model: ir.Model, tables: dict[str, torch.Tensor], store: WeightStore, floats: str) -> None:
-    """The rotary tables are inputs of the trace and constants of the graph."""
-    graph = model.graph
-    for value in [v for v in graph.inputs if v.name in tables]:
-        array = tables[value.name].numpy().astype(floats)  # type: ignore[index]
-        graph.inputs.remove(value)
-        constant = store.add(f"rotary.{value.name}", array)
-        value.replace_all_uses_with(constant)
-        graph.register_initializer(constant)
 
 
 def _save(model: ir.Model, form: Form, path: Path) -> None:

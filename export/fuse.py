@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from pard_onnx.quantize.prepared import Formats
 
-from .attention import DOMAIN
+from .operators import DOMAIN
 
 QKV = ("q_proj", "k_proj", "v_proj")
 
@@ -46,7 +46,7 @@ def _pack(graph: ir.Graph, nodes: list[ir.Node], formats: Formats) -> bool:
     first = min(nodes, key=list(graph).index)
     graph.insert_before(first, linear)
     readers = [n.outputs[0].consumers() for n in nodes]
-    attention = readers[0][0]
+    attention = readers[1][0]  # of keys, which are stored in any case
     if all(len(r) == 1 and r[0] is attention for r in readers) and attention.op_type == "GroupQueryAttention":
         attention.replace_input_with(0, packed)  # 1
         attention.replace_input_with(1, None)

@@ -16,6 +16,8 @@ from pard_onnx.quantize.imported import imported
 from pard_onnx.quantize.prepared import Prepared
 from pard_onnx.quantize.quantizer import Order
 
+from .exported import FloatExport
+
 DEFAULT_CAPACITY = 4096
 
 
@@ -36,6 +38,7 @@ class Job:
     vocabulary: Proposable | None = None  # the ids that a draft's head keeps; None: all
     verify: bool = True
     force: bool = False
+    exported: FloatExport | None = None  # whose graphs and weights these are, instead of a trace and a checkpoint
 
     def resolved_recipe(self) -> Recipe:
         role = self.checkpoint.spec.role
@@ -73,6 +76,10 @@ class Job:
         """The ids of the logits; None for all."""
         return None if self.vocabulary is None else self.vocabulary.ids
 
+    def exported_in(self) -> Precision | None:
+        """The precision of the export that the weights come from; None: they are a checkpoint's."""
+        return self.exported.manifest.precision if self.exported else None
+
     def graphs(self) -> tuple[StaticGraph, ...]:
         return self.form.graphs(self.checkpoint.spec.role)
 
@@ -88,3 +95,37 @@ class Job:
         if not 1 <= self.capacity <= limit:
             raise BadInput(f"context length {self.capacity} is not in 1..{limit}, the model's max_position_embeddings")
         return self.capacity
+
+
+def requantized(
+    exported: FloatExport,
+    output: Path,
+    order: Order,
+    *,
+    kv_cache: KvCacheFormat | None = None,
+    verify: bool = True,
+    force: bool = False,
+) -> Job:
+    """Quantize a float export: its source, device, shapes and context length stay, and its KV cache unless it is float.
+
+    Raises BadInput for another int8 KV cache than it has.
+    """
+    manifest = exported.manifest
+    if kv_cache not in (None, manifest.kv_cache) and manifest.kv_cache != "float":
+        raise BadInput(
+            f"--kv-cache {kv_cache}: the one of {exported.checkpoint.folder} is {manifest.kv_cache}; leave the option "
+            f"out, or name the checkpoint, {manifest.source.model}"
+        )
+    return Job(
+        exported.checkpoint,
+        manifest.source,
+        output,
+        order.named.precision,
+        order=order,
+        capacity=manifest.capacity,
+        form=exported.form(),
+        kv_cache=kv_cache or manifest.kv_cache,
+        verify=verify,
+        force=force,
+        exported=exported,
+    )

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from pard_onnx.models.precision import Format
 from pard_onnx.quantize.prepared import EMBEDDING, HEAD, Formats
 
-from .attention import DOMAIN, MICROSOFT
+from .operators import DOMAIN, MICROSOFT
 from .store import Chosen, Matrix, WeightStore
 from .tape import constant, hand_over, register
+
+PADDING = "lm_head.padding"  # added to the logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class LowerPass(ir.passes.InPlacePass):
         chosen = Chosen(HEAD, self.head_rows) if is_head and self.head_rows is not None else None
         tied = is_head and self.formats.tied
         if is_head and self.head_bias is not None:
-            bias = constant("lm_head.padding", self.head_bias.astype(self.floats))
+            bias = constant(PADDING, self.head_bias.astype(self.floats))
         fmt = self.formats.of(names[0])
         x = self.ordered(tape, node.inputs[0], names[0])
         # Of a head of some rows, a copy: the embedding keeps all

@@ -1,4 +1,4 @@
-"""Which operators a graph may be made of: those that its device is documented to run."""
+"""Domains of operators, and which a graph may be made of: those that its device is documented to run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import onnx_ir as ir
 
 from pard_onnx.models.devices import Device
 from pard_onnx.models.errors import Failure
+
+MICROSOFT = "com.microsoft"
+DOMAIN = "pard"  # of abstract operators
 
 
 def operators(model: ir.Model) -> frozenset[str]:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from pard_onnx.models.devices import Write
 from pard_onnx.models.spec import ModelSpec
 
-from .attention import DOMAIN
+from .operators import DOMAIN
 from .tape import Tape, hand_over, register
 
 FAR = 2**30  # a row that no position reaches

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from .attention import DOMAIN
+from .operators import DOMAIN
 from .store import WeightStore
 from .tape import Tape, hand_over, register
 

@@ -8,6 +8,7 @@ the public inputs themselves (docs/architecture.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -18,8 +19,10 @@ from pard_onnx.models.draft_vocabulary import Ids
 from pard_onnx.models.manifest import StaticGraph
 from pard_onnx.models.spec import ModelSpec
 
-from .attention import Variant
 from .tape import AXES_ARE_INPUTS
+
+if TYPE_CHECKING:
+    from .attention import Variant  # with torch, which graphs that are finished do without
 
 
 def finish(model: ir.Model, spec: ModelSpec, variant: Variant, chosen: Ids | None = None) -> None:

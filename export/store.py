@@ -6,8 +6,8 @@ no more than the smallest. The same matrix asked for twice (tied embeddings) is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +28,16 @@ from pard_onnx.quantize.report import Error
 
 ALIGNMENT = 4096  # of tensors in the data file: pages, so that they can be memory-mapped
 Progress = Callable[[int], None]  # weights of matrices stored since the last call
+
+
+def joined(names: Sequence[str]) -> str:
+    """The name of matrices that are stored as one."""
+    return "+".join([names[0], *(name.rsplit(".", 1)[-1] for name in names[1:])])
+
+
+def _again(value: ir.Value) -> ir.Value:
+    """A value of its own for each that reads it: several graphs may."""
+    return ir.Value(name=value.name, shape=value.shape, type=value.type, const_value=value.const_value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +103,8 @@ class WeightStore:
         key = (names, fmt, transposed, chosen.label if chosen else None)
         if key not in self._matrices:
             self._matrices[key] = self._store(names, fmt, transposed, chosen)
-        return self._matrices[key]
+        found = self._matrices[key]
+        return replace(found, parts={part: _again(value) for part, value in found.parts.items()})
 
     def vectors(self, names: tuple[str, ...], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
         """Vectors one after the other, cast; small enough to live in the graph."""
@@ -108,7 +119,7 @@ class WeightStore:
         rows, width = sum(extent[0] for extent in extents) if chosen is None else len(chosen.rows), extents[0][1]
         fmt = fit_block(fmt, width, names[0])
         error, rest = self._known_error(names), []
-        label = chosen.label if chosen else "+".join([names[0], *(n.rsplit(".", 1)[-1] for n in names[1:])])
+        label = chosen.label if chosen else joined(names)
         if chosen is None and any(names == stored for stored, *_ in self._matrices):  # a tied matrix in two formats
             label += f".{fmt.name}"
 

@@ -38,7 +38,8 @@ from pard_onnx.models.devices import FUSED_OPSET
 from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.spec import ModelSpec
 
-from .attention import DOMAIN, LayerCaches, Variant
+from .attention import LayerCaches, Variant
+from .operators import DOMAIN
 
 TASK = "text-generation"
 OPSET = FUSED_OPSET  # loads in every provider's wheel since onnxruntime 1.22

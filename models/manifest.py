@@ -41,11 +41,13 @@ class File:
 @dataclass(frozen=True, slots=True)
 class Source:
     """model: hub id or folder name, never a local path; revision: the commit, for hub ids; quantization: the method of
-    a checkpoint whose integer weights were taken as they are."""
+    a checkpoint whose integer weights were taken as they are; export: the precision of its export that the weights
+    were read from, None: the checkpoint itself."""
 
     model: str
     revision: str | None = None
     quantization: str | None = None
+    export: Precision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,12 @@ class Manifest:
     def columns(self) -> int:
         """Of a row of logits."""
         return self.draft_vocabulary.size if self.draft_vocabulary else self.spec.vocabulary.rows
+
+    @property
+    def draft_length(self) -> int | None:
+        """Drafts a round that static graphs are made for; None: any."""
+        widest = max((graph.width for graph in self.graphs if graph.logits), default=None)
+        return widest if widest is None else widest // 2 if self.role == "draft" else widest - 1
 
     def write(self, folder: Path) -> None:
         """Write pard_onnx.json into `folder`, whole or not at all."""

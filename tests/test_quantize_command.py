@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pard_onnx.export_command import main as export_main
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.quantize_command import main
 
@@ -66,8 +67,28 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_an_exported_folder_is_refused(tmp_path: Path, capsys: Capture) -> None:
-    assert main(["model", "--recipe", "int4-rtn", "--no-verify", "--output", "out"]) == 0
+def test_an_exported_folder(tmp_path: Path, capsys: Capture) -> None:
+    """In floats it is as good as its checkpoint, which it does not need; what its graphs have fixed stays."""
+    assert export_main(["--model", "model", "--precision", "fp32", "--no-verify", "--context-length", "256"]) == 0
+    (tmp_path / "model").rename(tmp_path / "gone")
     capsys.readouterr()
-    assert main(["out", "--recipe", "int4-gptq"]) == 2
-    assert "name the checkpoint that it was exported from, model" in capsys.readouterr().err
+    for arguments, reason in (
+        (
+            ["--context-length", "128"],
+            "--context-length 128: quantizing keeps the graphs of model-fp32, where it is 2",
+        ),
+        (["--device", "cuda"], "where it is cpu"),
+        (["--static"], "--static: quantizing keeps the graphs of model-fp32, where it is false"),
+        (["--revision", "main"], "which has no revisions"),
+        (["--output", "model-fp32", "--force"], "choose another --output"),
+    ):
+        assert main(["model-fp32", "--recipe", "int4-rtn", *arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and reason in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gone", "model-fp32", "text.jsonl"]
+    assert main(["model-fp32", "--recipe", "int4-gptq", "--calibration", "text.jsonl", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["output"] == "model-int4-gptq" and found["context_length"] == 256 and found["parity"]
+    assert found["source"]["model"] == "model" and found["source"]["export"] == "fp32"
+    assert main(["model-int4-gptq", "--recipe", "int4-rtn"]) == 2
+    assert "is quantized already (int4-b64)" in capsys.readouterr().err
