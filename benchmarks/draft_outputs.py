@@ -43,7 +43,7 @@ def bound(session: Any, manifest: Manifest, outputs: tuple[str, ...], tokens: in
     arrays = {
         "draft_ids": np.empty((1, k), np.int64),
         "draft_probabilities": np.empty((1, k), np.float32),
-        "logits": np.empty((1, k, manifest.spec.vocabulary.rows), np.float32),
+        "logits": np.empty((1, k, manifest.columns), np.float32),
     }
     for name in outputs:
         binding.bind_ortvalue_output(name, value(arrays[name]))
