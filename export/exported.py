@@ -90,8 +90,8 @@ class FloatExport:
             )
         if manifest.draft_vocabulary:
             raise BadInput(
-                f"{folder}: its LM head has only {manifest.draft_vocabulary.size} of the ids; name the checkpoint that it "
-                f"was exported from, {manifest.source.model}"
+                f"{folder}: its LM head has only {manifest.draft_vocabulary.size} of the ids; name the checkpoint "
+                f"that it was exported from, {manifest.source.model}"
             )
         manifest.verify(folder)
         spec = manifest.spec

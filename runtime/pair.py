@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from operator import index
 from os import PathLike
 from threading import Event, Lock
 from time import perf_counter
@@ -26,6 +25,7 @@ from .messages import opening
 from .models import Artifact, OpenDraft, OpenTarget, open_artifact, open_draft, open_target, require_same_tokenizer
 from .one_by_one import OneByOne, OneByOneTarget
 from .options import AUTO, Given, Options
+from .prompt import Prompt, encode
 from .providers import CPU
 from .result import Chunk, Facts, Result
 from .sampler import chooser
@@ -37,10 +37,8 @@ from .text import Message
 from .threads import Threads
 from .widths import ANY, Widths
 
-Prompt = str | Sequence[int] | Sequence[Message]
 ORT_KERNEL = "onnxruntime"  # whose matmuls run where this package's own do not
 WIDEST = DRAFT_LIMIT + 2  # a step of all drafts, padded
-WANTED = "a prompt is text, token ids, or a list of messages with role and content"
 
 
 def load(
@@ -260,25 +258,8 @@ class Pair:
         return Caches(self._target.session.new_cache(), draft)
 
     def encode(self, prompt: Prompt, *, chat: bool = False) -> list[int]:
-        """The prompt's ids, each one that the tokenizer knows; BadInput for anything else."""
-        if isinstance(prompt, str):
-            if not prompt:
-                raise BadInput("the prompt is empty")
-            return self.text.encode_chat([{"role": "user", "content": prompt}]) if chat else self.text.encode(prompt)
-        if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
-            raise BadInput(f"{WANTED}, not {type(prompt).__name__}")
-        items: Sequence[Any] = list(prompt)
-        if items and all(isinstance(item, Mapping) for item in items):
-            return self.text.encode_chat(items)
-        try:
-            ids = [index(item) for item in items]
-        except TypeError:
-            raise BadInput(WANTED) from None
-        size = self.target.spec.vocabulary.size
-        for token in ids:
-            if not 0 <= token < size:
-                raise BadInput(f"token id {token} in the prompt; the tokenizer has ids 0 to {size - 1}")
-        return ids
+        """See `prompt.encode`."""
+        return encode(prompt, self.text, self.target.spec.vocabulary.size, chat=chat)
 
     def close(self) -> None:
         """Free the sessions; Failure while one of them runs."""

@@ -1,0 +1,35 @@
+"""What a generation goes on from: text, token ids or chat messages, as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from operator import index
+from typing import Any
+
+from pard_onnx.models.errors import BadInput
+
+from .text import Message, Text
+
+Prompt = str | Sequence[int] | Sequence[Message]
+WANTED = "a prompt is text, token ids, or a list of messages with role and content"
+
+
+def encode(prompt: Prompt, text: Text, size: int, *, chat: bool = False) -> list[int]:
+    """The prompt's ids, each below `size`; chat: a text is a user's message. BadInput for anything else."""
+    if isinstance(prompt, str):
+        if not prompt:
+            raise BadInput("the prompt is empty")
+        return text.encode_chat([{"role": "user", "content": prompt}]) if chat else text.encode(prompt)
+    if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
+        raise BadInput(f"{WANTED}, not {type(prompt).__name__}")
+    items: Sequence[Any] = list(prompt)
+    if items and all(isinstance(item, Mapping) for item in items):
+        return text.encode_chat(items)
+    try:
+        ids = [index(item) for item in items]
+    except TypeError:
+        raise BadInput(WANTED) from None
+    for token in ids:
+        if not 0 <= token < size:
+            raise BadInput(f"token id {token} in the prompt; the tokenizer has ids 0 to {size - 1}")
+    return ids
