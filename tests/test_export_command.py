@@ -32,7 +32,8 @@ def test_the_first_command_of_a_user(tmp_path: Path, tiny: Tiny, capsys: Capture
     assert main(["--model", "amd/PARD-Qwen2.5-0.5B", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["output"] == "PARD-Qwen2.5-0.5B-int4"
-    assert found["source"] == {"model": "amd/PARD-Qwen2.5-0.5B", "revision": SHA, "quantization": None}
+    found_in = {"model": "amd/PARD-Qwen2.5-0.5B", "revision": SHA, "quantization": None, "export": None}
+    assert found["source"] == found_in
     manifest = Manifest.read(tmp_path / "PARD-Qwen2.5-0.5B-int4")
     assert manifest.role == "draft" and manifest.parity is not None
     manifest.verify(tmp_path / "PARD-Qwen2.5-0.5B-int4")
@@ -160,12 +161,12 @@ def test_an_existing_output_is_kept(tmp_path: Path, tiny: Tiny, capsys: Capture)
 
 @pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    from pard_onnx.export import exporter
+    from pard_onnx.export import traced
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporter, "finish", stop)
+    monkeypatch.setattr(traced, "finish", stop)
     yield
 
 
@@ -211,14 +212,14 @@ def test_bad_options_are_told_in_one_line(capsys: Capture) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without asking it")
 def test_sigterm_leaves_nothing(tmp_path: Path, tiny: Tiny) -> None:
-    from pard_onnx.export import exporter
+    from pard_onnx.export import traced
 
     def end(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     tiny(tmp_path / "model")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter, "finish", end)
+        patch.setattr(traced, "finish", end)
         assert main(["--model", "model", "--output", "out"]) == 143
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
