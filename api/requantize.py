@@ -34,12 +34,18 @@ def requantize_as_told(options: argparse.Namespace, folder: Path, order: Order) 
     for name, fixed in FIXED.items():
         given, there = getattr(options, name), fixed(found)
         if given not in (None, "auto", there):
-            told = {True: f"--{name}", False: f"--no-{name}"}.get(given, f"--{name.replace('_', '-')} {given}")
             raise BadInput(
-                f"{told}: quantizing keeps the graphs of {folder}, where it is {str(there).lower()}; leave the option "
-                f"out, or name the checkpoint, {found.source.model}"
+                f"{_told(name, given)}: quantizing keeps the graphs of {folder}, where it is {str(there).lower()}; "
+                f"leave the option out, or name the checkpoint, {found.source.model}"
             )
     output = options.output or default_output(found.source, found.device, order.named.name)
     place(output, folder, force=options.force)
     kept = {"kv_cache": options.kv_cache, "verify": options.verify, "force": options.force}
     return requantize_with_progress(folder, output, order, **kept), output
+
+
+def _told(name: str, given: object) -> str:
+    """The option as the user wrote it."""
+    if isinstance(given, bool):
+        return f"--{name}" if given else f"--no-{name}"
+    return f"--{name.replace('_', '-')} {given}"

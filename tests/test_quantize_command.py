@@ -79,6 +79,9 @@ def test_an_exported_folder(tmp_path: Path, capsys: Capture) -> None:
         ),
         (["--device", "cuda"], "where it is cpu"),
         (["--static"], "--static: quantizing keeps the graphs of model-fp32, where it is false"),
+        (["--draft-length", "1"], "--draft-length 1: quantizing keeps the graphs of model-fp32, where it is any"),
+        (["--kv-cache", "int8", "--io-dtype", "fp16"], "--io-dtype fp16: quantizing keeps"),
+        (["--draft-vocabulary", "50"], "where it is that of all ids"),
         (["--revision", "main"], "which has no revisions"),
         (["--output", "model-fp32", "--force"], "choose another --output"),
     ):
