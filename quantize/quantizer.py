@@ -73,16 +73,18 @@ def quantized(checkpoint: Checkpoint, order: Order, work: Path, progress: Progre
     told = Quantization(named.name, named.rounding, _told(seen, rows), budget)
     layers = checkpoint.spec.layers
     if named.static:
-        from .ranges import ranges
+        from .ranges import ranges, some  # torch takes seconds to import; bad input is told before
 
-        seen_in = ranges(checkpoint, rows, lambda done: progress("calibrate", done, layers))
-        yield Quantized(recipe, free, None, told, seen_in.scales(named.format.activations))
+        rows = some(rows)
+        told = replace(told, calibration=_told(seen, rows))
+        found = ranges(checkpoint, rows, lambda done: progress("calibrate", done, layers))
+        yield Quantized(recipe, free, None, told, found.scales(named.format.activations))
         return
     if budget is not None:
-        from .sensitivity import units  # torch takes seconds to import; bad input is told before
+        from .sensitivity import units
 
-        found = units(checkpoint, recipe, rows, lambda done: progress("measure", done, layers))
-        told = replace(told, choices=choose(found, budget - size(checkpoint, recipe)))
+        losses = units(checkpoint, recipe, rows, lambda done: progress("measure", done, layers))
+        told = replace(told, choices=choose(losses, budget - size(checkpoint, recipe)))
         recipe = mixed(recipe, told.choices)
     from .calibrated import Pass
 

@@ -25,6 +25,7 @@ from .layers import GROUPS, Layers
 from .magnitudes import Magnitudes
 from .prepared import HEAD
 
+ENOUGH = 32  # rows of text, spread over it; more change no scale by much
 TYPES = {8: QuantType.QInt8, 16: QuantType.QInt16}
 Progress = Callable[[int], None]  # layers done
 
@@ -46,6 +47,11 @@ def scale(found: Magnitudes, bits: int) -> np.float32:
     lowest, highest = get_qmin_qmax_for_qType(TYPES[bits].tensor_type, symmetric=True)
     _, scale = compute_scale_zp(-largest, largest, lowest, highest, symmetric=True)
     return np.float32(scale)
+
+
+def some(rows: Sequence[Row]) -> list[Row]:
+    """At most ENOUGH, from all over the text."""
+    return [rows[i * len(rows) // ENOUGH] for i in range(ENOUGH)] if len(rows) > ENOUGH else list(rows)
 
 
 def ranges(checkpoint: Checkpoint, rows: Sequence[Row], progress: Progress) -> Ranges:
@@ -94,4 +100,5 @@ def _add(magnitudes: Magnitudes, x: Tensor, name: str) -> None:
     try:
         magnitudes.add(x.numpy())
     except ValueError:
-        raise BadInput(f"{name}: what it multiplies is not finite over this text; the checkpoint is damaged") from None
+        reason = "what it reads or gives is not finite over this text; the checkpoint is damaged"
+        raise BadInput(f"{name}: {reason}") from None

@@ -4,9 +4,9 @@ Some providers compute attention wrongly as soon as a step has several tokens, a
 run one by one, then in one step after a rollback, then in one step from the start, and their rows compared; and the
 single steps' rows are compared with the CPU's, since a provider may also be wrong in the same way every time.
 
-Rows differ by rounding: by 0.016 at most with int4 weights (2 to 16 tokens a step, CPU), 0.056 where activations are
-rounded to 8 bits by one scale, 0.026 between WebGPU and CPU, and wrong attention differed by 0.06 and more, in the root mean square of the worst row over the spread of its
-logits. The tolerances lie between.
+Rows differ by rounding: by 0.016 at most with int4 weights (2 to 16 tokens a step, CPU), 0.026 between WebGPU and
+CPU, and wrong attention differed by 0.06 and more, in the root mean square of the worst row over the spread of its
+logits. With activations in 8 bits by one scale it was 0.056, and 0.066. The tolerances lie between.
 """
 
 from __future__ import annotations
