@@ -21,9 +21,7 @@ from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.spec import ModelSpec
 from pard_onnx.runtime.providers import Provider
-from pard_onnx.runtime.session import DraftSession
-from pard_onnx.runtime.sessions import Target, sessions
-from pard_onnx.runtime.static import StaticDraft
+from pard_onnx.runtime.sessions import Draft, Target, sessions
 from pard_onnx.runtime.threads import Threads
 
 CHUNK = 32  # rows at a time: of Qwen's vocabulary 20 MB
@@ -80,8 +78,6 @@ def by_artifact(
     if manifest.role == "target":
         return _target_rows(kinds.target(folder, manifest, provider, threads), text)
     draft = kinds.draft(folder, manifest, provider, threads)
-    if isinstance(draft, StaticDraft):
-        raise BadInput(f"{folder}: a draft of fixed shapes gives no logits to read; export it with dynamic ones")
     ids = read_ids(folder) if manifest.draft_vocabulary else None
     return _draft_rows(draft, text, ids)
 
@@ -95,7 +91,7 @@ def _target_rows(session: Target, text: Windows) -> Iterator[Rows]:
             yield Rows(wanted, np.zeros_like(wanted), logits)
 
 
-def _draft_rows(session: DraftSession, text: Windows, chosen: Ids | None) -> Iterator[Rows]:
+def _draft_rows(session: Draft, text: Windows, chosen: Ids | None) -> Iterator[Rows]:
     """chosen: the ids of the logits, None for all."""
     every = np.full((DRAFTS, session.manifest.spec.vocabulary.rows), -np.inf, np.float32)
     for ids in text:

@@ -30,6 +30,7 @@ from .kv_cache import quantize_cache
 from .lower import LowerPass
 from .operators import MICROSOFT, require_operators
 from .output import COPIED, place, replacing
+from .pairs import Pairs
 from .raised import raised
 from .roles import vocabulary_bias
 from .store import WeightStore
@@ -96,7 +97,7 @@ def _build(job: Job, folder: Path, progress: Progress) -> Manifest:
             shutil.copyfile(checkpoint.folder / name, folder / name)
     if spec.role == "target" and form.attention == "gqa":
         write_genai_config(manifest, folder)
-    if form.device.name == "npu":
+    if form.device.name == "npu" and used.floats == used.matrices.kind:
         write_vitisai_config(folder)
     parity = _verify(job, folder, manifest, progress)
     files = tuple(File.of(path) for path in sorted(folder.iterdir()))
@@ -125,7 +126,9 @@ def _write_graphs(job: Job, weights: Quantized, folder: Path, progress: Progress
         store = WeightStore(job.checkpoint, file, DATA, advance, weights.prepared, weights.round, used.floats)
         chosen = job.chosen()
         bias = vocabulary_bias(spec) if chosen is None else None  # of ids that are there alone, none is padding
-        lower = LowerPass(formats, store, bias, chosen)
+        kind = job.form.device.bytes if used.matrices.activations == 8 else "int16"
+        pairs = Pairs(weights.scales, kind, job.form.opset) if weights.scales else None
+        lower = LowerPass(formats, store, bias, chosen, pairs)
         for name, graph in _graphs(job, lower, progress):
             _save(graph, job.form, folder / name)
     progress("weights", total, total)

@@ -47,6 +47,8 @@ class Job:
         own = self.recipe or recipe(self.precision, imported=self.checkpoint.quantization is not None)
         used = self.fitted(self.order.named.formats(role) if self.order else own)
         used.require(role)
+        if used.matrices.kind == "qdq" and not self.order:
+            raise BadInput(f"{self.precision}: its scales come from text; use pard-quantize --recipe {self.precision}")
         if self.checkpoint.quantization and self.order:
             raise BadInput(
                 f"{self.checkpoint.folder}: is quantized already ({self.checkpoint.quantization.method}); pard-export "

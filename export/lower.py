@@ -16,6 +16,7 @@ from pard_onnx.models.precision import Format
 from pard_onnx.quantize.prepared import EMBEDDING, HEAD, Formats
 
 from .operators import DOMAIN, MICROSOFT
+from .pairs import Pairs
 from .store import Chosen, Matrix, WeightStore
 from .tape import constant, hand_over, register
 
@@ -25,14 +26,17 @@ PADDING = "lm_head.padding"  # added to the logits
 @dataclass(frozen=True, slots=True)
 class Linear:
     """x times the matrices `names`, one above the other. shared: the matrix also serves as the embedding; chosen:
-    the rows that are multiplied, None for all."""
+    the rows that are multiplied, None for all. pairs: of formats whose activations are rounded; name: of the product,
+    among their scales."""
 
     x: ir.Value | None
     names: tuple[str, ...]
     format: Format
     bias: ir.Value | None
     shared: bool
+    name: str
     chosen: Chosen | None = None
+    pairs: Pairs | None = None
 
 
 @dataclass
@@ -40,13 +44,14 @@ class LowerPass(ir.passes.InPlacePass):
     """Every node of the domain `pard` is replaced.
 
     head_bias: added to the logits [vocabulary rows], or None. head_rows: the ids that the head gives logits of, rising;
-    None for all.
+    None for all. pairs: of a static recipe.
     """
 
     formats: Formats
     store: WeightStore
     head_bias: NDArray[np.float32] | None
     head_rows: NDArray[np.int64] | None = None
+    pairs: Pairs | None = None
     _gathered: dict[tuple[ir.Value, bytes], ir.Value] = field(default_factory=dict)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -86,7 +91,8 @@ class LowerPass(ir.passes.InPlacePass):
         fmt = self.formats.of(names[0])
         x = self.ordered(tape, node.inputs[0], names[0])
         # Of a head of some rows, a copy: the embedding keeps all
-        job = Linear(x, (EMBEDDING,) if tied else names, fmt, bias, tied and chosen is None, chosen)
+        shared, stored = tied and chosen is None, (EMBEDDING,) if tied else names
+        job = Linear(x, stored, fmt, bias, shared, names[0], chosen, self.pairs)
         return [LINEARS[fmt.kind](self.store, tape, job)]
 
     def ordered(self, tape: ir.tape.Tape, x: ir.Value | None, name: str) -> ir.Value | None:
@@ -163,13 +169,31 @@ def _dynamic_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.V
     return tape.op("DynamicQuantizeMatMul", _trimmed(inputs), domain=MICROSOFT)
 
 
+def _static_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
+    """Rows of the matrix are its outputs: columns of the transposed one, which a shared one is in the graph alone."""
+    assert job.pairs is not None  # such formats are a static recipe's
+    matrix = store.matrix(job.names, job.format, not job.shared, job.chosen)
+    weight = job.pairs.weight(tape, matrix, axis=0 if job.shared else 1)
+    if job.shared:
+        weight = tape.op("Transpose", [weight], {"perm": [1, 0]})
+    product = tape.op("MatMul", [job.pairs.read(tape, job.x, job.name), weight])
+    product = job.pairs.given(tape, product, job.name)
+    return product if job.bias is None else tape.op("Add", [product, job.bias])
+
+
 def _trimmed(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
     while inputs[-1] is None:
         inputs.pop()
     return inputs
 
 
-LINEARS = {"float32": _float_linear, "float16": _float_linear, "nbits": _nbits_linear, "dynamic": _dynamic_linear}
+LINEARS = {
+    "float32": _float_linear,
+    "float16": _float_linear,
+    "nbits": _nbits_linear,
+    "dynamic": _dynamic_linear,
+    "qdq": _static_linear,
+}
 
 
 def _float_embedding(store: WeightStore, tape: ir.tape.Tape, ids: ir.Value | None, matrix: Matrix) -> ir.Value:
@@ -188,4 +212,19 @@ def _nbits_embedding(store: WeightStore, tape: ir.tape.Tape, ids: ir.Value | Non
     return tape.op("GatherBlockQuantized", _trimmed(inputs), attributes, domain=MICROSOFT)
 
 
-EMBEDDINGS = {"float32": _float_embedding, "float16": _float_embedding, "nbits": _nbits_embedding}
+def _int8_embedding(store: WeightStore, tape: ir.tape.Tape, ids: ir.Value | None, matrix: Matrix) -> ir.Value:
+    """Rows and their scales are looked up, so that only those are made floats."""
+    stored = matrix.parts["scale"].const_value
+    assert isinstance(stored, ir.ExternalTensor) and stored.offset is not None
+    scales = store.alias(f"{matrix.name}.scale.rows", stored.offset, (matrix.rows, 1), stored.dtype)
+    rows = tape.op("Gather", [matrix.parts["weight"], ids], {"axis": 0})
+    wide = tape.op("Cast", [rows], {"to": stored.dtype})
+    return tape.op("Mul", [wide, tape.op("Gather", [scales, ids], {"axis": 0})])
+
+
+EMBEDDINGS = {
+    "float32": _float_embedding,
+    "float16": _float_embedding,
+    "nbits": _nbits_embedding,
+    "qdq": _int8_embedding,
+}

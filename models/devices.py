@@ -26,9 +26,12 @@ PLAIN = frozenset((
     "Pow", "ReduceMax", "ReduceMean", "Reshape", "ScatterND", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt",
     "Sub", "Transpose", "Unsqueeze", "Where",
 ))  # fmt: skip
+STATIC: tuple[Precision, ...] = ("int8-a8w8", "int8-a16w8")  # whose activations have calibrated scales
 MATMUL, ROWS, DYNAMIC = (
     f"com.microsoft.{name}" for name in ("MatMulNBits", "GatherBlockQuantized", "DynamicQuantizeMatMul")
 )
+# Before opset 21 ONNX has them for 8 bits alone, and ONNX Runtime for 16 as well.
+QDQ = frozenset(f"{domain}{way}Linear" for domain in ("", "com.microsoft.") for way in ("Quantize", "Dequantize"))
 FUSED = PLAIN | {
     "ReduceSum",
     "Squeeze",
@@ -42,7 +45,8 @@ FUSED = PLAIN | {
 class Device:
     """attention: the default, and the only one where the fused operator is absent or wrong. floats: of activations
     and KV cache, unless the weights are floats of another type. precisions: that it has kernels for; target, draft:
-    the default ones. operators: that its documentation or source lists, as far as exported graphs need them."""
+    the default ones. operators: that its documentation or source lists, as far as exported graphs need them. bytes:
+    the type of activations in 8 bits; the levels are the same."""
 
     name: str
     attention: Attention
@@ -55,6 +59,7 @@ class Device:
     operators: frozenset[str]
     write: Write = "scatter"
     opsets: range = OPSETS
+    bytes: Literal["int8", "uint8"] = "int8"
 
     def precision(self, role: Role) -> Precision:
         """The default one."""
@@ -67,10 +72,11 @@ class Device:
             return recipe
         used = recipe if (floats or self.floats) == "float32" else replace(recipe, activations="float16")
         plain = FLOAT16 if used.floats == "float16" else FLOAT32
-        if ROWS not in self.operators:  # a packed matrix cannot be looked up row by row
+        # A packed matrix cannot be looked up row by row without an operator for it.
+        if ROWS not in self.operators and used.embedding.kind == "nbits":
             used = replace(used, embedding=plain)
         for fmt in (used.matrices, used.head, *(fmt for _, fmt in used.overrides)):
-            missing = fmt.bits == 8 and "int8" not in self.precisions
+            missing = fmt.bits == 8 and (fmt.name if fmt.kind == "qdq" else "int8") not in self.precisions
             if missing or (fmt.kind == "dynamic" and DYNAMIC not in self.operators):
                 raise BadInput(f"{fmt.name} on {self.name}: it has no kernels for it; use {', '.join(self.precisions)}")
         return used
@@ -79,8 +85,8 @@ class Device:
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
-        Device("cpu", "gqa", "float32", FUSED_OPSET, False, "int4", "int4", ("fp32", "fp16", "int8", "int4"),
-               FUSED | {MATMUL, ROWS, DYNAMIC}),
+        Device("cpu", "gqa", "float32", FUSED_OPSET, False, "int4", "int4", ("fp32", "fp16", "int8", "int4", *STATIC),
+               FUSED | QDQ | {MATMUL, ROWS, DYNAMIC}, bytes="uint8"),  # int8's product is 40 times slower on x86
         Device("cuda", "gqa", "float16", FUSED_OPSET, False, "int4", "fp16", ("fp32", "fp16", "int8", "int4"),
                FUSED | {MATMUL, ROWS}),
         # Half precision needs an optional feature of the adapter, so it is not the default.
@@ -93,8 +99,8 @@ DEVICES: dict[str, Device] = {
         Device("migraphx", "portable", "float16", 17, True, "int4", "fp16", ("fp32", "fp16", "int4"),
                PLAIN | {MATMUL}, opsets=range(17, 20)),
         # Floats in, computed in bfloat16 by the NPU's compiler, which publishes no list of operators.
-        Device("npu", "portable", "float32", 17, True, "fp32", "fp32", ("fp32",),
-               PLAIN - {"ScatterND"} | {"Equal"}, "one-hot"),
+        Device("npu", "portable", "float32", 17, True, "fp32", "fp32", ("fp32", *STATIC),
+               PLAIN - {"ScatterND"} | {"Equal"} | QDQ, "one-hot"),
     )
 }  # fmt: skip
 
@@ -167,6 +173,8 @@ def form(
 def require_precision(form: Form, precision: Precision) -> None:
     """BadInput if the device has no kernels for it, or the activations that were asked for contradict it."""
     device = form.device
+    if precision in STATIC and form.attention == "gqa":
+        raise BadInput(f"{precision} with attention gqa: it needs a graph of plain operators; add --attention portable")
     if precision not in device.precisions:
         raise BadInput(f"{precision} on {device.name}: it has no kernels for it; use {', '.join(device.precisions)}")
     own: dict[str, Floats] = {"fp32": "float32", "fp16": "float16"}

@@ -9,10 +9,10 @@ from typing import Literal
 from .errors import BadInput
 from .spec import Role
 
-Precision = Literal["fp32", "fp16", "int8", "int4"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
+Precision = Literal["fp32", "fp16", "int8", "int4", "int8-a8w8", "int8-a16w8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")  # that need nothing but the weights
 Floats = Literal["float32", "float16"]
-Kind = Literal["float32", "float16", "nbits", "dynamic"]
+Kind = Literal["float32", "float16", "nbits", "dynamic", "qdq"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,18 +20,23 @@ class Format:
     """One matrix's storage.
 
     kind: plain floats; `nbits` is MatMulNBits (blocks along the input, accuracy level 4);
-    `dynamic` is DynamicQuantizeMatMul (int8 per output channel, activations per tensor).
+    `dynamic` is DynamicQuantizeMatMul (int8 per output channel, activations per tensor);
+    `qdq` is a MatMul between QuantizeLinear and DequantizeLinear (int8 per output channel; `activations` bits of what
+    goes in and out, per tensor, by scales that calibration text gave).
     """
 
     kind: Kind
     bits: int = 0
     block: int = 0
     symmetric: bool = True
+    activations: int = 0
 
     @property
     def name(self) -> str:
         if self.kind == "nbits":
             return f"int{self.bits}-b{self.block}" + ("" if self.symmetric else "-zp")
+        if self.kind == "qdq":
+            return f"int{self.bits}-a{self.activations}w{self.bits}"
         return "int8-dynamic" if self.kind == "dynamic" else self.kind
 
 
@@ -40,6 +45,8 @@ FLOAT16 = Format("float16")
 INT4 = Format("nbits", 4, 128)
 INT8 = Format("nbits", 8, 128)
 DYNAMIC_INT8 = Format("dynamic", 8)
+A8W8 = Format("qdq", 8, activations=8)
+A16W8 = Format("qdq", 8, activations=16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,7 @@ class Recipe:
                 raise BadInput(
                     f"{name}: {fmt.name} in a target: a row's result would depend on its neighbours; use int8"
                 )
-            if fmt.kind == "dynamic" and self.floats == "float16":
+            if fmt.kind in ("dynamic", "qdq") and self.floats == "float16":
                 raise BadInput(f"{name}: {fmt.name} beside activations in float16; use int8, or float32 activations")
             if fmt.kind == "dynamic" and name in ("head", "embedding"):
                 raise BadInput(f"{name}: {fmt.name} has no embedding lookup; use int8")
@@ -94,12 +101,22 @@ def default_precision(bits: int | None) -> Precision:
     return "int8" if bits == 8 else DEFAULT_PRECISION
 
 
+_FORMATS: dict[Precision, Format] = {
+    "fp32": FLOAT32,
+    "fp16": FLOAT16,
+    "int8": INT8,
+    "int4": INT4,
+    "int8-a8w8": A8W8,
+    "int8-a16w8": A16W8,
+}
+
+
 def recipe(precision: Precision, *, imported: bool = False) -> Recipe:
     """One format for everything.
 
     imported: of a checkpoint that is quantized already; the head and the embedding, which others leave in floats since
     they lose most, then get 8 bits at least.
     """
-    fmt = {"fp32": FLOAT32, "fp16": FLOAT16, "int8": INT8, "int4": INT4}[precision]
+    fmt = _FORMATS[precision]
     ends = INT8 if imported and precision == "int4" else fmt
     return Recipe(fmt, ends, ends)

@@ -25,8 +25,8 @@ SMALLEST_SCALE = np.finfo(np.float32).tiny  # below it floats lose bits, and a w
 class Packed:
     """A block of n rows. Every array has n as its first axis.
 
-    weight: float [n, in]; nbits uint8 [n, blocks, block * bits / 8]; dynamic int8 [n, in].
-    scale: nbits [n, blocks]; dynamic [n]. zero_point: nbits with zero points only, uint8 [n, bytes].
+    weight: float [n, in]; nbits uint8 [n, blocks, block * bits / 8]; dynamic and qdq int8 [n, in].
+    scale: nbits [n, blocks]; dynamic and qdq [n]. zero_point: nbits with zero points only, uint8 [n, bytes].
     """
 
     weight: NDArray[np.generic]
@@ -106,7 +106,7 @@ def _nibbles(data: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 def stored_bytes(rows: int, width: int, fmt: Format) -> int:
     """Of a matrix, scales and zero points included; `fmt` comes from fit_block."""
     if fmt.kind != "nbits":
-        return rows * width * {"float32": 4, "float16": 2, "dynamic": 1}[fmt.kind]
+        return rows * width * {"float32": 4, "float16": 2, "dynamic": 1, "qdq": 1}[fmt.kind]
     blocks = width // fmt.block
     zero = 0 if fmt.symmetric else -(-blocks * fmt.bits // 8)
     return rows * (width * fmt.bits // 8 + 4 * blocks + zero)
@@ -128,7 +128,7 @@ def level_bytes(levels: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return levels[..., 0::2] | levels[..., 1::2] << np.uint8(4)
 
 
-def _pack_dynamic(weight: Float, fmt: Format) -> Packed:
+def _pack_rows(weight: Float, fmt: Format) -> Packed:
     """Symmetric int8 per output row; a row of zeros, or too small for a scale, is stored as zeros of scale 1."""
     scale = np.abs(weight).max(axis=1) / np.float32(127)
     scale = np.where(scale < SMALLEST_SCALE, np.float32(1), scale)
@@ -139,5 +139,6 @@ _PACKERS: dict[str, Callable[[Float, Format], Packed]] = {
     "float32": lambda weight, _: Packed(weight),
     "float16": lambda weight, _: Packed(weight.astype(np.float16)),
     "nbits": _pack_nbits,
-    "dynamic": _pack_dynamic,
+    "dynamic": _pack_rows,
+    "qdq": _pack_rows,
 }

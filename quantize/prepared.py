@@ -73,10 +73,12 @@ class Formats:
         return self.prepared.order(self.stored(name)) if self.prepared else None
 
     def joinable(self, names: Sequence[str]) -> bool:
-        """Whether the matrices, all of one input, can be one: one format, and the columns in one order."""
+        """Whether the matrices, all of one input, can be one: one format, the columns in one order, and no scale of
+        their product, which would be one for all of them."""
         orders = [self.order(name) for name in names]
         same = all(a is b if a is None or b is None else np.array_equal(a, b) for a, b in pairwise(orders))
-        return same and len({self.of(name) for name in names}) == 1
+        formats = {self.of(name) for name in names}
+        return same and len(formats) == 1 and not any(fmt.activations for fmt in formats)
 
     @property
     def floats(self) -> np.dtype[np.generic]:

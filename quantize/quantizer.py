@@ -16,6 +16,7 @@ from pard_onnx.models.manifest import CalibrationText, Quantization
 from pard_onnx.models.precision import Recipe
 
 from . import calibration as texts
+from .activations import Scales
 from .algorithms import Round
 from .calibration import Calibration, Row
 from .mixed import budget_bytes, choose, mixed, size
@@ -44,12 +45,13 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """What the exporter needs; round: for matrices that are not prepared."""
+    """What the exporter needs; round: for matrices that are not prepared; scales: of static recipes."""
 
     recipe: Recipe
     round: Round
     prepared: Prepared | None = None
     quantization: Quantization | None = None
+    scales: Scales | None = None
 
 
 @contextmanager
@@ -70,11 +72,19 @@ def quantized(checkpoint: Checkpoint, order: Order, work: Path, progress: Progre
     rows = texts.rows(seen, Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json")), checkpoint.spec)
     told = Quantization(named.name, named.rounding, _told(seen, rows), budget)
     layers = checkpoint.spec.layers
-    if budget is not None:
-        from .sensitivity import units  # torch takes seconds to import; bad input is told before
+    if named.static:
+        from .ranges import ranges, some  # torch takes seconds to import; bad input is told before
 
-        found = units(checkpoint, recipe, rows, lambda done: progress("measure", done, layers))
-        told = replace(told, choices=choose(found, budget - size(checkpoint, recipe)))
+        rows = some(rows)
+        told = replace(told, calibration=_told(seen, rows))
+        found = ranges(checkpoint, rows, lambda done: progress("calibrate", done, layers))
+        yield Quantized(recipe, free, None, told, found.scales(named.format.activations))
+        return
+    if budget is not None:
+        from .sensitivity import units
+
+        losses = units(checkpoint, recipe, rows, lambda done: progress("measure", done, layers))
+        told = replace(told, choices=choose(losses, budget - size(checkpoint, recipe)))
         recipe = mixed(recipe, told.choices)
     from .calibrated import Pass
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from pard_onnx.models.errors import BadInput
-from pard_onnx.models.precision import DYNAMIC_INT8, INT4, INT8, Format, Precision, Recipe
+from pard_onnx.models.precision import A8W8, A16W8, DYNAMIC_INT8, INT4, INT8, Format, Precision, Recipe
 from pard_onnx.models.spec import Role
 
 from .algorithms import ALGORITHMS, Algorithm
@@ -33,10 +33,17 @@ class NamedRecipe:
     @property
     def calibrated(self) -> bool:
         """Whether it has to see text."""
-        return self.scaled or self.mixed or self.algorithm.given is not None
+        return self.scaled or self.mixed or self.static or self.algorithm.given is not None
+
+    @property
+    def static(self) -> bool:
+        """Whether activations have scales of their own."""
+        return self.format.kind == "qdq"
 
     @property
     def precision(self) -> Precision:
+        if self.static:
+            return "int8-a8w8" if self.format.activations == 8 else "int8-a16w8"
         return "int4" if self.format.bits == 4 else "int8"
 
     def formats(self, role: Role) -> Recipe:
@@ -69,6 +76,8 @@ RECIPES = {
         NamedRecipe("int8-rtn", INT8, "rtn"),
         NamedRecipe("int8-gptq", INT8, "gptq"),
         NamedRecipe("int8-dynamic", DYNAMIC_INT8, "rtn"),
+        NamedRecipe("int8-a8w8", A8W8, "rtn"),
+        NamedRecipe("int8-a16w8", A16W8, "rtn"),
     )
 }
 assert min(BLOCKS) == SMALLEST_BLOCK

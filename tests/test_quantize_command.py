@@ -52,6 +52,13 @@ def test_json(capsys: Capture) -> None:
         (["--recipe", "int4-mixed", "--budget", "lots"], "as 0.6"),
         (["--recipe", "int4-mixed", "--budget", "0.01"], "that 4 bits take"),
         (["--recipe", "int8-dynamic"], "neighbours"),
+        (["--recipe", "int8-w8a8"], "the nearest is int8-a8w8"),
+        (["--recipe", "int8-a8w8"], "int8-a8w8 with attention gqa: it needs a graph of plain operators"),
+        (["--recipe", "int8-a8w8", "--device", "cuda", "--attention", "portable"], "int8-a8w8 on cuda"),
+        (["--recipe", "int8-a16w8", "--device", "npu", "--io-dtype", "fp16"], "beside activations in float16"),
+        (["--recipe", "int8-a16w8", "--device", "npu", "--kv-cache", "int8"], "only gqa stores int8 rows"),
+        (["--recipe", "int8-a8w8", "--device", "npu", "--calibration", "empty.txt"], "has no text"),
+        (["--recipe", "int8-a8w8", "--device", "npu", "--block-size", "32"], "it has one scale a row"),
         ([], "name what to quantize and how"),
     ),
 )

@@ -68,6 +68,8 @@ slow = pytest.mark.slow
         ("int4-awq-gptq", "qwen2", "target", {}),
         ("int4-mixed", "qwen3", "draft", {"tied": True}),
         ("int4-gptq", "llama", "target", {"attention": "portable"}),
+        ("int8-a8w8", "qwen2", "target", {"attention": "portable"}),
+        pytest.param("int8-a16w8", "qwen3", "draft", {"attention": "portable", "tied": True}, marks=slow),
         pytest.param("int8-dynamic", "qwen2", "draft", {}, marks=slow),
         pytest.param("int4-awq", "qwen3", "target", {"attention": "portable", "tied": True}, marks=slow),
         pytest.param("int4-mixed", "llama", "target", {}, marks=slow),
