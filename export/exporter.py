@@ -97,7 +97,7 @@ def _build(job: Job, folder: Path, progress: Progress) -> Manifest:
             shutil.copyfile(checkpoint.folder / name, folder / name)
     if spec.role == "target" and form.attention == "gqa":
         write_genai_config(manifest, folder)
-    if form.device.name == "npu" and used.floats == used.matrices.kind:
+    if form.device.name == "npu" and not weights.scales:  # what it tells is for floats
         write_vitisai_config(folder)
     parity = _verify(job, folder, manifest, progress)
     files = tuple(File.of(path) for path in sorted(folder.iterdir()))

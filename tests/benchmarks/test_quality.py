@@ -27,6 +27,7 @@ from pard_onnx.benchmarks.reading import (
 )
 from pard_onnx.export.exporter import Job, export
 from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.devices import DEVICES, form
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.runtime.installed import installed
@@ -104,11 +105,12 @@ def test_an_id_that_neither_can_give_costs_nothing() -> None:
     assert found.divergence == pytest.approx(0, abs=1e-7) and found.agreement == 1
 
 
-@pytest.mark.parametrize("role", ("target", "draft"))
-def test_rows_are_torchs_own(tmp_path: Path, tiny: Callable[..., Path], role: str) -> None:
+@pytest.mark.parametrize(("role", "device"), (("target", "cpu"), ("draft", "cpu"), ("draft", "npu")))
+def test_rows_are_torchs_own(tmp_path: Path, tiny: Callable[..., Path], role: str, device: str) -> None:
     """Every row by the artifact and by the streamed checkpoint is transformers' of the tokens that it may see."""
     checkpoint = Checkpoint.open(tiny(tmp_path / "model", "qwen2", role))
-    export(Job(checkpoint, Source("tiny"), tmp_path / "out", "fp32", verify=False))
+    wanted = form(DEVICES[device])
+    export(Job(checkpoint, Source("tiny"), tmp_path / "out", "fp32", form=wanted, capacity=128, verify=False))
     text = np.random.default_rng(1).integers(0, 290, (2, 45))
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32)
 
