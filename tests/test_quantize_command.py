@@ -52,6 +52,7 @@ def test_json(capsys: Capture) -> None:
         (["--recipe", "int4-mixed", "--budget", "lots"], "as 0.6"),
         (["--recipe", "int4-mixed", "--budget", "0.01"], "that 4 bits take"),
         (["--recipe", "int8-dynamic"], "neighbours"),
+        (["--recipe", "int4-rtn", "--prompts", "text.jsonl"], "only --optimize-for measures on prompts"),
         ([], "name what to quantize and how"),
     ),
 )
