@@ -59,6 +59,7 @@ def test_json(capsys: Capture) -> None:
         (["--recipe", "int8-a16w8", "--device", "npu", "--kv-cache", "int8"], "only gqa stores int8 rows"),
         (["--recipe", "int8-a8w8", "--device", "npu", "--calibration", "empty.txt"], "has no text"),
         (["--recipe", "int8-a8w8", "--device", "npu", "--block-size", "32"], "it has one scale a row"),
+        (["--recipe", "int4-rtn", "--prompts", "text.jsonl"], "only --optimize-for measures on prompts"),
         ([], "name what to quantize and how"),
     ),
 )
