@@ -23,6 +23,14 @@ def tiny() -> Callable[..., Path]:
     return checkpoints.write
 
 
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """A file to calibrate on."""
+    path = tmp_path / "text.txt"
+    path.write_text("def the quick brown fox: return self\n" * 60)
+    return path
+
+
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     """demo_folder(name, precision): the shipped model exported by the command, once."""

@@ -31,13 +31,6 @@ Exported = Callable[..., tuple[Path, Path]]
 Tiny = Callable[..., Path]
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text("def the quick brown fox: return self\n" * 60)
-    return path
-
-
 def order_of(name: str, text: Path) -> Order:
     named = named_recipe(name)
     return Order(named, text if named.calibrated else None, "0.8" if named.mixed else None)

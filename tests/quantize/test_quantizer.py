@@ -30,13 +30,6 @@ from pard_onnx.quantize.spool import Spool
 Tiny = Callable[..., Path]
 
 
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text("def the quick brown fox: return self\n" * 60)
-    return path
-
-
 def rows_of(checkpoint: Checkpoint, text: Path) -> list[calibration.Row]:
     tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
     return calibration.rows(calibration.read(text), tokenizer, checkpoint.spec)
