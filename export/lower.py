@@ -18,7 +18,7 @@ from pard_onnx.quantize.prepared import EMBEDDING, HEAD, Formats
 from .operators import DOMAIN, MICROSOFT
 from .pairs import Pairs
 from .store import Chosen, Matrix, WeightStore
-from .tape import constant, hand_over, register
+from .tape import constant, register, substitute
 
 PADDING = "lm_head.padding"  # added to the logits
 
@@ -60,10 +60,7 @@ class LowerPass(ir.passes.InPlacePass):
         for node in nodes:
             tape = ir.tape.Tape()
             outputs = _RULES[node.op_type](self, tape, node)
-            for old, new in zip(node.outputs, outputs, strict=True):
-                hand_over(graph, old, new)
-            graph.insert_before(node, list(tape.nodes))
-            graph.remove(node, safe=True)
+            substitute(graph, node, tape.nodes, outputs)
         register(graph)
         model.opset_imports.pop(DOMAIN, None)
         return ir.passes.PassResult(model, bool(nodes))

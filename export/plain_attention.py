@@ -19,7 +19,7 @@ from pard_onnx.models.devices import Write
 from pard_onnx.models.spec import ModelSpec
 
 from .operators import DOMAIN
-from .tape import Tape, hand_over, register
+from .tape import Tape, register, substitute
 
 FAR = 2**30  # a row that no position reaches
 UNSEEN = -1e30  # added to scores: vanishes in every softmax, and is finite, so that no row becomes NaN
@@ -56,10 +56,8 @@ class PlainAttentionPass(ir.passes.InPlacePass):
         graph.insert_before(next(iter(graph)), tape.nodes)
         for node in nodes:
             own = Tape(self.opset, tape.constants)
-            for old, new in zip(node.outputs, self._attention(own, node, shared), strict=True):
-                hand_over(graph, old, new)
-            graph.insert_before(node, own.nodes)
-            graph.remove(node, safe=True)
+            outputs = self._attention(own, node, shared)
+            substitute(graph, node, own.nodes, outputs)
         register(graph)
         return ir.passes.PassResult(model, bool(nodes))
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from .operators import DOMAIN
 from .store import WeightStore
-from .tape import Tape, hand_over, register
+from .tape import Tape, register, substitute
 
 FLOAT = ir.DataType.FLOAT
 
@@ -30,11 +30,9 @@ class PlainNormPass(ir.passes.InPlacePass):
         for node in nodes:
             tape = Tape(self.opset, constants)
             total = tape.op("Add", *node.inputs) if node.op_type == "SkipNorm" else node.inputs[0]
-            for old, new in zip(node.outputs, [self._norm(tape, node, total), total], strict=False):
-                assert new is not None
-                hand_over(graph, old, new)
-            graph.insert_before(node, tape.nodes)
-            graph.remove(node, safe=True)
+            assert total is not None
+            outputs = [self._norm(tape, node, total), total][: len(node.outputs)]  # the sum is a SkipNorm's
+            substitute(graph, node, tape.nodes, outputs)
         register(graph)
         return ir.passes.PassResult(model, bool(nodes))
 

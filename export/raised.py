@@ -25,7 +25,7 @@ from .fuse import PackQkvPass
 from .lower import PADDING, LowerPass
 from .operators import DOMAIN
 from .store import WeightStore
-from .tape import hand_over
+from .tape import hand_over, substitute
 
 
 def raised(exported: FloatExport, lower: LowerPass) -> Iterator[tuple[str, ir.Model]]:
@@ -106,9 +106,7 @@ class RaisePass(ir.passes.InPlacePass):
     def _embedding(self, graph: ir.Graph, node: ir.Node) -> None:
         hidden = self.shapes[f"{EMBEDDING}.weight"][1]
         found = ir.node("Embedding", [node.inputs[1]], {"name": EMBEDDING, "hidden": hidden}, domain=DOMAIN)
-        graph.insert_before(node, found)
-        hand_over(graph, node.outputs[0], found.outputs[0])
-        graph.remove(node, safe=True)
+        substitute(graph, node, [found], found.outputs)
 
 
 def _bias_of(node: ir.Node) -> ir.Node | None:

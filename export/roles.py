@@ -19,7 +19,7 @@ from pard_onnx.models.draft_vocabulary import Ids
 from pard_onnx.models.manifest import StaticGraph
 from pard_onnx.models.spec import ModelSpec
 
-from .tape import AXES_ARE_INPUTS
+from .tape import Tape, constant, register
 
 if TYPE_CHECKING:
     from .attention import Variant  # with torch, which graphs that are finished do without
@@ -149,17 +149,14 @@ def _propose(graph: ir.Graph, opset: int, chosen: Ids | None) -> None:
 
     chosen: the id of each column of the logits, None where the columns are the ids.
     """
-    tape = ir.tape.Tape(graph)
-    logits = graph.outputs[0]
-    ids = tape.op("ArgMax", [logits], {"axis": -1, "keepdims": 0})
+    tape, logits = Tape(opset), graph.outputs[0]
+    ids = tape.op("ArgMax", logits, axis=-1, keepdims=0)
     if chosen is not None:
-        ids = tape.op("Gather", [tape.initializer(ir.tensor(chosen, name="propose.ids")), ids], {"axis": 0})
+        ids = tape.op("Gather", constant("propose.ids", chosen), ids, axis=0)
     # The greatest of the softmax: 1 % of a draft step, a quarter of what max, exp and sum cost one by one.
-    if opset < AXES_ARE_INPUTS:
-        greatest = tape.op("ReduceMax", [tape.op("Softmax", [logits], {"axis": -1})], {"axes": [-1], "keepdims": 0})
-    else:
-        last = tape.initializer(ir.tensor([-1], name="propose.axis"))
-        greatest = tape.op("ReduceMax", [tape.op("Softmax", [logits], {"axis": -1}), last], {"keepdims": 0})
+    greatest = tape.reduce("ReduceMax", tape.op("Softmax", logits, axis=-1), keepdims=0)
+    graph.extend(tape.nodes)
+    register(graph)
     for value, name, dtype in (
         (ids, "draft_ids", ir.DataType.INT64),
         (greatest, "draft_probabilities", ir.DataType.FLOAT),

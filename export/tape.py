@@ -52,6 +52,14 @@ def constant(name: str, array: NDArray[np.generic]) -> ir.Value:
     return ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
 
 
+def substitute(graph: ir.Graph, node: ir.Node, nodes: Sequence[ir.Node], outputs: Sequence[ir.Value]) -> None:
+    """Put `nodes` in the place of one node, and `outputs` in that of its own."""
+    for old, new in zip(node.outputs, outputs, strict=True):
+        hand_over(graph, old, new)
+    graph.insert_before(node, nodes)
+    graph.remove(node, safe=True)
+
+
 def register(graph: ir.Graph) -> None:
     """Make what nodes read as constants initializers of the graph; equal names are one constant."""
     for node in graph:
