@@ -62,9 +62,13 @@ class Layers:
     def run(self, layer: nn.Module) -> Iterator[Tensor]:
         """The layer's output for each row."""
         for states, inputs in zip(self.hidden, self._inputs, strict=True):
-            with self._products():
-                found = layer(states, attention_mask=inputs.mask, position_embeddings=inputs.rotary)
-            yield found[0] if isinstance(found, tuple) else found
+            yield self._output(layer, states, inputs)
+
+    def _output(self, layer: nn.Module, states: Tensor, inputs: Inputs) -> Tensor:
+        with self._products():
+            found = layer(states, attention_mask=inputs.mask, position_embeddings=inputs.rotary)
+        output: Tensor = found[0] if isinstance(found, tuple) else found
+        return output
 
     def advance(self, layer: nn.Module) -> None:
         """Every row through the layer."""
@@ -79,8 +83,8 @@ class Layers:
         hooks.append(modules[GROUPS[-1]].register_forward_pre_hook(_stop))
         try:
             for states, inputs in zip(self.hidden, self._inputs, strict=True):
-                with suppress(_Known), self._products():
-                    layer(states, attention_mask=inputs.mask, position_embeddings=inputs.rotary)
+                with suppress(_Known):
+                    self._output(layer, states, inputs)
         finally:
             for hook in hooks:
                 hook.remove()
