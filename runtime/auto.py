@@ -45,7 +45,7 @@ class AutoDrafter:
         self._asked = self._policy.ask(chances, lag, k) if self._draft else None
         worth, length = self._policy.value(chances)
         if self._draft and self._asked:
-            self._proposal = self._drafted(self._draft, committed, self._asked)
+            self._proposal = self._drafted(self._draft, committed, self._asked, lag)
             ahead = self._proposal.ahead
             self._drafting = waited + (0.0 if ahead else self._policy.draft_costs(self._asked.length + 2))
             own = self._policy.drafts.estimate(self._proposal.probabilities)
@@ -62,9 +62,8 @@ class AutoDrafter:
         self._verifying = perf_counter()
         return ran
 
-    def _drafted(self, draft: DraftModel, committed: Sequence[int], asked: Draft) -> Proposal:
+    def _drafted(self, draft: DraftModel, committed: Sequence[int], asked: Draft, lag: int) -> Proposal:
         """The draft model's proposal, timed if the step was an ordinary one."""
-        lag = draft.lag(committed)
         start = perf_counter()
         proposal = draft.propose(committed, asked.length, asked.window)
         if lag <= ORDINARY and not proposal.ahead:

@@ -32,13 +32,13 @@ class DeviceKvCache(KvCache):
         super().__init__(manifest)
         self._provider = provider
         blank = [np.zeros(self._shape, self._type)] * len(self._names)
-        in_place = manifest.attention in provider.in_place
+        wanted = blank * 2 if takes_turns(manifest, provider) else blank
         try:
-            made = buffers(provider, blank if in_place else blank * 2)
+            made = buffers(provider, wanted)
         except OutOfMemory as full:
-            raise too_large(manifest, provider, full.made, len(blank) * (1 if in_place else 2)) from full
+            raise too_large(manifest, provider, full.made, len(wanted)) from full
         self._past: list[Buffer] = made[: len(blank)]
-        self._present: list[Buffer] = self._past if in_place else made[len(blank) :]
+        self._present: list[Buffer] = made[len(blank) :] or self._past
 
     def bind(self, binding: Any) -> None:
         for name, past, present in zip(self._names, self._past, self._present, strict=True):
@@ -95,8 +95,12 @@ def buffer_bytes(manifest: Manifest) -> int:
 def cache_bytes(manifest: Manifest, provider: Provider) -> int:
     """Of one conversation; two buffers that take turns count as two."""
     one = 2 * manifest.spec.layers * buffer_bytes(manifest)
-    turns = provider.memory != HOST and manifest.attention not in provider.in_place
-    return 2 * one if turns else one
+    return 2 * one if provider.memory != HOST and takes_turns(manifest, provider) else one
+
+
+def takes_turns(manifest: Manifest, provider: Provider) -> bool:
+    """Whether past and present are two buffers on the device."""
+    return manifest.attention not in provider.in_place
 
 
 def fitting_capacity(rows: int, made: int, wanted: int) -> int:
