@@ -27,13 +27,11 @@ from pard_onnx.models.devices import (
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import KV_CACHE_FORMATS, Manifest, Source
-from pard_onnx.models.precision import DEFAULT_PRECISION, PRECISIONS, Floats, Precision, default_precision
+from pard_onnx.models.precision import DEFAULT_PRECISION, FLOATS, PRECISIONS, Precision, default_precision
 from pard_onnx.quantize.draft_vocabulary import Proposable, proposable
 
 if TYPE_CHECKING:
     from pard_onnx.quantize.quantizer import Order
-
-FLOATS: dict[str, Floats] = {"fp32": "float32", "fp16": "float16"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -180,7 +178,7 @@ def summary(manifest: Manifest, output: Path) -> dict[str, Any]:
         "context_length": manifest.capacity,
         "kv_cache": manifest.kv_cache,
         "draft_vocabulary": asdict(manifest.draft_vocabulary) if manifest.draft_vocabulary else None,
-        "bytes": sum(file.size for file in manifest.files),
+        "bytes": manifest.bytes,
         "source": asdict(manifest.source),
         "parity": asdict(manifest.parity) if manifest.parity else None,
         "tensors": [asdict(tensor) for tensor in manifest.tensors],

@@ -19,7 +19,7 @@ from pard_onnx.benchmarks.draft_choice import FORMATS, best, compare
 from pard_onnx.benchmarks.prompt_files import SHIPPED, read
 from pard_onnx.cli import stages
 from pard_onnx.export.output import place, replacing
-from pard_onnx.export_command import export_as_told, form_of, report, summary
+from pard_onnx.export_command import default_output, export_as_told, form_of, report, summary
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEFAULT_FORM
 from pard_onnx.models.errors import BadInput
@@ -59,7 +59,7 @@ def run_choice(options: argparse.Namespace, checkpoint: Checkpoint, source: Sour
     target = target_of(options, checkpoint)
     prompts = read(options.prompts or SHIPPED).prompts
     options = copy(options)
-    options.output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-{NAME}")
+    options.output = options.output or default_output(source, DEFAULT_FORM.device.name, NAME)
     output = place(options.output, checkpoint.folder, force=options.force)
     with replacing(output, force=options.force) as work:
         made = {name: tried(options, checkpoint, source, name, work / name) for name in FORMATS}

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from pard_onnx.cli import requantize_with_progress
 from pard_onnx.export.output import place
-from pard_onnx.export_command import FLOATS, default_output
+from pard_onnx.export_command import default_output
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest
+from pard_onnx.models.precision import FLOATS
 from pard_onnx.quantize.quantizer import Order
 
 # Options of exports, and what an exported folder has fixed

@@ -49,7 +49,7 @@ def compare(
     verify, *curves = measure_folders([target.name, *map(str, drafts.values())], context)
     progress("steps", 1, 1)
     costs = {r: RoundCosts(c.costs, verify.costs, overhead, widths) for r, c in zip(drafts, curves, strict=True)}
-    tried = tuple(weighed(r, size(drafts[r]), costs[r], profiles[r]) for r in drafts)
+    tried = tuple(weighed(r, Manifest.read(drafts[r]).bytes, costs[r], profiles[r]) for r in drafts)
     plain = throughput(next(iter(costs.values())), (), 0)
     return Throughput(target.manifest.source.model, target.manifest.precision, plain, tried)
 
@@ -64,10 +64,6 @@ def outside(found: Sequence[Result]) -> float:
     """Seconds of a round outside of both models' steps."""
     rounds = sum(result.stats.rounds for result in found)
     return sum(result.stats.seconds.other for result in found) / max(1, rounds)
-
-
-def size(folder: Path) -> int:
-    return sum(file.size for file in Manifest.read(folder).files)
 
 
 def weighed(recipe: str, size: int, costs: RoundCosts, profile: Sequence[float]) -> Tried:

@@ -134,7 +134,7 @@ def quality(source: Source) -> Quality:
     if isinstance(source, Checkpoint):
         size = sum(entry.nbytes for entry in source.tensors.values())
         return Quality(name_of(source), source.spec.dtype, size, ())
-    return Quality(source.name, source.manifest.precision, sum(file.size for file in source.manifest.files), ())
+    return Quality(source.name, source.manifest.precision, source.manifest.bytes, ())
 
 
 def accepted_length(one: Artifact, partner: str, wanted: Wanted) -> float:

@@ -80,9 +80,7 @@ def _build(job: Job, folder: Path, progress: Progress) -> Manifest:
         kv_dtype=used.floats if job.kv_cache == "float" else "int8",
         kv_cache=job.kv_cache,
         files=(),
-        source=replace(
-            job.source, quantization=method, export=job.exported.manifest.precision if job.exported else None
-        ),
+        source=replace(job.source, quantization=method, export=job.exported_in()),
         tools=tuple((name, version(name)) for name in TOOLS),
         tensors=tensors,
         device=form.device.name,
@@ -166,7 +164,7 @@ def _verify(job: Job, folder: Path, manifest: Manifest, progress: Progress) -> P
             f"{job.checkpoint.folder}: its logits are not finite, in torch or in the {job.precision} graph; "
             "the checkpoint is damaged or beyond the range of its floats (--no-verify exports it all the same)"
         )
-    if job.resolved_recipe().matrices.kind in ("float32", "float16") and not parity.top1_agreement >= FLOAT_AGREEMENT:
+    if job.resolved_recipe().matrices.plain and not parity.top1_agreement >= FLOAT_AGREEMENT:
         raise Failure(
             f"the exported graph is not the model: it agrees with torch on {parity.top1_agreement:.0%} of tokens, "
             f"mean logit error {parity.mean_error:.2g}; please report this model (--no-verify exports it all the same)"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from .errors import BadInput
 from .manifest import StaticGraph
-from .precision import FLOAT16, FLOAT32, Floats, Precision, Recipe
+from .precision import FLOAT16, FLOAT32, FLOATS, Floats, Precision, Recipe
 from .spec import Role
 
 Attention = Literal["gqa", "portable"]
@@ -68,7 +68,7 @@ class Device:
     def fitted(self, recipe: Recipe, floats: Floats | None = None) -> Recipe:
         """The recipe as this device runs it; floats: of activations, None for its own. BadInput for a format that it
         has no kernels for."""
-        if recipe.matrices.kind in ("float32", "float16"):
+        if recipe.matrices.plain:
             return recipe
         used = recipe if (floats or self.floats) == "float32" else replace(recipe, activations="float16")
         plain = FLOAT16 if used.floats == "float16" else FLOAT32
@@ -177,7 +177,6 @@ def require_precision(form: Form, precision: Precision) -> None:
         raise BadInput(f"{precision} with attention gqa: it needs a graph of plain operators; add --attention portable")
     if precision not in device.precisions:
         raise BadInput(f"{precision} on {device.name}: it has no kernels for it; use {', '.join(device.precisions)}")
-    own: dict[str, Floats] = {"fp32": "float32", "fp16": "float16"}
-    if form.floats and precision in own and own[precision] != form.floats:
+    if form.floats and FLOATS.get(precision, form.floats) != form.floats:
         other = "fp16" if precision == "fp32" else "fp32"
         raise BadInput(f"{precision} weights with {other} activations; use --precision {other} or no --io-dtype")

@@ -166,6 +166,11 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
     @property
+    def bytes(self) -> int:
+        """Of all files but this one."""
+        return sum(file.size for file in self.files)
+
+    @property
     def token_rows(self) -> int:
         """Rows of the KV buffers that tokens may take; behind them static graphs have room for their padding."""
         return self.kv_rows - max((graph.width for graph in self.graphs), default=0)

@@ -12,6 +12,7 @@ from .spec import Role
 Precision = Literal["fp32", "fp16", "int8", "int4", "int8-a8w8", "int8-a16w8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")  # that need nothing but the weights
 Floats = Literal["float32", "float16"]
+FLOATS: dict[str, Floats] = {"fp32": "float32", "fp16": "float16"}  # as users call them
 Kind = Literal["float32", "float16", "nbits", "dynamic", "qdq"]
 
 
@@ -30,6 +31,11 @@ class Format:
     block: int = 0
     symmetric: bool = True
     activations: int = 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether these are floats."""
+        return self.kind in FLOATS.values()
 
     @property
     def name(self) -> str:
@@ -84,7 +90,7 @@ class Recipe:
                 raise BadInput(f"{name}: {fmt.name} beside activations in float16; use int8, or float32 activations")
             if fmt.kind == "dynamic" and name in ("head", "embedding"):
                 raise BadInput(f"{name}: {fmt.name} has no embedding lookup; use int8")
-            if fmt.kind in ("float32", "float16") and fmt.kind != self.floats:
+            if fmt.plain and fmt.kind != self.floats:
                 raise BadInput(f"{name}: {fmt.name} beside activations in {self.floats}; use {self.floats}")
 
     @property

@@ -66,8 +66,7 @@ class Formats:
 
     @property
     def twice(self) -> bool:
-        floats = ("float32", "float16")
-        return self.recipe.of(EMBEDDING).kind in floats and self.recipe.of(HEAD).kind not in floats
+        return self.recipe.of(EMBEDDING).plain and not self.recipe.of(HEAD).plain
 
     def order(self, name: str) -> Order | None:
         return self.prepared.order(self.stored(name)) if self.prepared else None
