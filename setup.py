@@ -12,7 +12,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 NAME = "pard_onnx.runtime.kernels._cpu"
-SOURCES = Path("runtime", "kernels")
+SOURCES = Path("runtime", "kernels", "native")
 MSVC_FLAGS = ["/std:c++17", "/O2", "/EHsc"]
 # No contraction: every instruction set must round alike. GCC 12 warns about its own intrinsics' headers.
 UNIX_FLAGS = [
@@ -55,8 +55,9 @@ setup(
     ext_modules=[
         Extension(
             NAME,
-            sources=[path.as_posix() for path in sorted(SOURCES.glob("*.cpp"))],
-            depends=[path.as_posix() for path in sorted(SOURCES.glob("*.h"))],
+            sources=[path.as_posix() for path in sorted(SOURCES.rglob("*.cpp"))],
+            depends=[path.as_posix() for path in sorted(SOURCES.rglob("*.h"))],
+            include_dirs=[SOURCES.as_posix()],
             language="c++",
             optional=True,
         )

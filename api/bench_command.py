@@ -16,24 +16,23 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pard_onnx.benchmarks import peak_memory, plot, tables
+from pard_onnx.benchmarks import plot, tables
 from pard_onnx.benchmarks.bench import Bench, bench, ways, with_predictions
-from pard_onnx.benchmarks.bootstrap import speed_up
-from pard_onnx.benchmarks.comparison import Rivals, TaskOptions, compare, rivals
-from pard_onnx.benchmarks.costs import CONTEXT, Curve, measure_folder, parse_contexts
+from pard_onnx.benchmarks.measures import peak_memory
+from pard_onnx.benchmarks.measures.step_costs import CONTEXT, Curve, measure_folder, parse_contexts
+from pard_onnx.benchmarks.peers.comparison import Rivals, TaskOptions, compare, rivals
 from pard_onnx.benchmarks.peers.table import PEERS
-from pard_onnx.benchmarks.prompt_files import SHIPPED, PromptSet, read
-from pard_onnx.benchmarks.summary import decode_work
-from pard_onnx.benchmarks.trial import PLAIN, Request, Trial, run
+from pard_onnx.benchmarks.statistics import decode_work, speed_up
+from pard_onnx.benchmarks.trial import PLAIN, SHIPPED, PromptSet, Request, Trial, read, run
 from pard_onnx.benchmarks.trial import Progress as Tick
 from pard_onnx.cli import Parser, exit_code, stages
 from pard_onnx.generation_options import add_providers, add_sampling, sampling, where
+from pard_onnx.models.checks import require_whole
 from pard_onnx.models.errors import BadInput, Failure
-from pard_onnx.runtime.limits import require_whole
-from pard_onnx.runtime.loop import DRAFT_LIMIT
+from pard_onnx.runtime.decoding.loop import DRAFT_LIMIT
 from pard_onnx.runtime.options import DRAFT_LENGTH
 from pard_onnx.runtime.pair import Pair, load
-from pard_onnx.runtime.threads import physical_cores
+from pard_onnx.runtime.providers.threads import physical_cores
 
 
 def parser() -> argparse.ArgumentParser:
@@ -204,7 +203,7 @@ def report(benches: Sequence[Bench], measured: Sequence[Curve], options: argpars
 
 
 def onnxruntime_version() -> str:
-    from pard_onnx.runtime.providers import onnxruntime
+    from pard_onnx.runtime.providers.table import onnxruntime
 
     return str(onnxruntime().__version__)
 

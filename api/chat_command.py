@@ -15,10 +15,10 @@ from pard_onnx.cli import Parser, complain, exit_code
 from pard_onnx.generation_options import add_providers, add_sampling, sampling, where, whole_or_auto
 from pard_onnx.models.errors import BadInput, PardError, TooLong
 from pard_onnx.runtime.chat import Chat
-from pard_onnx.runtime.choice import AS_ASKED
 from pard_onnx.runtime.options import AUTO, Options
 from pard_onnx.runtime.pair import Pair, load
-from pard_onnx.runtime.providers import CPU
+from pard_onnx.runtime.providers.choice import AS_ASKED
+from pard_onnx.runtime.providers.table import CPU
 from pard_onnx.runtime.result import Result
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEFAULT_FORM, Form
 from pard_onnx.models.errors import BadInput, PardError, PardWarning
 from pard_onnx.models.hub import resolve_checkpoint
@@ -188,8 +188,8 @@ def requantize_with_progress(
 ) -> Manifest:
     """Quantize the float export in `folder` with bars on stderr; arguments as of `export.job.requantized`."""
     with _export_extra():
-        from pard_onnx.export.exported import FloatExport
         from pard_onnx.export.exporter import export
+        from pard_onnx.export.float_export import FloatExport
         from pard_onnx.export.job import requantized
     job = requantized(FloatExport.open(folder), output, order, kv_cache=kv_cache, verify=verify, force=force)
     with stages() as progress:

@@ -16,7 +16,7 @@ from rich.text import Text
 from pard_onnx.cli import Parser, exit_code
 from pard_onnx.models.records import to_json
 from pard_onnx.runtime.doctor import ArtifactReport, ProviderReport, Report, examine
-from pard_onnx.runtime.models import open_artifact
+from pard_onnx.runtime.model import open_artifact
 
 STYLES = {"ready": "green", "right": "green", "token by token": "yellow", "absent": "dim", "does not fit": "dim"}
 WRONG = "red"

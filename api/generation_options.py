@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from pard_onnx.runtime.options import AUTO
-from pard_onnx.runtime.providers import PROVIDERS, read_options
+from pard_onnx.runtime.providers.table import PROVIDERS, read_options
 
 # Name, type, metavar, help; the defaults are those of `Sampling`.
 SAMPLING = (

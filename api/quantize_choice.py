@@ -15,19 +15,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pard_onnx.benchmarks.draft_choice import FORMATS, best, compare
-from pard_onnx.benchmarks.prompt_files import SHIPPED, read
+from pard_onnx.benchmarks.measures.draft_choice import FORMATS, best, compare
+from pard_onnx.benchmarks.trial import SHIPPED, read
 from pard_onnx.cli import stages
 from pard_onnx.export.output import place, replacing
 from pard_onnx.export_command import default_output, export_as_told, form_of, report, summary
-from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEFAULT_FORM
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest, Source, Throughput
-from pard_onnx.quantize import calibration
+from pard_onnx.quantize.calibration import text as calibration
 from pard_onnx.quantize.quantizer import Order
 from pard_onnx.quantize.recipes import named_recipe
-from pard_onnx.runtime.models import Artifact, open_artifact, require_tokenizer_of
+from pard_onnx.runtime.model import Artifact, open_artifact, require_tokenizer_of
 
 NAME = "throughput"
 NOT_BESIDE = ("report", "recipe", "block_size", "budget", "draft", "reference", "text", "plot")  # of other tasks

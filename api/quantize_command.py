@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,17 +13,18 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pard_onnx.cli import Parser, exit_code
-from pard_onnx.export_command import add_export_options, export_as_told, form_of, report, summary
-from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.cli import Parser, exit_code, requantize_with_progress
+from pard_onnx.export.output import place
+from pard_onnx.export_command import add_export_options, default_output, export_as_told, form_of, report, summary
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
 from pard_onnx.models.manifest import FILE_NAME, Manifest, Quantization, Source
+from pard_onnx.models.precision import FLOATS
 from pard_onnx.quantize.quantizer import BUDGET, Order
 from pard_onnx.quantize.recipes import BLOCKS, RECIPES, named_recipe
 from pard_onnx.quantize_choice import add_choice, require_choice, run_choice
 from pard_onnx.quantize_report import add_report, run_report
-from pard_onnx.requantize import requantize_as_told
 
 
 def parser() -> argparse.ArgumentParser:
@@ -110,3 +111,41 @@ def of_choices(used: Quantization) -> Table:
 
 if __name__ == "__main__":
     sys.exit(main())
+
+
+# Options of exports, and what an exported folder has fixed
+FIXED: dict[str, Callable[[Manifest], object]] = {
+    "role": lambda found: found.role,
+    "context_length": lambda found: found.capacity,
+    "draft_vocabulary": lambda found: "that of all ids",
+    "vocabulary_text": lambda found: "that of all ids",
+    "device": lambda found: found.device,
+    "attention": lambda found: found.attention,
+    "io_dtype": lambda found: next(name for name, floats in FLOATS.items() if floats == found.recipe.floats),
+    "opset": lambda found: found.opset,
+    "static": lambda found: bool(found.graphs),
+    "draft_length": lambda found: found.draft_length or "any",
+}
+
+
+def requantize_as_told(options: argparse.Namespace, folder: Path, order: Order) -> tuple[Manifest, Path]:
+    """Quantize an export by a checkpoint's options; BadInput for those that say otherwise than its graphs are."""
+    found = Manifest.read(folder)
+    for name, fixed in FIXED.items():
+        given, there = getattr(options, name), fixed(found)
+        if given not in (None, "auto", there):
+            raise BadInput(
+                f"{_told(name, given)}: quantizing keeps the graphs of {folder}, where it is {str(there).lower()}; "
+                f"leave the option out, or name the checkpoint, {found.source.model}"
+            )
+    output = options.output or default_output(found.source, found.device, order.named.name)
+    place(output, folder, force=options.force)
+    kept = {"kv_cache": options.kv_cache, "verify": options.verify, "force": options.force}
+    return requantize_with_progress(folder, output, order, **kept), output
+
+
+def _told(name: str, given: object) -> str:
+    """The option as the user wrote it."""
+    if isinstance(given, bool):
+        return f"--{name}" if given else f"--no-{name}"
+    return f"--{name.replace('_', '-')} {given}"

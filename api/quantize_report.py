@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pard_onnx.benchmarks import plot, tables
-from pard_onnx.benchmarks.quality_report import Wanted, report
+from pard_onnx.benchmarks.quality.report import Wanted, report
 from pard_onnx.cli import stages
 
 

@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
+from pard_onnx.benchmarks.measures import peak_memory
+from pard_onnx.benchmarks.measures.step_costs import Curve, Prediction, predict
+from pard_onnx.benchmarks.peers.comparison import Rival
 from pard_onnx.runtime.options import AUTO
 from pard_onnx.runtime.pair import Pair
-from pard_onnx.runtime.widths import ANY, Widths
+from pard_onnx.runtime.tuning.widths import ANY, Widths
 
-from . import peak_memory
-from .comparison import Rival
-from .costs import Curve, Prediction, predict
-from .prompt_files import PromptSet
-from .summary import Summary, summary
-from .trial import PLAIN, REFERENCE, TUNED, Trial, Way, pard
+from .statistics import Summary, summary
+from .trial import PLAIN, REFERENCE, TUNED, PromptSet, Trial, Way, pard
 
 
 @dataclass(frozen=True, slots=True)

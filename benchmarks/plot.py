@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pard_onnx.benchmarks.quality.perplexity import Fidelity, Report
 from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.options import AUTO
 
 from .bench import Bench
-from .quality import Fidelity, Report
-from .summary import Summary
+from .statistics import Summary
 
 ENDINGS = (".png", ".svg", ".pdf")
 MARKERS = ("o", "x")  # rows after real tokens, after masks

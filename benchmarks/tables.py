@@ -8,13 +8,12 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from pard_onnx.benchmarks.measures.step_costs import Curve, Prediction
+from pard_onnx.benchmarks.peers.comparison import Rival
+from pard_onnx.benchmarks.quality.perplexity import Fidelity, Report
 from pard_onnx.runtime.options import AUTO
 
-from .bootstrap import Ratio
-from .comparison import Rival
-from .costs import Curve, Prediction
-from .quality import Fidelity, Report
-from .summary import Summary
+from .statistics import Ratio, Summary
 
 STEPS = (1, 9, 16)  # tokens: plain decoding, eight drafts verified, a draft that catches up
 REASON = 200  # characters of what a peer says in a table; --json has it all

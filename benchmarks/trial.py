@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from pard_onnx.models.errors import BadInput
+from pard_onnx.models.json_files import text_lines
 from pard_onnx.runtime.options import AUTO
 from pard_onnx.runtime.pair import Pair
 from pard_onnx.runtime.result import Result
@@ -103,3 +105,27 @@ def disagreements(trial: Trial, way: Way) -> list[int]:
     """The prompts (by index) on which a way's tokens are not those of plain decoding."""
     pairs = zip(trial.results[REFERENCE], trial.results[way], strict=True)
     return [i for i, (expected, actual) in enumerate(pairs) if expected.tokens != actual.tokens]
+
+
+SHIPPED = Path(__file__).parent / "prompts.jsonl"
+FIELDS = ("data", "prompt")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """name: the file's, without its ending."""
+
+    name: str
+    prompts: tuple[str, ...]
+
+
+def read(path: Path, limit: int | None = None) -> PromptSet:
+    """The first `limit` prompts of a file; BadInput names the line that is broken, whether it is used or not."""
+    try:
+        whole = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: the prompts cannot be read: {error}") from error
+    prompts = tuple(text_lines(whole, str(path), FIELDS, empty=False))
+    if not prompts:
+        raise BadInput(f'{path}: has no prompts; one JSON object a line, the text under "data" or "prompt"')
+    return PromptSet(path.stem, prompts[:limit])

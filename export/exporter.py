@@ -12,29 +12,28 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from pard_onnx.export.graphs.lower import LowerPass
+from pard_onnx.export.graphs.operators import MICROSOFT, require_operators
+from pard_onnx.export.graphs.qdq import Pairs
+from pard_onnx.export.graphs.relower import raised
+from pard_onnx.export.graphs.roles import vocabulary_bias
 from pard_onnx.models.devices import Form
 from pard_onnx.models.draft_vocabulary import write_ids
 from pard_onnx.models.errors import Failure
 from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import DATA, GRAPH, File, Manifest, Parity, TensorReport
 from pard_onnx.models.precision import Floats
-from pard_onnx.quantize.calibration import SHIPPED
-from pard_onnx.quantize.calibration import read as read_calibration
-from pard_onnx.quantize.pack import pack
-from pard_onnx.quantize.prepared import Formats
+from pard_onnx.quantize.calibration.text import SHIPPED
+from pard_onnx.quantize.calibration.text import read as read_calibration
+from pard_onnx.quantize.packing.pack import pack
+from pard_onnx.quantize.packing.prepared import Formats
 from pard_onnx.quantize.quantizer import Quantized, quantized
 
-from .genai import write_genai_config
 from .job import Job
 from .kv_cache import quantize_cache
-from .lower import LowerPass
-from .operators import MICROSOFT, require_operators
 from .output import COPIED, place, replacing
-from .pairs import Pairs
-from .raised import raised
-from .roles import vocabulary_bias
+from .runtime_configs import write_genai_config, write_vitisai_config
 from .store import WeightStore
-from .vitisai import write_vitisai_config
 
 __all__ = ["Job", "export"]
 IR_VERSION = 10
@@ -137,7 +136,7 @@ def _graphs(job: Job, lower: LowerPass, progress: Progress) -> Iterator[tuple[st
     """The finished graphs by the names of their files."""
     if job.exported:
         return raised(job.exported, lower)
-    from .traced import traced  # torch and transformers take seconds to import
+    from pard_onnx.export.graphs.traced import traced  # torch and transformers take seconds to import
 
     return traced(job, lower, progress)
 
@@ -154,7 +153,7 @@ def _quantize_cache(job: Job, floats: Floats, folder: Path, progress: Progress) 
 def _verify(job: Job, folder: Path, manifest: Manifest, progress: Progress) -> Parity | None:
     if not job.verify:
         return None
-    from .parity import check  # an export without the check does not need its imports
+    from pard_onnx.export.verify.parity import check  # an export without the check does not need its imports
 
     progress("verify", 0, 1)
     parity = check(job.checkpoint, folder, manifest)

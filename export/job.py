@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEFAULT_FORM, Form, require_precision
 from pard_onnx.models.draft_vocabulary import Ids
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import KV_MARGIN, KvCacheFormat, Source, StaticGraph
 from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe, recipe
 from pard_onnx.quantize.draft_vocabulary import Proposable
-from pard_onnx.quantize.imported import imported
-from pard_onnx.quantize.prepared import Prepared
+from pard_onnx.quantize.packing.imported import imported
+from pard_onnx.quantize.packing.prepared import Prepared
 from pard_onnx.quantize.quantizer import Order
 
-from .exported import FloatExport
+from .float_export import FloatExport
 
 DEFAULT_CAPACITY = 4096
 

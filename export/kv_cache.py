@@ -16,11 +16,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from pard_onnx.models.checkpoint import Checkpoint
-from pard_onnx.quantize.calibration import Calibration
-
-from .drive import FusedDriver, empty, open_session
-from .tape import constant
+from pard_onnx.export.graphs.tape import constant
+from pard_onnx.export.verify.drive import FusedDriver, empty, open_session
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.quantize.calibration.text import Calibration
 
 OPERATOR = "GroupQueryAttention"
 INPUTS = {"key": (3, 12), "value": (4, 13)}  # of the operator: the past, and its scale

@@ -13,7 +13,7 @@ from pard_onnx.models import draft_vocabulary
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.models.manifest import DATA, FILE_NAME, GRAPH, VITISAI_CONFIG
 
-from . import genai
+from . import runtime_configs as genai
 
 COPIED = (
     "tokenizer.json",

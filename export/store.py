@@ -15,16 +15,15 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.tensors import read_tensor, require_finite, row_blocks
 from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import TensorReport
 from pard_onnx.models.precision import Floats, Format
-from pard_onnx.models.tensors import read_tensor, require_finite, row_blocks
-from pard_onnx.quantize.algorithms import Round
-from pard_onnx.quantize.pack import Packed, fit_block, pack
-from pard_onnx.quantize.parallel import in_order
-from pard_onnx.quantize.prepared import Prepared
-from pard_onnx.quantize.report import Error
+from pard_onnx.quantize.algorithms.table import Round
+from pard_onnx.quantize.packing.pack import Packed, fit_block, in_order, pack
+from pard_onnx.quantize.packing.prepared import Prepared
+from pard_onnx.quantize.packing.report import Error
 
 ALIGNMENT = 4096  # of tensors in the data file: pages, so that they can be memory-mapped
 Progress = Callable[[int], None]  # weights of matrices stored since the last call

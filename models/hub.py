@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import quote
 
 from . import demo
+from .cache_folder import cache_folder
 from .errors import BadInput, Failure
 from .manifest import FILE_NAME, Source
-from .stamps import cache_folder
 
 DEMO = {"demo-target": demo.TARGET, "demo-draft": demo.DRAFT, "demo-ar-draft": demo.AR_DRAFT}
 HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?<![.-])", re.ASCII)

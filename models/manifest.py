@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .cache_folder import is_stamped, stamp
 from .draft_vocabulary import DraftVocabulary
 from .errors import BadArtifact
 from .json_files import read_json, write_json
 from .precision import Precision, Recipe
 from .records import from_json, to_json
 from .spec import ModelSpec, Role
-from .stamps import is_stamped, stamp
 
 FILE_NAME = "pard_onnx.json"
 GRAPH, DATA = "model.onnx", "model.onnx.data"  # of dynamic shapes; the weights of all graphs

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.draft_vocabulary import DraftVocabulary, Ids
 from pard_onnx.models.errors import BadInput
-
-from . import calibration as texts
+from pard_onnx.quantize.calibration import text as texts
 
 LEAST = 64  # ids; fewer than that leave a draft nothing to say
 

@@ -10,19 +10,19 @@ from tempfile import TemporaryFile
 
 from tokenizers import Tokenizer
 
-from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import CalibrationText, Quantization
 from pard_onnx.models.precision import Recipe
+from pard_onnx.quantize.algorithms.mixed import budget_bytes, choose, mixed, size
+from pard_onnx.quantize.algorithms.table import Round
+from pard_onnx.quantize.calibration import text as texts
+from pard_onnx.quantize.calibration.activations import Scales
+from pard_onnx.quantize.calibration.text import Calibration, Row
+from pard_onnx.quantize.packing.prepared import Formats, Prepared
+from pard_onnx.quantize.packing.spool import Spool
 
-from . import calibration as texts
-from .activations import Scales
-from .algorithms import Round
-from .calibration import Calibration, Row
-from .mixed import budget_bytes, choose, mixed, size
-from .prepared import Formats, Prepared
 from .recipes import NamedRecipe
-from .spool import Spool
 
 BUDGET = "0.6"
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -73,7 +73,10 @@ def quantized(checkpoint: Checkpoint, order: Order, work: Path, progress: Progre
     told = Quantization(named.name, named.rounding, _told(seen, rows), budget)
     layers = checkpoint.spec.layers
     if named.static:
-        from .ranges import ranges, some  # torch takes seconds to import; bad input is told before
+        from pard_onnx.quantize.calibration.ranges import (  # torch takes seconds to import; bad input is told before
+            ranges,
+            some,
+        )
 
         rows = some(rows)
         told = replace(told, calibration=_told(seen, rows))
@@ -81,12 +84,12 @@ def quantized(checkpoint: Checkpoint, order: Order, work: Path, progress: Progre
         yield Quantized(recipe, free, None, told, found.scales(named.format.activations))
         return
     if budget is not None:
-        from .sensitivity import units
+        from pard_onnx.quantize.calibration.sensitivity import units
 
         losses = units(checkpoint, recipe, rows, lambda done: progress("measure", done, layers))
         told = replace(told, choices=choose(losses, budget - size(checkpoint, recipe)))
         recipe = mixed(recipe, told.choices)
-    from .calibrated import Pass
+    from pard_onnx.quantize.calibration.calibrated import Pass
 
     with TemporaryFile(dir=work) as file:
         spool = Spool(file)

@@ -8,9 +8,8 @@ from difflib import get_close_matches
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.precision import A8W8, A16W8, DYNAMIC_INT8, INT4, INT8, Format, Precision, Recipe
 from pard_onnx.models.spec import Role
-
-from .algorithms import ALGORITHMS, Algorithm
-from .pack import SMALLEST_BLOCK
+from pard_onnx.quantize.algorithms.table import ALGORITHMS, Algorithm
+from pard_onnx.quantize.packing.pack import SMALLEST_BLOCK
 
 INT4_ZERO = replace(INT4, symmetric=False)
 BLOCKS = (16, 32, 64, 128, 256)

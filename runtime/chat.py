@@ -10,14 +10,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Unpack
 
 from pard_onnx.models.errors import BadInput, Failure, TooLong
+from pard_onnx.runtime.text.prompt import Messages, copied
+from pard_onnx.runtime.text.tokenizer import Message
 
 from . import snapshot
-from .caches import Caches
-from .messages import Messages, copied
 from .options import Given, Options
 from .result import Result
+from .sequence import Caches
 from .stream import Run, Stream
-from .text import Message
 
 if TYPE_CHECKING:  # who makes chats
     from .pair import Pair

@@ -8,16 +8,17 @@ from typing import Literal
 
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest
+from pard_onnx.runtime.providers import environment
+from pard_onnx.runtime.providers.choice import misfit
+from pard_onnx.runtime.providers.discovery import source
+from pard_onnx.runtime.providers.environment import Memory
+from pard_onnx.runtime.providers.memory import start
+from pard_onnx.runtime.providers.table import AUTO_ORDER, CPU, PROVIDERS, Provider
+from pard_onnx.runtime.providers.threads import Threads
+from pard_onnx.runtime.sessions.device_cache import cache_bytes
 
-from . import environment, kernels
-from .device_cache import cache_bytes
-from .device_memory import start
-from .environment import Memory
-from .fit import misfit
-from .installed import source
-from .models import Artifact, OpenDraft, OpenTarget, open_draft, open_target
-from .providers import AUTO_ORDER, CPU, PROVIDERS, Provider
-from .threads import Threads
+from . import kernels
+from .model import Artifact, OpenDraft, OpenTarget, open_draft, open_target
 
 State = Literal["ready", "absent", "fails"]
 Result = Literal["right", "token by token", "does not fit", "fails"]

@@ -8,11 +8,10 @@ from difflib import get_close_matches
 from math import isfinite
 from typing import Any, Literal, TypedDict
 
+from pard_onnx.models.checks import require_whole
 from pard_onnx.models.errors import BadInput
-
-from .limits import require_whole
-from .loop import DRAFT_LIMIT
-from .sampling import Sampling
+from pard_onnx.runtime.decoding.loop import DRAFT_LIMIT
+from pard_onnx.runtime.sampling.settings import Sampling
 
 AUTO: Literal["auto"] = "auto"
 DRAFT_LENGTH = 7  # where a fixed one is wanted: odd, so that a verify step of K + 1 tokens is even without padding

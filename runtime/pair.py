@@ -12,30 +12,29 @@ from time import perf_counter
 from typing import Any, Unpack
 
 from pard_onnx.models.errors import BadInput, Failure, PardWarning
+from pard_onnx.runtime.decoding.ahead import apart
+from pard_onnx.runtime.decoding.drafter import PardDrafter
+from pard_onnx.runtime.decoding.drafters import Drafters
+from pard_onnx.runtime.decoding.loop import DRAFT_LIMIT, Halted, Settings, decode
+from pard_onnx.runtime.providers.choice import Choice, beside, candidates, choose
+from pard_onnx.runtime.providers.table import CPU
+from pard_onnx.runtime.providers.threads import Threads
+from pard_onnx.runtime.sampling.sampler import chooser
+from pard_onnx.runtime.sessions.session import Session
+from pard_onnx.runtime.sessions.single_step import OneByOne, OneByOneTarget
+from pard_onnx.runtime.sessions.table import Target
+from pard_onnx.runtime.text.prompt import Prompt, encode, opening
+from pard_onnx.runtime.text.stop import stop_strings
+from pard_onnx.runtime.text.tokenizer import Message
+from pard_onnx.runtime.tuning.widths import ANY, Widths
 
 from . import kernels, snapshot
-from .ahead import apart
-from .caches import Caches
 from .chat import Chat
-from .choice import Choice, beside, candidates, choose
-from .drafter import PardDrafter
-from .drafters import Drafters
-from .loop import DRAFT_LIMIT, Halted, Settings, decode
-from .messages import opening
-from .models import Artifact, OpenDraft, OpenTarget, open_artifact, open_draft, open_target, require_same_tokenizer
-from .one_by_one import OneByOne, OneByOneTarget
+from .model import Artifact, OpenDraft, OpenTarget, open_artifact, open_draft, open_target, require_same_tokenizer
 from .options import AUTO, Given, Options
-from .prompt import Prompt, encode
-from .providers import CPU
 from .result import Chunk, Facts, Result
-from .sampler import chooser
-from .session import Session
-from .sessions import Target
-from .stop import stop_strings
+from .sequence import Caches
 from .stream import Stream, Writer, chunks
-from .text import Message
-from .threads import Threads
-from .widths import ANY, Widths
 
 ORT_KERNEL = "onnxruntime"  # whose matmuls run where this package's own do not
 WIDEST = DRAFT_LIMIT + 2  # a step of all drafts, padded

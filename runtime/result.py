@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .loop import FinishReason, Step
+from pard_onnx.runtime.decoding.loop import FinishReason, Step
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 from pard_onnx.models.errors import BadArtifact, BadInput, PardError, TooLong
 from pard_onnx.models.manifest import File, Manifest
 from pard_onnx.models.records import from_json, to_json
+from pard_onnx.runtime.sessions.kv_cache import KvCache, Rows
+from pard_onnx.runtime.text.prompt import Messages, copied
+from pard_onnx.runtime.text.tokenizer import Message
 
-from .caches import Caches
-from .kv_cache import KvCache, Rows
-from .messages import Messages, copied
-from .text import Message
+from .sequence import Caches
 
 if TYPE_CHECKING:
     from .pair import Pair

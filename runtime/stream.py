@@ -8,11 +8,11 @@ from threading import Event
 from time import perf_counter
 
 from pard_onnx.models.errors import Failure
+from pard_onnx.runtime.decoding.loop import FinishReason, Step
+from pard_onnx.runtime.text.stop import scan
+from pard_onnx.runtime.text.tokenizer import Detokenizer
 
-from .loop import FinishReason, Step
 from .result import Chunk, Facts, Result, Tally
-from .stop import scan
-from .text import Detokenizer
 
 Run = Generator[Chunk, None, Result]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 from uuid import uuid4
 
-from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.models.manifest import Source
 from pard_onnx.models.precision import Precision

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.tensors import Tensor, read_tensor, row_blocks
 from pard_onnx.models.errors import BadCheckpoint, BadInput
 from pard_onnx.models.json_files import read_json
 from pard_onnx.models.spec import Llama3Scaling, ModelSpec
-from pard_onnx.models.tensors import Tensor, read_tensor, row_blocks
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 GgufFormat = Literal["q4_0", "q8_0", "f32"]

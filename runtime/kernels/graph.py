@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from . import library
-from .attention import attends
+from pard_onnx.runtime.kernels import library
+
 from .gated import gate
 from .nodes import (
     GRAPH_INITIALIZER,
@@ -27,6 +27,7 @@ from .nodes import (
     Node,
     Place,
     as_bytes,
+    attends,
     halves,
     inputs,
     name_of,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from .protobuf import BYTES, VARINT, Field, fields, message, text
@@ -143,3 +143,31 @@ def as_bytes(value: int | bytes) -> bytes:
 
 def as_text(value: int | bytes) -> str:
     return as_bytes(value).decode()
+
+
+OPERATOR = "GroupQueryAttention"
+PAST_KEY, PAST_VALUE, INPUTS = 3, 4, 9
+ATTRIBUTES = {"num_heads", "kv_num_heads", "scale", "do_rotary"}  # others ask for what the kernels do not have
+FLOAT = 1
+RANK, LANES = 4, 16  # of a cache; a head's numbers are a multiple of LANES
+
+
+def attends(node: Node, domain: str, inputs: Mapping[str, Value]) -> bool:
+    """Whether the kernels can be this node. inputs: the graph's, among which they look for the caches."""
+    if (node.domain, node.operator, len(node.inputs)) != (domain, OPERATOR, INPUTS):
+        return False
+    heads, kv_heads = node.attributes.get("num_heads", 0), node.attributes.get("kv_num_heads", 0)
+    return (
+        node.attributes.get("do_rotary") == 1
+        and node.named <= ATTRIBUTES
+        and kv_heads > 0
+        and heads % kv_heads == 0
+        and all(_cache(inputs.get(node.inputs[i])) for i in (PAST_KEY, PAST_VALUE))
+    )
+
+
+def _cache(value: Value | None) -> bool:
+    """float32 [batch, kv_heads, rows, head_dim], of which the last is known."""
+    if value is None or value.type != FLOAT or len(value.shape) != RANK:
+        return False
+    return value.shape[-1] > 0 and value.shape[-1] % LANES == 0

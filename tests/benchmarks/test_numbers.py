@@ -5,11 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pard_onnx.benchmarks.bootstrap import Work, rate, speed_up
+from pard_onnx.benchmarks.statistics import Work, rate, speed_up
 from pard_onnx.benchmarks.trial import Way, in_turn
-from pard_onnx.runtime.costs import StepCosts, measure
-from pard_onnx.runtime.throughput import RoundCosts, throughput, tokens_per_round
-from pard_onnx.runtime.widths import EVEN
+from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts, measure, throughput, tokens_per_round
+from pard_onnx.runtime.tuning.widths import EVEN
 
 works = st.lists(
     st.tuples(st.integers(1, 500), st.floats(0.01, 100), st.integers(1, 500), st.floats(0.01, 100)),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pard_onnx.export.exporter import Job, export
-from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEVICES, form
 from pard_onnx.models.manifest import Source
 

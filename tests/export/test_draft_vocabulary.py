@@ -13,19 +13,19 @@ from onnx import numpy_helper
 from tiny import weights
 
 from pard_onnx.export.exporter import Job, export
-from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEVICES, form
 from pard_onnx.models.draft_vocabulary import read_ids
 from pard_onnx.models.json_files import read_json
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.models.precision import INT4, INT8, Format
 from pard_onnx.quantize.draft_vocabulary import proposable
-from pard_onnx.quantize.pack import fit_block, pack
+from pard_onnx.quantize.packing.pack import fit_block, pack
 from pard_onnx.quantize.quantizer import Order
 from pard_onnx.quantize.recipes import named_recipe
-from pard_onnx.runtime import providers
-from pard_onnx.runtime.sessions import sessions
-from pard_onnx.runtime.threads import Threads
+from pard_onnx.runtime.providers import table as providers
+from pard_onnx.runtime.providers.threads import Threads
+from pard_onnx.runtime.sessions.table import sessions
 
 Tiny = Callable[..., Path]
 SIZE = 100

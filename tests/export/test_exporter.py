@@ -12,7 +12,7 @@ from tiny import save_safetensors, weights
 
 from pard_onnx.export.exporter import Job, export
 from pard_onnx.export.output import place, replacing
-from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadCheckpoint, BadInput, Failure
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.models.precision import DYNAMIC_INT8, FLOAT16, FLOAT32, INT4, INT8, Recipe

@@ -14,9 +14,9 @@ from tiny import edit_json
 
 from pard_onnx import load
 from pard_onnx.export.exporter import Job, export
-from pard_onnx.export.reference import reference_logits
+from pard_onnx.export.verify.parity import reference_logits
 from pard_onnx.export_command import main
-from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.quantize_command import main as quantize_main

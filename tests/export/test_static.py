@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pard_onnx import Pair, load
 from pard_onnx.models.errors import TooLong
 from pard_onnx.models.manifest import Manifest, StaticGraph
-from pard_onnx.runtime.portable import PortableDraft, PortableTarget
-from pard_onnx.runtime.providers import named
-from pard_onnx.runtime.sessions import sessions
-from pard_onnx.runtime.static import StaticDraft, StaticTarget, pieces
-from pard_onnx.runtime.threads import Threads
+from pard_onnx.runtime.providers.table import named
+from pard_onnx.runtime.providers.threads import Threads
+from pard_onnx.runtime.sessions.fixed_shapes import StaticDraft, StaticTarget, pieces
+from pard_onnx.runtime.sessions.portable import PortableDraft, PortableTarget
+from pard_onnx.runtime.sessions.table import sessions
 
 Exported = Callable[..., tuple[Path, Path]]
 GRAPHS = (StaticGraph("a", 1, True), StaticGraph("b", 5, True), StaticGraph("c", 16, False))

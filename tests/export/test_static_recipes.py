@@ -19,17 +19,17 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 import pard_onnx
-from pard_onnx.export.drive import drive
 from pard_onnx.export.exporter import Job, export
-from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.export.verify.drive import drive
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.tensors import read_tensor
 from pard_onnx.models.devices import DEVICES, Form, form
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import DATA, GRAPH, VITISAI_CONFIG, Manifest, Source
 from pard_onnx.models.spec import ModelSpec
-from pard_onnx.models.tensors import read_tensor
-from pard_onnx.quantize import calibration
+from pard_onnx.quantize.calibration import text as calibration
+from pard_onnx.quantize.calibration.ranges import Ranges, ranges
 from pard_onnx.quantize.quantizer import Order
-from pard_onnx.quantize.ranges import Ranges, ranges
 from pard_onnx.quantize.recipes import named_recipe
 
 Tiny = Callable[..., Path]

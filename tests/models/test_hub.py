@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from tiny import SHA, save_in_hub_cache
 
 from pard_onnx.models import demo, hub
-from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
 from pard_onnx.models.manifest import FILE_NAME, Source

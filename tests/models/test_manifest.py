@@ -207,7 +207,7 @@ def test_a_cache_that_cannot_be_written_is_silent(artifact, cache):
     ],
 )
 def test_cache_folder(monkeypatch, tmp_path, platform, variables, expected):
-    from pard_onnx.models import stamps
+    from pard_onnx.models import cache_folder as stamps
 
     for name in ("PARD_ONNX_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pard_onnx.models.checkpoint import Checkpoint, read_tensor
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint, read_tensor
 
 
 @pytest.mark.parametrize("role", ["target", "draft"])

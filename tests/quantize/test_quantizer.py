@@ -11,21 +11,21 @@ import torch
 from tokenizers import Tokenizer
 
 from pard_onnx.export.exporter import Job, export
-from pard_onnx.export.reference import reference_logits
-from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.export.verify.parity import reference_logits
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadCheckpoint, BadInput
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.models.precision import INT4, Format
-from pard_onnx.quantize import calibration
-from pard_onnx.quantize.awq import fold
-from pard_onnx.quantize.calibrated import Pass
-from pard_onnx.quantize.layers import GROUPS, Layers
-from pard_onnx.quantize.pack import Packed, pack, unpack
-from pard_onnx.quantize.prepared import EMBEDDING, HEAD, Formats
+from pard_onnx.quantize.algorithms.awq import fold
+from pard_onnx.quantize.calibration import text as calibration
+from pard_onnx.quantize.calibration.calibrated import Pass
+from pard_onnx.quantize.calibration.layers import GROUPS, Layers
+from pard_onnx.quantize.packing.pack import Packed, pack, unpack
+from pard_onnx.quantize.packing.prepared import EMBEDDING, HEAD, Formats
+from pard_onnx.quantize.packing.report import Error
+from pard_onnx.quantize.packing.spool import Spool
 from pard_onnx.quantize.quantizer import Order, quantized
 from pard_onnx.quantize.recipes import RECIPES, named_recipe
-from pard_onnx.quantize.report import Error
-from pard_onnx.quantize.spool import Spool
 
 Tiny = Callable[..., Path]
 
@@ -59,7 +59,7 @@ def test_the_layers_compute_what_the_model_does(tmp_path: Path, tiny: Tiny, text
 
 
 def _head(checkpoint: Checkpoint) -> np.ndarray:
-    from pard_onnx.models.tensors import read_tensor
+    from pard_onnx.models.checkpoints.tensors import read_tensor
 
     return read_tensor(checkpoint.tensors["lm_head.weight"])
 

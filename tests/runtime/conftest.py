@@ -19,8 +19,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Source
 from pard_onnx.models.precision import recipe
 from pard_onnx.models.spec import ModelSpec, Pard, Rope, Vocabulary
-from pard_onnx.runtime import device_memory, installed, self_check
-from pard_onnx.runtime.drafter import Proposal
+from pard_onnx.runtime.decoding.drafter import Proposal
+from pard_onnx.runtime.providers import discovery as installed
+from pard_onnx.runtime.providers import memory as device_memory
+from pard_onnx.runtime.tuning import self_check
 
 SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
@@ -31,7 +33,7 @@ TEMPLATE = (
 
 @pytest.fixture(scope="session")
 def toy() -> ModuleType:
-    """tests/runtime/toy.py"""
+    """tests/support/toy.py"""
     return graphs
 
 

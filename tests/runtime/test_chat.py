@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pard_onnx import BadInput, Chat, Failure, Pair, TooLong, load
-from pard_onnx.runtime.session import Session
-from pard_onnx.runtime.text import Text
+from pard_onnx.runtime.sessions.session import Session
+from pard_onnx.runtime.text.tokenizer import Text
 
 ROWS = 1024 + 64
 R1_LIKE = (

@@ -10,10 +10,10 @@ import pytest
 
 from pard_onnx.doctor_command import main
 from pard_onnx.models.manifest import Manifest
-from pard_onnx.runtime import environment
-from pard_onnx.runtime.device_cache import cache_bytes
-from pard_onnx.runtime.environment import Memory, conflict, flavours, memory
-from pard_onnx.runtime.providers import AUTO_ORDER, named
+from pard_onnx.runtime.providers import environment
+from pard_onnx.runtime.providers.environment import Memory, conflict, flavours, memory
+from pard_onnx.runtime.providers.table import AUTO_ORDER, named
+from pard_onnx.runtime.sessions.device_cache import cache_bytes
 
 CUDA, DIRECTML = "CUDAExecutionProvider", "DmlExecutionProvider"
 Device = Callable[..., Any]

@@ -16,8 +16,8 @@ import pytest
 
 from pard_onnx import PardWarning, load
 from pard_onnx.doctor_command import main as doctor
-from pard_onnx.runtime.device_cache import DeviceKvCache
-from pard_onnx.runtime.prospect import Prospect
+from pard_onnx.runtime.decoding.prospect import Prospect
+from pard_onnx.runtime.sessions.device_cache import DeviceKvCache
 
 pytestmark = pytest.mark.webgpu
 ARTIFACTS = Path(os.environ.get("PARD_ONNX_WEBGPU_ARTIFACTS", "."))

@@ -10,9 +10,9 @@
 #include <thread>
 #include <vector>
 
-#include "attention.h"
-#include "dispatch.h"
-#include "matmul.h"
+#include "attention/attention.h"
+#include "isa/dispatch.h"
+#include "matmul/matmul.h"
 
 namespace {
 

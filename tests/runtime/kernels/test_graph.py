@@ -14,16 +14,16 @@ import onnxruntime as ort
 import pytest
 
 from pard_onnx.export.exporter import Job, export
-from pard_onnx.models.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.demo import TARGET
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.runtime import kernels
-from pard_onnx.runtime.installed import installed
 from pard_onnx.runtime.kernels.graph import with_kernel
 from pard_onnx.runtime.kernels.protobuf import fields, message
-from pard_onnx.runtime.session import TargetSession
-from pard_onnx.runtime.threads import Threads
+from pard_onnx.runtime.providers.discovery import installed
+from pard_onnx.runtime.providers.threads import Threads
+from pard_onnx.runtime.sessions.session import TargetSession
 
 needs_kernels = pytest.mark.skipif(kernels.isa() is None, reason="the kernels are not built")
 SetVariable = Callable[[str | None], None]

@@ -1,0 +1,137 @@
+"""What a round costs outside of ONNX Runtime's runs, and where it goes.
+
+    python benchmarks/measures/overhead.py --pair TARGET DRAFT [--draft-length 7] [--max-new-tokens 128] [--json]
+
+The sessions' run calls are timed; whatever else a round takes is the loop's own. A second pass under cProfile says
+where: its times are longer than the real ones, so it is read as shares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import pstats
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from time import perf_counter
+from typing import Any
+
+from rich.console import Console
+
+from pard_onnx.benchmarks.tables import table
+from pard_onnx.benchmarks.trial import SHIPPED, read
+from pard_onnx.cli import Parser, exit_code
+from pard_onnx.models.errors import BadInput
+from pard_onnx.runtime.options import DRAFT_LENGTH
+from pard_onnx.runtime.pair import Pair, load
+
+RUN = "run_with_iobinding"
+LINES = 12
+NAME = 60  # characters of a function's name and place
+
+
+class Timed:
+    """An ONNX Runtime session whose runs are timed."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.seconds = 0.0
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        start = perf_counter()
+        self._session.run_with_iobinding(binding)
+        self.seconds += perf_counter() - start
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """Milliseconds of a mean round after the first; functions: the share of the overhead spent in each itself."""
+
+    rounds: int
+    round_ms: float
+    run_ms: float
+    overhead_ms: float
+    share: float
+    functions: tuple[tuple[str, float], ...]
+
+
+def measure(pair: Pair, prompts: Sequence[str], draft_length: int, max_new_tokens: int) -> Overhead:
+    pair.generate(prompts[0], max_new_tokens=max_new_tokens, draft_length=draft_length)  # warm-up
+    timed = timers(pair)
+    seconds = runs = 0.0
+    rounds = 0
+    for prompt in prompts:
+        with pair.stream(prompt, max_new_tokens=max_new_tokens, draft_length=draft_length) as stream:
+            if next(stream, None) and next(stream, None):  # the prompt's step, and the draft's prefill
+                start, before = perf_counter(), sum(t.seconds for t in timed)
+                rounds += sum(1 for _ in stream)
+                seconds += perf_counter() - start
+                runs += sum(t.seconds for t in timed) - before
+    if not rounds:
+        raise BadInput("every text ended within its first round; raise --max-new-tokens or name other prompts")
+    functions = profile(pair, prompts, draft_length, max_new_tokens)
+    per_round = 1000 / rounds
+    return Overhead(
+        rounds, seconds * per_round, runs * per_round, (seconds - runs) * per_round, 1 - runs / seconds, functions
+    )
+
+
+def timers(pair: Pair) -> list[Timed]:
+    """Put a timer in front of each session of a pair; they are private, and nobody else needs to reach them."""
+    sessions: list[Any] = [opened.session for opened in (pair._target, pair._draft) if opened]
+    out = []
+    for session in sessions:
+        session._session = Timed(session._session)
+        out.append(session._session)
+    return out
+
+
+def profile(
+    pair: Pair, prompts: Sequence[str], draft_length: int, max_new_tokens: int
+) -> tuple[tuple[str, float], ...]:
+    profiler = cProfile.Profile()
+    with profiler:
+        for prompt in prompts:
+            pair.generate(prompt, max_new_tokens=max_new_tokens, draft_length=draft_length)
+    rows: dict[Any, Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    own = {named(key): row[2] for key, row in rows.items() if RUN not in key[2]}
+    total = sum(own.values())
+    ranked = sorted(own.items(), key=lambda item: -item[1])[:LINES]
+    return tuple((name, seconds / total) for name, seconds in ranked)
+
+
+def named(key: tuple[str, int, str]) -> str:
+    path, line, function = key
+    return function if path == "~" else f"{path.rsplit('/', 1)[-1]}:{line} {function}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="overhead.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pair", nargs=2, required=True, metavar=("TARGET", "DRAFT"))
+    parser.add_argument("--draft-length", type=int, default=DRAFT_LENGTH, metavar="K")
+    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(argv)
+    return exit_code(lambda: report(options))
+
+
+def report(options: argparse.Namespace) -> None:
+    with load(*options.pair) as pair:
+        found = measure(pair, read(SHIPPED, 8).prompts, options.draft_length, options.max_new_tokens)
+    if options.json:
+        print(json.dumps(asdict(found)))
+        return
+    out = table(
+        f"{found.rounds} rounds of {found.round_ms:.2f} ms: {found.run_ms:.2f} in ONNX Runtime's runs, "
+        f"{found.overhead_ms:.3f} ({100 * found.share:.2f} %) outside",
+        ("where the time outside goes (profiled)", "%"),
+    )
+    for name, share in found.functions:
+        out.add_row(name[-NAME:], f"{100 * share:.0f}")
+    Console().print(out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""`FloatExport`: an exported folder whose matrices are floats, with its weights as a checkpoint's.
+
+It has all that its checkpoint has: matrices in the data file, [in, out] as MatMul reads them, those of one input beside
+one another; the embedding as it was; norms and biases in the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from pard_onnx.models.checkpoints.checkpoint import EMBEDDING, Checkpoint
+from pard_onnx.models.checkpoints.tensors import DTYPES, Tensor, TensorEntry
+from pard_onnx.models.devices import Form, named
+from pard_onnx.models.errors import BadArtifact, BadInput
+from pard_onnx.models.families import shapes
+from pard_onnx.models.manifest import GRAPH, Manifest
+
+PLAIN = "plain."  # before constants of portable graphs
+TYPES = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """A matrix [out, in] that lies in a file as columns of another, [in, pitch]. offset: bytes, of its first value."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    pitch: int
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def read(self, first: int, stop: int) -> NDArray[Any]:
+        stored, width = DTYPES[self.dtype], self.shape[1]
+        if stop <= first:
+            return np.empty((0, width), stored)
+        offset, count = self.offset + first * stored.itemsize, (width - 1) * self.pitch + stop - first
+        mapped = np.memmap(self.file, stored, "r", offset, (count,))
+        strides = (stored.itemsize, self.pitch * stored.itemsize)
+        return np.array(as_strided(mapped, (stop - first, width), strides), order="C")  # a copy: the map is let go
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """A tensor that is in memory: small ones live in the graph."""
+
+    dtype: str
+    values: NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
+    def read(self, first: int, stop: int) -> NDArray[Any]:
+        return self.values[first:stop].copy()
+
+
+@dataclass(frozen=True, slots=True)
+class FloatExport:
+    """checkpoint: the weights by the checkpoint's names; its folder is the export's."""
+
+    manifest: Manifest
+    checkpoint: Checkpoint
+
+    @classmethod
+    def open(cls, folder: Path) -> FloatExport:
+        """Read manifest, graph and hashes. Raises BadInput for an export that is quantized, BadArtifact for damage."""
+        manifest = Manifest.read(folder)
+        lossy = [tensor.format for tensor in manifest.tensors if tensor.format not in ("float32", "float16")]
+        if lossy:
+            raise BadInput(
+                f"{folder}: is quantized already ({lossy[0]}), and rounding twice loses more; name the checkpoint that "
+                f"it was exported from, {manifest.source.model}, or an export of that in fp32 or fp16"
+            )
+        if manifest.draft_vocabulary:
+            raise BadInput(
+                f"{folder}: its LM head has only {manifest.draft_vocabulary.size} of the ids; name the checkpoint "
+                f"that it was exported from, {manifest.source.model}"
+            )
+        manifest.verify(folder)
+        spec = manifest.spec
+        found = dict(_tensors(ir.load(folder / _files(manifest)[0]), dict(shapes(spec))))
+        absent = [name for name, _ in shapes(spec) if name not in found]
+        if absent:
+            raise BadArtifact(f"{folder}: its graph has no {absent[0]}; export {manifest.source.model} again")
+        return cls(manifest, Checkpoint(folder, spec, {name: found[name] for name, _ in shapes(spec)}))
+
+    def form(self) -> Form:
+        """The form of its graphs. Raises BadInput for a device that this version does not know."""
+        found = self.manifest
+        attention: Any = found.attention
+        return Form(named(found.device), attention, found.opset, found.recipe.floats, found.draft_length)
+
+    def graphs(self) -> Iterator[tuple[str, ir.Model]]:
+        """Each read anew, by the name of its file; the first has every matrix."""
+        for name in _files(self.manifest):
+            yield name, ir.load(self.checkpoint.folder / name)
+
+
+def _files(manifest: Manifest) -> list[str]:
+    return [graph.file for graph in manifest.graphs] or [GRAPH]
+
+
+def tensor_names(constant: str) -> list[str]:
+    """What a constant of the graph has behind one another, if it has weights: the checkpoint's names.
+
+    `a.q_proj+k_proj.weight` (matrices, store.joined) and `a.q_proj.bias+a.k_proj.bias` (vectors, lower.py).
+    """
+    whole, _, kind = constant.removeprefix(PLAIN).rpartition(".")
+    if f".{kind}+" in whole:
+        return f"{whole}.{kind}".split("+")
+    first, *others = whole.split("+")
+    stem = first.rpartition(".")[0]
+    return [f"{first}.{kind}", *(f"{stem}.{other}.{kind}" for other in others)]
+
+
+def _tensors(model: ir.Model, needed: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+    for value in model.graph.initializers.values():
+        names, stored = tensor_names(str(value.name)), value.const_value
+        if stored is None or stored.dtype not in TYPES or not all(name in needed for name in names):
+            continue
+        extents = [needed[name] for name in names]
+        yield from zip(names, _parts(stored, extents, names == [EMBEDDING]), strict=True)
+
+
+def _parts(stored: ir.TensorProtocol, shapes: list[tuple[int, ...]], upright: bool) -> list[Tensor]:
+    """Tensors of these shapes that one constant has. upright: [out, in], as the checkpoint has it."""
+    dtype, item, ends = TYPES[stored.dtype], stored.dtype.itemsize, np.cumsum([shape[0] for shape in shapes])
+    starts = [int(end) - shape[0] for end, shape in zip(ends, shapes, strict=True)]
+    if not isinstance(stored, ir.ExternalTensor):
+        values = stored.numpy()
+        return [Held(dtype, values[start : start + shape[0]]) for start, shape in zip(starts, shapes, strict=True)]
+    path, offset = Path(stored.path), stored.offset or 0
+    if upright:
+        return [TensorEntry(path, dtype, shapes[0], offset, int(item) * prod(shapes[0]))]
+    pitch = int(ends[-1])
+    return [
+        Columns(path, dtype, shape, offset + start * int(item), pitch)
+        for start, shape in zip(starts, shapes, strict=True)
+    ]

@@ -1,0 +1,227 @@
+"""Pass: abstract operators become ONNX operators, each Linear in its recipe's format.
+
+One function a format (LINEARS, EMBEDDINGS); weights come from the store, which packs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from pard_onnx.export.store import Chosen, Matrix, WeightStore
+from pard_onnx.models.precision import Format
+from pard_onnx.quantize.packing.prepared import EMBEDDING, HEAD, Formats
+
+from .operators import DOMAIN, MICROSOFT
+from .qdq import Pairs
+from .tape import constant, register, substitute
+
+PADDING = "lm_head.padding"  # added to the logits
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """x times the matrices `names`, one above the other. shared: the matrix also serves as the embedding; chosen:
+    the rows that are multiplied, None for all. pairs: of formats whose activations are rounded; name: of the product,
+    among their scales."""
+
+    x: ir.Value | None
+    names: tuple[str, ...]
+    format: Format
+    bias: ir.Value | None
+    shared: bool
+    name: str
+    chosen: Chosen | None = None
+    pairs: Pairs | None = None
+
+
+@dataclass
+class LowerPass(ir.passes.InPlacePass):
+    """Every node of the domain `pard` is replaced.
+
+    head_bias: added to the logits [vocabulary rows], or None. head_rows: the ids that the head gives logits of, rising;
+    None for all. pairs: of a static recipe.
+    """
+
+    formats: Formats
+    store: WeightStore
+    head_bias: NDArray[np.float32] | None
+    head_rows: NDArray[np.int64] | None = None
+    pairs: Pairs | None = None
+    _gathered: dict[tuple[ir.Value, bytes], ir.Value] = field(default_factory=dict)
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph = model.graph
+        nodes = [n for n in graph if n.domain == DOMAIN]
+        for node in nodes:
+            tape = ir.tape.Tape()
+            outputs = _RULES[node.op_type](self, tape, node)
+            substitute(graph, node, tape.nodes, outputs)
+        register(graph)
+        model.opset_imports.pop(DOMAIN, None)
+        return ir.passes.PassResult(model, bool(nodes))
+
+    @property
+    def floats(self) -> np.dtype[np.generic]:
+        return self.formats.floats
+
+    def norm_weight(self, node: ir.Node) -> ir.Value:
+        name = f"{node.attributes['name'].as_string()}.weight"
+        return constant(name, self.store.vectors((name,), self.floats))
+
+    def linear(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
+        attributes = node.attributes
+        names = tuple(attributes["names"].as_strings() if "names" in attributes else [attributes["name"].as_string()])
+        bias = None
+        if attributes["bias"].as_int():
+            parts = tuple(f"{n}.bias" for n in names)
+            bias = constant("+".join(parts), self.store.vectors(parts, self.floats))
+        is_head = names == (HEAD,)
+        chosen = Chosen(HEAD, self.head_rows) if is_head and self.head_rows is not None else None
+        tied = is_head and self.formats.tied
+        if is_head and self.head_bias is not None:
+            bias = constant(PADDING, self.head_bias.astype(self.floats))
+        fmt = self.formats.of(names[0])
+        x = self.ordered(tape, node.inputs[0], names[0])
+        # Of a head of some rows, a copy: the embedding keeps all
+        shared, stored = tied and chosen is None, (EMBEDDING,) if tied else names
+        job = Linear(x, stored, fmt, bias, shared, names[0], chosen, self.pairs)
+        return [LINEARS[fmt.kind](self.store, tape, job)]
+
+    def ordered(self, tape: ir.tape.Tape, x: ir.Value | None, name: str) -> ir.Value | None:
+        """x with its columns in the order of the matrix `name`; what reads x in one order shares it."""
+        order = self.formats.order(name)
+        if order is None or x is None:
+            return x
+        key = (x, order.tobytes())
+        if key not in self._gathered:
+            self._gathered[key] = tape.op("Gather", [x, constant(f"{name}.order", order)], {"axis": -1})
+        return self._gathered[key]
+
+    def embedding(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
+        name = node.attributes["name"].as_string()
+        fmt = self.formats.of(name)
+        return [EMBEDDINGS[fmt.kind](self.store, tape, node.inputs[0], self.store.matrix((name,), fmt))]
+
+    def norm(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
+        attributes = {"epsilon": node.attributes["epsilon"].as_float(), "axis": -1}
+        return [tape.op("SimplifiedLayerNormalization", [node.inputs[0], self.norm_weight(node)], attributes)]
+
+    def skip_norm(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
+        outputs = tape.op_multi_out(
+            "SkipSimplifiedLayerNormalization",
+            [*node.inputs, self.norm_weight(node)],
+            {"epsilon": node.attributes["epsilon"].as_float()},
+            domain=MICROSOFT,
+            num_outputs=4,  # output, mean and inverse deviation (unused), the sum
+        )
+        outputs[1].name = outputs[2].name = ""
+        return [outputs[0], outputs[3]]
+
+    def last_rows(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
+        """The last n rows of axis 1; n = 0 keeps all, as -0 is the first row."""
+        start = tape.op("Neg", [node.inputs[1]])
+        end, axis = (constant(f"last_rows.{n}", np.array([v])) for n, v in (("end", 2**62), ("axis", 1)))
+        return [tape.op("Slice", [node.inputs[0], start, end, axis])]
+
+
+_RULES: dict[str, Callable[[LowerPass, ir.tape.Tape, ir.Node], list[ir.Value]]] = {
+    "Linear": LowerPass.linear,
+    "Embedding": LowerPass.embedding,
+    "Norm": LowerPass.norm,
+    "SkipNorm": LowerPass.skip_norm,
+    "LastRows": LowerPass.last_rows,
+}
+
+
+def _float_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
+    weight = store.matrix(job.names, job.format, not job.shared, job.chosen).parts["weight"]
+    if job.shared:  # ONNX Runtime folds the transposition into the matmul or the constant
+        weight = tape.op("Transpose", [weight], {"perm": [1, 0]})
+    product = tape.op("MatMul", [job.x, weight])
+    return product if job.bias is None else tape.op("Add", [product, job.bias])
+
+
+def _nbits_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
+    matrix = store.matrix(job.names, job.format, chosen=job.chosen)
+    parts = matrix.parts
+    attributes = {
+        "K": matrix.width,
+        "N": matrix.rows,
+        "bits": matrix.format.bits,
+        "block_size": matrix.format.block,
+        "accuracy_level": 4,  # int8 activations; at 8 bits the other levels are a hundred times slower
+    }
+    inputs = [job.x, parts["weight"], parts["scale"], parts.get("zero_point"), None, job.bias]
+    return tape.op("MatMulNBits", _trimmed(inputs), attributes, domain=MICROSOFT)
+
+
+def _dynamic_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
+    parts = store.matrix(job.names, job.format, True, job.chosen).parts
+    inputs = [job.x, parts["weight"], parts["scale"], None, job.bias]
+    return tape.op("DynamicQuantizeMatMul", _trimmed(inputs), domain=MICROSOFT)
+
+
+def _static_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
+    """Rows of the matrix are its outputs: columns of the transposed one, which a shared one is in the graph alone."""
+    assert job.pairs is not None  # such formats are a static recipe's
+    matrix = store.matrix(job.names, job.format, not job.shared, job.chosen)
+    weight = job.pairs.weight(tape, matrix, axis=0 if job.shared else 1)
+    if job.shared:
+        weight = tape.op("Transpose", [weight], {"perm": [1, 0]})
+    product = tape.op("MatMul", [job.pairs.read(tape, job.x, job.name), weight])
+    product = job.pairs.given(tape, product, job.name)
+    return product if job.bias is None else tape.op("Add", [product, job.bias])
+
+
+def _trimmed(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
+    while inputs[-1] is None:
+        inputs.pop()
+    return inputs
+
+
+LINEARS = {
+    "float32": _float_linear,
+    "float16": _float_linear,
+    "nbits": _nbits_linear,
+    "dynamic": _dynamic_linear,
+    "qdq": _static_linear,
+}
+
+
+def _float_embedding(store: WeightStore, tape: ir.tape.Tape, ids: ir.Value | None, matrix: Matrix) -> ir.Value:
+    return tape.op("Gather", [matrix.parts["weight"], ids], {"axis": 0})
+
+
+def _nbits_embedding(store: WeightStore, tape: ir.tape.Tape, ids: ir.Value | None, matrix: Matrix) -> ir.Value:
+    """GatherBlockQuantized over the bytes of MatMulNBits, seen as [rows, in * bits / 8]."""
+    weight = matrix.parts["weight"]
+    stored = weight.const_value
+    assert isinstance(stored, ir.ExternalTensor) and stored.offset is not None
+    flat = (matrix.rows, matrix.width * matrix.format.bits // 8)
+    data = store.alias(f"{matrix.name}.rows", stored.offset, flat, stored.dtype)
+    attributes = {"bits": matrix.format.bits, "block_size": matrix.format.block, "gather_axis": 0, "quantize_axis": 1}
+    inputs = [data, ids, matrix.parts["scale"], matrix.parts.get("zero_point")]
+    return tape.op("GatherBlockQuantized", _trimmed(inputs), attributes, domain=MICROSOFT)
+
+
+def _int8_embedding(store: WeightStore, tape: ir.tape.Tape, ids: ir.Value | None, matrix: Matrix) -> ir.Value:
+    """Rows and their scales are looked up, so that only those are made floats."""
+    stored = matrix.parts["scale"].const_value
+    assert isinstance(stored, ir.ExternalTensor) and stored.offset is not None
+    scales = store.alias(f"{matrix.name}.scale.rows", stored.offset, (matrix.rows, 1), stored.dtype)
+    rows = tape.op("Gather", [matrix.parts["weight"], ids], {"axis": 0})
+    wide = tape.op("Cast", [rows], {"to": stored.dtype})
+    return tape.op("Mul", [wide, tape.op("Gather", [scales, ids], {"axis": 0})])
+
+
+EMBEDDINGS = {
+    "float32": _float_embedding,
+    "float16": _float_embedding,
+    "nbits": _nbits_embedding,
+    "qdq": _int8_embedding,
+}

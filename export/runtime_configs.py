@@ -1,0 +1,79 @@
+"""`genai_config.json`: what lets onnxruntime-genai load a target's folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pard_onnx.models.manifest import GRAPH, VITISAI_CONFIG, Manifest
+
+FILE_NAME = "genai_config.json"
+
+
+def write_genai_config(manifest: Manifest, folder: Path) -> None:
+    """Schema: onnxruntime-genai 0.18, decoder-only models."""
+    spec = manifest.spec
+    vocabulary = spec.vocabulary
+    decoder = {
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "filename": GRAPH,
+        "head_size": spec.head_dim,
+        "hidden_size": spec.hidden,
+        "inputs": {
+            "input_ids": "input_ids",
+            "attention_mask": "attention_mask",
+            "past_key_names": "past_key_values.%d.key",
+            "past_value_names": "past_key_values.%d.value",
+        },
+        "outputs": {
+            "logits": "logits",
+            "present_key_names": "present.%d.key",
+            "present_value_names": "present.%d.value",
+        },
+        "num_attention_heads": spec.heads,
+        "num_hidden_layers": spec.layers,
+        "num_key_value_heads": spec.kv_heads,
+    }
+    eos = list(vocabulary.eos_ids)
+    model = {
+        "type": spec.family,
+        "decoder": decoder,
+        "context_length": manifest.capacity,
+        "vocab_size": vocabulary.rows,
+        "bos_token_id": vocabulary.bos_id if vocabulary.bos_id is not None else (eos or [0])[0],
+        "eos_token_id": eos[0] if len(eos) == 1 else eos,
+        "pad_token_id": (eos or [0])[0],
+    }
+    search = {
+        "do_sample": False,
+        "max_length": manifest.capacity,
+        "min_length": 0,
+        "num_beams": 1,
+        "num_return_sequences": 1,
+        "past_present_share_buffer": True,
+        "repetition_penalty": 1.0,
+        "temperature": 1.0,
+        "top_k": 1,
+        "top_p": 1.0,
+    }
+    text = json.dumps({"model": model, "search": search}, indent=2) + "\n"
+    (folder / FILE_NAME).write_text(text, encoding="utf-8", newline="\n")
+
+
+# Ryzen AI's documented defaults for float models, which it computes in bfloat16 ("Config File Options").
+CONFIG = {
+    "passes": [
+        {"name": "init", "plugin": "vaip-pass_init"},
+        {
+            "name": "vaiml_partition",
+            "plugin": "vaip-pass_vaiml_partition",
+            "vaiml_config": {"optimize_level": 1, "preferred_data_storage": "auto"},
+        },
+    ],
+    "target": "VAIML",
+    "targets": [{"name": "VAIML", "pass": ["init", "vaiml_partition"]}],
+}
+
+
+def write_vitisai_config(folder: Path) -> None:
+    (folder / VITISAI_CONFIG).write_text(json.dumps(CONFIG, indent=2) + "\n", encoding="utf-8", newline="\n")

@@ -1,0 +1,136 @@
+"""An export against torch: the check that every export ends with.
+
+Teacher-forced over one fixed text: a prefill, single-token steps, a step of wrong tokens that is
+rolled back, and a multi-token step over the right ones. Draft graphs are checked the same way, and
+on the rows of their masks. Of a target it is also found out which step widths give equal rows.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.draft_vocabulary import read_ids
+from pard_onnx.models.manifest import Manifest, Parity
+from pard_onnx.quantize.calibration.layers import skeleton, weights
+
+from .drive import Driven, Ids, Logits, drive
+
+TEXT = (
+    "def binary_search(items, wanted):\n    low, high = 0, len(items)\n    while low < high:\n"
+    "        middle = (low + high) // 2\n        if items[middle] < wanted:\n            low = middle + 1\n"
+    "        else:\n            high = middle\n    return low\n\nThe quick brown fox jumps over 13 lazy dogs."
+)
+LENGTH, PREFILL, SINGLE, MULTI = 48, 32, 4, 8
+WIDEST = LENGTH - PREFILL  # of the steps compared bit for bit
+
+
+def check(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> Parity:
+    """Compare the graphs in `folder` with torch on the checkpoint that they came from."""
+    spec = checkpoint.spec
+    ids = _ids(checkpoint)
+    batch = ids[None]
+    if spec.pard is not None:  # a second sequence, whose end is masks
+        masked = ids.copy()
+        masked[LENGTH - MULTI + 1 :] = spec.pard.mask_id
+        batch = np.stack([ids, masked])
+    wanted = reference_logits(checkpoint, torch.from_numpy(batch)).numpy()
+    graph = drive(folder, manifest)
+    rows = _replay(graph, ids, draft=spec.pard is not None)
+    expected = [wanted[row.sequence, row.end - len(row.logits) : row.end] for row in rows]
+    found = np.concatenate([row.logits for row in rows])
+    # The ids that the logits are of; behind them, ids that the tokenizer does not have are -inf by design
+    ids_of = read_ids(folder) if manifest.draft_vocabulary else np.arange(spec.vocabulary.size)
+    parity = _compare(found[:, : len(ids_of)], np.concatenate(expected)[:, ids_of], len(rows[-1].logits))
+    free = spec.pard is None and not manifest.graphs  # whose steps have any width, and give all rows
+    return replace(parity, exact_widths=_exact_widths(graph, ids)) if free else parity
+
+
+def _exact_widths(graph: Driven, ids: Ids) -> tuple[int, ...]:
+    """Widths of steps over the same tokens whose logits are, bit for bit, those of the widest step."""
+    rows = {}
+    for width in range(1, WIDEST + 1):
+        graph.length = PREFILL
+        rows[width] = graph.step(ids[PREFILL : PREFILL + width])
+    return tuple(width for width, found in rows.items() if np.array_equal(found, rows[WIDEST][:width]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Logits of the last tokens before `end`, of the text or (sequence 1) of the one whose end is masks."""
+
+    logits: Logits
+    end: int
+    sequence: int = 0
+
+
+def _ids(checkpoint: Checkpoint) -> Ids:
+    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    encoded = tokenizer.encode(TEXT, add_special_tokens=False).ids
+    return np.resize(np.array(encoded, dtype=np.int64), LENGTH)
+
+
+def _replay(graph: Driven, ids: Ids, *, draft: bool) -> list[_Rows]:
+    """The graph's rows in the order of the module docstring; the last MULTI follow a rollback."""
+    rows = [_Rows(graph.step(ids[:PREFILL]), PREFILL)]
+    rows += [_Rows(graph.step(ids[i : i + 1]), i + 1) for i in range(PREFILL, PREFILL + SINGLE)]
+    if not draft:
+        rows.append(_Rows(graph.step(ids[PREFILL + SINGLE :]), LENGTH))
+    start = LENGTH - MULTI
+    graph.length = start
+    graph.step(ids[:MULTI])  # wrong tokens over the right ones
+    graph.length = start
+    if not draft:
+        rows.append(_Rows(graph.step(ids[start:]), LENGTH))
+    else:
+        graph.length = PREFILL + SINGLE  # the draft's cache never saw what lies between
+        rows.append(_Rows(graph.step(ids[PREFILL + SINGLE : start + 1], draft_length=MULTI), LENGTH, 1))
+    return rows
+
+
+def _compare(found: Logits, expected: Logits, rolled_back: int) -> Parity:
+    error = np.abs(found - expected)
+    agreement = (found.argmax(axis=1) == expected.argmax(axis=1)).mean()
+    return Parity(
+        len(found), float(error.max()), float(error.mean()), float(agreement), float(error[-rolled_back:].max())
+    )
+
+
+def reference_logits(checkpoint: Checkpoint, ids: Tensor, dtype: torch.dtype | None = None, **inputs: Tensor) -> Tensor:
+    """Logits of ids [batch, sequence]: float32 [batch, sequence, vocabulary rows].
+
+    dtype: to compute in, None for the checkpoint's own; integers stand for products that half precision would round,
+    so of a quantized checkpoint it is float32. inputs: for sequences that are not plain text, the model's
+    `position_ids` [batch, sequence] and `attention_mask` [batch, 1, sequence, sequence], added to the scores.
+    """
+    dtype = dtype or (torch.float32 if checkpoint.quantization else getattr(torch, checkpoint.spec.dtype))
+    model = skeleton(checkpoint, "eager", dtype)
+    for name, module in model.named_modules():
+        if module._parameters:
+            _lend_weights(module, name, checkpoint, dtype)
+    with torch.inference_mode():
+        logits: Tensor = model(input_ids=ids, use_cache=False, **inputs).logits
+    return logits.float()
+
+
+def _lend_weights(module: nn.Module, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    """Weights come in before the module runs and go again after it."""
+    lent: list[AbstractContextManager[None]] = []
+
+    def load(*_: Any) -> None:
+        lent.append(weights(module, name, checkpoint, dtype))
+        lent[-1].__enter__()
+
+    def drop(*_: Any) -> None:
+        lent.pop().__exit__(None, None, None)
+
+    module.register_forward_pre_hook(load)
+    module.register_forward_hook(drop)

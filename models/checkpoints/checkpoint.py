@@ -1,0 +1,125 @@
+"""`Checkpoint`: a Hugging Face folder whose facts are known and whose weights are known to be there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.families import Family, shapes
+from pard_onnx.models.spec import ModelSpec, Vocabulary
+
+from . import config as configs
+from .config import MASK_KEYS, Config
+from .quantization import KEY, PackedMatrix, Quantization, packed_matrix, quantization_of
+from .tensors import DTYPES, Tensor, TensorEntry, find_tensors, read_tensor, require_finite
+from .vocabulary import chat_template, tokenizer_size
+
+__all__ = ["Checkpoint", "TensorEntry", "read_tensor", "require_finite"]
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """tensors: exactly those that `spec` needs, by name, shapes checked; what else the files hold is left out.
+    quantization: None for a checkpoint in floats; packed: matrices in integers, by name without `.weight`."""
+
+    folder: Path
+    spec: ModelSpec
+    tensors: Mapping[str, Tensor]
+    quantization: Quantization | None = None
+    packed: Mapping[str, PackedMatrix] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path) -> Checkpoint:
+        """Read configs, tokenizer and safetensors headers; no weights. Raises BadCheckpoint."""
+        config = configs.read_config(folder)
+        family = configs.family_of(config)
+        found = find_tensors(folder)
+        stored = found[EMBEDDING].dtype if EMBEDDING in found else "F32"
+        spec = _spec(config, family, tokenizer_size(folder), configs.dtype_of(config, stored))
+        quantization = quantization_of(config)
+        tensors, packed = _needed(folder, spec, found, quantization)
+        if quantization and not packed:
+            raise config.fault(KEY, f"says {quantization.method}, but no matrix is stored in integers")
+        return cls(folder, spec, tensors, quantization, packed)
+
+    @property
+    def bits(self) -> int | None:
+        """Of most matrices of a quantized checkpoint."""
+        counts = Counter(matrix.bits for matrix in self.packed.values())
+        return counts.most_common(1)[0][0] if counts else None
+
+    def as_role(self, role: Literal["auto", "target", "draft"]) -> Checkpoint:
+        """The same checkpoint taken as `role`; "auto" is what its config says. Raises BadCheckpoint."""
+        if role == "draft" and self.spec.pard is None:
+            raise BadCheckpoint(
+                f"{self.folder / configs.FILE}: a draft without a mask id: none of {', '.join(MASK_KEYS)} is there; "
+                "take a PARD draft, or --role target"
+            )
+        return replace(self, spec=replace(self.spec, pard=None)) if role == "target" else self
+
+
+def _spec(config: Config, family: Family, size: int, dtype: str) -> ModelSpec:
+    hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    kv_heads = config.integer("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise config.fault("num_key_value_heads", f"is {kv_heads}, which does not divide {heads} heads")
+    head_dim = config.integer("head_dim", family.head_dim or hidden // heads)
+    if head_dim % 2:
+        raise config.fault("head_dim", f"is {head_dim}; rotary embedding needs an even one")
+    rows = config.integer("vocab_size")
+    if size > rows:
+        raise config.fault("vocab_size", f"is {rows}, but the tokenizer has {size} ids; they are not of one model")
+    eos_ids, bos_id = configs.eos_and_bos(config, family, rows)
+    return ModelSpec(
+        family=family.name,
+        layers=config.integer("num_hidden_layers"),
+        hidden=hidden,
+        intermediate=config.integer("intermediate_size"),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        norm_eps=config.number("rms_norm_eps", 1e-6),
+        rope=configs.rope_of(config),
+        qk_norm=family.qk_norm,
+        qkv_bias=family.qkv_bias,
+        tied=config.flag("tie_word_embeddings"),
+        max_positions=config.integer("max_position_embeddings"),
+        dtype=dtype,
+        vocabulary=Vocabulary(rows, size, eos_ids, bos_id),
+        chat_template=chat_template(config.path.parent),
+        pard=configs.pard_of(config, rows),
+    )
+
+
+def _needed(
+    folder: Path, spec: ModelSpec, found: Mapping[str, TensorEntry], quantization: Quantization | None
+) -> tuple[dict[str, Tensor], dict[str, PackedMatrix]]:
+    """The tensors in floats, and the matrices in integers."""
+    tensors: dict[str, Tensor] = {}
+    packed: dict[str, PackedMatrix] = {}
+    for name, shape in shapes(spec):
+        matrix = name.removesuffix(".weight")
+        # Never the embedding: its rows are looked up
+        if quantization and len(shape) == 2 and name != EMBEDDING:
+            held = packed_matrix(quantization, matrix, (shape[0], shape[1]), found)
+            if held:
+                packed[matrix] = held
+                continue
+        entry = found.get(name)
+        if entry is None:
+            raise BadCheckpoint(f"{folder}: no tensor {name} in its safetensors; a {spec.family} checkpoint needs it")
+        if entry.dtype not in DTYPES:
+            raise BadCheckpoint(
+                f"{entry.file}: tensor {name} is stored as {entry.dtype}; supported: {', '.join(DTYPES)} "
+                "(export the unquantized checkpoint)"
+            )
+        if entry.shape != shape:
+            raise BadCheckpoint(f"{entry.file}: tensor {name} is {list(entry.shape)}; config.json says {list(shape)}")
+        tensors[name] = entry
+    return tensors, packed

@@ -1,0 +1,185 @@
+"""A checkpoint's config.json and generation_config.json: plain values to ModelSpec's parts, faults named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.families import FAMILIES, Family
+from pard_onnx.models.json_files import read_json
+from pard_onnx.models.spec import Llama3Scaling, Pard, Rope
+
+FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names to the config's
+MASK_KEYS = ("pard_token", "mask_token_id", "ptd_token_id")  # PARD's own, and other toolkits' names for it
+PARD2_KEYS = ("pard2_target_layers", "pard2_target_dim", "pard2_proj_bias")
+PARD2_WEIGHTS = "warp_model.bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The values of one JSON object and where they stand, for errors."""
+
+    path: Path
+    values: Mapping[str, Any]
+    prefix: str = ""
+
+    def fault(self, key: str, problem: str) -> BadCheckpoint:
+        return BadCheckpoint(f"{self.path}: {self.prefix}{key} {problem}")
+
+    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise self.fault(key, "is missing")
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise self.fault(key, f"is {value!r}; it must be a whole number, at least {least}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise self.fault(key, "is missing")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise self.fault(key, f"is {value!r}; it must be a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            raise self.fault(key, f"is {value!r}; it must be true or false")
+        return value
+
+    def inside(self, key: str) -> Config:
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise self.fault(key, f"is {value!r}; it must be an object")
+        return Config(self.path, value or {}, f"{self.prefix}{key}.")
+
+    def ids(self, key: str, rows: int) -> tuple[int, ...]:
+        """One token id or a list of them, in order, each once; () if absent. `rows`: of the vocabulary."""
+        value = self.values.get(key)
+        found = value if isinstance(value, list) else [] if value is None else [value]
+        for item in found:
+            if isinstance(item, bool) or not isinstance(item, int):
+                raise self.fault(key, f"holds {item!r}; it must be a token id or a list of them")
+            if not 0 <= item < rows:
+                raise self.fault(key, f"is {item}, outside the vocabulary of {rows} rows")
+        return tuple(dict.fromkeys(found))
+
+
+def read_config(folder: Path) -> Config:
+    """config.json of a checkpoint folder. Raises BadCheckpoint."""
+    if not folder.is_dir():
+        raise BadCheckpoint(f"{folder}: no such folder; --model takes a checkpoint folder or a hub id")
+    if not (folder / FILE).is_file():
+        raise BadCheckpoint(f"{folder}: no {FILE}, so not a Hugging Face checkpoint folder")
+    return Config(folder / FILE, read_json(folder / FILE, BadCheckpoint))
+
+
+def family_of(config: Config) -> Family:
+    """The config's family, once everything that this package could not export faithfully is ruled out."""
+    name = config.values.get("model_type")
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None:
+        raise config.fault("model_type", f"is {name!r}; supported families: {', '.join(FAMILIES)}")
+    for switch in family.off:
+        if config.flag(switch):
+            raise config.fault(switch, f"is true; {family.name} checkpoints are supported without it only")
+    if (activation := config.values.get("hidden_act", "silu")) != "silu":
+        raise config.fault("hidden_act", f"is {activation!r}; only 'silu' is supported")
+    _refuse_sliding_window(config)
+    return family
+
+
+def _refuse_sliding_window(config: Config) -> None:
+    kinds = config.values.get("layer_types")
+    if isinstance(kinds, list):
+        other = next((kind for kind in kinds if kind != "full_attention"), None)
+        if other is not None:
+            raise config.fault("layer_types", f"has {other!r}; only full attention is supported")
+        return
+    window = config.values.get("sliding_window")
+    # Qwen2's configs name a window and switch it off, or let it begin past the last layer
+    first = config.integer("max_window_layers", default=0, least=0)
+    if window is not None and config.flag("use_sliding_window", True) and first < config.integer("num_hidden_layers"):
+        raise config.fault("sliding_window", f"is {window}; only full attention is supported")
+
+
+def rope_of(config: Config) -> Rope:
+    """Rotary facts, in transformers 5's form (`rope_parameters`) or the older one (`rope_scaling`)."""
+    key = "rope_scaling" if config.values.get("rope_scaling") else "rope_parameters"
+    part = config.inside(key)
+    theta = part.number("rope_theta", config.number("rope_theta", 10_000.0))
+    partial = part.values.get("partial_rotary_factor", config.values.get("partial_rotary_factor"))
+    if partial not in (None, 1):
+        raise config.fault("partial_rotary_factor", f"is {partial}; only whole-head rotation is supported")
+    kind = part.values.get("rope_type", part.values.get("type", "default"))
+    if kind == "default":
+        return Rope(theta)
+    if kind != "llama3":
+        raise part.fault("rope_type", f"is {kind!r}; supported: default, llama3")
+    scaling = Llama3Scaling(
+        factor=part.number("factor"),
+        low_freq_factor=part.number("low_freq_factor"),
+        high_freq_factor=part.number("high_freq_factor"),
+        original_max_position_embeddings=part.integer(
+            "original_max_position_embeddings", config.integer("max_position_embeddings")
+        ),
+    )
+    return Rope(theta, scaling)
+
+
+def dtype_of(config: Config, stored: str) -> str:
+    """The precision of the checkpoint; `stored` is safetensors' name of its embedding's, used if config has none."""
+    key = "dtype" if config.values.get("dtype") is not None else "torch_dtype"
+    value = config.values.get(key)
+    name = DTYPES.get(stored, stored) if value is None else value
+    if name not in DTYPES.values():
+        raise config.fault(key, f"is {name!r}; supported: {', '.join(DTYPES.values())}")
+    return str(name)
+
+
+def eos_and_bos(config: Config, family: Family, rows: int) -> tuple[tuple[int, ...], int | None]:
+    """End-of-sequence ids (generation_config.json's list wins over config.json's) and the first token's id."""
+    path = config.path.with_name(GENERATION_FILE)
+    generation = Config(path, read_json(path, BadCheckpoint) if path.is_file() else {})
+    # null means none, absent means the family's default
+    default = family.eos_ids if "eos_token_id" not in config.values else ()
+    eos = generation.ids("eos_token_id", rows) or config.ids("eos_token_id", rows) or default
+    bos = generation.ids("bos_token_id", rows) or config.ids("bos_token_id", rows)
+    default_bos = family.bos_id if "bos_token_id" not in config.values else None
+    return eos, bos[0] if bos else default_bos
+
+
+def pard_of(config: Config, rows: int) -> Pard | None:
+    """The facts of a PARD draft, or None for an ordinary model. `rows`: of the vocabulary."""
+    kind = config.values.get("spd_type")
+    if kind not in (None, "pard"):
+        raise config.fault("spd_type", f"is {kind!r}; only 'pard' is supported")
+    named = {key: config.ids(key, rows) for key in MASK_KEYS}
+    masks = {key: ids[0] for key, ids in named.items() if ids}
+    if len(set(masks.values())) > 1:
+        raise config.fault(" and ".join(masks), f"disagree: {sorted(set(masks.values()))}")
+    if not masks:
+        if kind:
+            raise config.fault("spd_type", f"is 'pard' but the draft has no mask id; add {MASK_KEYS[0]}")
+        return None
+    if config.flag("pard2") and needs_target(config):
+        problem = "is true: this draft reads its target's hidden states, which is not supported yet; take a PARD draft"
+        raise config.fault("pard2", f"{problem} or a target-independent PARD-2 one")
+    return Pard(next(iter(masks.values())))
+
+
+def needs_target(config: Config) -> bool:
+    """Whether a PARD-2 draft comes with a projection of its target's hidden states."""
+    return any(config.values.get(key) is not None for key in PARD2_KEYS) or (
+        config.path.with_name(PARD2_WEIGHTS).exists()
+    )

@@ -1,0 +1,285 @@
+"""Quantized checkpoints: how other tools keep integer weights. Two tables: quantization methods, and packings.
+
+A matrix [out, in] is kept as levels of `bits` bits, several in a word of 32; groups of its input columns share a scale
+and a zero point: weight = scale * (level - zero). What the tensors' shapes say holds for each matrix by itself, since
+many tools give some layers other bits or groups than config.json's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from pard_onnx.models.errors import BadCheckpoint
+
+from .config import Config
+from .tensors import DTYPES, TensorEntry
+
+KEY = "quantization_config"
+BITS = (4, 8)  # of MatMulNBits with integer activations
+WORD = 32
+Shape = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """The tensors of a matrix, by their endings: shapes in terms of out, in, groups; "/word" is packed, the lowest
+    bits first. weight, scale, zero: the endings' roles; order: of the columns' groups, if the tool sorted columns."""
+
+    weight: str
+    scale: str
+    zero: str
+    order: str | None
+    shapes: Mapping[str, Shape]
+
+
+PACKINGS = {
+    "awq": Packing(
+        "qweight",
+        "scales",
+        "qzeros",
+        None,
+        {"qweight": ("in", "out/word"), "scales": ("groups", "out"), "qzeros": ("groups", "out/word")},
+    ),
+    "gptq": Packing(
+        "qweight",
+        "scales",
+        "qzeros",
+        "g_idx",
+        {
+            "qweight": ("in/word", "out"),
+            "scales": ("groups", "out"),
+            "qzeros": ("groups", "out/word"),
+            "g_idx": ("in",),
+        },
+    ),
+    "compressed-tensors": Packing(
+        "weight_packed",
+        "weight_scale",
+        "weight_zero_point",
+        "weight_g_idx",
+        {
+            "weight_packed": ("out", "in/word"),
+            "weight_scale": ("out", "groups"),
+            "weight_zero_point": ("out/word", "groups"),
+            "weight_g_idx": ("in",),
+        },
+    ),
+    "quark": Packing(
+        "weight",
+        "weight_scale",
+        "weight_zero_point",
+        None,
+        {"weight": ("in", "out/word"), "weight_scale": ("groups", "out"), "weight_zero_point": ("groups", "out/word")},
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """What config.json says.
+
+    bits, group: of every matrix, None where they differ from layer to layer; group -1 is a whole row. zeros: whether
+    there are zero points; without, the middle level stands for 0. interleaved: the levels of a word are those of
+    outputs 0, 2, 4, 6, 1, 3, 5, 7. less: stored zero points are so much less than the true ones. signed: levels and
+    zero points are stored in two's complement.
+    """
+
+    method: str  # as in config.json
+    packing: str  # a key of PACKINGS
+    bits: int | None
+    group: int | None
+    zeros: bool = True
+    interleaved: bool = False
+    less: int = 0
+    signed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """One matrix [out, in] of a quantized checkpoint. parts: by their endings, dtypes and shapes checked."""
+
+    shape: tuple[int, int]
+    bits: int
+    groups: int
+    parts: Mapping[str, TensorEntry]
+
+    @property
+    def group(self) -> int:
+        """Input columns that share a scale."""
+        return self.shape[1] // self.groups
+
+
+def quantization_of(config: Config) -> Quantization | None:
+    """How the checkpoint is quantized; None if it is not. Raises BadCheckpoint for what cannot be taken over."""
+    part = config.inside(KEY)
+    if not part.values:
+        return None
+    method = part.values.get("quant_method")
+    reader = METHODS.get(method) if isinstance(method, str) else None
+    if reader is None:
+        near = get_close_matches(str(method), METHODS, n=1, cutoff=0.6)
+        hint = f"; the nearest is {near[0]!r}" if near else ""
+        raise part.fault("quant_method", f"is {method!r}; supported: {', '.join(METHODS)}{hint}")
+    found = reader(part)
+    if found.bits is not None and found.bits not in BITS:
+        raise part.fault("bits", f"is {found.bits}; integer weights of {' and '.join(map(str, BITS))} bits are taken")
+    return found
+
+
+def _awq(part: Config) -> Quantization:
+    if (version := str(part.values.get("version") or "gemm").lower()) != "gemm":
+        raise part.fault("version", f"is {version!r}; only 'gemm' is supported")
+    bits, group = _bits_and_group(part)
+    if bits != 4:
+        raise part.fault("bits", f"is {bits}; the gemm layout has 4")
+    return Quantization("awq", "awq", bits, group, interleaved=True)
+
+
+def _gptq(part: Config) -> Quantization:
+    key = "checkpoint_format" if part.values.get("checkpoint_format") else "format"
+    form = part.values.get(key) or "gptq"
+    if form not in ("gptq", "gptq_v2"):
+        raise part.fault(key, f"is {form!r}; supported: 'gptq', 'gptq_v2'")
+    mixed = bool(part.values.get("dynamic"))
+    return Quantization("gptq", "gptq", *_bits_and_group(part, mixed), less=int(form == "gptq"))
+
+
+def _auto_round(part: Config) -> Quantization:
+    """Its own packing is GPTQ's with the true zero points, and without column order."""
+    form = str(part.values.get("packing_format") or part.values.get("backend") or "auto_round:auto_gptq")
+    if (kind := str(part.values.get("data_type") or "int")) != "int":
+        raise part.fault("data_type", f"is {kind!r}; only 'int' is supported")
+    numbers = _bits_and_group(part, mixed=bool(part.values.get("extra_config")))
+    if "awq" in form:
+        return Quantization("auto-round", "awq", *numbers, interleaved=True)
+    if "gptq" in form and "gptqmodel" not in form:
+        return Quantization("auto-round", "gptq", *numbers, less=1)
+    if form.startswith("auto_round") and "llm_compressor" not in form and "fp8" not in form:
+        return Quantization("auto-round", "gptq", *numbers)
+    supported = "auto_round, auto_round:auto_gptq, auto_round:auto_awq"
+    raise part.fault("packing_format", f"is {form!r}; supported: {supported}")
+
+
+def _compressed_tensors(part: Config) -> Quantization:
+    if (form := part.values.get("format")) != "pack-quantized":
+        raise part.fault("format", f"is {form!r}; only 'pack-quantized' is supported")
+    named = part.inside("config_groups")
+    groups = [named.inside(key).inside("weights") for key in named.values]
+    if not groups:
+        raise part.fault("config_groups", "has no group; one says how weights are quantized")
+    for weights in groups:
+        if (kind := weights.values.get("type", "int")) != "int":
+            raise weights.fault("type", f"is {kind!r}; only 'int' is supported")
+        if (strategy := weights.values.get("strategy")) not in ("group", "channel"):
+            raise weights.fault("strategy", f"is {strategy!r}; supported: 'group', 'channel'")
+    first = groups[0]
+    zeros = not all(weights.flag("symmetric", True) for weights in groups)
+    if len(groups) > 1:
+        return Quantization("compressed-tensors", "compressed-tensors", None, None, zeros)
+    group = first.integer("group_size") if first.values["strategy"] == "group" else -1
+    return Quantization("compressed-tensors", "compressed-tensors", first.integer("num_bits"), group, zeros)
+
+
+def _quark(part: Config) -> Quantization:
+    weight = part.inside("global_quant_config").inside("weight")
+    dtype, scheme = weight.values.get("dtype"), weight.values.get("qscheme")
+    if dtype not in ("uint4", "int4"):
+        raise weight.fault("dtype", f"is {dtype!r}; supported: 'uint4', 'int4'")
+    if scheme != "per_group":
+        raise weight.fault("qscheme", f"is {scheme!r}; only 'per_group' is supported")
+    export = part.inside("export")
+    method = export.values.get("pack_method") or "reorder"
+    if method not in ("reorder", "order"):
+        raise export.fault("pack_method", f"is {method!r}; supported: 'reorder', 'order'")
+    mixed = bool(part.values.get("layer_quant_config"))
+    group = None if mixed else weight.integer("group_size")
+    return Quantization("quark", "quark", 4, group, interleaved=method == "reorder", signed=dtype == "int4")
+
+
+def _bits_and_group(part: Config, mixed: bool = False) -> tuple[int | None, int | None]:
+    bits = part.integer("w_bit" if "w_bit" in part.values else "bits")
+    group = part.integer("q_group_size" if "q_group_size" in part.values else "group_size", -1, least=-1)
+    if group == 0:
+        raise part.fault("group_size", "is 0; it must be a number of columns, or -1 for whole rows")
+    return (None, None) if mixed else (bits, group)
+
+
+METHODS: dict[str, Callable[[Config], Quantization]] = {
+    "awq": _awq,
+    "gptq": _gptq,
+    "auto-round": _auto_round,
+    "intel/auto-round": _auto_round,
+    "compressed-tensors": _compressed_tensors,
+    "quark": _quark,
+}
+
+
+def packed_matrix(
+    quantization: Quantization, name: str, shape: tuple[int, int], found: Mapping[str, TensorEntry]
+) -> PackedMatrix | None:
+    """The matrix `name` [out, in] among the tensors `found`; None if it is not there in integers.
+
+    Raises BadCheckpoint where parts are missing, or are not what the others and config.json say.
+    """
+    packing = PACKINGS[quantization.packing]
+    parts = {end: found[f"{name}.{end}"] for end in packing.shapes if f"{name}.{end}" in found}
+    weight = parts.get(packing.weight)
+    if weight is None or weight.dtype != "I32":
+        return None
+    wanted = {packing.weight, packing.scale, *([packing.zero] if quantization.zeros else [])}
+    for end in sorted(wanted - set(parts)):
+        raise BadCheckpoint(f"{weight.file}: no tensor {name}.{end} beside {name}.{packing.weight}; download it again")
+    if not quantization.zeros:
+        parts.pop(packing.zero, None)
+    bits = _bits(packing, weight, shape)
+    axis = packing.shapes[packing.scale].index("groups")
+    scale = parts[packing.scale]
+    groups = scale.shape[axis] if len(scale.shape) == 2 else 0
+    _require_numbers(quantization, name, weight, (shape[1], bits, groups))
+    sizes = {"out": shape[0], "in": shape[1], "groups": groups}
+    for end, entry in parts.items():
+        expected = tuple(_extent(extent, sizes, WORD // bits) for extent in packing.shapes[end])
+        if entry.shape != expected:
+            raise BadCheckpoint(
+                f"{entry.file}: tensor {name}.{end} is {list(entry.shape)}; "
+                f"a matrix {list(shape)} of {bits} bits in {groups} groups needs {list(expected)}"
+            )
+        kinds = tuple(DTYPES) if end == packing.scale else ("I32",)
+        if entry.dtype not in kinds:
+            raise BadCheckpoint(
+                f"{entry.file}: tensor {name}.{end} is stored as {entry.dtype}, not {' or '.join(kinds)}"
+            )
+    return PackedMatrix(shape, bits, groups, parts)
+
+
+def _bits(packing: Packing, weight: TensorEntry, shape: tuple[int, int]) -> int:
+    """Of a level: words along the packed axis, over the levels in them."""
+    extents = packing.shapes[packing.weight]
+    axis = next(i for i, extent in enumerate(extents) if str(extent).endswith("/word"))
+    levels = shape[0] if extents[axis] == "out/word" else shape[1]
+    words = weight.shape[axis] if len(weight.shape) == 2 else 0
+    # Rounded down: the last word may be filled in part
+    return words * WORD // levels
+
+
+def _require_numbers(quantization: Quantization, name: str, weight: TensorEntry, numbers: tuple[int, int, int]) -> None:
+    """Bits and groups that can be taken over, and that config.json does not contradict."""
+    width, bits, groups = numbers
+    if bits not in BITS or (quantization.bits or bits) != bits:
+        said = f"{KEY} says {quantization.bits}" if quantization.bits else f"{' and '.join(map(str, BITS))} are taken"
+        raise BadCheckpoint(f"{weight.file}: {name} is {list(weight.shape)}, which is {bits} bits a weight; {said}")
+    if not groups or width % groups:
+        raise BadCheckpoint(f"{weight.file}: {name}: its {width} columns do not divide into {groups} groups")
+    group = quantization.group
+    if group is not None and width // groups != (width if group == -1 else group):
+        raise BadCheckpoint(
+            f"{weight.file}: {name}: {groups} groups of {width} columns; {KEY} says groups of {group}, which "
+            f"{'do not divide them' if width % group else 'would be ' + str(width // group)}"
+        )
+
+
+def _extent(extent: str | int, sizes: Mapping[str, int], per_word: int) -> int:
+    name, packed, _ = str(extent).partition("/")
+    return -(-sizes[name] // per_word) if packed else sizes[name]

@@ -1,0 +1,164 @@
+"""Tensors of a checkpoint: found from the headers of its safetensors files, read by row blocks."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.json_files import read_json
+
+ONE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# safetensors' names of the floats that are read, and how they lie in the file
+DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+BLOCK_VALUES = 1 << 22  # 16 MiB as float32
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
+
+
+class Tensor(Protocol):
+    """A tensor that need not be in memory. dtype: safetensors' name of its floats."""
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def read(self, first: int, stop: int) -> NDArray[Any]:
+        """Rows first .. stop of its first axis, in the type that DTYPES has for it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where a tensor lies. dtype: safetensors' name (F32, F16, BF16, ...); offset, nbytes: bytes in `file`."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+    def read(self, first: int, stop: int) -> NDArray[Any]:
+        stored, row = DTYPES[self.dtype], math.prod(self.shape[1:])
+        shape = (max(0, stop - first), *self.shape[1:]) if self.shape else ()
+        count = math.prod(shape)
+        raw: NDArray[Any] = np.fromfile(self.file, stored, count, offset=self.offset + first * row * stored.itemsize)
+        if raw.size != count:
+            raise BadCheckpoint(f"{self.file}: ends within a tensor; download it again")
+        return raw.reshape(shape)
+
+
+def find_tensors(folder: Path) -> dict[str, TensorEntry]:
+    """All tensors of a checkpoint folder by name, in one file or in shards. Raises BadCheckpoint."""
+    if (folder / ONE_FILE).is_file():
+        return read_header(folder / ONE_FILE)
+    if (folder / INDEX).is_file():
+        return _sharded(folder)
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise BadCheckpoint(
+            f"{folder}: has only pickled weights ({pickles[0]}), which are never loaded because they can run code; "
+            "convert them to safetensors (save_pretrained in transformers does)"
+        )
+    raise BadCheckpoint(f"{folder}: no weights: neither {ONE_FILE} nor {INDEX} is there")
+
+
+def _sharded(folder: Path) -> dict[str, TensorEntry]:
+    index = folder / INDEX
+    shard_of = read_json(index, BadCheckpoint).get("weight_map")
+    if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):
+        raise BadCheckpoint(f"{index}: no weight_map from tensor names to file names; download it again")
+    shards = sorted(set(shard_of.values()))
+    for shard in shards:
+        if Path(shard).name != shard or "\\" in shard:  # an index may not reach outside its folder
+            raise BadCheckpoint(f"{index}: {shard!r} is not the name of a file beside it")
+    absent = [shard for shard in shards if not _is_file(folder / shard)]
+    if absent:
+        raise BadCheckpoint(f"{index}: names files that are not there: {', '.join(absent)}; download them")
+    headers = {shard: read_header(folder / shard) for shard in shards}
+    for name, shard in shard_of.items():
+        if name not in headers[shard]:
+            raise BadCheckpoint(f"{folder / shard}: has no tensor {name}, which {INDEX} says it has; download it again")
+    return {name: headers[shard][name] for name, shard in shard_of.items()}
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or not Unicode
+        return False
+
+
+def read_header(file: Path) -> dict[str, TensorEntry]:
+    """The tensors of one safetensors file by name. Raises BadCheckpoint for a broken or truncated one."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(MAX_HEADER, size - 8):
+            raise BadCheckpoint(f"{file}: truncated or not safetensors: no whole header in its {size} bytes")
+        text = stream.read(length)
+    try:
+        header = json.loads(text)
+        entries = dict(_entries(file, header, start=8 + length))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise BadCheckpoint(f"{file}: not a safetensors file (broken header); download it again") from error
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
+        end = entry.offset + entry.nbytes
+        if end > size:
+            raise BadCheckpoint(
+                f"{file}: truncated: tensor {name} ends at byte {end} but the file has {size}; download it again"
+            )
+    return entries
+
+
+def _entries(file: Path, header: Mapping[str, Any], start: int) -> Iterator[tuple[str, TensorEntry]]:
+    for name, fact in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = (int(offset) for offset in fact["data_offsets"])
+        shape = tuple(int(extent) for extent in fact["shape"])
+        dtype = DTYPES.get(fact["dtype"])
+        if not 0 <= begin <= end or (dtype and end - begin != math.prod(shape) * dtype.itemsize):
+            raise ValueError(name)
+        yield name, TensorEntry(file, fact["dtype"], shape, start + begin, end - begin)
+
+
+def read_tensor(entry: Tensor, rows: slice | None = None) -> NDArray[np.float32]:
+    """The tensor as float32, or a block of its rows (a slice of step 1 over the first axis).
+
+    Only what is asked for is read, so a matrix can be streamed. Raises BadCheckpoint if the file ends early.
+    """
+    first, stop, step = (rows or slice(None)).indices(entry.shape[0] if entry.shape else 1)
+    if step != 1:
+        raise ValueError(f"rows of step {step}; only 1 is read")
+    raw = entry.read(first, stop)
+    if entry.dtype == "BF16":  # bfloat16 is the upper half of a float32
+        raw = (raw.astype(np.uint32) << 16).view(np.float32)
+    found: NDArray[np.float32] = raw.astype(np.float32, order="C", copy=False)
+    return found
+
+
+def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Slices of rows, in order, of at most BLOCK_VALUES values (one row at least), for reading piece by piece."""
+    rows = shape[0]
+    step = max(1, BLOCK_VALUES // max(1, math.prod(shape[1:])))
+    return (slice(i, min(i + step, rows)) for i in range(0, rows, step))
+
+
+def require_finite(name: str, array: NDArray[np.float32]) -> None:
+    """Raises BadCheckpoint, naming the tensor, if `array` holds an infinity or a NaN."""
+    if not np.isfinite(array).all():
+        raise BadCheckpoint(f"tensor {name} holds values that are not finite; the checkpoint is damaged")

@@ -1,0 +1,60 @@
+"""The tokenizer's files as far as a checkpoint's facts need them: its real size and its chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.json_files import read_json
+
+FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+
+
+def tokenizer_size(folder: Path) -> int:
+    """One more than the highest id of tokenizer.json, added tokens included. Raises BadCheckpoint."""
+    path = folder / FILE
+    if not path.is_file():
+        raise BadCheckpoint(f"{folder}: no {FILE}; save the checkpoint's fast tokenizer beside its weights")
+    value = read_json(path, BadCheckpoint)
+    try:
+        added = [int(token["id"]) for token in value.get("added_tokens") or ()]
+        highest: int = max((*_model_ids(value["model"]["vocab"]), *added))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:  # OverflowError: Infinity
+        raise BadCheckpoint(f"{path}: not a tokenizer of the tokenizers library (no vocabulary in it)") from error
+    _require_readable(path)
+    return highest + 1
+
+
+def _require_readable(path: Path) -> None:
+    try:
+        Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise BadCheckpoint(f"{path}: the tokenizers library cannot read it: {error}; download it again") from error
+
+
+def _model_ids(vocab: Any) -> range | list[int]:
+    # Unigram models list their pieces; all others map a piece to its id
+    return range(len(vocab)) if isinstance(vocab, list) else [int(id_) for id_ in vocab.values()]
+
+
+def chat_template(folder: Path) -> str | None:
+    """The jinja text of the chat template (of the one named "default" among several), or None."""
+    config = folder / CONFIG_FILE
+    value = read_json(config, BadCheckpoint).get("chat_template") if config.is_file() else None
+    path = folder / TEMPLATE_FILE
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8-sig")
+        except ValueError as error:
+            raise BadCheckpoint(f"{path}: not UTF-8 text") from error
+    if isinstance(value, list):
+        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
+        value = named.get("default")
+    if value is not None and not isinstance(value, str):
+        raise BadCheckpoint(f"{config}: chat_template is neither text nor a list of named templates")
+    return value

@@ -1,0 +1,168 @@
+// The kernels of all vector instruction sets: one template over a set of primitives S (see gemm_avx512vnni.cpp).
+// Included after target_begin.h; every other header comes before it. So no inline function of theirs is compiled for
+// a newer processor and then, merged by the linker, run on an older one; what is here has internal linkage.
+#pragma once
+
+#include <string.h>
+
+#include "isa/isa.h"
+
+namespace pard {
+namespace {
+
+constexpr size_t PREFETCH = 12288;  // bytes ahead in the weight stream: 2 KiB took 1.3 times as long at 9 rows
+constexpr size_t UNROLL = 4;       // lines; every block has a multiple of them
+constexpr uint32_t SMALLEST_PEAK_BITS = 0x03000000;  // 2^-121: below it 127 / peak overflows; such blocks are zeros
+constexpr uint32_t INFINITY_BITS = 0x7f800000;
+constexpr uint32_t NAN_BITS = 0x7fc00000;
+
+inline float as_float(uint32_t bits) {
+  float out;
+  memcpy(&out, &bits, sizeof out);
+  return out;
+}
+
+inline int32_t load_group(const int8_t* levels) {
+  int32_t out;
+  memcpy(&out, levels, sizeof out);
+  return out;
+}
+
+// R rows times one panel, over all blocks. Every output is one chain of fused multiply-adds in block order,
+// whatever R is: so a row does not depend on its neighbours. One panel at a time, as one stream of weights is what
+// memory serves best: two or four side by side were a quarter slower at 1..6 rows.
+template <class S, int BITS, bool ZEROS, size_t R>
+struct Panel {
+  using Int = typename S::Int;
+  using Float = typename S::Float;
+  using Sum = typename S::template Sum<BITS, R>;
+  static constexpr size_t V = PANEL / S::LANES;       // vectors
+  static constexpr size_t STEPS = BITS == 4 ? 2 : 1;  // groups of activations a line takes
+
+  static void line(const uint8_t* weights, const int8_t* rows, Sum (&sums)[R][V]) {
+    typename Sum::Levels levels[V];
+    S::prefetch(weights + PREFETCH);
+    for (size_t v = 0; v < V; ++v) levels[v] = Sum::load(weights + v * (LINE / V));
+    for (size_t r = 0; r < R; ++r) {
+      Int groups[STEPS];
+      for (size_t s = 0; s < STEPS; ++s) groups[s] = S::broadcast(load_group(rows + (s * R + r) * GROUP));
+      for (size_t v = 0; v < V; ++v) sums[r][v].add(levels[v], groups);
+    }
+  }
+
+  static void start(const Tile& tile, size_t panel, size_t b, Sum (&sums)[R][V]) {
+    const int32_t* offsets = tile.rows.offsets + b * R;
+    for (size_t v = 0; v < V; ++v) {
+      if constexpr (ZEROS) {
+        const Int zeros = S::widen(tile.zeros + (panel * tile.blocks + b) * PANEL + v * S::LANES);
+        for (size_t r = 0; r < R; ++r) sums[r][v].start(S::multiply_int(S::broadcast(offsets[r]), zeros));
+      } else {
+        for (size_t r = 0; r < R; ++r) sums[r][v].start(S::broadcast(offsets[r]));
+      }
+    }
+  }
+
+  static void run(const Tile& tile, size_t panel) {
+    const size_t lines = tile.format.block * BITS / 32;
+    const uint8_t* weights = tile.weights + panel * tile.panel_bytes;
+    const int8_t* rows = tile.rows.levels;
+    Float out[R][V];
+    for (size_t r = 0; r < R; ++r)
+      for (size_t v = 0; v < V; ++v) out[r][v] = S::zero();
+    for (size_t b = 0; b < tile.blocks; ++b) {
+      Sum sums[R][V];
+      start(tile, panel, b, sums);
+      size_t l = 0;
+      do {
+        for (size_t u = 0; u < UNROLL; ++u) line(weights + u * LINE, rows + u * STEPS * R * GROUP, sums);
+        for (size_t r = 0; r < R; ++r)
+          for (size_t v = 0; v < V; ++v) sums[r][v].flush();
+        weights += UNROLL * LINE;
+        rows += UNROLL * STEPS * R * GROUP;
+      } while ((l += UNROLL) < lines);
+      const float* scales = tile.rows.scales + b * R;
+      for (size_t v = 0; v < V; ++v) {
+        const Float scale = S::load(reinterpret_cast<const float*>(weights) + v * S::LANES);
+        for (size_t r = 0; r < R; ++r)
+          out[r][v] = S::fma(S::multiply(S::to_float(sums[r][v].total()), scale), S::broadcast(scales[r]), out[r][v]);
+      }
+      weights += LINE;
+    }
+    for (size_t v = 0; v < V; ++v) {
+      const size_t at = panel * PANEL + v * S::LANES;
+      const Float bias = tile.bias ? S::load(tile.bias + at) : S::zero();
+      for (size_t r = 0; r < R; ++r) S::store(tile.sums + r * tile.stride + at, S::add(out[r][v], bias));
+    }
+  }
+};
+
+template <class S, int BITS, bool ZEROS, size_t R>
+void multiply_rows(const Tile& tile) {
+  for (size_t panel = 0; panel < tile.panels; ++panel) Panel<S, BITS, ZEROS, R>::run(tile, panel);
+}
+
+// The tile's height picks the instantiation.
+template <class S, int BITS, bool ZEROS, size_t R = S::HIGHEST_TILE>
+void multiply_height(const Tile& tile) {
+  if constexpr (R > 0) {
+    if (tile.height == R)
+      multiply_rows<S, BITS, ZEROS, R>(tile);
+    else
+      multiply_height<S, BITS, ZEROS, R - 1>(tile);
+  }
+}
+
+template <class S>
+void multiply(const Tile& tile) {
+  if (tile.format.bits == 4)
+    tile.zeros ? multiply_height<S, 4, true>(tile) : multiply_height<S, 4, false>(tile);
+  else
+    tile.zeros ? multiply_height<S, 8, true>(tile) : multiply_height<S, 8, false>(tile);
+}
+
+// The bits of the largest magnitude. As integers NaN is above infinity, and infinity above the rest.
+template <class S>
+uint32_t peak_bits(const float* source, size_t count) {
+  typename S::Int peak = S::broadcast(int32_t{0});
+  for (size_t k = 0; k < count; k += S::LANES) peak = S::max_int(peak, S::magnitude_bits(S::load(source + k)));
+  return static_cast<uint32_t>(S::largest(peak));
+}
+
+// One block of one row; returns the sum of its levels.
+template <class S>
+int32_t quantize_block(const float* source, size_t count, float inverse, int8_t* target, size_t stride) {
+  typename S::Int sum = S::broadcast(int32_t{0});
+  for (size_t k = 0; k < count; k += S::LANES) {
+    const typename S::Int levels = S::round(S::multiply(S::load(source + k), S::broadcast(inverse)));
+    sum = S::add(sum, levels);
+    int8_t bytes[S::LANES];
+    S::store_bytes(bytes, levels);
+    for (size_t g = 0; g < S::LANES; g += GROUP) memcpy(target + (k + g) / GROUP * stride, bytes + g, GROUP);
+  }
+  return S::total(sum);
+}
+
+template <class S>
+void quantize(const QuantizeRow& job) {
+  const size_t stride = job.height * GROUP;
+  for (size_t b = 0; b < job.blocks; ++b) {
+    const float* source = job.source + b * job.block;
+    int8_t* target = job.target.levels + b * job.block * job.height + job.row * GROUP;
+    const uint32_t peak = peak_bits<S>(source, job.block);
+    // Too small for a scale: zeros. Infinite or NaN: levels of zero times a scale of NaN, so the row's results are NaN.
+    const bool regular = peak >= SMALLEST_PEAK_BITS && peak < INFINITY_BITS;
+    const float largest = as_float(peak);
+    int32_t sum = 0;
+    if (regular) {
+      sum = quantize_block<S>(source, job.block, LARGEST_LEVEL / largest, target, stride);
+    } else {
+      for (size_t k = 0; k < job.block; k += GROUP) memset(target + k / GROUP * stride, 0, GROUP);
+    }
+    const size_t at = b * job.height + job.row;
+    job.target.scales[at] = regular ? largest / LARGEST_LEVEL : peak < INFINITY_BITS ? 0.0f : as_float(NAN_BITS);
+    job.target.offsets[at] = -sum * job.sum_factor;
+  }
+}
+
+}  // namespace
+}  // namespace pard

@@ -1,0 +1,90 @@
+// Plain C functions for tests and for Python's view of the library: no session needed.
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "attention/attention.h"
+#include "isa/dispatch.h"
+#include "ort/export.h"
+#include "matmul/matmul.h"
+
+namespace {
+
+using namespace pard;
+
+// A pool for one call: `context` points to the number of threads.
+void run_threads(void* context, void (*task)(void*, size_t), size_t count, void* data) {
+  std::vector<std::thread> helpers;
+  const size_t threads = std::min(*static_cast<size_t*>(context), count);
+  const auto run = [=](size_t first) {
+    for (size_t i = first; i < count; i += threads) task(data, i);
+  };
+  for (size_t i = 1; i < threads; ++i) helpers.emplace_back(run, i);
+  run(0);
+  for (std::thread& helper : helpers) helper.join();
+}
+
+// Null and `error` filled if `body` throws.
+template <class F>
+auto caught(char* error, size_t size, F&& body) -> decltype(body()) {
+  try {
+    return body();
+  } catch (const std::exception& failure) {
+    if (size) {
+      const size_t length = std::min(std::strlen(failure.what()), size - 1);
+      std::memcpy(error, failure.what(), length);
+      error[length] = '\0';
+    }
+    return {};
+  }
+}
+
+}  // namespace
+
+PARD_EXPORT const char* pard_isa() { return selected_isa().name; }
+
+// Later kernels use it (null: the best one). 0 if this processor does not have it.
+PARD_EXPORT int pard_select_isa(const char* name) { return select_isa(name); }
+
+// Packs standard tensors; null on failure, and the words in `error`. zero_points and bias may be null.
+// up: the levels, scales and zero points of a second matrix, for a gated one, or null.
+PARD_EXPORT Weights* pard_pack(int bits, size_t block, size_t outputs, size_t inputs, const void* const* tensors,
+                               const void* const* up, const float* bias, size_t threads, char* error, size_t size) {
+  return caught(error, size, [&] {
+    const auto read = [](const void* const* parts) {
+      return [=](Part part, size_t offset, size_t count, void* target) {
+        std::memcpy(target, static_cast<const uint8_t*>(parts[static_cast<size_t>(part)]) + offset, count);
+      };
+    };
+    const Layout layout{{bits, block, tensors[static_cast<size_t>(Part::zero_points)] != nullptr}, outputs, inputs};
+    auto out = std::make_unique<Weights>(up ? pack_gated(layout, read(tensors), read(up), threads)
+                                            : pack(layout, read(tensors), threads));
+    if (bias) out->set_bias(bias);
+    return out.release();
+  });
+}
+
+PARD_EXPORT size_t pard_packed_bytes(const Weights* weights) { return weights->bytes(); }
+
+PARD_EXPORT void pard_free(Weights* weights) { delete weights; }
+
+// out[rows][N] = x[rows][K] times the matrix, or silu of the gate times up; 0 if this processor does not have the instruction set.
+PARD_EXPORT int pard_matmul(const char* isa_name, const Weights* weights, const float* x, size_t rows, float* out,
+                            size_t threads) {
+  const Isa* isa = find_isa(isa_name);
+  if (!isa) return 0;
+  matmul(*isa, *weights, x, rows, out, {&threads, run_threads});
+  return 1;
+}
+
+// Writes the step's keys and values into the caches, then its rows' attention to step->out; 0 as above.
+PARD_EXPORT int pard_attention(const char* isa_name, const AttentionStep* step, size_t threads) {
+  const Isa* isa = find_isa(isa_name);
+  if (!isa) return 0;
+  attention(*isa, *step, {&threads, run_threads});
+  return 1;
+}

@@ -1,0 +1,116 @@
+"""Which providers this installation has, and from where: built into onnxruntime, a plugin library, or Windows ML.
+
+A plugin is registered with ONNX Runtime once a process; it then offers devices, which a session is given instead of a
+provider's name.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from pard_onnx.models.errors import BadProvider
+
+from .table import PROVIDERS, Provider, named, onnxruntime
+
+WINDOWS_ML = "windowsml"  # the package of Windows ML's catalog of providers
+Origin = Literal["built in", "plugin", "Windows ML"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a provider comes from; devices: a plugin's, as ONNX Runtime's OrtEpDevice."""
+
+    origin: Origin
+    devices: tuple[Any, ...] = ()
+
+
+BUILT_IN = Source("built in")
+
+
+def installed(key: str) -> Provider:
+    """As `named`, but BadProvider also if it is not here."""
+    provider = named(key)
+    source(provider)
+    return provider
+
+
+def source(provider: Provider) -> Source:
+    """Where the provider comes from; BadProvider, with the way to get it, if it is not here."""
+    ort = onnxruntime(provider.install)
+    if provider.ort in ort.get_available_providers():
+        return BUILT_IN
+    found = _plugin(provider)
+    if found is None:
+        raise BadProvider(
+            f"provider {provider.key!r} is not in the installed onnxruntime; flavours overwrite one another, so "
+            f"uninstall the present one, then get it by {provider.install}"
+        )
+    if not found.devices:
+        raise BadProvider(
+            f"provider {provider.key!r} is installed ({found.origin}), but finds no device here; update the device's "
+            "driver, or take another provider"
+        )
+    return found
+
+
+def here() -> dict[str, Source]:
+    """All providers of this installation by key, in the order of `PROVIDERS`."""
+    out = {}
+    for key, provider in PROVIDERS.items():
+        try:
+            out[key] = source(provider)
+        except BadProvider:
+            continue
+    return out
+
+
+def _plugin(provider: Provider) -> Source | None:
+    """The provider as a plugin; None where there is no such library."""
+    ort = onnxruntime(provider.install)
+    if not hasattr(ort, "register_execution_provider_library"):
+        return None
+    for origin, library in _libraries(provider):
+        if _register(provider.ort, library):
+            return Source(origin, tuple(device for device in ort.get_ep_devices() if device.ep_name == provider.ort))
+    return None
+
+
+def _libraries(provider: Provider) -> Iterator[tuple[Origin, str]]:
+    """Plugin libraries that carry the provider, as far as their packages are installed."""
+    if provider.plugin and find_spec(provider.plugin):
+        yield "plugin", import_module(provider.plugin).get_library_path()
+    if sys.platform == "win32" and (library := windows_ml().get(provider.ort)):
+        yield "Windows ML", library
+
+
+@cache
+def windows_ml() -> dict[str, str]:
+    """Windows ML's libraries by ONNX Runtime's name of the provider; Windows fetches those that it lacks."""
+    if not find_spec(WINDOWS_ML):
+        return {}
+    found = {}
+    with import_module(WINDOWS_ML).EpCatalog() as catalog:
+        for entry in catalog.find_all_providers():
+            try:
+                entry.ensure_ready()
+            except Exception:  # one that Windows cannot fetch is one that is not here
+                continue
+            if entry.library_path:
+                found[entry.name] = str(entry.library_path)
+    return found
+
+
+@cache
+def _register(name: str, library: str) -> bool:
+    """Once a process; False for a library that ONNX Runtime does not load."""
+    try:
+        onnxruntime().register_execution_provider_library(name, library)
+    except Exception:  # ONNX Runtime's exceptions share no base class
+        return False
+    return True

@@ -1,0 +1,112 @@
+"""A graph opened as an ONNX Runtime session on a provider."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pard_onnx.models.cache_folder import cache_folder
+from pard_onnx.models.errors import BadArtifact, BadInput, BadProvider
+from pard_onnx.models.manifest import DATA, VITISAI_CONFIG, Manifest
+from pard_onnx.runtime.kernels.graph import with_kernel
+
+from .discovery import source
+from .table import CPU, SESSION_OPTION, Provider, onnxruntime
+from .threads import Threads, apply
+
+ERRORS_ONLY = 3  # ONNX Runtime's log severity
+# What CUDA, HIP, Direct3D, Dawn and ONNX Runtime's own allocators say
+MEMORY = re.compile(r"out of memory|outofmemory|failed to allocate|bad[_ ]alloc|8007000e|not enough memory", re.I)
+
+
+def open_graph(path: Path, provider: Provider, threads: Threads) -> Any:
+    """An onnxruntime.InferenceSession; BadArtifact if it refuses the file."""
+    options = session_options(threads)
+    try:
+        if provider.key == CPU.key:
+            graph = with_kernel(path, options)
+            return opened(graph if isinstance(graph, bytes) else str(graph), provider, options)
+        return opened(str(path), replace(provider, options=tuple(compile_options(provider, path).items())), options)
+    except BadInput:
+        raise
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        if provider.key != CPU.key and is_out_of_memory(error):
+            size = sum(file.stat().st_size for file in path.parent.glob("model*"))
+            raise BadArtifact(
+                f"{path.parent.name}: its {size / 2**20:.0f} MiB of weights do not fit the memory of {provider.title}; "
+                "export it in a smaller --precision, or take another provider"
+            ) from error
+        raise BadArtifact(f"{path} cannot be loaded on {provider.title}: {first_line(error)}") from error
+
+
+def session_options(threads: Threads) -> Any:
+    options = onnxruntime().SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.enable_mem_pattern = False  # a pattern is kept per input shape, and each step has a new mask length
+    apply(threads, options)
+    return options
+
+
+def opened(graph: str | bytes, provider: Provider, options: Any) -> Any:
+    """The session; BadProvider if ONNX Runtime went on without the provider, which it does where libraries lack."""
+    ort = onnxruntime(provider.install)
+    chosen = {name: value for name, value in provider.options if not name.startswith(SESSION_OPTION)}
+    for name, value in provider.options:
+        if name not in chosen:
+            options.add_session_config_entry(name, value)
+    if provider.key == CPU.key:
+        return ort.InferenceSession(graph, options, providers=[provider.ort], enable_fallback=0)
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL  # DirectML demands it
+    found = source(provider)
+    if found.devices:
+        device = min(provider.device, len(found.devices) - 1)
+        chosen.pop(provider.device_option, None)  # which is said by the device itself
+        options.add_provider_for_devices([found.devices[device]], chosen)
+        session = ort.InferenceSession(graph, options)
+    else:
+        # The fallback to other providers prints to stdout and hides what went wrong.
+        session = ort.InferenceSession(graph, options, providers=[(provider.ort, chosen)], enable_fallback=0)
+    if provider.ort not in session.get_providers():
+        raise cannot_start(provider, "ONNX Runtime could not load its libraries")
+    return session
+
+
+def cannot_start(provider: Provider, reason: str) -> BadProvider:
+    return BadProvider(
+        f"provider {provider.title!r} cannot start: {reason}; check its driver and libraries with pard-doctor, or "
+        "run on another provider (--fallback goes on on the CPU)"
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return bool(MEMORY.search(str(error)))
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def vitisai_options(path: Path) -> dict[str, str]:
+    """Its cache is named by the graph and its weights, so that another export is compiled anew."""
+    files = [file.sha256 for file in Manifest.read(path.parent).files if file.name in (path.name, DATA)]
+    key = hashlib.sha256("".join(files).encode()).hexdigest()
+    out = {"cache_dir": str(cache_folder() / "vitisai"), "cache_key": key}
+    config = path.parent / VITISAI_CONFIG
+    return out | ({"config_file": str(config)} if config.is_file() else {})
+
+
+def migraphx_options(path: Path) -> dict[str, str]:
+    return {"migraphx_model_cache_dir": str(cache_folder() / "migraphx")}
+
+
+COMPILE_OPTIONS: dict[str, Callable[[Path], dict[str, str]]] = {"npu": vitisai_options, "migraphx": migraphx_options}
+
+
+def compile_options(provider: Provider, path: Path) -> dict[str, str]:
+    """The provider's own options for this graph; what the user chose comes first."""
+    defaults = COMPILE_OPTIONS[provider.key](path) if provider.key in COMPILE_OPTIONS else {}
+    return defaults | dict(provider.options)

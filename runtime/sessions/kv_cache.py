@@ -1,0 +1,73 @@
+"""The KV cache of one conversation in one model: buffers of fixed size, rolled back by a number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pard_onnx.models.errors import BadArtifact
+from pard_onnx.models.manifest import Manifest
+from pard_onnx.runtime.providers.table import onnxruntime
+
+Rows = NDArray[Any]
+
+
+class KvCache:
+    """`length` counts the tokens in it, at most `rows`. The system gives memory as rows are first written."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        spec = manifest.spec
+        self._shape = (1, spec.kv_heads, manifest.kv_rows, spec.head_dim)
+        self._type = np.dtype(manifest.kv_dtype)
+        self.rows = manifest.token_rows
+        self.length = 0
+        self._names = [f"{layer}.{part}" for layer in range(spec.layers) for part in ("key", "value")]
+        self._allocate()
+
+    def _allocate(self) -> None:
+        self._arrays: list[Rows] = [np.zeros(self._shape, self._type) for _ in self._names]
+        wrap = onnxruntime().OrtValue.ortvalue_from_numpy
+        self._values = [wrap(array) for array in self._arrays]
+
+    def bind(self, binding: Any) -> None:
+        """Past and present of each layer are one buffer, updated in place."""
+        for name, value in zip(self._names, self._values, strict=True):
+            binding.bind_ortvalue_input(f"past_key_values.{name}", value)
+            binding.bind_ortvalue_output(f"present.{name}", value)
+
+    def run(self, session: Any, binding: Any) -> None:
+        """One call of the graph, to which the cache is bound."""
+        session.run_with_iobinding(binding)
+
+    def rollback(self, length: int) -> None:
+        """Forget the rows from `length` on."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"a cache of {self.length} tokens cannot be rolled back to {length}")
+        self.length = length
+
+    def pretend(self, length: int) -> None:
+        """Count so many tokens, whatever the rows hold: for measuring what steps cost."""
+        if not 0 <= length <= self.rows:
+            raise ValueError(f"a cache of {self.rows} rows cannot hold {length} tokens")
+        self.length = length
+
+    def read(self, first: int, last: int) -> Rows:
+        """A copy of rows first .. last - 1, [2 * layers, kv_heads, last - first, head_dim]."""
+        return np.stack([array[0, :, first:last] for array in self._arrays])
+
+    def write(self, rows: Sequence[Rows] | Rows) -> None:
+        """Begin with these rows, as `read(0, n)` gave them; BadArtifact if they are another model's."""
+        block = self._fitting(rows)
+        for array, part in zip(self._arrays, block, strict=True):
+            array[0, :, : part.shape[1]] = part
+        self.length = block.shape[2]
+
+    def _fitting(self, rows: Sequence[Rows] | Rows) -> Rows:
+        block = np.asarray(rows)
+        wanted = (len(self._names), self._shape[1], block.shape[2] if block.ndim == 4 else 0, self._shape[3])
+        if block.shape != wanted or block.dtype != self._type or block.shape[2] > self.rows:
+            raise BadArtifact(f"KV rows of shape {block.shape} and type {block.dtype} do not fit this model's cache")
+        return block

@@ -1,0 +1,62 @@
+"""What a generation goes on from: text, token ids or chat messages, as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from operator import index
+from typing import Any
+
+from pard_onnx.models.errors import BadInput
+
+from .tokenizer import Message, Text
+
+Prompt = str | Sequence[int] | Sequence[Message]
+WANTED = "a prompt is text, token ids, or a list of messages with role and content"
+
+
+def encode(prompt: Prompt, text: Text, size: int, *, chat: bool = False) -> list[int]:
+    """The prompt's ids, each below `size`; chat: a text is a user's message. BadInput for anything else."""
+    if isinstance(prompt, str):
+        if not prompt:
+            raise BadInput("the prompt is empty")
+        return text.encode_chat([{"role": "user", "content": prompt}]) if chat else text.encode(prompt)
+    if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
+        raise BadInput(f"{WANTED}, not {type(prompt).__name__}")
+    items: Sequence[Any] = list(prompt)
+    if items and all(isinstance(item, Mapping) for item in items):
+        return text.encode_chat(items)
+    try:
+        ids = [index(item) for item in items]
+    except TypeError:
+        raise BadInput(WANTED) from None
+    for token in ids:
+        if not 0 <= token < size:
+            raise BadInput(f"token id {token} in the prompt; the tokenizer has ids 0 to {size - 1}")
+    return ids
+
+
+Messages = list[dict[str, Any]]
+
+
+def copied(messages: Iterable[Message]) -> Messages:
+    """Their own dicts; BadInput for what is no message."""
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
+        raise BadInput(f"messages are a list of objects with role and content, not {type(messages).__name__}")
+    out: Messages = []
+    for message in messages:
+        if not isinstance(message, Mapping) or not message.keys() >= {"role", "content"}:
+            raise BadInput(f"a message has a role and a content, not {message!r}")
+        out.append(dict(message))
+    return out
+
+
+def opening(text: Text, system: str | None, messages: Iterable[Message]) -> Messages:
+    """What a conversation begins with, tried on the chat template; BadInput if that has no use for it."""
+    out = copied(messages)
+    question = {"role": "user", "content": "?"}
+    if system is not None:
+        out.insert(0, {"role": "system", "content": system})
+    rendered = text.render([*out, question])
+    if system and rendered == text.render([*out[1:], question]):
+        raise BadInput("this model's chat template leaves out system messages; say it in the first message instead")
+    return out

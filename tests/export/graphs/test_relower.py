@@ -1,0 +1,182 @@
+"""Float exports quantized without their checkpoint: the same as quantizing the checkpoint."""
+
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pard_onnx.export.exporter import Job, export
+from pard_onnx.export.float_export import Columns, FloatExport, tensor_names
+from pard_onnx.export.job import requantized
+from pard_onnx.export.store import joined
+from pard_onnx.export.verify.drive import drive
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.tensors import read_tensor
+from pard_onnx.models.devices import DEVICES, form
+from pard_onnx.models.errors import BadArtifact, BadInput
+from pard_onnx.models.manifest import Manifest, Source
+from pard_onnx.quantize.quantizer import Order
+from pard_onnx.quantize.recipes import named_recipe
+
+Exported = Callable[..., tuple[Path, Path]]
+Tiny = Callable[..., Path]
+
+
+def order_of(name: str, text: Path) -> Order:
+    named = named_recipe(name)
+    return Order(named, text if named.calibrated else None, "0.8" if named.mixed else None)
+
+
+def operators(folder: Path) -> dict[str, Counter[str]]:
+    graphs = {path.name: onnx.load(path, load_external_data=False).graph for path in folder.glob("*.onnx")}
+    return {name: Counter(node.op_type for node in graph.node) for name, graph in graphs.items()}
+
+
+def same(one: Path, other: Path) -> None:
+    """The same graphs up to generated names, the same bytes of weights, the same told of them."""
+    found, expected = Manifest.read(one), Manifest.read(other)
+    assert operators(one) == operators(other)
+    assert (one / "model.onnx.data").read_bytes() == (other / "model.onnx.data").read_bytes()
+    unlike = {"files", "source", "parity"}
+    assert all(getattr(found, name) == getattr(expected, name) for name in Manifest.__slots__ if name not in unlike)
+    found.verify(one)
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("recipe", "family", "role", "options"),
+    (
+        ("int4-rtn", "qwen2", "target", {}),
+        ("int4-awq-gptq", "qwen2", "target", {}),
+        ("int4-mixed", "qwen3", "draft", {"tied": True}),
+        ("int4-gptq", "llama", "target", {"attention": "portable"}),
+        ("int8-a8w8", "qwen2", "target", {"attention": "portable"}),
+        pytest.param("int8-a16w8", "qwen3", "draft", {"attention": "portable", "tied": True}, marks=slow),
+        pytest.param("int8-dynamic", "qwen2", "draft", {}, marks=slow),
+        pytest.param("int4-awq", "qwen3", "target", {"attention": "portable", "tied": True}, marks=slow),
+        pytest.param("int4-mixed", "llama", "target", {}, marks=slow),
+        pytest.param("int4-kquant", "llama", "draft", {}, marks=slow),
+        pytest.param("int4-hqq", "qwen2", "target", {"tied": True}, marks=slow),
+        pytest.param("int8-gptq", "qwen2", "draft", {"attention": "portable", "tied": True}, marks=slow),
+    ),
+)
+def test_it_is_what_the_checkpoint_gives(
+    exported: Exported, tmp_path: Path, text: Path, recipe: str, family: str, role: str, options: dict[str, object]
+) -> None:
+    checkpoint, artifact = exported(family, role, "fp32", verify=False, **options)
+    order, wanted = order_of(recipe, text), form(DEVICES["cpu"], attention=options.get("attention"))  # type: ignore[arg-type]
+    direct = Job(Checkpoint.open(checkpoint), Source("tiny"), tmp_path / "direct", "int4", order=order, form=wanted)
+    export(replace(direct, precision=order.named.precision, verify=False))
+    export(requantized(FloatExport.open(artifact), tmp_path / "again", order, verify=False))
+    same(tmp_path / "again", tmp_path / "direct")
+
+
+@pytest.mark.parametrize("device", ("cuda", pytest.param("migraphx", marks=slow)))
+def test_half_precision_is_the_checkpoint_rounded_to_it(
+    exported: Exported, tmp_path: Path, text: Path, device: str
+) -> None:
+    """migraphx has static graphs over one data file."""
+    checkpoint, artifact = exported("qwen2", "target", "fp16", device=device, dtype="float16", verify=False)
+    order = order_of("int4-gptq", text)
+    job = Job(Checkpoint.open(checkpoint), Source("tiny"), tmp_path / "direct", order=order, form=form(DEVICES[device]))
+    export(replace(job, verify=False))
+    manifest = export(requantized(FloatExport.open(artifact), tmp_path / "again", order, verify=False))
+    same(tmp_path / "again", tmp_path / "direct")
+    assert manifest.device == device and manifest.source == Source("tiny", export="fp16")
+
+
+def test_the_int8_kv_cache_stays_or_comes(exported: Exported, tmp_path: Path, text: Path) -> None:
+    checkpoint, artifact = exported("qwen2", "target", "fp32", verify=False)
+    order = order_of("int4-rtn", text)
+    whole = Job(Checkpoint.open(checkpoint), Source("tiny"), tmp_path / "whole", "fp32", kv_cache="int8", verify=False)
+    export(whole)
+    stays = export(requantized(FloatExport.open(tmp_path / "whole"), tmp_path / "stays", order, verify=False))
+    comes = requantized(FloatExport.open(artifact), tmp_path / "comes", order, kv_cache="int8", verify=False)
+    for manifest in (stays, export(comes)):
+        assert (manifest.kv_cache, manifest.kv_dtype) == ("int8", "int8")
+        drive(tmp_path / "stays", manifest).step(np.arange(9))
+    with pytest.raises(BadInput, match="is int8; leave the option out"):
+        requantized(FloatExport.open(tmp_path / "whole"), tmp_path / "no", order, kv_cache="int8-tensor")
+
+
+def test_it_is_checked_against_torch_on_its_own_weights(exported: Exported, tmp_path: Path, text: Path) -> None:
+    artifact = exported("qwen2", "target", "fp32", verify=False)[1]
+    parity = export(requantized(FloatExport.open(artifact), tmp_path / "again", order_of("int8-rtn", text))).parity
+    assert parity is not None and parity.mean_error < 0.05
+
+
+def test_what_is_quantized_already_is_refused(exported: Exported) -> None:
+    with pytest.raises(BadInput, match=r"is quantized already \(int4.* rounding twice .* tiny, or an export"):
+        FloatExport.open(exported("qwen2", "target", "int4")[1])
+
+
+def test_damage_is_found_before_anything_is_read(exported: Exported, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(exported("qwen2", "target", "fp32", verify=False)[1], folder)
+    data = bytearray((folder / "model.onnx.data").read_bytes())
+    data[5000] ^= 1
+    (folder / "model.onnx.data").write_bytes(data)
+    with pytest.raises(BadArtifact, match=r"model\.onnx\.data: has been changed"):
+        FloatExport.open(folder)
+
+
+@pytest.mark.parametrize(("family", "attention"), (("llama", "portable"), ("qwen2", "gqa"), ("qwen3", "gqa")))
+def test_every_weight_is_the_checkpoints(exported: Exported, family: str, attention: str) -> None:
+    folder, artifact = exported(family, "target", "fp32", attention=attention, verify=False)
+    expected, found = Checkpoint.open(folder), FloatExport.open(artifact).checkpoint
+    assert list(found.tensors) == list(expected.tensors) and found.spec == expected.spec
+    for name, tensor in expected.tensors.items():
+        np.testing.assert_array_equal(read_tensor(found.tensors[name]), read_tensor(tensor))
+        np.testing.assert_array_equal(read_tensor(found.tensors[name], slice(3, 8)), read_tensor(tensor, slice(3, 8)))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    rows=st.integers(1, 9), width=st.integers(1, 7), before=st.integers(0, 4), after=st.integers(0, 4), data=st.data()
+)
+def test_columns_are_the_rows_of_the_matrix_transposed(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, width: int, before: int, after: int, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("columns") / "data"
+    whole = np.random.default_rng(0).normal(size=(width, before + rows + after)).astype(np.float32)
+    path.write_bytes(b"head" + whole.tobytes())
+    tensor = Columns(path, "F32", (rows, width), 4 + 4 * before, whole.shape[1])
+    first, stop = sorted((data.draw(st.integers(0, rows)), data.draw(st.integers(0, rows))))
+    found = read_tensor(tensor, slice(first, stop))
+    np.testing.assert_array_equal(found, whole.T[before + first : before + stop])
+    assert tensor.nbytes == 4 * rows * width and found.flags.writeable
+
+
+def test_names_of_what_is_stored_together() -> None:
+    names = [f"model.layers.3.self_attn.{part}_proj" for part in "qkv"]
+    for kind in ("weight", "bias"):
+        assert tensor_names(f"{joined(names)}.{kind}") == [f"{name}.{kind}" for name in names]
+    assert tensor_names("+".join(f"{name}.bias" for name in names)) == [f"{name}.bias" for name in names]
+    assert tensor_names("plain.model.norm.weight") == ["model.norm.weight"] == tensor_names("model.norm.weight")
+
+
+LIGHT = """
+import sys
+from pathlib import Path
+from pard_onnx.quantize_command import main
+assert main([sys.argv[1], "--recipe", "int4-rtn", "--no-verify", "--output", sys.argv[2], "--json"]) == 0
+heavy = {"torch", "transformers", "optimum"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+
+
+def test_without_text_and_check_it_needs_no_torch(exported: Exported, tmp_path: Path) -> None:
+    artifact = exported("qwen2", "target", "fp32", verify=False)[1]
+    subprocess.run([sys.executable, "-c", LIGHT, str(artifact), str(tmp_path / "out")], check=True, cwd=tmp_path)
+    assert Manifest.read(tmp_path / "out").precision == "int4"

@@ -1,0 +1,73 @@
+"""Histograms of magnitudes against literal counting, and clips against literal rounding."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from pard_onnx.quantize.calibration.magnitudes import BINS, Magnitudes
+
+Floats = NDArray[np.float32]
+FINITE = st.floats(-1e6, 1e6, width=32)
+
+
+def seen(*parts: Floats) -> Magnitudes:
+    found = Magnitudes()
+    for part in parts:
+        found.add(part)
+    return found
+
+
+def loss(x: Floats, clip: float, bits: int) -> float:
+    """The literal squared error of x in symmetric integers whose largest stands for `clip`."""
+    most = 2 ** (bits - 1) - 1
+    step = clip / most
+    return float(np.square(np.clip(np.rint(x / step), -most, most) * step - x.astype(np.float64)).sum())
+
+
+@given(st.lists(arrays(np.float32, 5, elements=FINITE), min_size=1, max_size=6))
+def test_counts_do_not_depend_on_the_order(parts: list[Floats]) -> None:
+    forth, back = seen(*parts), seen(*parts[::-1])
+    assert forth.limit == back.limit and forth.largest == back.largest == np.abs(parts).max()
+    if forth.limit:
+        assert forth.largest < forth.limit <= 2 * forth.largest
+    # What lies on the border of two bins may be counted in either.
+    np.testing.assert_allclose(np.cumsum(forth.counts)[1::2], np.cumsum(back.counts)[1::2], atol=5)
+
+
+def test_growing_loses_nothing() -> None:
+    random = np.random.default_rng(0)
+    parts = [random.normal(size=400).astype(np.float32) * scale for scale in (1e-3, 1, 30, 0.1)]
+    found = seen(*parts)
+    whole, _ = np.histogram(np.abs(np.concatenate(parts)), BINS, range=(0, found.limit))
+    assert found.counts.sum() == 1600
+    assert np.abs(found.counts - whole)[1:].sum() <= 8  # float32 edges
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from((0.3, 1.0, 3.0)), st.sampled_from((8, 16)))
+def test_the_clip_errs_hardly_more_than_the_best(seed: int, tail: float, bits: int) -> None:
+    """Among all clips at the edges of bins, tried one by one. tail: from even values to rare large ones."""
+    random = np.random.default_rng(seed)
+    x = (random.normal(size=3000) * np.exp(tail * random.normal(size=3000))).astype(np.float32)
+    found = seen(x)
+    clip = found.clip(bits)
+    candidates = [*(np.arange(8, BINS + 1, 8) * found.limit / BINS), found.largest]
+    best = min(loss(x, min(c, found.largest), bits) for c in candidates)
+    assert 0 < clip <= found.largest
+    assert loss(x, clip, bits) <= 1.1 * best
+
+
+def test_sixteen_bits_keep_everything() -> None:
+    x = np.append(np.random.default_rng(0).normal(size=100_000), [40.0]).astype(np.float32)
+    assert seen(x).clip(16) == 40
+    assert seen(x).clip(8) < 40
+
+
+def test_zeros_and_what_is_no_number() -> None:
+    assert seen(np.zeros(3, np.float32)).clip(8) == 0
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="not finite"):
+            seen(np.array([1, bad], np.float32))

@@ -1,0 +1,164 @@
+"""The self-tuned draft length in simulated worlds: near the best fixed length, and never far below plain decoding."""
+
+import random
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from pard_onnx.runtime.decoding.policy import Policy
+from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts
+from pard_onnx.runtime.tuning.widths import ANY, EVEN
+
+World = Callable[[random.Random], tuple[list[float], list[float]]]  # the draft's probabilities, and the true ones
+LENGTH = 16
+
+
+def costs(**points: float) -> StepCosts:
+    """w4=20: a step of 4 tokens takes 20 ms."""
+    return StepCosts(tuple((int(name[1:]), ms / 1000) for name, ms in points.items()))
+
+
+DRAFT = costs(w1=12, w2=12.2, w4=12.8, w8=13.6, w12=14.5, w16=16, w24=20, w48=45)
+MACHINES = {
+    "rows are dear": RoundCosts(DRAFT, costs(w1=11.5, w2=15, w4=20, w6=28, w8=36, w12=53, w16=73, w32=140), 1e-4, ANY),
+    "rows are cheap": RoundCosts(
+        DRAFT, costs(w1=11.5, w2=11.8, w4=12.5, w6=14, w8=17, w12=22, w16=28, w32=55), 1e-4, EVEN
+    ),
+    "a large target": RoundCosts(DRAFT, costs(w1=62, w2=75, w4=110, w6=150, w8=190, w12=280, w16=380), 1e-4, EVEN),
+}
+
+
+def bounded(values: Sequence[float]) -> list[float]:
+    return [min(0.99, max(0.01, value)) for value in values]
+
+
+def mixed(rng: random.Random) -> tuple[list[float], list[float]]:
+    """Easy and hard places in one text, and a draft that knows which is which."""
+    base = rng.choice([0.97, 0.75, 0.75, 0.45, 0.45])
+    chances = bounded([rng.gauss(base, 0.15) for _ in range(LENGTH)])
+    return chances, chances
+
+
+def good(rng: random.Random) -> tuple[list[float], list[float]]:
+    chances = bounded([rng.gauss(0.85, 0.15) for _ in range(LENGTH)])
+    return chances, chances
+
+
+def humble(rng: random.Random) -> tuple[list[float], list[float]]:
+    """As good, from a draft that trusts itself half as much."""
+    _, chances = good(rng)
+    return [chance / 2 for chance in chances], chances
+
+
+def hopeless(rng: random.Random) -> tuple[list[float], list[float]]:
+    return bounded([rng.expovariate(8) for _ in range(LENGTH)]), [0.0] * LENGTH
+
+
+def liar(rng: random.Random) -> tuple[list[float], list[float]]:
+    return bounded([rng.gauss(0.7, 0.2) for _ in range(LENGTH)]), [0.0] * LENGTH
+
+
+def matching(chances: Sequence[float], rng: random.Random) -> int:
+    return next((i for i, chance in enumerate(chances) if rng.random() >= chance), len(chances))
+
+
+def fixed(k: int, world: World, machine: RoundCosts, tokens: int) -> float:
+    """Tokens a second with k drafts a round."""
+    rng, done, seconds = random.Random(1), 0, 0.0
+    while done < tokens:
+        matched = min(k, matching(world(rng)[1], rng)) if k else 0
+        done += matched + 1
+        seconds += machine.seconds(k, 3)
+    return done / seconds
+
+
+def tuned(policy: Policy, world: World, machine: RoundCosts, tokens: int, seed: int = 1) -> float:
+    rng, done, seconds, lag = random.Random(seed), 0, 0.0, 1
+    while done < tokens:
+        asked = policy.ask([], lag, 32)
+        matched = count = 0
+        if asked:
+            said, true = (chances[: asked.length] for chances in world(rng))
+            _, count = policy.value(policy.drafts.estimate(said))
+            matched = min(count, matching(true, rng))
+            policy.saw_draft(policy.draft_costs(asked.length + 2), said, count, matched)
+            seconds += machine.draft(min(lag, asked.window or lag) + asked.length - 1)
+        else:
+            policy.saw_plain()
+        lag = matched + 1 if asked else lag + 1
+        done += matched + 1
+        seconds += machine.verify(machine.widths.fit(count + 1)) + machine.overhead
+    return done / seconds
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+@pytest.mark.parametrize("world", [mixed, good, humble])
+def test_near_the_best_fixed_length(world: World, machine: RoundCosts) -> None:
+    best = max(fixed(k, world, machine, 3000) for k in range(LENGTH + 1))
+    rates = [tuned(Policy(machine), world, machine, 3000, seed) for seed in range(3)]
+    assert sum(rates) / 3 > 0.86 * best
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+@pytest.mark.parametrize("world", [hopeless, liar])
+def test_never_a_loss_where_nothing_is_accepted(world: World, machine: RoundCosts) -> None:
+    plain = fixed(0, world, machine, 100)
+    assert tuned(Policy(machine), world, machine, 3000) > (0.98 if world is hopeless else 0.95) * plain
+    short = [tuned(Policy(machine), world, machine, 128, seed) for seed in range(10)]
+    assert sum(short) / 10 > (0.96 if world is hopeless else 0.92) * plain
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+def test_it_comes_back_when_the_text_becomes_easy(machine: RoundCosts) -> None:
+    policy = Policy(machine)
+    tuned(policy, liar, machine, 1000)
+    best = max(fixed(k, good, machine, 3000) for k in range(LENGTH + 1))
+    assert tuned(policy, good, machine, 6000) > 0.75 * best
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+def test_a_new_text_gets_a_new_chance_that_costs_less_after_each_hopeless_one(machine: RoundCosts) -> None:
+    policy, plain = Policy(machine), fixed(0, hopeless, machine, 100)
+    rates = []
+    for seed in range(8):
+        policy.new_text()
+        if not seed:  # "rows are dear": too little to hope for
+            assert policy.ask([], 3, 32) is not None or machine is MACHINES["rows are dear"]
+        rates.append(tuned(policy, hopeless, machine, 128, seed))
+    assert sum(rates) / len(rates) > 0.955 * plain
+    assert sum(rates[4:]) / 4 > 0.97 * plain
+    policy.new_text()
+    tuned(policy, good, machine, 2000)
+    policy.new_text()
+    assert policy.ask([], 3, 32) is not None
+
+
+def test_a_draft_that_has_much_to_catch_up_is_tried_after_a_window() -> None:
+    machine = MACHINES["rows are dear"]
+    policy = Policy(machine)
+    for _ in range(20):
+        policy.saw_draft(policy.draft_costs(10), [0.1] * 8, 1, 0)
+    assert policy.ask([], 1000, 32) is None
+    for _ in range(2000):
+        policy.saw_plain()
+    asked = policy.ask([], 1000, 32)
+    assert asked and asked.window and asked.window < 100
+
+
+def test_lookup_that_is_likely_spares_the_draft() -> None:
+    policy = Policy(MACHINES["rows are cheap"])
+    assert policy.ask([], 3, 32) is not None
+    assert policy.ask([0.99**i for i in range(1, 33)], 3, 32) is None
+    assert policy.ask([0.01] * 8, 3, 32) is not None
+
+
+def test_a_width_that_is_paid_for_is_filled() -> None:
+    """Even widths: one draft costs nothing beside the token that is due anyway."""
+    policy = Policy(MACHINES["a large target"])
+    assert policy.value([1e-6])[1] == 1
+    assert policy.value([1e-6, 1e-7, 1e-8])[1] == 1
+    assert policy.value([])[1] == 0
+
+
+def test_without_a_draft_model_it_is_never_asked() -> None:
+    assert Policy(MACHINES["rows are cheap"], has_draft=False).ask([], 3, 32) is None
