@@ -167,7 +167,6 @@ class ScriptedDrafter(Drafter):
         self.observed.append((drafted, matched))
 
     def rollback(self, length: int) -> None:
-        assert 0 <= length <= max(self._length, len(self.memory.features))
         self._length = min(length, self._length)
         self.memory.truncate(length)
 

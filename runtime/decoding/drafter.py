@@ -85,7 +85,7 @@ class Drafter(ABC):
         """What became of the last proposal: how many of its tokens were verified, and how many of them matched."""
 
     def rollback(self, length: int) -> None:  # noqa: B027
-        """Forget what is known of tokens from `length` on: rows of its KV cache, and features."""
+        """Forget what is known of tokens from `length` on, if anything is: rows of its KV cache, and features."""
 
 
 class DraftModel(Protocol):
@@ -131,7 +131,7 @@ class PardDrafter(Drafter):
             self._model.rollback(0)  # first, so that an interruption in between finds no row in the wrong place
             self._memory.start = 0
         else:
-            self._model.rollback(length - self.start)
+            self._model.rollback(min(length - self.start, self._model.length))
 
     def lag(self, committed: Sequence[int]) -> int:
         """Tokens that the cache lacks."""

@@ -126,7 +126,7 @@ def decode(
         yield Step((), 0, 0, 0, halt.reason)
     finally:
         target.rollback(certain_rows(target, drafter, committed))
-        drafter.rollback(min(drafter.length, len(committed)))
+        drafter.rollback(len(committed))
 
 
 def certain_rows(target: TargetModel, drafter: Drafter, committed: Sequence[int]) -> int:

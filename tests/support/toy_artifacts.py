@@ -1,4 +1,4 @@
-"""Fixtures of the runtime's tests: toy artifact folders, and a scripted target and drafters for the loop."""
+"""Fixtures that conftest.py hands on: toy artifact folders, scripted models for the loop, and a fake onnxruntime."""
 
 import json
 import sys
