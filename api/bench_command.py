@@ -27,10 +27,8 @@ from pard_onnx.benchmarks.trial import PLAIN, SHIPPED, PromptSet, Request, Trial
 from pard_onnx.benchmarks.trial import Progress as Tick
 from pard_onnx.cli import Parser, exit_code, stages
 from pard_onnx.generation_options import add_providers, add_sampling, sampling, where
-from pard_onnx.models.checks import require_whole
+from pard_onnx.models.checks import DRAFT_LENGTH, DRAFT_LIMIT, require_whole
 from pard_onnx.models.errors import BadInput, Failure
-from pard_onnx.runtime.decoding.loop import DRAFT_LIMIT
-from pard_onnx.runtime.options import DRAFT_LENGTH
 from pard_onnx.runtime.pair import Pair, load
 from pard_onnx.runtime.providers.threads import physical_cores
 

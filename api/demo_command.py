@@ -19,10 +19,9 @@ from rich.text import Text
 from pard_onnx.cli import Parser, exit_code, exported
 from pard_onnx.generation_options import whole_or_auto
 from pard_onnx.models import demo
-from pard_onnx.models.checks import require_whole
+from pard_onnx.models.checks import DRAFT_LIMIT, require_whole
 from pard_onnx.models.errors import Failure
 from pard_onnx.models.precision import PRECISIONS
-from pard_onnx.runtime.decoding.loop import DRAFT_LIMIT
 from pard_onnx.runtime.options import AUTO
 from pard_onnx.runtime.pair import Pair, load
 from pard_onnx.runtime.result import Chunk, Result

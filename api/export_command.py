@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from pard_onnx.cli import Parser, exit_code, export_with_progress
 from pard_onnx.export.output import place
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checks import DRAFT_LENGTH
 from pard_onnx.models.devices import (
     ATTENTIONS,
     DEFAULT_FORM,
     DEVICES,
-    DRAFT_LENGTH,
     OPSETS,
     Form,
     form,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from pard_onnx.export.graphs.operators import MICROSOFT, require_operators
 from pard_onnx.export.graphs.qdq import Pairs
 from pard_onnx.export.graphs.relower import raised
 from pard_onnx.export.graphs.roles import vocabulary_bias
+from pard_onnx.models.checks import Progress, no_progress
 from pard_onnx.models.devices import Form
 from pard_onnx.models.draft_vocabulary import write_ids
 from pard_onnx.models.errors import Failure
@@ -39,10 +40,9 @@ __all__ = ["Job", "export"]
 IR_VERSION = 10
 FLOAT_AGREEMENT = 0.8  # far below what half precision costs, far above what a wrong graph reaches
 TOOLS = ("pard-onnx", "torch", "transformers", "optimum", "onnx-ir", "onnxscript", "onnxruntime")
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
-def export(job: Job, progress: Progress = lambda *_: None) -> Manifest:
+def export(job: Job, progress: Progress = no_progress) -> Manifest:
     """Write the artifact folder `job.output`, all or nothing.
 
     Raises BadInput for what cannot be exported, Failure where the disk is too small. The folder is made

@@ -1,10 +1,25 @@
-"""Numbers that users give."""
+"""What several folders share: checks of numbers and names that users give, draft lengths, progress reports."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from itertools import takewhile
+from math import inf, isfinite
+from numbers import Real
 from operator import index
 
 from .errors import BadInput
+
+DRAFT_LENGTH = 7  # the default of a fixed one: a verify step of K + 1 = 8 tokens then needs no padding to an even width
+DRAFT_LIMIT = 32  # the longest: masks, rejected drafts and padding then fit manifest.KV_MARGIN rows of the KV buffers
+LARGEST = 1e30  # of real numbers: far above what has an effect, and no sum or product of such numbers overflows
+
+Progress = Callable[[str, int, int], None]  # called with the stage's name, what is done and the total
+
+
+def no_progress(stage: str, done: int, total: int) -> None:
+    """A `Progress` that shows nothing."""
 
 
 def require_whole(name: str, value: object, least: int, most: int | None = None) -> None:
@@ -17,3 +32,47 @@ def require_whole(name: str, value: object, least: int, most: int | None = None)
         raise BadInput(f"{name} must be from {least} to {most}, not {number}")
     if number < least:
         raise BadInput(f"{name} must be at least {least}, not {number}")
+
+
+def whole_number(name: str, value: object) -> int:
+    """A whole number (numpy's too) as an int; BadInput for anything else, bool included."""
+    try:
+        number = index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise BadInput(f"{name} must be a whole number, not {value!r}")
+    return number
+
+
+def finite_number(name: str, value: object) -> float:
+    """A real number as a float; BadInput for anything else, bool, NaN and what exceeds LARGEST included."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise BadInput(f"{name} must be a number, not {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = inf
+    if not abs(number) <= LARGEST:
+        raise BadInput(f"{name} must be a finite number of at most {LARGEST:g}, not {value!r}")
+    return number
+
+
+def is_positive(value: object) -> bool:
+    """Whether `value` is a finite number above 0; a bool is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value > 0
+
+
+def nearest_name(name: object, known: Iterable[str], least_similarity: float = 0.6) -> str | None:
+    """The known name that is most similar to `name`, whatever their case; None where none is similar enough.
+
+    least_similarity: from 0 (there is always a nearest one) to 1 (only the same letters), as difflib's `cutoff`.
+    """
+    by_lower_case = {key.lower(): key for key in known}
+    nearest = get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=least_similarity)
+    return by_lower_case[nearest[0]] if nearest else None
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """The number of tokens at the beginning that two sequences have in common."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Literal
 
+from .checks import DRAFT_LENGTH, DRAFT_LIMIT, nearest_name
 from .errors import BadInput
 from .manifest import StaticGraph
 from .precision import FLOAT16, FLOAT32, FLOATS, Floats, Precision, Recipe
@@ -16,8 +16,6 @@ ATTENTIONS: tuple[Attention, ...] = ("gqa", "portable")
 Write = Literal["scatter", "one-hot"]  # how new rows come into a portable graph's KV buffers
 OPSETS = range(17, 22)  # of portable graphs; every operator in them is in all of these
 FUSED_OPSET = 21
-DRAFT_LENGTH = 7  # of static graphs, unless told: a verify step then has eight tokens
-MOST_DRAFTS = 32
 PREFILL_WIDTH = 128  # tokens a call, of static graphs
 
 # What portable graphs are made of. Operators of com.microsoft carry their domain.
@@ -132,8 +130,8 @@ def named(name: str) -> Device:
     """The device that users call `name`; BadInput names the nearest known one."""
     if name in DEVICES:
         return DEVICES[name]
-    near = get_close_matches(name.lower(), DEVICES, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(DEVICES)}"
+    nearest = nearest_name(name, DEVICES, least_similarity=0.5)
+    hint = f"did you mean {nearest}?" if nearest else f"known are {', '.join(DEVICES)}"
     raise BadInput(f"unknown device {name!r}; {hint}")
 
 
@@ -159,8 +157,8 @@ def form(
         raise BadInput(f"--no-static on {device.name}: it runs fixed shapes only; leave the option out")
     if draft_length is not None and not fixed:
         raise BadInput(f"--draft-length {draft_length} of graphs with dynamic shapes; they take any: leave it out")
-    if draft_length is not None and not 1 <= draft_length <= MOST_DRAFTS:
-        raise BadInput(f"--draft-length must be from 1 to {MOST_DRAFTS}, not {draft_length}")
+    if draft_length is not None and not 1 <= draft_length <= DRAFT_LIMIT:
+        raise BadInput(f"--draft-length must be from 1 to {DRAFT_LIMIT}, not {draft_length}")
     wanted = opset or (FUSED_OPSET if chosen == "gqa" else device.opset)
     if chosen == "gqa" and wanted != FUSED_OPSET:
         raise BadInput(f"--opset {wanted} with attention gqa: only {FUSED_OPSET}; add --attention portable")

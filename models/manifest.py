@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 SEAL = "sha256"  # the last key: the digest of all others, so that no flipped bit or edited number passes
 KvCacheFormat = Literal["float", "int8", "int8-tensor"]  # as activations; one scale a channel; one scale a layer
 KV_CACHE_FORMATS: tuple[KvCacheFormat, ...] = ("float", "int8", "int8-tensor")
-KV_MARGIN = 64  # rows beyond the capacity, for masks, rejected drafts and padding
+KV_MARGIN = 64  # rows beyond the capacity: masks, rejected drafts (at most checks.DRAFT_LIMIT) and padding
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
-from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from .checks import nearest_name
 from .errors import BadInput
 
 Record = TypeVar("Record")
@@ -58,8 +58,9 @@ def _read_record(kind: type, value: object, path: str) -> Any:
     known = {field.name: field for field in fields(kind)}
     for key in value:
         if key not in known:
-            nearest = get_close_matches(str(key), known, n=1, cutoff=0.0)
-            raise _Misfit(path, f"unknown key {key!r}" + "".join(f"; the nearest known one is {n!r}" for n in nearest))
+            nearest = nearest_name(key, known, least_similarity=0)
+            hint = f"; the nearest known one is {nearest!r}" if nearest else ""
+            raise _Misfit(path, f"unknown key {key!r}{hint}")
     found = {}
     for name, field in known.items():
         inner = f"{path}.{name}" if path else name

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pard_onnx.benchmarks.statistics import acceptance
 from pard_onnx.benchmarks.trial import Request, pard, run
+from pard_onnx.models.checks import Progress, no_progress
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest, Throughput, Tried
 from pard_onnx.runtime.model import Artifact
@@ -23,11 +24,10 @@ FORMATS = ("int4-rtn", "int4-gptq", "int8-rtn", "int8-dynamic")
 DRAFTS = 12  # of the rounds that acceptance is measured in, and the longest draft that is weighed
 NEW_TOKENS = 64  # a prompt
 CLOSE = 0.98  # of the most tokens a second: what measurements do not tell apart
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 def compare(
-    target: Artifact, drafts: Mapping[str, Path], prompts: Sequence[str], progress: Progress = lambda *_: None
+    target: Artifact, drafts: Mapping[str, Path], prompts: Sequence[str], progress: Progress = no_progress
 ) -> Throughput:
     """Measure exported drafts, by recipe, beside the target: acceptance on the prompts, step costs in turn."""
     profiles, pairs = {}, len(drafts)

@@ -23,8 +23,8 @@ from rich.console import Console
 from pard_onnx.benchmarks.tables import table
 from pard_onnx.benchmarks.trial import SHIPPED, read
 from pard_onnx.cli import Parser, exit_code
+from pard_onnx.models.checks import DRAFT_LENGTH
 from pard_onnx.models.errors import BadInput
-from pard_onnx.runtime.options import DRAFT_LENGTH
 from pard_onnx.runtime.pair import Pair, load
 
 RUN = "run_with_iobinding"

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 
+from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadCheckpoint
 
 from .config import Config
@@ -119,8 +119,8 @@ def quantization_of(config: Config) -> Quantization | None:
     method = part.values.get("quant_method")
     reader = METHODS.get(method) if isinstance(method, str) else None
     if reader is None:
-        near = get_close_matches(str(method), METHODS, n=1, cutoff=0.6)
-        hint = f"; the nearest is {near[0]!r}" if near else ""
+        nearest = nearest_name(method, METHODS)
+        hint = f"; the nearest is {nearest!r}" if nearest else ""
         raise part.fault("quant_method", f"is {method!r}; supported: {', '.join(METHODS)}{hint}")
     found = reader(part)
     if found.bits is not None and found.bits not in BITS:
