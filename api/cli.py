@@ -11,21 +11,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from pard_onnx.export.job import Job
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.devices import DEFAULT_FORM, Form
+from pard_onnx.models.checks import Progress
 from pard_onnx.models.errors import BadInput, PardError, PardWarning
 from pard_onnx.models.hub import resolve_checkpoint
-from pard_onnx.models.manifest import KvCacheFormat, Manifest, Source
+from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.precision import Precision
-
-if TYPE_CHECKING:
-    from pard_onnx.quantize.draft_vocabulary import Proposable
-    from pard_onnx.quantize.quantizer import Order
 
 # Names are the user's own bytes on stdout, and readable whatever they hold on stderr.
 STREAMS = {"stdin": ("r", "strict"), "stdout": ("w", "surrogateescape"), "stderr": ("w", "backslashreplace")}
@@ -127,11 +125,11 @@ def complain(message: str, code: int) -> int:
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
+def stages() -> Iterator[Progress]:
     """Progress bars on stderr, one a stage: call with its name, what is done and the total."""
     columns = (TextColumn("{task.description:>8}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    bars = Progress(*columns, console=Console(stderr=True))
-    tasks: dict[str, TaskID] = {}
+    bars = rich_progress.Progress(*columns, console=Console(stderr=True))
+    tasks: dict[str, rich_progress.TaskID] = {}
 
     def progress(stage: str, done: int, total: int) -> None:
         bars.start()  # with the first stage: bad input found before it is one line, with no empty one above
@@ -146,69 +144,32 @@ def stages() -> Iterator[Callable[[str, int, int], None]]:
             bars.stop()
 
 
-def export_with_progress(
-    checkpoint: Checkpoint,
-    source: Source,
-    output: Path,
-    precision: Precision,
-    *,
-    form: Form = DEFAULT_FORM,
-    capacity: int | None = None,
-    kv_cache: KvCacheFormat = "float",
-    verify: bool = True,
-    force: bool = False,
-    order: Order | None = None,
-    vocabulary: Proposable | None = None,
-) -> Manifest:
-    """Export with bars on stderr; arguments as of `export.exporter.Job`. BadInput where the export extra is missing.
+def export_job(job: Job) -> Manifest:
+    """Export with progress bars on stderr. BadInput where the export extra is missing.
 
-    torch is imported here, after what only reads headers: it takes seconds, and bad input is told at once.
+    onnx_ir is imported here and torch while exporting, both after the checks that need neither: the imports take
+    seconds, and bad input is refused at once.
     """
-    with _export_extra():
-        from pard_onnx.export.exporter import Job, export
-    job = Job(
-        checkpoint,
-        source,
-        output,
-        precision,
-        form=form,
-        capacity=capacity,
-        kv_cache=kv_cache,
-        verify=verify,
-        force=force,
-        order=order,
-        vocabulary=vocabulary,
-    )
-    with stages() as progress:
-        return export(job, progress)
-
-
-def requantize_with_progress(
-    folder: Path, output: Path, order: Order, *, kv_cache: KvCacheFormat | None, verify: bool, force: bool
-) -> Manifest:
-    """Quantize the float export in `folder` with bars on stderr; arguments as of `export.job.requantized`."""
-    with _export_extra():
+    with export_extra():
         from pard_onnx.export.exporter import export
-        from pard_onnx.export.float_export import FloatExport
-        from pard_onnx.export.job import requantized
-    job = requantized(FloatExport.open(folder), output, order, kv_cache=kv_cache, verify=verify, force=force)
     with stages() as progress:
         return export(job, progress)
 
 
 @contextmanager
-def _export_extra() -> Iterator[None]:
+def export_extra() -> Iterator[None]:
+    """BadInput, naming the command that installs it, for an import in the body that the export extra would bring."""
     try:
         yield
     except ImportError as error:
         raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
 
 
-def exported(name: str, place: Path, precision: Precision) -> Path:
-    """The exported folder of a shipped model, made now unless it is there."""
-    output = place / f"{name}-{precision}"
+def exported_demo_model(name: str, parent: Path, precision: Precision) -> Path:
+    """The exported folder of a shipped model in `parent`; exported now if it does not exist."""
+    output = parent / f"{name}-{precision}"
     if not output.exists():
         folder, source = resolve_checkpoint(name)
         print(f"exporting {name} to {precision}", file=sys.stderr)
-        export_with_progress(Checkpoint.open(folder), source, output, precision)
+        export_job(Job(Checkpoint.open(folder), source, output, precision))
     return output

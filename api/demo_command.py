@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pard_onnx.cli import Parser, exit_code, exported
+from pard_onnx.cli import Parser, exit_code, exported_demo_model
 from pard_onnx.generation_options import whole_or_auto
 from pard_onnx.models import demo
 from pard_onnx.models.checks import DRAFT_LIMIT, require_whole
@@ -64,8 +64,8 @@ def run(options: argparse.Namespace) -> None:
         require_whole("--draft-length", options.draft_length, 1, DRAFT_LIMIT)
     with tempfile.TemporaryDirectory(prefix="pard-demo-") as scratch:
         place = options.output or Path(scratch)
-        target = exported("demo-target", place, options.precision)
-        draft = exported("demo-draft", place, options.draft_precision)
+        target = exported_demo_model("demo-target", place, options.precision)
+        draft = exported_demo_model("demo-draft", place, options.draft_precision)
         console = Console(highlight=False, quiet=options.json)
         with load(target, draft) as pair:
             for length in (0, options.draft_length):

@@ -17,9 +17,9 @@ from rich.table import Table
 
 from pard_onnx.benchmarks.measures.draft_choice import FORMATS, best, compare
 from pard_onnx.benchmarks.trial import SHIPPED, read
-from pard_onnx.cli import stages
-from pard_onnx.export.output import place, replacing
-from pard_onnx.export_command import default_output, export_as_told, form_of, report, summary
+from pard_onnx.cli import export_job, stages
+from pard_onnx.export.output import checked_output_folder, replacing
+from pard_onnx.export_command import default_output, form_from_options, job_from_options, report, summary
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEFAULT_FORM
 from pard_onnx.models.errors import BadInput
@@ -50,7 +50,7 @@ def require_choice(options: argparse.Namespace) -> None:
     for name in NOT_BESIDE:
         if getattr(options, name) is not None:
             raise BadInput(f"--{name.replace('_', '-')} beside {told}, which chooses the format itself; leave one out")
-    if form_of(options) != DEFAULT_FORM:
+    if form_from_options(options) != DEFAULT_FORM:
         raise BadInput(f"{told} measures on the CPU, in the graphs for it; leave --device and its options out")
 
 
@@ -60,9 +60,9 @@ def run_choice(options: argparse.Namespace, checkpoint: Checkpoint, source: Sour
     prompts = read(options.prompts or SHIPPED).prompts
     options = copy(options)
     options.output = options.output or default_output(source, DEFAULT_FORM.device.name, NAME)
-    output = place(options.output, checkpoint.folder, force=options.force)
+    output = checked_output_folder(options.output, checkpoint.folder, force=options.force)
     with replacing(output, force=options.force) as work:
-        made = {name: tried(options, checkpoint, source, name, work / name) for name in FORMATS}
+        made = {name: export_candidate(options, checkpoint, source, name, work / name) for name in FORMATS}
         with stages() as progress:
             found = compare(target, made, prompts, progress)
         manifest = keep(made, found, work)
@@ -88,13 +88,14 @@ def target_of(options: argparse.Namespace, checkpoint: Checkpoint) -> Artifact:
     return target
 
 
-def tried(options: argparse.Namespace, checkpoint: Checkpoint, source: Source, name: str, output: Path) -> Path:
-    """The draft in one format."""
+def export_candidate(
+    options: argparse.Namespace, checkpoint: Checkpoint, source: Source, name: str, output: Path
+) -> Path:
+    """Export the draft in one format."""
     print(f"trying {name}", file=sys.stderr)
-    named, own = named_recipe(name), copy(options)
-    own.output = output
-    order = Order(named, options.calibration if named.calibrated else None)
-    export_as_told(own, checkpoint, source, form_of(options), named.precision, named.name, order)
+    recipe = named_recipe(name)
+    order = Order(recipe, options.calibration if recipe.calibrated else None)
+    export_job(replace(job_from_options(options, checkpoint, source, recipe.precision, order), output=output))
     return output
 
 

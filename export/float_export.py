@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from pard_onnx.models.checkpoints.checkpoint import EMBEDDING, Checkpoint
 from pard_onnx.models.checkpoints.tensors import DTYPES, Tensor, TensorEntry
-from pard_onnx.models.devices import Form, named
+from pard_onnx.models.devices import Form, device_named
 from pard_onnx.models.errors import BadArtifact, BadInput
 from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import GRAPH, Manifest
 
-PLAIN = "plain."  # before constants of portable graphs
+PLAIN = "plain."  # the prefix of constants of portable graphs
 TYPES = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16"}
 
 
@@ -95,7 +95,7 @@ class FloatExport:
             )
         manifest.verify(folder)
         spec = manifest.spec
-        found = dict(_tensors(ir.load(folder / _files(manifest)[0]), dict(shapes(spec))))
+        found = dict(_tensors(ir.load(folder / _graph_files(manifest)[0]), dict(shapes(spec))))
         absent = [name for name, _ in shapes(spec) if name not in found]
         if absent:
             raise BadArtifact(f"{folder}: its graph has no {absent[0]}; export {manifest.source.model} again")
@@ -105,15 +105,14 @@ class FloatExport:
         """The form of its graphs. Raises BadInput for a device that this version does not know."""
         found = self.manifest
         attention: Any = found.attention
-        return Form(named(found.device), attention, found.opset, found.recipe.floats, found.draft_length)
+        return Form(device_named(found.device), attention, found.opset, found.recipe.floats, found.draft_length)
 
-    def graphs(self) -> Iterator[tuple[str, ir.Model]]:
-        """Each read anew, by the name of its file; the first has every matrix."""
-        for name in _files(self.manifest):
-            yield name, ir.load(self.checkpoint.folder / name)
+    def graphs(self) -> list[ir.Model]:
+        """The graphs, read from their files, in the manifest's order; the first has every matrix."""
+        return [ir.load(self.checkpoint.folder / name) for name in _graph_files(self.manifest)]
 
 
-def _files(manifest: Manifest) -> list[str]:
+def _graph_files(manifest: Manifest) -> list[str]:
     return [graph.file for graph in manifest.graphs] or [GRAPH]
 
 

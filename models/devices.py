@@ -63,9 +63,11 @@ class Device:
         """The default one."""
         return self.target if role == "target" else self.draft
 
-    def fitted(self, recipe: Recipe, floats: Floats | None = None) -> Recipe:
-        """The recipe as this device runs it; floats: of activations, None for its own. BadInput for a format that it
-        has no kernels for."""
+    def runnable_recipe(self, recipe: Recipe, floats: Floats | None = None) -> Recipe:
+        """The recipe as this device runs it; floats: the type of activations, None for the device's own.
+
+        Raises BadInput for a format that the device has no kernels for.
+        """
         if recipe.matrices.plain:
             return recipe
         used = recipe if (floats or self.floats) == "float32" else replace(recipe, activations="float16")
@@ -126,8 +128,8 @@ class Form:
 DEFAULT_FORM = Form()
 
 
-def named(name: str) -> Device:
-    """The device that users call `name`; BadInput names the nearest known one."""
+def device_named(name: str) -> Device:
+    """The device of this name; BadInput for an unknown one, with the nearest known name."""
     if name in DEVICES:
         return DEVICES[name]
     nearest = nearest_name(name, DEVICES, least_similarity=0.5)
@@ -135,7 +137,7 @@ def named(name: str) -> Device:
     raise BadInput(f"unknown device {name!r}; {hint}")
 
 
-def form(
+def form_for(
     device: Device,
     *,
     attention: Attention | None = None,
@@ -144,7 +146,10 @@ def form(
     static: bool | None = None,
     draft_length: int | None = None,
 ) -> Form:
-    """The device's form with what the user wants otherwise; BadInput for what cannot be, with the fix."""
+    """The form of graphs for a device. Arguments that are None take the device's own value.
+
+    Raises BadInput, with the fix, for values that the device or one another exclude.
+    """
     chosen = attention or device.attention
     if chosen == "gqa" and device.attention != "gqa":
         raise BadInput(

@@ -16,9 +16,8 @@ from pard_onnx.export.store import Chosen, Matrix, WeightStore
 from pard_onnx.models.precision import Format
 from pard_onnx.quantize.packing.prepared import EMBEDDING, HEAD, Formats
 
-from .operators import DOMAIN, MICROSOFT
-from .qdq import Pairs
-from .tape import constant, register, substitute
+from .qdq import QdqPairs
+from .tape import DOMAIN, MICROSOFT, constant, register, substitute
 
 PADDING = "lm_head.padding"  # added to the logits
 
@@ -36,7 +35,7 @@ class Linear:
     shared: bool
     name: str
     chosen: Chosen | None = None
-    pairs: Pairs | None = None
+    pairs: QdqPairs | None = None
 
 
 @dataclass
@@ -44,14 +43,14 @@ class LowerPass(ir.passes.InPlacePass):
     """Every node of the domain `pard` is replaced.
 
     head_bias: added to the logits [vocabulary rows], or None. head_rows: the ids that the head gives logits of, rising;
-    None for all. pairs: of a static recipe.
+    None for all. pairs: of a recipe with calibrated activations.
     """
 
     formats: Formats
     store: WeightStore
     head_bias: NDArray[np.float32] | None
     head_rows: NDArray[np.int64] | None = None
-    pairs: Pairs | None = None
+    pairs: QdqPairs | None = None
     _gathered: dict[tuple[ir.Value, bytes], ir.Value] = field(default_factory=dict)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -166,15 +165,15 @@ def _dynamic_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.V
     return tape.op("DynamicQuantizeMatMul", _trimmed(inputs), domain=MICROSOFT)
 
 
-def _static_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
+def _qdq_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
     """Rows of the matrix are its outputs: columns of the transposed one, which a shared one is in the graph alone."""
-    assert job.pairs is not None  # such formats are a static recipe's
+    assert job.pairs is not None  # a recipe of this format has calibrated activations
     matrix = store.matrix(job.names, job.format, not job.shared, job.chosen)
-    weight = job.pairs.weight(tape, matrix, axis=0 if job.shared else 1)
+    weight = job.pairs.dequantize_weight(tape, matrix, axis=0 if job.shared else 1)
     if job.shared:
         weight = tape.op("Transpose", [weight], {"perm": [1, 0]})
-    product = tape.op("MatMul", [job.pairs.read(tape, job.x, job.name), weight])
-    product = job.pairs.given(tape, product, job.name)
+    product = tape.op("MatMul", [job.pairs.quantize_input(tape, job.x, job.name), weight])
+    product = job.pairs.quantize_output(tape, product, job.name)
     return product if job.bias is None else tape.op("Add", [product, job.bias])
 
 
@@ -189,7 +188,7 @@ LINEARS = {
     "float16": _float_linear,
     "nbits": _nbits_linear,
     "dynamic": _dynamic_linear,
-    "qdq": _static_linear,
+    "qdq": _qdq_linear,
 }
 
 
@@ -209,7 +208,7 @@ def _nbits_embedding(store: WeightStore, tape: ir.tape.Tape, ids: ir.Value | Non
     return tape.op("GatherBlockQuantized", _trimmed(inputs), attributes, domain=MICROSOFT)
 
 
-def _int8_embedding(store: WeightStore, tape: ir.tape.Tape, ids: ir.Value | None, matrix: Matrix) -> ir.Value:
+def _qdq_embedding(store: WeightStore, tape: ir.tape.Tape, ids: ir.Value | None, matrix: Matrix) -> ir.Value:
     """Rows and their scales are looked up, so that only those are made floats."""
     stored = matrix.parts["scale"].const_value
     assert isinstance(stored, ir.ExternalTensor) and stored.offset is not None
@@ -223,5 +222,5 @@ EMBEDDINGS = {
     "float32": _float_embedding,
     "float16": _float_embedding,
     "nbits": _nbits_embedding,
-    "qdq": _int8_embedding,
+    "qdq": _qdq_embedding,
 }

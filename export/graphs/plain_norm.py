@@ -12,8 +12,7 @@ import onnx_ir as ir
 
 from pard_onnx.export.store import WeightStore
 
-from .operators import DOMAIN
-from .tape import Tape, register, substitute
+from .tape import DOMAIN, Tape, register, substitute
 
 FLOAT = ir.DataType.FLOAT
 

@@ -14,7 +14,7 @@ from tiny import weights
 
 from pard_onnx.export.exporter import Job, export
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.devices import DEVICES, form
+from pard_onnx.models.devices import DEVICES, form_for
 from pard_onnx.models.draft_vocabulary import read_ids
 from pard_onnx.models.json_files import read_json
 from pard_onnx.models.manifest import Manifest, Source
@@ -62,7 +62,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(("variant", "tied"), (("gqa", False), ("gqa", True), ("portable", True), ("static", False)))
 def test_logits_are_torchs_of_the_chosen_ids(tmp_path: Path, tiny: Tiny, variant: str, tied: bool) -> None:
     options = dict(VARIANTS[variant])
-    wanted = form(DEVICES[options.pop("device", "cpu")], **options)
+    wanted = form_for(DEVICES[options.pop("device", "cpu")], **options)
     folder, manifest = made(tmp_path, tiny(tmp_path / "model", role="draft", tied=tied), form=wanted)
     parity = manifest.parity
     assert parity is not None and parity.top1_agreement == 1

@@ -11,7 +11,7 @@ import pytest
 from tiny import save_safetensors, weights
 
 from pard_onnx.export.exporter import Job, export
-from pard_onnx.export.output import place, replacing
+from pard_onnx.export.output import checked_output_folder, replacing
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadCheckpoint, BadInput, Failure
 from pard_onnx.models.manifest import Manifest, Source
@@ -100,7 +100,7 @@ def test_the_longest_name_there_is(job: Job) -> None:
 def test_a_home_folder_is_understood(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(variable, str(tmp_path))
-    assert place(Path("~/out"), job.checkpoint.folder, force=False) == (tmp_path / "out").resolve()
+    assert checked_output_folder(Path("~/out"), job.checkpoint.folder, force=False) == (tmp_path / "out").resolve()
 
 
 def test_a_folder_made_meanwhile_is_kept(job: Job) -> None:

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from pard_onnx.export.exporter import Job, export
 from pard_onnx.export.float_export import Columns, FloatExport, tensor_names
-from pard_onnx.export.job import requantized
+from pard_onnx.export.job import requantize_job
 from pard_onnx.export.store import joined
 from pard_onnx.export.verify.drive import drive
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.tensors import read_tensor
-from pard_onnx.models.devices import DEVICES, form
+from pard_onnx.models.devices import DEVICES, form_for
 from pard_onnx.models.errors import BadArtifact, BadInput
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.quantize.quantizer import Order
@@ -75,10 +75,10 @@ def test_it_is_what_the_checkpoint_gives(
     exported: Exported, tmp_path: Path, text: Path, recipe: str, family: str, role: str, options: dict[str, object]
 ) -> None:
     checkpoint, artifact = exported(family, role, "fp32", verify=False, **options)
-    order, wanted = order_of(recipe, text), form(DEVICES["cpu"], attention=options.get("attention"))  # type: ignore[arg-type]
+    order, wanted = order_of(recipe, text), form_for(DEVICES["cpu"], attention=options.get("attention"))  # type: ignore[arg-type]
     direct = Job(Checkpoint.open(checkpoint), Source("tiny"), tmp_path / "direct", "int4", order=order, form=wanted)
     export(replace(direct, precision=order.named.precision, verify=False))
-    export(requantized(FloatExport.open(artifact), tmp_path / "again", order, verify=False))
+    export(requantize_job(FloatExport.open(artifact), tmp_path / "again", order, verify=False))
     same(tmp_path / "again", tmp_path / "direct")
 
 
@@ -89,9 +89,11 @@ def test_half_precision_is_the_checkpoint_rounded_to_it(
     """migraphx has static graphs over one data file."""
     checkpoint, artifact = exported("qwen2", "target", "fp16", device=device, dtype="float16", verify=False)
     order = order_of("int4-gptq", text)
-    job = Job(Checkpoint.open(checkpoint), Source("tiny"), tmp_path / "direct", order=order, form=form(DEVICES[device]))
+    job = Job(
+        Checkpoint.open(checkpoint), Source("tiny"), tmp_path / "direct", order=order, form=form_for(DEVICES[device])
+    )
     export(replace(job, verify=False))
-    manifest = export(requantized(FloatExport.open(artifact), tmp_path / "again", order, verify=False))
+    manifest = export(requantize_job(FloatExport.open(artifact), tmp_path / "again", order, verify=False))
     same(tmp_path / "again", tmp_path / "direct")
     assert manifest.device == device and manifest.source == Source("tiny", export="fp16")
 
@@ -101,18 +103,18 @@ def test_the_int8_kv_cache_stays_or_comes(exported: Exported, tmp_path: Path, te
     order = order_of("int4-rtn", text)
     whole = Job(Checkpoint.open(checkpoint), Source("tiny"), tmp_path / "whole", "fp32", kv_cache="int8", verify=False)
     export(whole)
-    stays = export(requantized(FloatExport.open(tmp_path / "whole"), tmp_path / "stays", order, verify=False))
-    comes = requantized(FloatExport.open(artifact), tmp_path / "comes", order, kv_cache="int8", verify=False)
+    stays = export(requantize_job(FloatExport.open(tmp_path / "whole"), tmp_path / "stays", order, verify=False))
+    comes = requantize_job(FloatExport.open(artifact), tmp_path / "comes", order, kv_cache="int8", verify=False)
     for manifest in (stays, export(comes)):
         assert (manifest.kv_cache, manifest.kv_dtype) == ("int8", "int8")
         drive(tmp_path / "stays", manifest).step(np.arange(9))
     with pytest.raises(BadInput, match="is int8; leave the option out"):
-        requantized(FloatExport.open(tmp_path / "whole"), tmp_path / "no", order, kv_cache="int8-tensor")
+        requantize_job(FloatExport.open(tmp_path / "whole"), tmp_path / "no", order, kv_cache="int8-tensor")
 
 
 def test_it_is_checked_against_torch_on_its_own_weights(exported: Exported, tmp_path: Path, text: Path) -> None:
     artifact = exported("qwen2", "target", "fp32", verify=False)[1]
-    parity = export(requantized(FloatExport.open(artifact), tmp_path / "again", order_of("int8-rtn", text))).parity
+    parity = export(requantize_job(FloatExport.open(artifact), tmp_path / "again", order_of("int8-rtn", text))).parity
     assert parity is not None and parity.mean_error < 0.05
 
 
