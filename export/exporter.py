@@ -23,10 +23,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from pard_onnx.models.checks import Progress, no_progress
 from pard_onnx.models.devices import Form
-from pard_onnx.models.draft_vocabulary import write_ids
 from pard_onnx.models.errors import Failure
 from pard_onnx.models.families import shapes
-from pard_onnx.models.manifest import DATA, GRAPH, File, Manifest, Parity, TensorReport
+from pard_onnx.models.manifest import DATA, GRAPH, File, Manifest, Parity, TensorReport, write_draft_ids
 from pard_onnx.quantize.calibration.text import SHIPPED
 from pard_onnx.quantize.calibration.text import read as read_calibration
 from pard_onnx.quantize.packing.pack import pack
@@ -261,7 +260,7 @@ def describe(job: Job, weights: Quantized, tensors: tuple[TensorReport, ...]) ->
 def write_side_files(job: Job, weights: Quantized, manifest: Manifest, folder: Path) -> None:
     """The checkpoint's tokenizer and configs, and what other runtimes read."""
     if job.vocabulary:
-        write_ids(folder, job.vocabulary.ids)
+        write_draft_ids(folder, job.vocabulary.ids)
     for name in COPIED:
         if (job.checkpoint.folder / name).is_file():
             shutil.copyfile(job.checkpoint.folder / name, folder / name)

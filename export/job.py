@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEFAULT_FORM, Form, require_precision
-from pard_onnx.models.draft_vocabulary import Ids
 from pard_onnx.models.errors import BadInput
-from pard_onnx.models.manifest import GRAPH, KV_MARGIN, KvCacheFormat, Source, StaticGraph
+from pard_onnx.models.manifest import GRAPH, KV_MARGIN, Ids, KvCacheFormat, Source, StaticGraph
 from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe, recipe
 from pard_onnx.quantize.draft_vocabulary import Proposable
 from pard_onnx.quantize.packing.imported import imported

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
-from pard_onnx.models import draft_vocabulary
 from pard_onnx.models.errors import BadInput, Failure
-from pard_onnx.models.manifest import DATA, FILE_NAME, GRAPH, VITISAI_CONFIG
+from pard_onnx.models.manifest import DATA, DRAFT_IDS, FILE_NAME, GRAPH, VITISAI_CONFIG
 
 from .runtime_configs import FILE_NAME as GENAI_CONFIG
 
@@ -26,7 +25,7 @@ COPIED = (
     "merges.txt",
     "config.json",
 )
-WRITTEN = frozenset((FILE_NAME, GRAPH, DATA, GENAI_CONFIG, VITISAI_CONFIG, draft_vocabulary.FILE_NAME, *COPIED))
+WRITTEN = frozenset((FILE_NAME, GRAPH, DATA, GENAI_CONFIG, VITISAI_CONFIG, DRAFT_IDS, *COPIED))
 STATIC_GRAPH = re.compile(r"model\.\d+(\.prefill)?\.onnx")
 
 

@@ -15,8 +15,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from pard_onnx.models.devices import FUSED_OPSET
-from pard_onnx.models.draft_vocabulary import Ids
-from pard_onnx.models.manifest import StaticGraph
+from pard_onnx.models.manifest import Ids, StaticGraph
 from pard_onnx.models.spec import ModelSpec
 
 from .tape import Tape, constant, register

@@ -18,8 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.draft_vocabulary import read_ids
-from pard_onnx.models.manifest import Manifest, Parity
+from pard_onnx.models.manifest import Manifest, Parity, read_draft_ids
 from pard_onnx.quantize.calibration.layers import skeleton, weights
 
 from .drive import Driven, Ids, Logits, drive
@@ -48,7 +47,7 @@ def check(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> Parity:
     expected = [wanted[row.sequence, row.end - len(row.logits) : row.end] for row in rows]
     found = np.concatenate([row.logits for row in rows])
     # The ids that the logits are of; behind them, ids that the tokenizer does not have are -inf by design
-    ids_of = read_ids(folder) if manifest.draft_vocabulary else np.arange(spec.vocabulary.size)
+    ids_of = read_draft_ids(folder) if manifest.draft_vocabulary else np.arange(spec.vocabulary.size)
     parity = _compare(found[:, : len(ids_of)], np.concatenate(expected)[:, ids_of], len(rows[-1].logits))
     free = spec.pard is None and not manifest.graphs  # whose steps have any width, and give all rows
     return replace(parity, exact_widths=_exact_widths(graph, ids)) if free else parity

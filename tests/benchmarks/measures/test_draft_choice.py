@@ -12,7 +12,7 @@ from rich.console import Console
 
 from pard_onnx import load, quantize_choice
 from pard_onnx.benchmarks.measures.draft_choice import CLOSE, FORMATS, best, weighed
-from pard_onnx.models.manifest import FILE_NAME, Manifest, Throughput, Tried
+from pard_onnx.models.manifest import FILE_NAME, Manifest, MeasuredFormat, Throughput
 from pard_onnx.quantize_command import main
 from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts, measure_in_turn
 
@@ -48,7 +48,7 @@ def test_speed_is_weighed_against_acceptance() -> None:
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.floats(1, 100)), min_size=1, max_size=5))
 def test_the_smallest_of_about_the_fastest(facts: list[tuple[int, float]]) -> None:
-    tried = [Tried(str(i), size, 1, 0.1, 2.0, rate) for i, (size, rate) in enumerate(facts)]
+    tried = [MeasuredFormat(str(i), size, 1, 0.1, 2.0, rate) for i, (size, rate) in enumerate(facts)]
     chosen, most = best(tried), max(rate for _, rate in facts)
     assert chosen.tokens_per_second >= CLOSE * most
     assert all(one.bytes >= chosen.bytes for one in tried if one.tokens_per_second >= CLOSE * most)
@@ -100,7 +100,10 @@ def test_the_shipped_pair(demo_folder: Folder, here: Path, monkeypatch: pytest.M
 
 
 def test_a_table(capsys: Capture) -> None:
-    tried = (Tried("int8-rtn", 2_000_000, 7, 0.012, 3.25, 81.5), Tried("int4-rtn", 1_000_000, 6, 0.009, 3.0, 92.5))
+    tried = (
+        MeasuredFormat("int8-rtn", 2_000_000, 7, 0.012, 3.25, 81.5),
+        MeasuredFormat("int4-rtn", 1_000_000, 6, 0.009, 3.0, 92.5),
+    )
     Console(width=100).print(quantize_choice.table(Throughput("Qwen/Some-Target", "int8", 50.0, tried)))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "int8-rtn 2.0 7 12.00 3.25 81.5" in lines and "int4-rtn 1.0 6 9.00 3.00 92.5 chosen" in lines
