@@ -19,8 +19,10 @@ FLOAT = ir.DataType.FLOAT
 
 @dataclass
 class PlainNormPass(ir.passes.InPlacePass):
-    store: WeightStore
-    floats: np.dtype[np.generic]
+    """Every norm becomes plain operators, with its weight as a constant of the graph."""
+
+    store: WeightStore  # which reads the norms' weights
+    floats: np.dtype[np.generic]  # of activations
     opset: int
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
