@@ -1,4 +1,4 @@
-"""What the commands share: UTF-8 streams, errors to exit codes, exporting with progress bars."""
+"""Shared by the commands: UTF-8 streams, exit codes of errors, and exporting with progress bars."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ from pard_onnx.models.precision import Precision
 
 # Names are the user's own bytes on stdout, and readable whatever they hold on stderr.
 STREAMS = {"stdin": ("r", "strict"), "stdout": ("w", "surrogateescape"), "stderr": ("w", "backslashreplace")}
-TRACEBACK = "PARD_ONNX_TRACEBACK"  # set: errors that nobody foresaw are shown whole
-ENDS = ("SIGTERM", "SIGHUP", "SIGBREAK")  # a process manager's, a closed terminal's, a closed Windows console's
+TRACEBACK = "PARD_ONNX_TRACEBACK"  # an environment variable: if set, unexpected errors are raised with a traceback
+# Sent by process managers, by closed terminals and by closed Windows consoles
+ENDS = ("SIGTERM", "SIGHUP", "SIGBREAK")
 
 
 class Parser(argparse.ArgumentParser):
-    """Bad options are told as every other bad input: in one line."""
+    """A parser whose errors are one line, as those of all bad input."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; {self.prog} --help lists the options\n")
 
 
 class Ended(KeyboardInterrupt):
-    """A signal that would end the process at once, as Ctrl-C: what is half done is cleaned up first."""
+    """A signal that would end the process at once is raised like Ctrl-C, so that temporary files are removed first."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class Ended(KeyboardInterrupt):
 
 
 def utf8_streams() -> None:
-    """Make stdin, stdout and stderr UTF-8, which on Windows they are not; those that are closed, empty."""
+    """Make stdin, stdout and stderr UTF-8, which they are not on Windows; replace closed ones by the null device."""
     for name, (mode, errors) in STREAMS.items():
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 until the process ends
@@ -57,7 +58,7 @@ def utf8_streams() -> None:
 
 
 def exit_code(command: Callable[[], None]) -> int:
-    """Run a command: 0 done, 2 bad input, 1 failure, each told in one line on stderr; 130 interrupted."""
+    """Run a command and return 0, or 2 for bad input and 1 for failures, with one line on stderr; 130 for Ctrl-C."""
     utf8_streams()
     try:
         with ended_as_interrupted(), one_line_warnings():
@@ -65,7 +66,7 @@ def exit_code(command: Callable[[], None]) -> int:
             sys.stdout.flush()
     except PardError as error:
         return complain(str(error), error.exit_code)
-    except BrokenPipeError:  # the reader has left; nothing may be written at exit either
+    except BrokenPipeError:  # the reader has closed the pipe; Python must not write to it at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -83,56 +84,57 @@ def exit_code(command: Callable[[], None]) -> int:
 
 @contextmanager
 def ended_as_interrupted() -> Iterator[None]:
-    """Signals that end the process raise Ended in the body, unless someone handles or ignores them already."""
+    """In the body, signals that end the process raise Ended, unless a handler is set already."""
 
     def end(number: int, _: FrameType | None) -> None:
         raise Ended(number)
 
     numbers = [getattr(signal, name) for name in ENDS if hasattr(signal, name)]
-    mine = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    handled = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
     try:
-        for number in mine:
+        for number in handled:
             signal.signal(number, end)
     except ValueError:  # not in the main thread, where Python has no signals
-        mine = []
+        handled = []
     try:
         yield
     finally:
-        for number in mine:
+        for number in handled:
             signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
-    """This package's warnings on stderr as errors are told, and others as ever."""
-    show = warnings.showwarning
+    """Print this package's warnings as one line on stderr; all other warnings are shown as usual."""
+    usual = warnings.showwarning
 
-    def tell(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    def show_warning(message: Warning | str, category: type[Warning], *location: Any, **more: Any) -> None:
         if issubclass(category, PardWarning):
             print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
         else:
-            show(message, category, *place, **more)
+            usual(message, category, *location, **more)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", PardWarning)
-        warnings.showwarning = tell
+        warnings.showwarning = show_warning
         yield
 
 
 def complain(message: str, code: int) -> int:
+    """Print an error in one line on stderr and return the exit code."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 
 @contextmanager
 def stages() -> Iterator[Progress]:
-    """Progress bars on stderr, one a stage: call with its name, what is done and the total."""
+    """Progress bars on stderr, one for each stage."""
     columns = (TextColumn("{task.description:>8}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     bars = rich_progress.Progress(*columns, console=Console(stderr=True))
     tasks: dict[str, rich_progress.TaskID] = {}
 
     def progress(stage: str, done: int, total: int) -> None:
-        bars.start()  # with the first stage: bad input found before it is one line, with no empty one above
+        bars.start()  # not before the first stage: errors before it are one line, without an empty line above
         if stage not in tasks:
             tasks[stage] = bars.add_task(stage, total=total)
         bars.update(tasks[stage], completed=done, total=total)

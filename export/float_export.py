@@ -49,9 +49,8 @@ class Columns:
         offset, count = self.offset + first * stored.itemsize, (width - 1) * self.pitch + stop - first
         mapped = np.memmap(self.file, stored, "r", offset, (count,))
         strides = (stored.itemsize, self.pitch * stored.itemsize)
-        return np.array(
-            as_strided(mapped, (stop - first, width), strides), order="C"
-        )  # a copy, so that the map can be closed
+        # A copy, so that the map can be closed
+        return np.array(as_strided(mapped, (stop - first, width), strides), order="C")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
