@@ -13,8 +13,10 @@ from pard_onnx.models.errors import (
     TooLong,
 )
 from pard_onnx.runtime.chat import Chat
+from pard_onnx.runtime.options import Options
 from pard_onnx.runtime.pair import Pair, load
-from pard_onnx.runtime.result import Chunk, Result, Seconds, Stats
+from pard_onnx.runtime.result import Chunk, Facts, Result, Seconds, Stats
+from pard_onnx.runtime.sampling.settings import Sampling
 from pard_onnx.runtime.stream import Stream
 
 __version__ = version("pard-onnx")
@@ -26,11 +28,14 @@ __all__ = [
     "BadProvider",
     "Chat",
     "Chunk",
+    "Facts",
     "Failure",
+    "Options",
     "Pair",
     "PardError",
     "PardWarning",
     "Result",
+    "Sampling",
     "Seconds",
     "Stats",
     "Stream",

@@ -51,7 +51,7 @@ def talk(options: argparse.Namespace, failed: list[int]) -> None:
         "draft_length": options.draft_length,
         **sampling_arguments(options),
     }
-    Options.of(generation)  # refuses bad options before the models load
+    Options.from_keywords(generation)  # refuses bad options before the models load
     screen = Screen()
     with load(options.target, options.draft, **load_arguments(options)) as pair:
         chat = pair.restore(options.resume) if options.resume else pair.chat(options.system)
@@ -124,7 +124,7 @@ class Talker:
             except ValueError:
                 raise BadInput(f"/k takes a number or auto, not {value}") from None
             changed = {**self._generation, "draft_length": wanted}
-            Options.of(changed)
+            Options.from_keywords(changed)
             self._generation = changed
         self._screen.note(f"draft length: {self._generation['draft_length']}")
 

@@ -7,20 +7,18 @@ from contextlib import contextmanager
 from os import PathLike
 from threading import Lock
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 from pard_onnx.models.errors import BadInput, Failure, TooLong
-from pard_onnx.runtime.text.prompt import Messages, copied
-from pard_onnx.runtime.text.tokenizer import Message
 
 from . import snapshot
-from .options import Given, Options
+from .engine import Engine
+from .options import OptionArguments, Options
 from .result import Result
-from .sequence import Caches
-from .stream import Run, Stream
-
-if TYPE_CHECKING:  # who makes chats
-    from .pair import Pair
+from .sequence import Sequence
+from .stream import Generation, Stream
+from .text.prompt import Messages, copy_messages
+from .text.tokenizer import Message
 
 CUT = ("cancelled", "timeout")  # reasons that say nothing of the model
 
@@ -33,49 +31,45 @@ class Chat:
     fails, is closed early, or is cut before it has any text leaves the conversation as it was.
     """
 
-    def __init__(self, pair: Pair, messages: Iterable[Message], caches: Caches | None = None) -> None:
-        """See `Pair.chat`. caches: that hold the beginning of the conversation, made by this pair."""
-        self.messages: Messages = copied(messages)
-        self._pair = pair
-        self._caches: Caches | None = caches or pair.new_caches()
+    def __init__(self, engine: Engine, messages: Iterable[Message], sequence: Sequence | None = None) -> None:
+        """See `Pair.chat`. sequence: holds the beginning of the conversation, made by this engine."""
+        self.messages: Messages = copy_messages(messages)
+        self._engine = engine
+        self._sequence: Sequence | None = sequence or engine.new_sequence()
         self._lock = Lock()
 
-    def send(self, text: str, **options: Unpack[Given]) -> Result:
+    def send(self, text: str, **options: Unpack[OptionArguments]) -> Result:
         """The assistant's reply to the user's text; arguments and errors as of `stream`."""
-        stream = self.stream(text, **options)
-        with stream:
-            for _ in stream:
-                pass
-        return stream.result
+        return self.stream(text, **options).read()
 
-    def stream(self, text: str, **options: Unpack[Given]) -> Stream:
+    def stream(self, text: str, **options: Unpack[OptionArguments]) -> Stream:
         """The reply to the user's text, a chunk a round; options as of `Pair.stream`.
 
         Raises BadInput (TooLong: for a conversation that fills the capacity) at once, Failure on the first chunk
         if another generation runs.
         """
         start = perf_counter()
-        wanted = Options.of(options)
+        chosen = Options.from_keywords(options)
         if not isinstance(text, str) or not text:
             raise BadInput(f"a message is text of at least one character, not {text!r}")
-        caches = self._open()
-        before = copied(self.messages)
+        sequence = self._open()
+        before = copy_messages(self.messages)
         question = {"role": "user", "content": text}
-        ids = self._pair.text.encode_chat([*before, question])
-        if len(ids) >= self._pair.capacity:
+        ids = self._engine.text.encode_chat([*before, question])
+        if len(ids) >= self._engine.capacity:
             raise TooLong(
-                f"the conversation would have {len(ids)} tokens, but the capacity is {self._pair.capacity} with at "
+                f"the conversation would have {len(ids)} tokens, but the capacity is {self._engine.capacity} with at "
                 "least one of them new; remove earlier messages, or export with a larger --context-length"
             )
-        stream = self._pair.run(ids, wanted, start, caches)
-        return stream.within(lambda run: self._turn(run, before, question))
+        stream = self._engine.stream(sequence, ids, chosen, start)
+        return stream.within(lambda generation: self._turn(generation, before, question))
 
-    def _turn(self, run: Run, before: Messages, question: dict[str, Any]) -> Run:
+    def _turn(self, generation: Generation, before: Messages, question: dict[str, Any]) -> Generation:
         with self.busy():
             self._open()
             if self.messages != before:
                 raise Failure("the conversation has changed since this stream was made; send the message again")
-            result = yield from run
+            result = yield from generation
             if result.text or result.finish_reason not in CUT:
                 self.messages += [question, {"role": "assistant", "content": result.text}]
             return result
@@ -90,23 +84,24 @@ class Chat:
         finally:
             self._lock.release()
 
-    def _open(self) -> Caches:
-        if self._caches is None:
+    def _open(self) -> Sequence:
+        if self._sequence is None:
             raise Failure("this conversation is closed; open another with pair.chat()")
-        return self._caches
+        return self._sequence
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write messages, tokens and KV rows to one file, whole or not at all, for `Pair.restore`.
 
         Raises BadInput if the file cannot be written, or is there and is no saved conversation; Failure during a turn.
         """
-        caches = self._open()
+        sequence = self._open()
         with self.busy():
-            snapshot.write(path, self._pair, self.messages, caches)
+            manifests = self._engine.target_manifest, self._engine.draft_manifest
+            snapshot.write(path, sequence, self.messages, *manifests)
 
     def close(self) -> None:
         """Free the KV cache; a turn that runs goes on to its end first."""
-        self._caches = None
+        self._sequence = None
 
     def __enter__(self) -> Chat:
         return self

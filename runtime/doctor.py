@@ -8,17 +8,17 @@ from typing import Literal
 
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest
-from pard_onnx.runtime.providers import environment
-from pard_onnx.runtime.providers.choice import misfit
-from pard_onnx.runtime.providers.discovery import source
-from pard_onnx.runtime.providers.environment import Memory
-from pard_onnx.runtime.providers.memory import start
-from pard_onnx.runtime.providers.table import AUTO_ORDER, CPU, PROVIDERS, Provider
-from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.device_cache import cache_bytes
 
 from . import kernels
-from .model import Artifact, OpenDraft, OpenTarget, open_draft, open_target
+from .model import Artifact, open_model
+from .providers import environment
+from .providers.choice import incompatibility
+from .providers.discovery import provider_source
+from .providers.environment import Memory
+from .providers.memory import start_provider
+from .providers.table import AUTO_ORDER, CPU, PROVIDERS, Provider
+from .providers.threads import Threads
+from .sessions.device_cache import cache_bytes
 
 State = Literal["ready", "absent", "fails"]
 Result = Literal["right", "token by token", "does not fit", "fails"]
@@ -83,12 +83,12 @@ def examine(artifacts: Sequence[Artifact]) -> Report:
 
 def provider_report(provider: Provider) -> ProviderReport:
     try:
-        origin = source(provider).origin
+        origin = provider_source(provider).origin
     except BadInput as error:
         return ProviderReport(provider.key, "absent", str(error), provider.install)
     try:
         if provider.key != CPU.key:
-            start(provider)
+            start_provider(provider)
     except BadInput as error:
         return ProviderReport(provider.key, "fails", str(error), provider.install)
     return ProviderReport(provider.key, "ready", origin, provider.install)
@@ -104,23 +104,18 @@ def artifact_reports(artifacts: Sequence[Artifact], providers: Sequence[Provider
 
 def tried(artifact: Artifact, provider: Provider) -> tuple[Result, str]:
     """The artifact opened on the provider, self-check included."""
-    if reason := misfit(artifact.manifest, provider):
+    if reason := incompatibility(artifact.manifest, provider):
         return "does not fit", reason
     try:
-        opened = opened_on(artifact, provider)
+        model = open_model(artifact, provider, Threads())
     except BadInput as error:
         return "fails", str(error)
-    if opened.wrong:
-        return "token by token", opened.wrong
-    if opened.verdict is None:
+    if model.warning:
+        return "token by token", model.warning
+    if model.verdict is None:
         return "right", "the CPU is what others are compared with"
-    passed = "; --provider auto passes it over" if opened.slow else ""
-    return "right", f"{opened.verdict.describe()}; {opened.verdict.pace()}{passed}"
-
-
-def opened_on(artifact: Artifact, provider: Provider) -> OpenTarget | OpenDraft:
-    open_one = open_target if artifact.manifest.role == "target" else open_draft
-    return open_one(artifact, provider, Threads())
+    passed = "; --provider auto passes it over" if model.slow else ""
+    return "right", f"{model.verdict.describe()}; {model.verdict.pace()}{passed}"
 
 
 def weights(manifest: Manifest) -> int:

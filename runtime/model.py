@@ -1,41 +1,41 @@
-"""The opened models of a pair: verified artifacts, sessions, and what was found out about them on this machine."""
+"""A pair's models: verified artifact folders, and the sessions that run them on this machine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from pard_onnx.models import hub
 from pard_onnx.models.errors import BadArtifact, BadProvider, Failure
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.spec import Role
-from pard_onnx.runtime.providers.choice import misfit
-from pard_onnx.runtime.providers.memory import start
-from pard_onnx.runtime.providers.opening import first_line
-from pard_onnx.runtime.providers.table import CPU, Provider
-from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.single_step import OneByOneDraft, OneByOneTarget
-from pard_onnx.runtime.sessions.table import Draft, Target, sessions
-from pard_onnx.runtime.text.tokenizer import TOKENIZER, Text, first_difference
-from pard_onnx.runtime.tuning import remembered as machine
-from pard_onnx.runtime.tuning.costs import StepCosts
-from pard_onnx.runtime.tuning.measurement import TargetCalibration, calibrate_draft, calibrate_target, prefill_chunk
-from pard_onnx.runtime.tuning.self_check import (
+
+from .providers.choice import incompatibility
+from .providers.memory import start_provider
+from .providers.opening import first_line
+from .providers.table import CPU, Provider
+from .providers.threads import Threads
+from .sessions.fixed_shapes import FixedShapesDraft, FixedShapesTarget
+from .sessions.fused import FusedDraft, FusedTarget
+from .sessions.portable import PortableDraft, PortableTarget
+from .sessions.single_step import SingleStepDraft, SingleStepTarget
+from .text.tokenizer import TOKENIZER, Text, first_difference
+from .tuning.costs import StepCosts
+from .tuning.measurement import Tuning, measure_draft, measure_prefill_chunk, measure_target
+from .tuning.remembered import load_or_measure, record_path
+from .tuning.self_check import (
     Verdict,
     check_draft,
     check_target,
     no_gain,
     remedy,
     require_right,
-    slow_warning,
+    single_steps_warning,
 )
-from pard_onnx.runtime.tuning.widths import ANY
-
-Kind = TypeVar("Kind", Target, Draft)
+from .tuning.widths import ANY
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,34 @@ class Artifact:
     manifest: Manifest
 
     def text(self) -> Text:
+        """Its tokenizer and chat template."""
         return Text(self.folder, self.manifest.spec.chat_template)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """An artifact that was opened on a provider."""
+
+    artifact: Artifact
+    session: Any  # a `TargetSession` or a `DraftSession`, by the manifest's role
+    tuning: Tuning
+    verdict: Verdict | None = None  # of the self-check; None on the CPU, which others are compared with
+    warning: str | None = None  # why every token takes a step of its own; None where wider steps are right
+    reason: str = ""  # why it runs on this provider
+    slow: str | None = None  # why the CPU would be faster; None where it would not
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.artifact.manifest
+
+    @property
+    def name(self) -> str:
+        return self.artifact.name
+
+    @property
+    def provider(self) -> Provider:
+        provider: Provider = self.session.provider
+        return provider
 
 
 def open_artifact(name: str | PathLike[str], role: Role | None = None) -> Artifact:
@@ -79,94 +106,108 @@ def require_tokenizer_of(target: Artifact, name: str, folder: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenTarget:
-    """verdict: of the self-check, None on the CPU; wrong, slow: see `choice.Opened`."""
+class Opening:
+    """How the models of one role are opened, checked and measured."""
 
-    session: Target | OneByOneTarget
-    calibration: TargetCalibration
-    verdict: Verdict | None = None
-    wrong: str | None = None
-    slow: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OpenDraft:
-    """As `OpenTarget`."""
-
-    session: Draft | OneByOneDraft
-    costs: StepCosts
-    verdict: Verdict | None = None
-    wrong: str | None = None
-    slow: str | None = None
+    classes: dict[tuple[str, bool], type[Any]]  # by attention variant, and whether shapes are fixed
+    single_step: Callable[[Any], Any]  # the session that feeds another one token by token
+    check: Callable[[Any, Callable[[], Any]], Verdict]
+    measure: Callable[[Any], Tuning]
 
 
-def open_target(artifact: Artifact, provider: Provider, threads: Threads, *, anew: bool = False) -> OpenTarget:
-    """Load the target, and find out what it does here unless that is known; anew: in any case, and more thoroughly.
+OPENINGS: dict[Role, Opening] = {
+    "target": Opening(
+        {
+            ("gqa", False): FusedTarget,
+            ("portable", False): PortableTarget,
+            ("portable", True): FixedShapesTarget,
+        },
+        SingleStepTarget,
+        lambda session, reference: check_target(session, reference),
+        lambda session: measure_target(session),
+    ),
+    "draft": Opening(
+        {
+            ("gqa", False): FusedDraft,
+            ("portable", False): PortableDraft,
+            ("portable", True): FixedShapesDraft,
+        },
+        SingleStepDraft,
+        lambda session, reference: check_draft(session, reference),
+        lambda session: measure_draft(session),
+    ),
+}
 
-    BadProvider or BadArtifact where the provider does not start, does not fit the artifact, or computes it wrongly.
+
+def open_model(artifact: Artifact, provider: Provider, threads: Threads, *, measure_again: bool = False) -> Model:
+    """Open the artifact's session, check it off the CPU, and measure what it does here unless that is remembered.
+
+    measure_again: check and measure in any case, and the prefill chunk too, which takes seconds on a large model.
+    Raises BadProvider or BadArtifact where the provider does not start, lacks what the artifact needs, or is wrong.
     """
-    opener = partial(opened, sessions(artifact.manifest).target, artifact, threads)
-    session = opener(provider)
-    verdict = checked(artifact, provider, threads, lambda: check_target(session, lambda: on_cpu(opener)), anew)
+    opening = OPENINGS[artifact.manifest.role]
+    session = open_session(artifact, provider, threads)
+    verdict = self_check(artifact, session, threads, opening, measure_again)
     if verdict and verdict.steps == "single":
-        costs = TargetCalibration(ANY, (1,), linear(verdict))
-        return OpenTarget(OneByOneTarget(session), costs, verdict, slow_warning(verdict, artifact.name, provider))
+        warning = single_steps_warning(verdict, artifact.name, provider)
+        return Model(artifact, opening.single_step(session), single_step_tuning(verdict), verdict, warning)
 
-    def find() -> TargetCalibration:
-        found = calibrate_target(session)
-        return replace(found, chunk=prefill_chunk(session)) if anew else found
+    def measure() -> Tuning:
+        tuning = opening.measure(session)
+        if measure_again and artifact.manifest.role == "target":
+            return replace(tuning, chunk=measure_prefill_chunk(session))
+        return tuning
 
-    place = machine.place(artifact.manifest, provider, threads)
-    known = machine.remembered(place, TargetCalibration, find, anew=anew)
-    return OpenTarget(session, known, verdict, slow=no_gain(verdict, artifact.name, provider))
-
-
-def open_draft(artifact: Artifact, provider: Provider, threads: Threads, *, anew: bool = False) -> OpenDraft:
-    """As `open_target`."""
-    opener = partial(opened, sessions(artifact.manifest).draft, artifact, threads)
-    session = opener(provider)
-    verdict = checked(artifact, provider, threads, lambda: check_draft(session, lambda: on_cpu(opener)), anew)
-    if verdict and verdict.steps == "single":
-        warning = slow_warning(verdict, artifact.name, provider)
-        return OpenDraft(OneByOneDraft(session), linear(verdict), verdict, warning)
-    place = machine.place(artifact.manifest, provider, threads)
-    costs = machine.remembered(place, StepCosts, lambda: calibrate_draft(session), anew=anew)
-    return OpenDraft(session, costs, verdict, slow=no_gain(verdict, artifact.name, provider))
+    path = record_path(artifact.manifest, provider, threads, "tuning")
+    tuning = load_or_measure(path, Tuning, measure, measure_again=measure_again)
+    return Model(artifact, session, tuning, verdict, slow=no_gain(verdict, artifact.name, provider))
 
 
-def opened(kind: type[Kind], artifact: Artifact, threads: Threads, provider: Provider) -> Kind:
-    """The artifact's session; BadArtifact if its graphs are none for this provider."""
-    if reason := misfit(artifact.manifest, provider):
+def open_session(artifact: Artifact, provider: Provider, threads: Threads) -> Any:
+    """The artifact's session; BadArtifact if the provider cannot run its graphs, or this version does not know them."""
+    if reason := incompatibility(artifact.manifest, provider):
         raise BadArtifact(f"{artifact.name}: {reason}")
     if provider.key != CPU.key:
-        start(provider)  # a provider that does not start is told as that, not as a graph that does not load
-    return kind(artifact.folder, artifact.manifest, provider, threads)
+        start_provider(
+            provider
+        )  # a provider that does not start is reported as that, not as a graph that fails to load
+    return session_class(artifact.manifest)(artifact.folder, artifact.manifest, provider, threads)
 
 
-def on_cpu(opener: Callable[[Provider], Kind]) -> Kind | None:
-    """None for a graph that the CPU cannot run."""
-    try:
-        return opener(CPU)
-    except BadArtifact:
-        return None
+def session_class(manifest: Manifest) -> type[Any]:
+    """The class of sessions for the artifact's graphs; BadArtifact for an unknown attention variant."""
+    classes = OPENINGS[manifest.role].classes
+    found = classes.get((manifest.attention, bool(manifest.graphs)))
+    if found is None:
+        known = ", ".join(sorted({attention for attention, _ in classes}))
+        raise BadArtifact(f"attention variant {manifest.attention!r} is not known here, only {known}; update pard-onnx")
+    return found
 
 
-def checked(
-    artifact: Artifact, provider: Provider, threads: Threads, check: Callable[[], Verdict], anew: bool
+def self_check(
+    artifact: Artifact, session: Any, threads: Threads, opening: Opening, measure_again: bool
 ) -> Verdict | None:
-    """The self-check's verdict, kept as calibration is; None on the CPU, whose calibration compares more steps."""
+    """The self-check's verdict, remembered as tuning is; None on the CPU, where tuning compares more steps."""
+    provider: Provider = session.provider
     if provider.key == CPU.key:
         return None
-    place = machine.place(artifact.manifest, provider, threads, "self-check")
+
+    def reference() -> Any:
+        try:
+            return open_session(artifact, CPU, threads)
+        except BadArtifact:  # a graph that the CPU cannot run
+            return None
+
+    path = record_path(artifact.manifest, provider, threads, "self-check")
     try:
-        verdict = machine.remembered(place, Verdict, check, anew=anew)
-    except Failure as error:  # what it lacks may be found out in a step only, such as half precision on WebGPU
+        verdict = load_or_measure(path, Verdict, lambda: opening.check(session, reference), measure_again=measure_again)
+    except Failure as error:  # what the provider lacks may show in a step only, such as half precision on WebGPU
         problem = f"provider {provider.title!r} cannot run {artifact.name}: {first_line(error)}"
         raise BadProvider(f"{problem}; {remedy(provider)}") from error
     require_right(verdict, artifact.name, provider)
     return verdict
 
 
-def linear(verdict: Verdict) -> StepCosts:
-    """A token's time for each token."""
-    return StepCosts(((1, verdict.seconds), (2, 2 * verdict.seconds)))
+def single_step_tuning(verdict: Verdict) -> Tuning:
+    """Of a session that takes a step for each token."""
+    return Tuning(StepCosts(((1, verdict.seconds), (2, 2 * verdict.seconds))), ANY, (1,))

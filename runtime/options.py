@@ -1,23 +1,20 @@
-"""What a generation can be told: `Options`, checked where they are given."""
+"""`Options` of a generation, checked when they are made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
-from math import isfinite
 from typing import Any, Literal, TypedDict
 
-from pard_onnx.models.checks import require_whole
+from pard_onnx.models.checks import DRAFT_LIMIT, is_positive, nearest_name, require_whole
 from pard_onnx.models.errors import BadInput
-from pard_onnx.runtime.decoding.loop import DRAFT_LIMIT
-from pard_onnx.runtime.sampling.settings import Sampling
+
+from .sampling.settings import Sampling
 
 AUTO: Literal["auto"] = "auto"
-DRAFT_LENGTH = 7  # where a fixed one is wanted: odd, so that a verify step of K + 1 tokens is even without padding
 
 
-class Given(TypedDict, total=False):
+class OptionArguments(TypedDict, total=False):
     """The keyword arguments of `Pair.generate` and its kin; see `Options`."""
 
     max_new_tokens: int
@@ -44,22 +41,17 @@ SAMPLING = tuple(field.name for field in fields(Sampling))
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """max_new_tokens: at most so many.
-
-    draft_length: tokens proposed a round, 1 to 32; 0 is plain decoding; "auto" lets measured step costs and
-    acceptance decide each round anew. lookup: with "auto", earlier text proposes too.
-    stop: strings that end the text, themselves left out. exact: plain decoding gives the same tokens as any draft,
-    bit for bit on quantized targets. chat: a text prompt is a user's message. timeout: seconds after which the text
-    ends as it is. sampling: see `Sampling`; the default is greedy.
-    """
+    """How one generation runs. BadInput names the value and the fix."""
 
     max_new_tokens: int = 128
+    # Tokens that are proposed a round, 1 to 32; 0 is plain decoding; "auto" decides it anew each round, from measured
+    # step costs and acceptance.
     draft_length: int | Literal["auto"] = AUTO
-    lookup: bool = True
-    stop: str | Sequence[str] = ()
-    exact: bool = True
-    chat: bool = False
-    timeout: float | None = None
+    lookup: bool = True  # with "auto": text that occurred before proposes tokens too
+    stop: str | Sequence[str] = ()  # strings that end the text, themselves left out
+    exact: bool = True  # plain decoding and any draft give the same tokens, bit for bit, on quantized targets too
+    chat: bool = False  # a text prompt is a user's message
+    timeout: float | None = None  # seconds after which the text ends as it is
     sampling: Sampling = GREEDY
 
     def __post_init__(self) -> None:
@@ -68,23 +60,18 @@ class Options:
             if isinstance(self.draft_length, str):
                 raise BadInput(f"draft_length must be 'auto' or from 0 to {DRAFT_LIMIT}, not {self.draft_length!r}")
             require_whole("draft_length", self.draft_length, 0, DRAFT_LIMIT)
-        if self.timeout is not None and not seconds(self.timeout):
+        if self.timeout is not None and not is_positive(self.timeout):
             raise BadInput(f"timeout must be a number of seconds above 0, or None, not {self.timeout!r}")
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> Options:
+    def from_keywords(cls, arguments: Mapping[str, Any]) -> Options:
         """From keyword arguments; BadInput names the nearest known one for one that is not."""
         known = [field.name for field in fields(cls) if field.name != "sampling"] + list(SAMPLING)
-        for name in given:
+        for name in arguments:
             if name not in known:
-                near = get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+                nearest = nearest_name(name, known)
+                hint = f"did you mean {nearest}?" if nearest else f"known are {', '.join(known)}"
                 raise BadInput(f"unknown option {name}; {hint}")
-        sampling = {name: given[name] for name in SAMPLING if name in given}
-        own = {name: value for name, value in given.items() if name not in sampling}
+        sampling = {name: arguments[name] for name in SAMPLING if name in arguments}
+        own = {name: value for name, value in arguments.items() if name not in sampling}
         return cls(**own, sampling=Sampling(**sampling))
-
-
-def seconds(value: object) -> bool:
-    """Whether it is a finite number above 0."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value > 0

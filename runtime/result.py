@@ -2,103 +2,80 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
-from pard_onnx.runtime.decoding.loop import FinishReason, Step
+from .decoding.loop import FinishReason, Step
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What is known of a generation before its first round; start: perf_counter() when the request came;
-    cached_tokens: of the prompt, whose rows a conversation's cache holds already."""
+    """What is known of a generation before its first round."""
 
     prompt_tokens: int
-    start: float
+    # Plain decoding and any draft give the same tokens under this setting: every step has one of `widths`.
     exact: bool
+    # Numbers of tokens in a target's step. If exact, their rows were found to be bitwise equal on this machine; (1,)
+    # alone: the provider computes no wider steps correctly.
     widths: tuple[int, ...]
-    provider: str
-    draft_provider: str | None
-    provider_reason: str
-    kernel: str
-    seed: int | None = None
-    cached_tokens: int = 0
+    provider: str  # where the target runs
+    draft_provider: str | None  # where the draft runs; None without one
+    provider_reason: str  # why they run there
+    kernel: str  # of the quantized matmuls: an instruction set of this package's own kernels, or "onnxruntime"
+    seed: int | None = None  # of the tokens that were drawn; None where none are
+    cached_tokens: int = 0  # of the prompt's: those that the target had computed before (see `Chat`)
 
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """prefill: the prompt through the target, and the draft's first call, which carries it too; draft and
-    verify: the later rounds' calls, acceptance in verify; other: the rest of total, which begins with the
-    prompt as text or ids and leaves out the time that a stream's consumer takes."""
+    """Where the time of a generation went."""
 
-    prefill: float
-    draft: float
-    verify: float
-    other: float
-    total: float
+    prefill: float  # the prompt through the target, and the draft's first call, which reads the prompt too
+    draft: float  # the draft's later calls
+    verify: float  # the target's later calls, acceptance included
+    other: float  # the rest of `total`
+    total: float  # from the prompt as text or ids; without the time that a stream's consumer takes
 
 
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """accepted: tokens that the target committed in each round, its own included (K + 1 at most); EOS counts,
-    and so does what a stop string cut off. The prompt's step, which gives the first token, is no round.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats(Facts):
+    """Counts and times of a generation, beside the `Facts`. The prompt's step, which gives the first token, is no
+    round."""
 
-    proposed: drafts of each round; matched: of those, the accepted ones; accepted_per_position: of the drafts
-    at each position, the accepted share.
-    tokens_per_second: of the tokens after the first, over the time after the first (the draft's prefill
-    counts against it). sources: who drafted, by round: "pard", "lookup" or "none". ahead: rounds during whose
-    verification the next one was drafted, on a device of the draft's own; ahead_used: of those, the ones whose guess
-    came true. exact: plain decoding and any draft give the same tokens under this setting: every step had one of
-    `widths`, whose rows were found to be bitwise equal on this machine; (1,) alone: the provider computes no others
-    right. provider, draft_provider, provider_reason: where the models run, and why there. kernel: of the quantized
-    matmuls, an instruction set of this package's own or "onnxruntime". seed: of the tokens drawn, None where none are.
-    cached_tokens: of the prompt's, those that the target did not read anew (see `Chat`).
-    """
-
-    prompt_tokens: int
     new_tokens: int
     rounds: int
-    accepted: tuple[int, ...]
-    proposed: tuple[int, ...]
-    matched: tuple[int, ...]
-    accepted_per_position: tuple[float, ...]
-    mean_accepted: float
+    accepted: tuple[int, ...]  # by round: tokens that the target committed, its own and EOS included (at most K + 1)
+    proposed: tuple[int, ...]  # by round: drafts that were verified
+    matched: tuple[int, ...]  # by round: drafts that were accepted
+    accepted_per_position: tuple[float, ...]  # of the drafts at each position, the accepted share
+    mean_accepted: float  # mean of `accepted`
     seconds: Seconds
+    # Of the tokens after the first, over the time after the first: the draft's prefill counts against it.
     tokens_per_second: float
-    time_to_first_token: float
-    sources: tuple[str, ...]
-    ahead: int
-    ahead_used: int
-    exact: bool
-    widths: tuple[int, ...]
-    provider: str
-    draft_provider: str | None
-    provider_reason: str
-    kernel: str
-    seed: int | None
-    cached_tokens: int = 0
+    time_to_first_token: float  # seconds
+    sources: tuple[str, ...]  # by round, who drafted: "pard", "lookup" or "none"
+    ahead: int  # rounds during whose verification the next one was drafted, on a device of the draft's own
+    ahead_used: int  # of those, the rounds whose guess of the target's next token came true
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """text: what follows the prompt, cut in front of a stop string; tokens: without EOS, and up to the one that
-    completed a stop string; finish_reason: "stop" for EOS and stop strings, "length" for limits, "cancelled" and
-    "timeout" where it was ended from outside."""
+    """A whole generation."""
 
-    text: str
-    tokens: tuple[int, ...]
+    text: str  # what follows the prompt, cut in front of a stop string
+    tokens: tuple[int, ...]  # without EOS, and up to the one that completed a stop string
+    # "stop" for EOS and stop strings, "length" for limits, "cancelled" and "timeout" where it was ended from outside.
     finish_reason: FinishReason
     stats: Stats
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One round of a stream. pieces: the text that each token made certain, `text` when joined; drafted: which
-    tokens the draft had proposed."""
+    """One round of a stream."""
 
     text: str
     tokens: tuple[int, ...]
-    drafted: tuple[bool, ...]
-    pieces: tuple[str, ...]
+    drafted: tuple[bool, ...]  # by token: whether the draft had proposed it
+    pieces: tuple[str, ...]  # the text that each token made certain; `text` when joined
 
 
 @dataclass(slots=True)
@@ -147,7 +124,7 @@ class Tally:
         rounds = len(self.accepted)
         later = total - first
         return Stats(
-            prompt_tokens=facts.prompt_tokens,
+            **{field.name: getattr(facts, field.name) for field in fields(facts)},
             new_tokens=new,
             rounds=rounds,
             accepted=tuple(self.accepted),
@@ -163,12 +140,4 @@ class Tally:
             sources=tuple(self.sources),
             ahead=self.ahead,
             ahead_used=self.ahead_used,
-            exact=facts.exact,
-            widths=facts.widths,
-            provider=facts.provider,
-            draft_provider=facts.draft_provider,
-            provider_reason=facts.provider_reason,
-            kernel=facts.kernel,
-            seed=facts.seed,
-            cached_tokens=facts.cached_tokens,
         )

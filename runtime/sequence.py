@@ -1,34 +1,57 @@
-"""A conversation's memory: the KV caches of both models, and the tokens that they hold."""
+"""`Sequence`: one conversation as a value. Several may be alive in one engine and take turns step by step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
-from itertools import takewhile
 
-from pard_onnx.runtime.sessions.kv_cache import KvCache
+from pard_onnx.models.checks import common_prefix
+
+from .decoding.drafter import DraftMemory
+from .sessions.kv_cache import KvCache
 
 
 @dataclass(slots=True)
-class Caches:
-    """tokens: the conversation so far; each cache holds rows of a prefix of it (`loop.decode` sees to that).
+class Sequence:
+    """The tokens of a conversation, and what both models have computed of them.
 
-    draft_start: the first token that the draft's cache holds (see `PardDrafter`).
+    Each cache holds the rows of consecutive tokens: the target's of tokens[:target.length], the draft's of
+    tokens[memory.start : memory.start + draft.length]. `decode` keeps that true however a generation ends.
     """
 
-    target: KvCache
-    draft: KvCache | None
-    tokens: list[int] = field(default_factory=list)
-    draft_start: int = 0
+    target: KvCache  # of the target
+    draft: KvCache | None = None  # of the draft; None for a target alone
+    tokens: list[int] = field(default_factory=list)  # the conversation so far, prompt included
+    memory: DraftMemory = field(default_factory=DraftMemory)  # what a drafter keeps of it beside its KV cache
 
-    def keep(self, ids: Sequence[int]) -> int:
-        """Forget what is not the beginning of `ids`; how many of them are kept."""
-        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.tokens, ids, strict=False)))
-        self.target.rollback(min(same, self.target.length))
+    def truncate(self, length: int) -> None:
+        """Forget the tokens from `length` on, and all that was computed of them."""
+        # The tokens last: an interruption in between may leave too few rows, never rows of other tokens.
+        self.target.rollback(min(length, self.target.length))
         if self.draft:
-            if same <= self.draft_start:
+            if length <= self.memory.start:
                 self.draft.rollback(0)  # first, so that an interruption in between finds no row in the wrong place
-                self.draft_start = 0
-            self.draft.rollback(min(same - self.draft_start, self.draft.length))
+                self.memory.start = 0
+            self.draft.rollback(min(length - self.memory.start, self.draft.length))
+        self.memory.truncate(length)
+        del self.tokens[length:]
+
+    def continue_with(self, ids: Tokens[int]) -> int:
+        """Become a conversation of these tokens; how many of them the target has computed already.
+
+        What was computed of the common beginning is kept, the rest is forgotten.
+        """
+        self.truncate(common_prefix(self.tokens, ids))
         self.tokens = list(ids)
         return self.target.length
+
+    def fork(self, new_sequence: Callable[[], Sequence]) -> Sequence:
+        """An independent copy, KV rows included; new_sequence: makes an empty one for the same models."""
+        copy = new_sequence()
+        copy.tokens = list(self.tokens)
+        copy.target.write(self.target.read(0, self.target.length))
+        if self.draft and copy.draft:
+            copy.draft.write(self.draft.read(0, self.draft.length))
+            copy.memory = self.memory.copy()
+        return copy

@@ -12,12 +12,13 @@ Its size is that of the KV rows, 2 * layers * kv_heads * head_dim numbers a toke
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -26,14 +27,11 @@ from numpy.typing import NDArray
 from pard_onnx.models.errors import BadArtifact, BadInput, PardError, TooLong
 from pard_onnx.models.manifest import File, Manifest
 from pard_onnx.models.records import from_json, to_json
-from pard_onnx.runtime.sessions.kv_cache import KvCache, Rows
-from pard_onnx.runtime.text.prompt import Messages, copied
-from pard_onnx.runtime.text.tokenizer import Message
 
-from .sequence import Caches
-
-if TYPE_CHECKING:
-    from .pair import Pair
+from .sequence import Sequence
+from .sessions.kv_cache import KvCache, Rows
+from .text.prompt import Messages, copy_messages
+from .text.tokenizer import Message
 
 FORMAT = "pard-onnx conversation"
 VERSION = 1
@@ -68,18 +66,20 @@ class Header:
     version: int = VERSION
 
 
-def write(path: str | PathLike[str], pair: Pair, messages: Sequence[Message], caches: Caches) -> None:
+def write(
+    path: str | PathLike[str], sequence: Sequence, messages: Items[Message], target: Manifest, draft: Manifest | None
+) -> None:
     """Write the file, whole or not at all. BadInput if it cannot be, or another kind of file is there."""
-    draft = Origin.of(pair.draft) if pair.draft and caches.draft else None
-    header = Header(Origin.of(pair.target), draft, caches.draft_start)
+    draft_origin = Origin.of(draft) if draft and sequence.draft else None
+    header = Header(Origin.of(target), draft_origin, sequence.memory.start)
     arrays = {
         "header": packed(to_json(header)),
         "messages": packed(messages),
-        "tokens": np.array(caches.tokens, np.int64),
-        "target": caches.target.read(0, caches.target.length),
+        "tokens": np.array(sequence.tokens, np.int64),
+        "target": sequence.target.read(0, sequence.target.length),
     }
-    if caches.draft:
-        arrays["draft"] = caches.draft.read(0, caches.draft.length)
+    if sequence.draft:
+        arrays["draft"] = sequence.draft.read(0, sequence.draft.length)
     try:
         place = Path(path).expanduser().resolve()
         if place.exists() and not is_ours(place):
@@ -102,32 +102,36 @@ def write_whole(place: Path, arrays: dict[str, Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read(path: str | PathLike[str], pair: Pair) -> tuple[Messages, Caches]:
-    """The messages and caches in the file, the draft's only if it is the same one.
+def read(
+    path: str | PathLike[str], target: Manifest, draft: Manifest | None, new_sequence: Callable[[], Sequence]
+) -> tuple[Messages, Sequence]:
+    """The messages and the sequence in the file; the draft's KV rows only if it is the same draft.
 
+    new_sequence: makes an empty one for the models of these manifests.
     Raises BadArtifact (another file, damaged, another version, another target), TooLong (for this capacity).
     """
-    caches = pair.new_caches()
+    sequence = new_sequence()
+    capacity = min(manifest.capacity for manifest in (target, draft) if manifest)
     with opened(path) as found:
         header = read_header(path, found)
-        if header.target.files != Origin.of(pair.target).files:
+        if header.target.files != Origin.of(target).files:
             theirs = f"{header.target.model} in {header.target.precision}"
             raise BadArtifact(f"{path}: was saved with another target, an export of {theirs}; load that one")
         tokens = found["tokens"]
-        if len(tokens) > pair.capacity:
+        if len(tokens) > capacity:
             raise TooLong(
-                f"{path}: the conversation has {len(tokens)} tokens, but the capacity is {pair.capacity}; "
+                f"{path}: the conversation has {len(tokens)} tokens, but the capacity is {capacity}; "
                 "load it without the draft, or with one of a larger --context-length"
             )
         require(tokens.dtype == np.int64 and tokens.ndim == 1, "tokens that are none")
-        size = pair.target.spec.vocabulary.size
+        size = target.spec.vocabulary.size
         require(bool(np.all((tokens >= 0) & (tokens < size))), "tokens that the tokenizer does not have")
-        caches.tokens = tokens.tolist()
-        fill(caches.target, found["target"], 0, len(tokens))
-        if pair.draft and caches.draft and header.draft and header.draft.files == Origin.of(pair.draft).files:
-            fill(caches.draft, found["draft"], header.draft_start, len(tokens))
-            caches.draft_start = header.draft_start
-        return read_messages(found), caches
+        sequence.tokens = tokens.tolist()
+        fill(sequence.target, found["target"], 0, len(tokens))
+        if draft and sequence.draft and header.draft and header.draft.files == Origin.of(draft).files:
+            fill(sequence.draft, found["draft"], header.draft_start, len(tokens))
+            sequence.memory.start = header.draft_start
+        return read_messages(found), sequence
 
 
 def fill(cache: KvCache, rows: Rows, start: int, end: int) -> None:
@@ -141,7 +145,7 @@ def fill(cache: KvCache, rows: Rows, start: int, end: int) -> None:
 
 def read_messages(found: Any) -> Messages:
     try:
-        return copied(unpacked(found["messages"]))
+        return copy_messages(unpacked(found["messages"]))
     except BadInput as error:
         raise Misfit(str(error)) from error
 

@@ -8,13 +8,13 @@ from threading import Event
 from time import perf_counter
 
 from pard_onnx.models.errors import Failure
-from pard_onnx.runtime.decoding.loop import FinishReason, Step
-from pard_onnx.runtime.text.stop import scan
-from pard_onnx.runtime.text.tokenizer import Detokenizer
 
+from .decoding.loop import FinishReason, Step
 from .result import Chunk, Facts, Result, Tally
+from .text.stop import scan
+from .text.tokenizer import Detokenizer
 
-Run = Generator[Chunk, None, Result]
+Generation = Generator[Chunk, None, Result]
 
 
 class Writer:
@@ -54,8 +54,11 @@ class Writer:
         return seen.release
 
 
-def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts) -> Run:
-    """Turn the loop's rounds into chunks, the last of which has all held-back text; returns the result."""
+def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts, start: float) -> Generation:
+    """Turn rounds into chunks, the last of which has all text that was held back; returns the result.
+
+    start: perf_counter() when the request came.
+    """
     tally = Tally()
     first = paused = 0.0
     reason: FinishReason = "length"
@@ -63,7 +66,7 @@ def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts) ->
         for step in rounds:
             tally.add(step)
             pieces = writer.write(step.tokens)
-            first = first or perf_counter() - facts.start
+            first = first or perf_counter() - start
             ended = "stop" if writer.stopped else step.finish_reason
             if ended and (rest := writer.finish()):
                 pieces = [*pieces[:-1], pieces[-1] + rest] if pieces else [rest]
@@ -74,7 +77,7 @@ def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts) ->
             if ended:
                 reason = ended
                 break
-    total = perf_counter() - facts.start - paused
+    total = perf_counter() - start - paused
     stats = tally.stats(facts, len(writer.tokens), total, first)
     return Result("".join(writer.parts), tuple(writer.tokens), reason, stats)
 
@@ -89,8 +92,8 @@ def chunk(step: Step, pieces: list[str]) -> Chunk:
 class Stream(Iterator[Chunk]):
     """Chunks of one generation; closing it early leaves the pair ready for the next."""
 
-    def __init__(self, run: Run, cancelled: Event) -> None:
-        self._run = run
+    def __init__(self, generation: Generation, cancelled: Event) -> None:
+        self._generation = generation
         self._cancelled = cancelled
         self._result: Result | None = None
 
@@ -99,7 +102,7 @@ class Stream(Iterator[Chunk]):
 
     def __next__(self) -> Chunk:
         try:
-            return next(self._run)
+            return next(self._generation)
         except StopIteration as end:
             self._result = self._result or end.value
             raise StopIteration from None
@@ -113,9 +116,16 @@ class Stream(Iterator[Chunk]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def within(self, wrap: Callable[[Run], Run]) -> Stream:
+    def within(self, wrap: Callable[[Generation], Generation]) -> Stream:
         """This stream as part of something larger: `wrap` does what comes before its first chunk and after its last."""
-        return Stream(wrap(self._run), self._cancelled)
+        return Stream(wrap(self._generation), self._cancelled)
+
+    def read(self) -> Result:
+        """Read the stream to its end; the whole generation."""
+        with self:  # an interruption between rounds must not leave it running as long as its traceback lives
+            for _ in self:
+                pass
+        return self.result
 
     def cancel(self) -> None:
         """End the generation before its next step; for any thread. Its reader gets the result of what is there,
@@ -125,7 +135,7 @@ class Stream(Iterator[Chunk]):
     def close(self) -> None:
         """End the generation; there will be no more chunks. For the thread that reads: see `cancel`."""
         try:
-            self._run.close()
+            self._generation.close()
         except ValueError as error:
             refuse_second_reader(error)
             raise

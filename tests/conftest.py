@@ -5,6 +5,14 @@ from pathlib import Path
 
 import pytest
 import tiny as checkpoints
+from toy_artifacts import (  # noqa: F401 fixtures, which pytest finds here
+    device,
+    fakes,
+    make_tokenizer,
+    pair_folders,
+    toy,
+    write_artifact,
+)
 
 from pard_onnx.export_command import main as export_main
 

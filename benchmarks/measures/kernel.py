@@ -26,9 +26,9 @@ from pard_onnx.models.manifest import GRAPH, Manifest
 from pard_onnx.runtime import kernels
 from pard_onnx.runtime.kernels.nodes import MODEL_GRAPH, as_bytes, places
 from pard_onnx.runtime.kernels.protobuf import fields
-from pard_onnx.runtime.providers.discovery import installed
+from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.session import DraftSession, TargetSession
+from pard_onnx.runtime.sessions.fused import FusedDraft, FusedTarget
 
 WIDTHS = "1,2,4,5,8,9,12,16,32,64,512"
 VERIFIED = 64  # a wider step is a prefill, which needs the last row of logits only
@@ -76,13 +76,13 @@ def private_memory() -> int | None:
 def opened(folder: Path, manifest: Manifest, threads: int) -> tuple[Callable[[int, int], None], Opened]:
     """A step as a function of context and width."""
     memory, start = private_memory(), perf_counter()
-    make = DraftSession if manifest.role == "draft" else TargetSession
-    session = make(folder, manifest, installed("cpu"), Threads(threads))
+    make = FusedDraft if manifest.role == "draft" else FusedTarget
+    session = make(folder, manifest, require_installed("cpu"), Threads(threads))
     seconds, after = perf_counter() - start, private_memory()
 
     def step(context: int, width: int) -> None:
-        session.cache.pretend(context)
-        if isinstance(session, TargetSession):
+        session.cache.set_length(context)
+        if isinstance(session, FusedTarget):
             session.step([0] * width, width if width <= VERIFIED else 1)
         else:
             real = min(width, NEW_TOKENS)

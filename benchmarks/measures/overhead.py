@@ -80,7 +80,7 @@ def measure(pair: Pair, prompts: Sequence[str], draft_length: int, max_new_token
 
 def timers(pair: Pair) -> list[Timed]:
     """Put a timer in front of each session of a pair; they are private, and nobody else needs to reach them."""
-    sessions: list[Any] = [opened.session for opened in (pair._target, pair._draft) if opened]
+    sessions: list[Any] = [model.session for model in pair.engine.models if model]
     out = []
     for session in sessions:
         session._session = Timed(session._session)

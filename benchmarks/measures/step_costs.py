@@ -8,12 +8,11 @@ from functools import partial
 
 from pard_onnx.models.errors import BadInput, TooLong
 from pard_onnx.models.spec import Role
-from pard_onnx.runtime.model import Artifact, open_artifact, open_draft, open_target
-from pard_onnx.runtime.providers.choice import Candidates, candidates, choose
+from pard_onnx.runtime.model import Artifact, open_artifact, open_model
+from pard_onnx.runtime.providers.choice import ProviderCandidates, open_first, provider_candidates
 from pard_onnx.runtime.providers.table import CPU
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.single_step import OneByOneDraft, OneByOneTarget
-from pard_onnx.runtime.sessions.table import Draft, Target
+from pard_onnx.runtime.sessions.session import DraftSession, TargetSession
 from pard_onnx.runtime.tuning.costs import WIDTHS, RoundCosts, StepCosts, measure, measure_in_turn, throughput
 from pard_onnx.runtime.tuning.widths import Widths
 
@@ -57,9 +56,9 @@ def measure_folder(
     for context in contexts:
         if context > most:
             raise TooLong(f"{name}: --contexts {context} is more than its KV cache can hold, {most}")
-    on, own = candidates(provider, provider_options, fallback=fallback), draft_provider_options
+    on, own = provider_candidates(provider, provider_options, fallback=fallback), draft_provider_options
     if manifest.role == "draft" and (draft_provider or own):
-        on = candidates(draft_provider or provider, own, fallback=fallback)
+        on = provider_candidates(draft_provider or provider, own, fallback=fallback)
     step, title = opened(artifact, on, Threads(threads))
     for context in contexts:
         costs = measure(partial(step, context))
@@ -71,7 +70,7 @@ def measure_folders(
 ) -> list[Curve]:
     """The curves of several folders, all loaded, whose steps take turns, so that they can be compared."""
     artifacts = [open_artifact(name) for name in names]
-    running = [opened(one, candidates(provider), Threads(threads)) for one in artifacts]
+    running = [opened(one, provider_candidates(provider), Threads(threads)) for one in artifacts]
     found = measure_in_turn([partial(step, context) for step, _ in running])
     return [
         Curve(one.name, one.manifest.role, one.manifest.precision, context, title, costs)
@@ -79,23 +78,20 @@ def measure_folders(
     ]
 
 
-def opened(artifact: Artifact, on: Candidates, threads: Threads) -> tuple[Step, str]:
+def opened(artifact: Artifact, on: ProviderCandidates, threads: Threads) -> tuple[Step, str]:
     """A function that runs one step, and the provider that runs it."""
-    if artifact.manifest.role == "draft":
-        draft, choice = choose(on, lambda provider: open_draft(artifact, provider, threads, anew=True))
-        return partial(propose, draft.session), choice.provider.title
-    target, choice = choose(on, lambda provider: open_target(artifact, provider, threads, anew=True))
-    return partial(verify, target.session), choice.provider.title
+    model, choice = open_first(on, lambda provider: open_model(artifact, provider, threads, measure_again=True))
+    return partial(propose if model.manifest.role == "draft" else verify, model.session), choice.provider.title
 
 
-def propose(draft: Draft | OneByOneDraft, context: int, width: int) -> None:
-    draft.cache.pretend(context)
+def propose(draft: DraftSession, context: int, width: int) -> None:
+    draft.cache.set_length(context)
     real = min(width, 4)  # a round's usual number of new tokens; the rest are masks
     draft.step([TOKEN] * real, width - real + 1)
 
 
-def verify(target: Target | OneByOneTarget, context: int, width: int) -> None:
-    target.cache.pretend(context)
+def verify(target: TargetSession, context: int, width: int) -> None:
+    target.cache.set_length(context)
     target.step([TOKEN] * width, width)
 
 

@@ -81,9 +81,9 @@ def compare(
 ) -> Iterator[Rival]:
     """Every peer in each of its modes, greedily."""
     ids = tuple(tuple(pair.encode(prompt, chat=options.chat)) for prompt in prompts.prompts)
-    task = Task(ids, options.max_new_tokens, pair.target.spec.vocabulary.eos_ids, options.threads)
+    task = Task(ids, options.max_new_tokens, pair.target_manifest.spec.vocabulary.eos_ids, options.threads)
     for peer in rivals.peers:
-        wanted = ALIKE.get(pair.target.precision, ())
+        wanted = ALIKE.get(pair.target_manifest.precision, ())
         format = next((name for name in peer.formats if name in wanted), None)
         own = rivals.pythons.get(peer.name)
         for mode in peer.modes:

@@ -19,9 +19,10 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest, read_draft_ids
 from pard_onnx.models.spec import ModelSpec
+from pard_onnx.runtime.model import session_class
 from pard_onnx.runtime.providers.table import Provider
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.table import Draft, Target, sessions
+from pard_onnx.runtime.sessions.session import DraftSession, TargetSession
 
 CHUNK = 32  # rows at a time: of Qwen's vocabulary 20 MB
 STRIDE = 4  # a round's usual number of new tokens
@@ -73,24 +74,23 @@ def by_artifact(
     folder: Path, manifest: Manifest, text: Windows, provider: Provider, threads: Threads
 ) -> Iterator[Rows]:
     """The rows of an exported model, in the order of the text."""
-    kinds = sessions(manifest)
+    session = session_class(manifest)(folder, manifest, provider, threads)
     if manifest.role == "target":
-        return _target_rows(kinds.target(folder, manifest, provider, threads), text)
-    draft = kinds.draft(folder, manifest, provider, threads)
+        return _target_rows(session, text)
     ids = read_draft_ids(folder) if manifest.draft_vocabulary else None
-    return _draft_rows(draft, text, ids)
+    return _draft_rows(session, text, ids)
 
 
-def _target_rows(session: Target, text: Windows) -> Iterator[Rows]:
+def _target_rows(session: TargetSession, text: Windows) -> Iterator[Rows]:
     for ids in text:
         session.rollback(0)
         for first in range(0, len(ids) - 1, CHUNK):
             wanted = ids[first + 1 : first + 1 + CHUNK]
-            logits = session.step(ids[first : first + len(wanted)].tolist(), len(wanted))
+            logits = session.step(ids[first : first + len(wanted)].tolist(), len(wanted)).logits
             yield Rows(wanted, np.zeros_like(wanted), logits)
 
 
-def _draft_rows(session: Draft, text: Windows, chosen: Ids | None) -> Iterator[Rows]:
+def _draft_rows(session: DraftSession, text: Windows, chosen: Ids | None) -> Iterator[Rows]:
     """chosen: the ids of the logits, None for all."""
     every = np.full((DRAFTS, session.manifest.spec.vocabulary.rows), -np.inf, np.float32)
     for ids in text:

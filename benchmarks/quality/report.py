@@ -19,7 +19,7 @@ from pard_onnx.models.manifest import FILE_NAME
 from pard_onnx.models.spec import ModelSpec, Role
 from pard_onnx.runtime.model import Artifact, open_artifact, require_same_tokenizer
 from pard_onnx.runtime.pair import load
-from pard_onnx.runtime.providers.discovery import installed
+from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
 from pard_onnx.runtime.text.tokenizer import Text
 
@@ -116,7 +116,9 @@ def qualities(
 def rows_of(source: Source, text: Windows, wanted: Wanted) -> Iterator[Rows]:
     if isinstance(source, Checkpoint):
         return by_checkpoint(source, text)
-    return by_artifact(source.folder, source.manifest, text, installed(wanted.provider), Threads(wanted.threads))
+    return by_artifact(
+        source.folder, source.manifest, text, require_installed(wanted.provider), Threads(wanted.threads)
+    )
 
 
 def counted(source: Source, rows: Iterable[Rows], text: Windows, progress: Progress) -> Iterator[Rows]:

@@ -8,21 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import takewhile
 from threading import Event, Thread
 from time import perf_counter
 
-from pard_onnx.runtime.providers.table import Provider
+from pard_onnx.models.checks import common_prefix
 
-from .drafter import NOTHING, PardDrafter, Proposal
-from .prospect import Prospect
+from .drafter import NOTHING, Drafter, PardDrafter, Proposal
+from .policy import Prospect
 
 ORDINARY = 32  # tokens to read: catching up with more is no measure of a round's step
-
-
-def apart(target: Provider, draft: Provider) -> bool:
-    """Whether the two have devices of their own, so that one works while the other does."""
-    return (target.key, target.device) != (draft.key, draft.device)
 
 
 class Run:
@@ -65,7 +59,7 @@ class Run:
             raise interrupt
 
 
-class AheadDrafter:
+class AheadDrafter(Drafter):
     """A `PardDrafter` that goes on with the next round while the target verifies, as long as that pays."""
 
     def __init__(self, pard: PardDrafter, prospect: Prospect, eos_ids: frozenset[int] = frozenset()) -> None:
@@ -139,20 +133,15 @@ class AheadDrafter:
         if after and self._made.ids:
             made, self._made = self._made, NOTHING
             checked = min(len(made.ids), len(after))
-            self._prospect.saw_text(made.probabilities, checked, same(made.ids, after))
+            self._prospect.saw_text(made.probabilities, checked, common_prefix(made.ids, after))
         if (run := self._run) is None:
             return
         run.wait()
         after = list(committed[run.base :])
-        self._pard.rollback(min(self._pard.length, run.base + same(run.tail, after)))
+        self._pard.rollback(min(self._pard.length, run.base + common_prefix(run.tail, after)))
         right = run.tail == after
         if right:
             self._made, self._made_at = replace(run.proposal, ahead=bool(run.proposal.ids)), len(committed)
         self._run = None
         if right and run.error:  # as it would have come without a thread; otherwise nobody asked for it
             raise run.error
-
-
-def same(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many of the first are equal."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import perf_counter
+from typing import Any
 
 from .ahead import ORDINARY, AheadDrafter
-from .drafter import NOTHING, PardDrafter, Proposal
+from .drafter import NOTHING, Drafter, PardDrafter, Proposal
 from .lookup import NO_MATCH, Lookup, Match
 from .policy import Draft, Policy
 
-DraftModel = PardDrafter | AheadDrafter
+ModelDrafter = PardDrafter | AheadDrafter
 
 
-class AutoDrafter:
+class AutoDrafter(Drafter):
     """A `Drafter` for one generation; draft None: lookup alone; lookup None: the draft alone."""
 
-    def __init__(self, policy: Policy, draft: DraftModel | None, lookup: Lookup | None) -> None:
+    def __init__(self, policy: Policy, draft: ModelDrafter | None, lookup: Lookup | None) -> None:
         self._policy = policy
         policy.new_text()
         self._draft = draft
@@ -31,6 +32,14 @@ class AutoDrafter:
     @property
     def length(self) -> int:
         return self._draft.length if self._draft else 0
+
+    @property
+    def seen(self) -> int | None:
+        return self._draft.seen if self._draft else None
+
+    def saw(self, ids: Sequence[int], features: Any) -> None:
+        if self._draft:
+            self._draft.saw(ids, features)
 
     def rollback(self, length: int) -> None:
         if self._draft:
@@ -62,7 +71,7 @@ class AutoDrafter:
         self._verifying = perf_counter()
         return ran
 
-    def _drafted(self, draft: DraftModel, committed: Sequence[int], asked: Draft, lag: int) -> Proposal:
+    def _drafted(self, draft: ModelDrafter, committed: Sequence[int], asked: Draft, lag: int) -> Proposal:
         """The draft model's proposal, timed if the step was an ordinary one."""
         start = perf_counter()
         proposal = draft.propose(committed, asked.length, asked.window)

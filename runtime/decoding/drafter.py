@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-PREFILL_CHUNK = 256  # tokens a call; a multiple of every step width
+from pard_onnx.runtime.tuning.costs import PREFILL_CHUNK
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Tokens that may follow, the drafter's probability of each given those before it, and who the drafter is;
-    ahead: it was made while the target verified the tokens before."""
+    """Tokens that may follow the conversation."""
 
     ids: tuple[int, ...] = ()
-    probabilities: tuple[float, ...] = ()
-    source: str = "none"
-    ahead: bool = False
+    probabilities: tuple[float, ...] = ()  # the drafter's own, of each token given those before it
+    source: str = "none"  # the drafter's name in `Stats.sources`
+    ahead: bool = False  # whether it was made while the target verified the tokens before
 
     def first(self, k: int) -> Proposal:
         """At most the first k tokens."""
@@ -29,29 +29,67 @@ class Proposal:
 NOTHING = Proposal()
 
 
-class Drafter(Protocol):
-    """What the loop asks of a drafter; `length` and `rollback` speak of its cache, in real tokens."""
+@dataclass(slots=True)
+class DraftMemory:
+    """What a drafter keeps of one sequence beside its KV cache; the sequence owns, truncates and copies it."""
+
+    start: int = 0  # the first token whose row the draft's KV cache holds
+    features: list[Any] = field(default_factory=list)  # of tokens 0, 1, ..: the target's hidden states, [width] each
+
+    def truncate(self, length: int) -> None:
+        """Forget the features of tokens from `length` on."""
+        del self.features[length:]
+
+    def copy(self) -> DraftMemory:
+        return DraftMemory(self.start, list(self.features))
+
+
+class Drafter(ABC):
+    """What the decoding loop asks of a drafter. A subclass needs no more than `propose`.
+
+    In a round the loop calls `propose` and `run_ahead`, runs the target, then calls `saw` and `observe`. When a
+    generation ends, however it ends, it calls `rollback`. `pard_onnx.testing` has scripted targets to try a drafter on.
+    """
 
     @property
-    def length(self) -> int: ...
+    def length(self) -> int:
+        """How far its KV cache reaches: all rows in it are of tokens before this one."""
+        return 0
 
+    @property
+    def seen(self) -> int | None:
+        """For a drafter that reads the target's hidden states: it has those of the first so many tokens.
+
+        None for a drafter that reads none. For any other the target computes what the drafter lacks once more, and
+        all rows of its steps: a drafter never misses a token.
+        """
+        return None
+
+    @abstractmethod
     def propose(self, committed: Sequence[int], k: int) -> Proposal:
         """Up to k >= 1 tokens to follow `committed`, the whole conversation so far."""
-        ...
 
     def run_ahead(self, committed: Sequence[int], proposal: Proposal, k: int) -> bool:
         """The target verifies `proposal` from now on; True if the next round is drafted meanwhile, k tokens at most."""
-        ...
+        return False
 
-    def observe(self, drafted: int, matched: int) -> None:
+    def saw(self, ids: Sequence[int], features: Any) -> None:  # noqa: B027
+        """The target has computed these tokens, the next ones of the conversation after those of the last call.
+
+        Only tokens that stay: the prompt's, chunk by chunk, and accepted ones. Never called where there are none.
+        ids: the tokens; features: their hidden states, [len(ids), width] in a buffer that the next step overwrites, or
+        None where the target's graph does not give them or `seen` is None.
+        """
+
+    def observe(self, drafted: int, matched: int) -> None:  # noqa: B027
         """What became of the last proposal: how many of its tokens were verified, and how many of them matched."""
-        ...
 
-    def rollback(self, length: int) -> None: ...
+    def rollback(self, length: int) -> None:  # noqa: B027
+        """Forget what is known of tokens from `length` on, if anything is: rows of its KV cache, and features."""
 
 
 class DraftModel(Protocol):
-    """What PardDrafter asks of a session (`DraftSession`)."""
+    """What `PardDrafter` asks of a draft model on one sequence."""
 
     @property
     def length(self) -> int: ...
@@ -61,58 +99,49 @@ class DraftModel(Protocol):
     def rollback(self, length: int) -> None: ...
 
 
-class NoDraft:
+class NoDraft(Drafter):
     """Plain decoding: nothing is ever proposed."""
-
-    length = 0
 
     def propose(self, committed: Sequence[int], k: int) -> Proposal:
         return NOTHING
 
-    def run_ahead(self, committed: Sequence[int], proposal: Proposal, k: int) -> bool:
-        return False
 
-    def observe(self, drafted: int, matched: int) -> None: ...
-
-    def rollback(self, length: int) -> None: ...
-
-
-class PardDrafter:
+class PardDrafter(Drafter):
     """One forward pass a round: the real tokens that its cache lacks, then K-1 masks (reference: AMD-AGI/PARD).
 
     The cache holds committed[start:length]; start is 0 unless a proposal was asked for after a window of context.
     """
 
-    def __init__(self, model: DraftModel, chunk: int = PREFILL_CHUNK, start: int = 0) -> None:
+    def __init__(self, model: DraftModel, chunk: int = PREFILL_CHUNK, memory: DraftMemory | None = None) -> None:
+        """memory: of the sequence that the model's cache belongs to."""
         self._model = model
         self._chunk = chunk
-        self.start = start
+        self._memory = memory or DraftMemory()
+
+    @property
+    def start(self) -> int:
+        return self._memory.start
 
     @property
     def length(self) -> int:
-        return self.start + self._model.length
+        return self._memory.start + self._model.length
 
     def rollback(self, length: int) -> None:
         if length <= self.start:
             self._model.rollback(0)  # first, so that an interruption in between finds no row in the wrong place
-            self.start = 0
+            self._memory.start = 0
         else:
-            self._model.rollback(length - self.start)
+            self._model.rollback(min(length - self.start, self._model.length))
 
     def lag(self, committed: Sequence[int]) -> int:
         """Tokens that the cache lacks."""
         return len(committed) - self.length
 
-    def run_ahead(self, committed: Sequence[int], proposal: Proposal, k: int) -> bool:
-        return False  # nothing here works while the target does: see AheadDrafter
-
-    def observe(self, drafted: int, matched: int) -> None: ...
-
     def propose(self, committed: Sequence[int], k: int, window: int | None = None) -> Proposal:
         """See `Drafter`. window: if the cache lacks more tokens than this, it begins anew with the last ones."""
         if window is not None and self.lag(committed) > window:
             self._model.rollback(0)
-            self.start = len(committed) - window
+            self._memory.start = len(committed) - window
         # The first draft is read off the last real token's row, so at least that token is fed.
         self.rollback(min(self.length, len(committed) - 1))
         while len(committed) - self.length > self._chunk:

@@ -10,32 +10,40 @@ from .ahead import AheadDrafter
 from .auto import AutoDrafter
 from .drafter import Drafter, NoDraft, PardDrafter
 from .lookup import Lookup
-from .policy import Policy
-from .prospect import Prospect
+from .policy import Policy, Prospect
 
 OVERHEAD = 1e-4  # seconds of a round outside of both models' steps
-FREE = StepCosts(((1, 0.0),))
+NO_COSTS = StepCosts(((1, 0.0),))
 
 
 class Drafters:
-    """Of one pair. draft: None for a target alone; apart: whether the draft has a device of its own."""
+    """Makes the drafter of each generation, and keeps what the generations of one pair learn."""
 
-    def __init__(self, verify: StepCosts, draft: StepCosts | None, apart: bool, eos_ids: frozenset[int]) -> None:
+    def __init__(
+        self, verify: StepCosts, draft: StepCosts | None, separate_devices: bool, eos_ids: frozenset[int]
+    ) -> None:
+        """verify, draft: costs of the target's and the draft's steps, None without a draft model.
+
+        separate_devices: whether the draft has a device of its own, so that it works while the target does.
+        """
         self._verify, self._draft = verify, draft
-        self._apart = apart
+        self._separate_devices = separate_devices
         self._eos_ids = eos_ids
         self._policies: dict[Widths, Policy] = {}
         self._prospects: dict[Widths, Prospect] = {}
 
-    def choose(self, options: Options, widths: Widths, pard: PardDrafter | None) -> Drafter:
-        """The drafter of one generation; pard: the draft model's part of it. widths: of the target's steps."""
-        draft = AheadDrafter(pard, self._prospect(widths), self._eos_ids) if pard and self._apart else pard
+    def drafter(self, options: Options, widths: Widths, pard: PardDrafter | None) -> Drafter:
+        """The drafter of one generation.
+
+        widths: of the target's steps. pard: runs the draft model; None without one.
+        """
+        draft = AheadDrafter(pard, self._prospect(widths), self._eos_ids) if pard and self._separate_devices else pard
         if options.draft_length == AUTO:
             return AutoDrafter(self._policy(widths), draft, Lookup() if options.lookup else None)
         return draft or NoDraft()
 
     def _costs(self, widths: Widths) -> RoundCosts:
-        return RoundCosts(self._draft or FREE, self._verify, OVERHEAD, widths)
+        return RoundCosts(self._draft or NO_COSTS, self._verify, OVERHEAD, widths)
 
     def _policy(self, widths: Widths) -> Policy:
         if widths not in self._policies:

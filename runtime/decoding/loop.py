@@ -9,27 +9,31 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-from pard_onnx.models.checks import require_whole
+import numpy as np
+from numpy.typing import NDArray
+
+from pard_onnx.models.checks import DRAFT_LIMIT, require_whole
 from pard_onnx.models.errors import BadInput, TooLong
 from pard_onnx.runtime.sampling.sampler import Chooser, Greedy
+from pard_onnx.runtime.sessions.session import Rows
+from pard_onnx.runtime.tuning.costs import PREFILL_CHUNK
 from pard_onnx.runtime.tuning.widths import ANY, Widths
 
-from .drafter import NOTHING, PREFILL_CHUNK, Drafter, Proposal
+from .drafter import NOTHING, Drafter, Proposal
 
-DRAFT_LIMIT = 32  # with it masks and padding fit the margin of the KV buffers (KV_MARGIN)
 FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 
 
 class TargetModel(Protocol):
-    """What the loop asks of a target (`TargetSession`)."""
+    """What the loop asks of the target on one sequence."""
 
     @property
     def length(self) -> int: ...
 
-    def step(self, ids: Sequence[int], keep: int) -> Any:
-        """Append ids; logits of the last `keep`, numpy [keep, vocabulary]."""
+    def step(self, ids: Sequence[int], keep: int) -> Rows:
+        """Append ids; the rows of the last `keep` of them."""
         ...
 
     def rollback(self, length: int) -> None: ...
@@ -45,15 +49,14 @@ class Halted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """draft_length: the most drafts a round, 0 is plain decoding; capacity: tokens, prompt included; widths: of
-    the target's steps, and numbers of rows of its LM head; chunk: tokens a step in prefill."""
+    """What a generation is bounded by, and the form of the target's steps."""
 
     max_new_tokens: int
-    draft_length: int
-    capacity: int
+    draft_length: int  # the most drafts a round; 0 is plain decoding
+    capacity: int  # tokens, prompt included
     eos_ids: frozenset[int] = frozenset()
-    widths: Widths = ANY
-    chunk: int = PREFILL_CHUNK
+    widths: Widths = ANY  # of the target's steps, and numbers of rows of its LM head
+    chunk: int = PREFILL_CHUNK  # tokens a step in prefill
 
     def __post_init__(self) -> None:
         require_whole("max_new_tokens", self.max_new_tokens, 1)
@@ -73,23 +76,18 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One round; the first (drafted 0) is the prompt's. A halt gives a last one in which nothing was accepted.
+    """One round; the first (drafted 0) is the prompt's. A halt gives a last one in which nothing was accepted."""
 
-    tokens: new ones, none past EOS and EOS itself left out; drafted: proposed; matched: of those, accepted
-    up to EOS; accepted: committed by the target, bonus and EOS included; seconds of this round; source: who drafted;
-    ahead: drafted during the round before; ran_ahead: the next round was drafted during this one.
-    """
-
-    tokens: tuple[int, ...]
-    drafted: int
-    matched: int
-    accepted: int
+    tokens: tuple[int, ...]  # new ones; none past EOS, and EOS itself left out
+    drafted: int  # tokens that were proposed and verified
+    matched: int  # of those, accepted up to EOS
+    accepted: int  # tokens that the target committed, its own and EOS included
     finish_reason: FinishReason | None
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
-    source: str = NOTHING.source
-    ahead: bool = False
-    ran_ahead: bool = False
+    source: str = NOTHING.source  # who drafted
+    ahead: bool = False  # drafted during the round before
+    ran_ahead: bool = False  # the next round was drafted during this one
 
 
 def decode(
@@ -104,9 +102,10 @@ def decode(
     chooser = chooser or Greedy()
     try:
         start = perf_counter()
-        prefill(target, committed, settings)
-        chosen = choose(target, committed, NOTHING, settings, chooser)
-        step = commit(committed, NOTHING, chosen, remaining, settings.eos_ids, (0.0, perf_counter() - start))
+        prefill(target, drafter, committed, settings)
+        found = verify(target, drafter, committed, NOTHING, settings, chooser)
+        step = commit(committed, NOTHING, found.tokens, remaining, settings.eos_ids, (0.0, perf_counter() - start))
+        settle(target, drafter, committed, found)
         yield step
         while step.finish_reason is None:
             remaining -= len(step.tokens)
@@ -116,46 +115,83 @@ def decode(
             after = min(settings.draft_length, remaining - len(proposal.ids) - 2)  # of use if all of it is accepted
             ran_ahead = drafter.run_ahead(committed, proposal, after)
             drafted = perf_counter()
-            chosen = choose(target, committed, proposal, settings, chooser)
+            found = verify(target, drafter, committed, proposal, settings, chooser)
             seconds = (drafted - start, perf_counter() - drafted)
-            step = commit(committed, proposal, chosen, remaining, settings.eos_ids, seconds)
+            step = commit(committed, proposal, found.tokens, remaining, settings.eos_ids, seconds)
             step = replace(step, ran_ahead=ran_ahead)
-            target.rollback(len_cached(target.length, committed))
-            drafter.observe(len(proposal.ids), len(chosen) - 1)
+            settle(target, drafter, committed, found)
+            drafter.observe(len(proposal.ids), len(found.tokens) - 1)
             yield step
     except Halted as halt:
         yield Step((), 0, 0, 0, halt.reason)
     finally:
-        target.rollback(len_cached(target.length, committed))
-        drafter.rollback(min(drafter.length, len(committed)))
+        target.rollback(certain_rows(target, drafter, committed))
+        drafter.rollback(len(committed))
 
 
-def len_cached(length: int, committed: Sequence[int]) -> int:
-    """The rows of a target's cache that are certain: not those of rejected drafts, nor the newest token's."""
-    return min(length, len(committed) - 1)
+def certain_rows(target: TargetModel, drafter: Drafter, committed: Sequence[int]) -> int:
+    """The rows of the target's cache that stay: not those of rejected drafts, nor the newest token's, nor those that a
+    drafter which reads the target's features was not told of."""
+    return min(target.length, len(committed) - 1, target.length if drafter.seen is None else drafter.seen)
 
 
-def prefill(target: TargetModel, committed: Sequence[int], settings: Settings) -> None:
+def prefill(target: TargetModel, drafter: Drafter, committed: Sequence[int], settings: Settings) -> None:
     """Bring the target's cache up to `committed` but for its last tokens, at most a chunk of them."""
-    target.rollback(len_cached(target.length, committed))  # one row must be computed to choose from
+    target.rollback(certain_rows(target, drafter, committed))  # one row must be computed to choose from
+    if drafter.seen is not None and drafter.seen > target.length:
+        drafter.rollback(target.length)  # it is told of those tokens once more
     while len(committed) - target.length > settings.chunk:
-        target.step(committed[target.length : target.length + settings.chunk], 1)
+        first = target.length
+        ids = committed[first : first + settings.chunk]
+        rows = target.step(ids, 1 if drafter.seen is None else len(ids))
+        drafter.saw(ids, None if drafter.seen is None else features_of(rows))
 
 
-def choose(
-    target: TargetModel, committed: Sequence[int], proposal: Proposal, settings: Settings, chooser: Chooser
-) -> list[int]:
-    """The target's tokens after `committed`, the drafts that they match and one more; its cache then holds the
-    drafts, right or wrong."""
-    ids = [*committed[target.length :], *proposal.ids]
-    keep = len(proposal.ids) + 1
-    real = target.length + len(ids)
-    padding = settings.widths.fit(len(ids)) - len(ids)
-    rows = settings.widths.fit(keep + padding)  # the LM head's matmul has a width, too
-    logits = target.step([*ids, *[ids[-1]] * padding], rows)
-    target.rollback(real)  # the padding tokens' rows are not kept
-    last = rows - padding
-    return chooser.choose(logits[last - keep : last], committed, proposal.ids)
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a step of the target found."""
+
+    tokens: list[int]  # the drafts that match the target's own tokens, and one more of its own
+    first: int  # the position of the first token that was fed
+    features: NDArray[np.float32] | None  # of the tokens that were fed, [fed, width]; None where the drafter reads none
+
+
+def verify(
+    target: TargetModel,
+    drafter: Drafter,
+    committed: Sequence[int],
+    proposal: Proposal,
+    settings: Settings,
+    chooser: Chooser,
+) -> Verified:
+    """Run the target over what it lacks of `committed` and over the drafts; its cache then holds the drafts, right or
+    wrong."""
+    first = target.length
+    ids = [*committed[first:], *proposal.ids]
+    keep = len(proposal.ids) + 1 if drafter.seen is None else len(ids)
+    padding = settings.widths.width_for(len(ids)) - len(ids)
+    kept = settings.widths.width_for(keep + padding)  # the LM head's matmul has a width, too
+    rows = target.step([*ids, *[ids[-1]] * padding], kept)
+    target.rollback(first + len(ids))  # the padding tokens' rows are not kept
+    last = kept - padding
+    logits = rows.logits[last - len(proposal.ids) - 1 : last]
+    features = None if drafter.seen is None else features_of(rows)[last - len(ids) : last]
+    return Verified(chooser.choose(logits, committed, proposal.ids), first, features)
+
+
+def features_of(rows: Rows) -> NDArray[np.float32]:
+    """ValueError where the target's graph does not give them; whoever pairs it with a drafter checks that."""
+    if rows.features is None:
+        raise ValueError("the drafter reads the target's hidden states, which this target does not give")
+    return rows.features
+
+
+def settle(target: TargetModel, drafter: Drafter, committed: Sequence[int], found: Verified) -> None:
+    """Take rejected drafts out of the target's cache, and tell the drafter of the tokens that stay in it."""
+    target.rollback(min(target.length, len(committed) - 1))
+    ids = committed[found.first : target.length]
+    if ids:
+        drafter.saw(ids, None if found.features is None else found.features[: len(ids)])
 
 
 def commit(

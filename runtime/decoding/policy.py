@@ -9,13 +9,92 @@ lookups do not count: hard text has to be got through at the rates that it allow
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
 from pard_onnx.runtime.tuning.costs import LiveCosts, RoundCosts
 
-from .acceptance import DraftAcceptance, LookupAcceptance
+KEEP = 0.97  # of a count, at each observation of its cell: a window of about 33
+PRIOR = 2.0  # observations that a prior is worth
+LOOKUP_PRIOR = 8.0  # of a lookup's: one long repetition says little about the next match
+CERTAIN = 0.99  # no estimate is above: a long draft is never free of doubt
+
+
+class Cell:
+    """A faded ratio: what happened over what was expected to."""
+
+    __slots__ = ("expected", "happened")
+
+    def __init__(self, ratio: float, prior: float = PRIOR) -> None:
+        self.happened, self.expected = prior * ratio, prior
+
+    def add(self, happened: float, expected: float = 1.0) -> None:
+        self.happened = KEEP * self.happened + happened
+        self.expected = KEEP * self.expected + expected
+
+    @property
+    def ratio(self) -> float:
+        return self.happened / self.expected if self.expected else 0.0
+
+
+class DraftAcceptance:
+    """Of a draft model, by position: how often a draft whose predecessors were accepted is accepted, and how
+    that compares with the probabilities that the model gave."""
+
+    def __init__(self, positions: int, prior: float = 0.8) -> None:
+        self._rates = [Cell(prior) for _ in range(positions)]
+        self._trust = [Cell(1.0) for _ in range(positions)]
+
+    def profile(self) -> list[float]:
+        """Of each position's draft, the chance that it and all before it are accepted."""
+        return cumulated([cell.ratio for cell in self._rates])
+
+    def estimate(self, probabilities: Sequence[float]) -> list[float]:
+        """The chance of each draft of a round, and all before it, given the model's own probabilities."""
+        return cumulated([p * cell.ratio for p, cell in zip(probabilities, self._trust, strict=False)])
+
+    def observe(self, probabilities: Sequence[float], verified: int, matched: int) -> None:
+        """A round: of the drafts, `verified` were checked and `matched` accepted."""
+        for i in range(min(matched + 1, verified)):
+            accepted = float(i < matched)
+            self._rates[i].add(accepted)
+            self._trust[i].add(accepted, probabilities[i])
+        if matched == verified:  # nobody looked further; what the model says stands in
+            for i in range(verified, len(probabilities)):
+                self._rates[i].add(min(CERTAIN, probabilities[i] * self._trust[i].ratio))
+
+
+class LookupAcceptance:
+    """Of lookup proposals, by the length of the match: each token accepted makes the match one longer."""
+
+    BOUNDS = (2, 3, 4, 6, 10, 18)
+    PRIORS = (0.15, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
+
+    def __init__(self) -> None:
+        self._cells = [Cell(ratio, LOOKUP_PRIOR) for ratio in self.PRIORS]
+
+    def _cell(self, length: int) -> Cell:
+        return self._cells[bisect_right(self.BOUNDS, length)]
+
+    def estimate(self, length: int, count: int) -> list[float]:
+        """The chance of each of `count` tokens after a match of so many, and all before it."""
+        return cumulated([self._cell(length + i).ratio for i in range(count)])
+
+    def observe(self, length: int, verified: int, matched: int) -> None:
+        for i in range(min(matched + 1, verified)):
+            self._cell(length + i).add(float(i < matched))
+
+
+def cumulated(conditional: Sequence[float]) -> list[float]:
+    """Products of the first i, each factor at most CERTAIN."""
+    out, product = [], 1.0
+    for chance in conditional:
+        product *= min(CERTAIN, chance)
+        out.append(product)
+    return out
+
 
 WIDEST = 40  # steps that are looked up in a table: all drafts that may be, padded
 MOST = 16  # masks; a draft's far positions are rarely accepted, and lookup takes care of long repeats
@@ -77,7 +156,7 @@ class Policy:
 
     def _verify(self, drafts: int) -> float:
         """Seconds of a round that verifies so many, drafting apart."""
-        return self.verify_costs(self._costs.widths.fit(drafts + 1)) + self._costs.overhead
+        return self.verify_costs(self._costs.widths.width_for(drafts + 1)) + self._costs.overhead
 
     @property
     def _plain(self) -> float:
@@ -169,7 +248,7 @@ class Policy:
 
     def saw_step(self, drafts: int, seconds: float) -> None:
         """How long a step that verified so many took."""
-        self.verify_costs.observe(self._costs.widths.fit(drafts + 1), seconds)
+        self.verify_costs.observe(self._costs.widths.width_for(drafts + 1), seconds)
 
     def saw_plain(self) -> None:
         """A round that verified nothing."""
@@ -198,3 +277,49 @@ class Policy:
         if self._trying:
             self._last_loss = self.goal * (seconds + self.draft_costs(WINDOW)) - matched - 1
         self._spared, self._trying = 0.0, False
+
+
+POSITIONS = 33  # the most drafts of a round, and the guess
+LEAST = 0.01  # of a round's time: a smaller gain is not worth a device's work
+
+
+def gain(chance: float, draft: float, verify: float, guess: float = 0.0) -> float:
+    """Seconds that a round saves on average. chance: that drafts and guess are right, which saves the draft's step;
+    draft, verify: seconds of the steps; guess: of asking for it. A step cannot be stopped, so what it takes longer
+    than the verification is waited for, right or wrong."""
+    return chance * draft - max(0.0, draft - verify) - guess
+
+
+class Prospect:
+    """For one pair; what it has learned outlives a generation."""
+
+    def __init__(self, costs: RoundCosts) -> None:
+        self._widths = costs.widths
+        self._draft = LiveCosts(costs.draft, 3 * POSITIONS)
+        self._verify = LiveCosts(costs.verify, POSITIONS)
+        self._acceptance = DraftAcceptance(POSITIONS)
+
+    def ask(self, lag: int, k: int) -> int:
+        """How many tokens to ask for if k are to be verified: k, or the guess too. lag: tokens that are read first."""
+        guess = self._draft(lag + k) - self._draft(lag + k - 1)
+        return k + self._pays(self._acceptance.profile()[k], k, k, guess)
+
+    def pays(self, probabilities: Sequence[float], drafts: int, k: int) -> bool:
+        """Whether to draft k tokens more while so many are verified; probabilities: of the drafts and the guess."""
+        return self._pays(self._acceptance.estimate(probabilities)[drafts], drafts, k)
+
+    def _pays(self, chance: float, drafts: int, k: int, guess: float = 0.0) -> bool:
+        draft, verify = self._draft(drafts + k), self._verify(self._widths.width_for(drafts + 1))
+        return gain(chance, draft, verify, guess) > LEAST * (draft + verify)
+
+    def saw_draft(self, width: int, seconds: float) -> None:
+        """How long a draft's step of so many tokens took."""
+        self._draft.observe(width, seconds)
+
+    def saw_step(self, drafts: int, seconds: float) -> None:
+        """How long a step that verified so many took."""
+        self._verify.observe(self._widths.width_for(drafts + 1), seconds)
+
+    def saw_text(self, probabilities: Sequence[float], checked: int, matched: int) -> None:
+        """What became of a proposal: so many of its tokens have had the text's beside them, and so many matched."""
+        self._acceptance.observe(probabilities, checked, matched)

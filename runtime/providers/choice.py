@@ -1,4 +1,4 @@
-"""Which provider runs a model: the one that was named, or the first that is here and computes the model right."""
+"""Which provider runs a model: the one that was named, or the first that is installed and computes it correctly."""
 
 from __future__ import annotations
 
@@ -9,94 +9,112 @@ from typing import Protocol, TypeVar
 from pard_onnx.models.errors import BadArtifact, BadProvider
 from pard_onnx.models.manifest import Manifest
 
-from .discovery import here, source
+from .discovery import available_providers, provider_source
 from .table import AUTO_ORDER, CPU, PROVIDERS, Provider, configured, named
 
 AUTO = "auto"
 AS_ASKED = "as asked for"
 
 
-class Opened(Protocol):
-    """A model that runs; wrong: why steps of several tokens are not right there, None if they are; slow: why it had
-    better run on the CPU, None if it had not."""
+class OpenedModel(Protocol):
+    """What `open_first` asks of a model that was opened."""
 
     @property
-    def wrong(self) -> str | None: ...
+    def warning(self) -> str | None:
+        """Why every token takes a step of its own; None where wider steps are right."""
+        ...
 
     @property
-    def slow(self) -> str | None: ...
+    def slow(self) -> str | None:
+        """Why the CPU would be faster; None where it would not."""
+        ...
 
 
-Model = TypeVar("Model", bound=Opened)
+AnyModel = TypeVar("AnyModel", bound=OpenedModel)
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
-    """Providers to try in turn; picky: pass over those that run token by token, or slowly; passed: those that were
-    not even tried, and why; reason: to take the first one."""
+class ProviderCandidates:
+    """Providers to try in turn."""
 
     providers: tuple[Provider, ...]
-    reason: str
-    picky: bool = False
-    passed: tuple[str, ...] = ()
+    reason: str  # for taking the first one
+    selective: bool = False  # pass over those that run token by token, or slowly
+    rejected: tuple[str, ...] = ()  # why others were not even tried
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """reason: why this provider, and what spoke against those before it."""
+class ProviderChoice:
+    """A provider that was taken."""
 
     provider: Provider
-    reason: str
+    reason: str  # for taking it, and against those before it
 
 
-def candidates(key: str, options: Mapping[str, object] | None = None, *, fallback: bool = False) -> Candidates:
-    """What `key` means here. BadProvider for an unknown one, or an absent one without a fallback."""
+def provider_candidates(
+    key: str, options: Mapping[str, object] | None = None, *, fallback: bool = False
+) -> ProviderCandidates:
+    """The providers that `key` stands for. BadProvider for an unknown one, or an absent one without a fallback."""
     if key == AUTO:
         if options:
             raise BadProvider("provider options are of one provider; name it instead of auto")
-        found = here()
+        found = available_providers()
         providers = tuple(PROVIDERS[name] for name in AUTO_ORDER if name in found)
-        return Candidates(providers, "auto: the first in order that is here and computes it right", picky=True)
+        reason = "auto: the first in order that is here and computes it right"
+        return ProviderCandidates(providers, reason, selective=True)
     provider = configured(named(key), options)
     try:
-        source(provider)
+        provider_source(provider)
     except BadProvider as error:
         if not fallback:
             raise
-        return Candidates((CPU,), "fallback", passed=(str(error),))
+        return ProviderCandidates((CPU,), "fallback", rejected=(str(error),))
     after = (CPU,) if fallback and provider.key != CPU.key else ()
-    return Candidates((provider, *after), AS_ASKED)
+    return ProviderCandidates((provider, *after), AS_ASKED)
 
 
-def choose(wanted: Candidates, attempt: Callable[[Provider], Model]) -> tuple[Model, Choice]:
-    """The first that opens; what the last one raises, if none does."""
-    passed = list(wanted.passed)
-    for provider in wanted.providers[:-1]:
+def open_first(
+    candidates: ProviderCandidates, open_on: Callable[[Provider], AnyModel]
+) -> tuple[AnyModel, ProviderChoice]:
+    """The first that opens; if none does, the last one's error is raised."""
+    rejected = list(candidates.rejected)
+    for provider in candidates.providers[:-1]:
         try:
-            model = attempt(provider)
+            model = open_on(provider)
         except (BadProvider, BadArtifact) as error:
-            passed.append(str(error))
+            rejected.append(str(error))
             continue
-        against = model.wrong or model.slow if wanted.picky else None
-        if against is None:
-            return model, Choice(provider, "; ".join((wanted.reason, *passed)))
-        passed.append(against)
-    last = wanted.providers[-1]
-    reason = wanted.reason if wanted.picky or not passed else "fallback"
-    return attempt(last), Choice(last, "; ".join((reason, *passed)))
+        objection = model.warning or model.slow if candidates.selective else None
+        if objection is None:
+            return model, ProviderChoice(provider, "; ".join((candidates.reason, *rejected)))
+        rejected.append(objection)
+    last = candidates.providers[-1]
+    reason = candidates.reason if candidates.selective or not rejected else "fallback"
+    return open_on(last), ProviderChoice(last, "; ".join((reason, *rejected)))
 
 
-def beside(wanted: Candidates, target: Provider, options: Mapping[str, object] | None = None) -> Candidates:
-    """For the draft, where it is not told otherwise: the target's provider, and the CPU if there was a choice."""
-    after = (CPU,) if len(wanted.providers) > 1 and target.key != CPU.key else ()
-    return replace(wanted, providers=(configured(target, options), *after), reason="as the target", passed=())
+def draft_candidates(
+    candidates: ProviderCandidates, target: Provider, options: Mapping[str, object] | None = None
+) -> ProviderCandidates:
+    """For a draft that no provider was named for: the target's provider, then the CPU if the target had a choice.
+
+    candidates: the target's; target: the provider that was taken for it.
+    """
+    after = (CPU,) if len(candidates.providers) > 1 and target.key != CPU.key else ()
+    providers = (configured(target, options), *after)
+    return replace(candidates, providers=providers, reason="as the target", rejected=())
 
 
 FUSED = "gqa"
 
 
-def misfit(manifest: Manifest, provider: Provider) -> str | None:
-    """Why it cannot, with the fix; None if it can."""
+def on_separate_devices(target: Provider, draft: Provider) -> bool:
+    """Whether the two have devices of their own, so that one works while the other does."""
+    return (target.key, target.device) != (draft.key, draft.device)
+
+
+def incompatibility(manifest: Manifest, provider: Provider) -> str | None:
+    """Why the provider cannot run the artifact's kind of graphs, with the fix; None if it can."""
     fix = f"export it with pard-export --device {provider.key}"
     if manifest.attention not in provider.attention:
         kind = "one fused operator" if manifest.attention == FUSED else f"of the variant {manifest.attention!r}"

@@ -23,24 +23,24 @@ Origin = Literal["built in", "plugin", "Windows ML"]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ProviderSource:
     """Where a provider comes from; devices: a plugin's, as ONNX Runtime's OrtEpDevice."""
 
     origin: Origin
     devices: tuple[Any, ...] = ()
 
 
-BUILT_IN = Source("built in")
+BUILT_IN = ProviderSource("built in")
 
 
-def installed(key: str) -> Provider:
+def require_installed(key: str) -> Provider:
     """As `named`, but BadProvider also if it is not here."""
     provider = named(key)
-    source(provider)
+    provider_source(provider)
     return provider
 
 
-def source(provider: Provider) -> Source:
+def provider_source(provider: Provider) -> ProviderSource:
     """Where the provider comes from; BadProvider, with the way to get it, if it is not here."""
     ort = onnxruntime(provider.install)
     if provider.ort in ort.get_available_providers():
@@ -59,25 +59,27 @@ def source(provider: Provider) -> Source:
     return found
 
 
-def here() -> dict[str, Source]:
+def available_providers() -> dict[str, ProviderSource]:
     """All providers of this installation by key, in the order of `PROVIDERS`."""
     out = {}
     for key, provider in PROVIDERS.items():
         try:
-            out[key] = source(provider)
+            out[key] = provider_source(provider)
         except BadProvider:
             continue
     return out
 
 
-def _plugin(provider: Provider) -> Source | None:
+def _plugin(provider: Provider) -> ProviderSource | None:
     """The provider as a plugin; None where there is no such library."""
     ort = onnxruntime(provider.install)
     if not hasattr(ort, "register_execution_provider_library"):
         return None
     for origin, library in _libraries(provider):
         if _register(provider.ort, library):
-            return Source(origin, tuple(device for device in ort.get_ep_devices() if device.ep_name == provider.ort))
+            return ProviderSource(
+                origin, tuple(device for device in ort.get_ep_devices() if device.ep_name == provider.ort)
+            )
     return None
 
 

@@ -54,7 +54,7 @@ class Buffer:
 
 
 @cache
-def start(provider: Provider, kind: str = "float32") -> Any:
+def start_provider(provider: Provider, kind: str = "float32") -> Any:
     """The session that makes buffers of this type, one a process; BadProvider if the provider does not start."""
     try:
         return opened(identity(kind), provider, session_options(Threads(1)))
@@ -69,7 +69,7 @@ def buffers(provider: Provider, arrays: Sequence[NDArray[Any]]) -> list[Buffer]:
     out: list[Buffer] = []
     for array in arrays:
         try:
-            out.append(Buffer(start(provider, array.dtype.name), array, provider))
+            out.append(Buffer(start_provider(provider, array.dtype.name), array, provider))
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             if is_out_of_memory(error):
                 raise OutOfMemory(len(out)) from error

@@ -14,7 +14,7 @@ from pard_onnx.models.errors import BadArtifact, BadInput, BadProvider
 from pard_onnx.models.manifest import DATA, VITISAI_CONFIG, Manifest
 from pard_onnx.runtime.kernels.graph import with_kernel
 
-from .discovery import source
+from .discovery import provider_source
 from .table import CPU, SESSION_OPTION, Provider, onnxruntime
 from .threads import Threads, apply
 
@@ -61,7 +61,7 @@ def opened(graph: str | bytes, provider: Provider, options: Any) -> Any:
     if provider.key == CPU.key:
         return ort.InferenceSession(graph, options, providers=[provider.ort], enable_fallback=0)
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL  # DirectML demands it
-    found = source(provider)
+    found = provider_source(provider)
     if found.devices:
         device = min(provider.device, len(found.devices) - 1)
         chosen.pop(provider.device_option, None)  # which is said by the device itself

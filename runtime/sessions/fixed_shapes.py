@@ -18,8 +18,7 @@ from pard_onnx.runtime.providers.table import Provider, onnxruntime
 from pard_onnx.runtime.providers.threads import Threads
 
 from .kv_cache import KvCache
-from .portable import masks
-from .session import Floats, Ids, Session, require_drafts, require_kept, run
+from .session import BoundSession, Floats, Ids, Rows, mask_tokens, require_drafts, require_kept, run_graph
 
 Piece = tuple[StaticGraph, int]  # a graph, and how many tokens of the step go through it
 
@@ -79,11 +78,11 @@ class Fixed:
         self._positions[0] = np.arange(start, start + self.width)
         for name, value in self._inputs.items():  # again: a provider off the CPU copies when binding
             self.binding.bind_ortvalue_input(name, value)
-        run(self._path, cache, self._session, self.binding)
+        run_graph(self._path, cache, self._session, self.binding)
 
 
-class StaticSession(Session):
-    """What static target and draft share. names: of the outputs to read, with their types and a row's shape."""
+class FixedShapesSession(BoundSession):
+    """What target and draft share. names: of the outputs to read, with their types and a row's shape."""
 
     def __init__(
         self,
@@ -103,7 +102,7 @@ class StaticSession(Session):
 
     def _run(self, tokens: Sequence[int], wanted: int) -> list[NDArray[Any]]:
         """Append the tokens; each output's last `wanted` rows, in buffers that the next step overwrites."""
-        start, end = self.length, self._begin(len(tokens))
+        start, end = self.length, self._end_of_step(len(tokens))
         found: list[list[NDArray[Any]]] = []
         plan = pieces(self.manifest.graphs, len(tokens), wanted)
         for graph, count in plan:
@@ -118,40 +117,40 @@ class StaticSession(Session):
         return [array[len(array) - wanted :] for array in parts]
 
 
-class StaticTarget(StaticSession):
-    """As TargetSession, on static graphs."""
+class FixedShapesTarget(FixedShapesSession):
+    """The model that decides."""
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
         row = (manifest.spec.vocabulary.rows,)
         super().__init__(folder, manifest, provider, threads, {"logits": (np.float32, row)})
 
-    def step(self, ids: Sequence[int], keep: int) -> Floats:
-        """See TargetSession.step."""
+    def step(self, ids: Sequence[int], keep: int) -> Rows:
+        """See `TargetSession.step`."""
         require_kept(ids, keep)
         (logits,) = self._run(ids, keep)
-        return logits
+        return Rows(logits)
 
 
-class StaticDraft(StaticSession):
-    """As DraftSession, on static graphs."""
+class FixedShapesDraft(FixedShapesSession):
+    """The model that proposes."""
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
         outputs = {"draft_ids": (np.int64, ()), "draft_probabilities": (np.float32, ())}
         super().__init__(folder, manifest, provider, threads, outputs)  # type: ignore[arg-type]
 
     def step(self, ids: Sequence[int], draft_length: int) -> tuple[Ids, Floats]:
-        """See DraftSession.step."""
+        """See `DraftSession.step`."""
         require_drafts(ids, draft_length)
-        drafts, probabilities, *_ = self._run([*ids, *masks(self.manifest, draft_length)], draft_length)
+        drafts, probabilities, *_ = self._run([*ids, *mask_tokens(self.manifest, draft_length)], draft_length)
         return drafts, probabilities
 
     def logits(self, ids: Sequence[int], draft_length: int) -> Floats:
-        """See DraftSession.logits."""
+        """See `DraftSession.logits`."""
         columns = self.manifest.columns
         graphs = [fixed for fixed in self._fixed.values() if fixed.outputs]
         for fixed in graphs:
             fixed.bind_output("logits", np.empty((fixed.width, columns), np.float32))
-        found: Floats = self._run([*ids, *masks(self.manifest, draft_length)], draft_length)[-1].copy()
+        found: Floats = self._run([*ids, *mask_tokens(self.manifest, draft_length)], draft_length)[-1].copy()
         for fixed in graphs:
             fixed.unbind_output("logits")
         self._bind_cache()

@@ -48,7 +48,7 @@ class KvCache:
             raise ValueError(f"a cache of {self.length} tokens cannot be rolled back to {length}")
         self.length = length
 
-    def pretend(self, length: int) -> None:
+    def set_length(self, length: int) -> None:
         """Count so many tokens, whatever the rows hold: for measuring what steps cost."""
         if not 0 <= length <= self.rows:
             raise ValueError(f"a cache of {self.rows} rows cannot hold {length} tokens")

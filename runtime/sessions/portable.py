@@ -1,4 +1,4 @@
-"""Sessions on graphs of the portable variant (docs/architecture.md): positions say where tokens stand."""
+"""Sessions on graphs of the portable variant (docs/architecture.md): an input says at which positions tokens stand."""
 
 from __future__ import annotations
 
@@ -11,14 +11,8 @@ from pard_onnx.models.manifest import Manifest
 from pard_onnx.runtime.providers.table import Provider
 from pard_onnx.runtime.providers.threads import Threads
 
-from .session import DraftSession, GraphSession, Ids, TargetSession
-
-
-def masks(manifest: Manifest, draft_length: int) -> list[int]:
-    """What follows a draft's new tokens: the first draft comes from the last of those."""
-    pard = manifest.spec.pard
-    assert pard is not None  # it is what makes a checkpoint a draft
-    return [pard.mask_id] * (draft_length - 1)
+from .fused import FusedDraft, FusedTarget, GraphSession
+from .session import Ids, mask_tokens
 
 
 class Positions(GraphSession):
@@ -34,13 +28,13 @@ class Positions(GraphSession):
         self._binding.bind_ortvalue_input("position_ids", self._value(rows))
 
 
-class PortableTarget(Positions, TargetSession):
-    """As TargetSession."""
+class PortableTarget(Positions, FusedTarget):
+    """The model that decides."""
 
 
-class PortableDraft(Positions, DraftSession):
-    """As DraftSession. The masks are ordinary tokens of the step."""
+class PortableDraft(Positions, FusedDraft):
+    """The model that proposes. The masks are ordinary tokens of the step."""
 
     def _draft(self, ids: Sequence[int], draft_length: int) -> None:
-        tokens = [*ids, *masks(self.manifest, draft_length)]
+        tokens = [*ids, *mask_tokens(self.manifest, draft_length)]
         self._run(tokens, len(tokens), "logits_to_keep", draft_length)

@@ -1,4 +1,7 @@
-"""An ONNX Runtime session on the KV cache of a conversation: buffers bound once, rolled back by numbers.
+"""Sessions: a model's graphs opened in ONNX Runtime, run on the KV cache of the sequence that is attached.
+
+`TargetSession` and `DraftSession` are what callers see. Which class stands behind them depends on the exported graphs
+(fused.py, portable.py, fixed_shapes.py) and on what the provider computes correctly (single_step.py).
 
 ONNX Runtime's GroupQueryAttention does not notice lengths beyond its buffers (it concatenates, or reads past the end),
 so every call checks its bounds first.
@@ -7,28 +10,96 @@ so every call checks its bounds first.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pard_onnx.models.errors import Failure, TooLong
-from pard_onnx.models.manifest import GRAPH, Manifest
-from pard_onnx.runtime.providers.opening import open_graph
-from pard_onnx.runtime.providers.table import Provider, onnxruntime
-from pard_onnx.runtime.providers.threads import Threads
+from pard_onnx.models.manifest import Manifest
+from pard_onnx.runtime.providers.table import Provider
 
 from .device_cache import new_cache
 from .kv_cache import KvCache
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
-Watch = Callable[[], None]
+BeforeStep = Callable[[], None]  # is called before a step; what it raises ends the step before it began
 
 
-def nothing() -> None:
-    """Nobody watches."""
+def do_nothing() -> None:
+    """The `BeforeStep` of a session that nobody may interrupt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What a target's step computed for the last tokens that it was fed.
+
+    Both arrays may be the session's own buffers, which the next step overwrites.
+    """
+
+    logits: Floats  # [kept, vocabulary rows]
+    features: Floats | None = None  # hidden states, [kept, width]; None where the graph does not give them
+
+
+class Session(Protocol):
+    """What callers may ask of a session of either role. Not thread-safe: one step at a time."""
+
+    manifest: Manifest
+    provider: Provider
+
+    @property
+    def cache(self) -> KvCache:
+        """The cache that is attached; a session begins with one of its own."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """The number of tokens in the cache that is attached."""
+        ...
+
+    def new_cache(self) -> KvCache:
+        """An empty cache for another sequence, in the memory that the provider needs."""
+        ...
+
+    def attach(self, cache: KvCache, before_step: BeforeStep = do_nothing) -> None:
+        """Run the next steps on this cache, which `new_cache` made."""
+        ...
+
+    def detach(self) -> None:
+        """Go back to the session's own cache, so that a sequence that has ended leaves no memory behind."""
+        ...
+
+    def rollback(self, length: int) -> None:
+        """Forget the cache's rows from `length` on."""
+        ...
+
+
+class TargetSession(Session, Protocol):
+    """The model that decides."""
+
+    def step(self, ids: Sequence[int], keep: int) -> Rows:
+        """Append ids to the cache; the rows of the last `keep` of them."""
+        ...
+
+
+class DraftSession(Session, Protocol):
+    """The model that proposes."""
+
+    def step(self, ids: Sequence[int], draft_length: int) -> tuple[Ids, Floats]:
+        """Append ids and draft_length - 1 masks to the cache.
+
+        Returns the draft ids and their probabilities, [draft_length] each, in buffers that the next step of this draft
+        length overwrites. `length` counts the masks: the caller rolls them back.
+        """
+        ...
+
+    def logits(self, ids: Sequence[int], draft_length: int) -> Floats:
+        """As `step`; what the drafts were chosen from, [draft_length, columns]: of all ids, or of those of the
+        manifest's `draft_vocabulary`."""
+        ...
 
 
 def require_kept(ids: Sequence[int], keep: int) -> None:
@@ -45,16 +116,23 @@ def require_drafts(ids: Sequence[int], draft_length: int) -> None:
         raise ValueError("a step needs at least one token")
 
 
-class Session:
-    """What all sessions share. `length` counts the tokens in the cache that is attached; not thread-safe."""
+def mask_tokens(manifest: Manifest, draft_length: int) -> list[int]:
+    """The masks that follow a draft's new tokens: the first draft is read off the last real token."""
+    pard = manifest.spec.pard
+    assert pard is not None  # it is what makes a checkpoint a draft
+    return [pard.mask_id] * (draft_length - 1)
+
+
+class BoundSession:
+    """What the sessions on graphs share: the cache that is attached is bound to every graph."""
 
     def __init__(self, manifest: Manifest, provider: Provider, bindings: Sequence[Any]) -> None:
-        """bindings: of the model's graphs, one or several; the cache is bound to each."""
+        """bindings: the I/O bindings of the model's graphs, one or several."""
         self._bindings = bindings
-        self._watch: Watch = nothing
+        self._before_step: BeforeStep = do_nothing
         self.manifest = manifest
         self.provider = provider
-        self.cache = self.new_cache()
+        self.cache = self._own_cache = self.new_cache()
         self._bind_cache()
 
     def _bind_cache(self) -> None:
@@ -62,143 +140,40 @@ class Session:
             self.cache.bind(binding)
 
     def new_cache(self) -> KvCache:
-        """Memory for another conversation."""
+        """See `Session.new_cache`."""
         return new_cache(self.manifest, self.provider)
 
-    def attach(self, cache: KvCache) -> None:
-        """Go on in another conversation's cache; one made for this model."""
+    def attach(self, cache: KvCache, before_step: BeforeStep = do_nothing) -> None:
+        """See `Session.attach`. Costs a binding of every layer, unless the cache is attached already."""
+        self._before_step = before_step
         if cache is not self.cache:
             self.cache = cache
             self._bind_cache()
 
-    def watch(self, watch: Watch = nothing) -> None:
-        """Call `watch` before every step; what it raises ends the step before it began."""
-        self._watch = watch
+    def detach(self) -> None:
+        """See `Session.detach`."""
+        self.attach(self._own_cache)
 
     @property
     def length(self) -> int:
         return self.cache.length
 
     def rollback(self, length: int) -> None:
-        """Forget the cache's rows from `length` on."""
+        """See `Session.rollback`."""
         self.cache.rollback(length)
 
-    def _begin(self, rows: int) -> int:
-        """Before a step that writes so many rows of the cache: the length after it; TooLong where it has no room."""
-        self._watch()
+    def _end_of_step(self, rows: int) -> int:
+        """The cache's length after a step that writes so many rows; TooLong where it has no room for them."""
+        self._before_step()
         end = self.length + rows
         if end > self.cache.rows:
             raise TooLong(f"{self.length} tokens and {rows} more exceed the {self.cache.rows} rows of the KV cache")
         return end
 
 
-def run(path: Path, cache: KvCache, session: Any, binding: Any) -> None:
-    """A call of the graph at `path`; Failure if ONNX Runtime fails in it."""
+def run_graph(path: Path, cache: KvCache, session: Any, binding: Any) -> None:
+    """Run the graph at `path` once; Failure if ONNX Runtime fails in it."""
     try:
         cache.run(session, binding)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise Failure(f"{path}: ONNX Runtime failed in a step: {error}") from error
-
-
-class GraphSession(Session):
-    """One graph for steps of any width: model.onnx."""
-
-    def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
-        self._value = onnxruntime().OrtValue.ortvalue_from_numpy
-        self._path = folder / GRAPH
-        self._session = open_graph(self._path, provider, threads)
-        self._binding = self._session.io_binding()
-        self._ids: Ids = np.zeros((1, manifest.kv_rows), np.int64)
-        self._ones: Ids = np.ones((1, manifest.kv_rows), np.int64)
-        self._count: Ids = np.zeros(1, np.int64)
-        self._count_value = self._value(self._count)
-        self._widths: dict[int, Any] = {}
-        super().__init__(manifest, provider, [self._binding])
-
-    def _run(self, ids: Sequence[int], written: int, count_name: str, count: int) -> None:
-        """One call that writes the KV rows length .. length + written - 1."""
-        width, end = len(ids), self._begin(written)
-        self._ids[0, :width] = ids
-        if width not in self._widths:
-            self._widths[width] = self._value(self._ids[:, :width])
-        self._count[0] = count
-        # Bound again although the memory is the same: a provider off the CPU copies when binding.
-        self._binding.bind_ortvalue_input("input_ids", self._widths[width])
-        self._binding.bind_ortvalue_input(count_name, self._count_value)
-        self._place(width)
-        run(self._path, self.cache, self._session, self._binding)
-        self.cache.length = end
-
-    def _place(self, width: int) -> None:
-        """Tell the graph where its tokens stand, in the way of its attention variant: by the mask's length."""
-        self._binding.bind_ortvalue_input("attention_mask", self._value(self._ones[:, : self.length + width]))
-
-
-class TargetSession(GraphSession):
-    """The model that decides."""
-
-    def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
-        super().__init__(folder, manifest, provider, threads)
-        self._logits: Floats = np.empty((0, manifest.spec.vocabulary.rows), np.float32)
-        self._kept: dict[int, Any] = {}
-
-    def step(self, ids: Sequence[int], keep: int) -> Floats:
-        """Append ids to the cache; logits of the last `keep` of them, [keep, vocabulary rows].
-
-        The array is the session's own buffer: the next step overwrites it.
-        """
-        require_kept(ids, keep)
-        self._binding.bind_ortvalue_output("logits", self._output(keep))
-        self._run(ids, len(ids), "logits_to_keep", keep)
-        return self._logits[:keep]
-
-    def _output(self, keep: int) -> Any:
-        """The buffer's first `keep` rows as an OrtValue; grown to the widest step seen, then never again."""
-        if keep > len(self._logits):
-            self._logits = np.empty((keep, self._logits.shape[1]), np.float32)
-            self._kept.clear()
-        if keep not in self._kept:
-            self._kept[keep] = self._value(self._logits[None, :keep])
-        return self._kept[keep]
-
-
-class DraftSession(GraphSession):
-    """The model that proposes. Its `logits` output is not bound, so greedy decoding does not pay for it."""
-
-    def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
-        super().__init__(folder, manifest, provider, threads)
-        self._outputs: dict[int, tuple[Ids, Floats, Any, Any]] = {}
-
-    def step(self, ids: Sequence[int], draft_length: int) -> tuple[Ids, Floats]:
-        """Append ids and the graph's own draft_length - 1 masks to the cache.
-
-        Returns the draft ids and their probabilities, [draft_length] each, in buffers that the next step
-        of this draft length overwrites. `length` counts the masks: who calls rolls them back.
-        """
-        require_drafts(ids, draft_length)
-        drafts, probabilities, ids_value, probabilities_value = self._output(draft_length)
-        self._binding.bind_ortvalue_output("draft_ids", ids_value)
-        self._binding.bind_ortvalue_output("draft_probabilities", probabilities_value)
-        self._draft(ids, draft_length)
-        return drafts[0], probabilities[0]
-
-    def logits(self, ids: Sequence[int], draft_length: int) -> Floats:
-        """As `step`; what the drafts were chosen from, [draft_length, columns]: of all ids, or of those of the
-        manifest's `draft_vocabulary`."""
-        found = np.empty((1, draft_length, self.manifest.columns), np.float32)
-        self._binding.bind_ortvalue_output("logits", self._value(found))
-        self.step(ids, draft_length)
-        self._binding.clear_binding_outputs()
-        self.cache.bind(self._binding)
-        rows: Floats = found[0]
-        return rows
-
-    def _draft(self, ids: Sequence[int], draft_length: int) -> None:
-        self._run(ids, len(ids) + draft_length - 1, "draft_length", draft_length)
-
-    def _output(self, draft_length: int) -> tuple[Ids, Floats, Any, Any]:
-        if draft_length not in self._outputs:
-            drafts = np.empty((1, draft_length), np.int64)
-            probabilities = np.empty((1, draft_length), np.float32)
-            self._outputs[draft_length] = (drafts, probabilities, self._value(drafts), self._value(probabilities))
-        return self._outputs[draft_length]

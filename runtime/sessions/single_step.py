@@ -1,66 +1,95 @@
-"""Sessions whose every token takes a step of its own: right, though slow, where a provider computes others wrongly."""
+"""Sessions that run each token in a step of its own: slow, but correct where a provider computes wide steps wrongly."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Generic, TypeVar
 
 import numpy as np
 
-from pard_onnx.models.manifest import Manifest
-from pard_onnx.runtime.providers.table import Provider
-
 from .kv_cache import KvCache
-from .portable import masks
-from .session import Floats, Ids, Session, Watch, nothing, require_kept
-from .table import Draft, Target
+from .session import (
+    BeforeStep,
+    DraftSession,
+    Floats,
+    Ids,
+    Rows,
+    Session,
+    TargetSession,
+    do_nothing,
+    mask_tokens,
+    require_drafts,
+    require_kept,
+)
 
-Model = TypeVar("Model", bound=Session)
 
+class SingleStep:
+    """What target and draft share: everything but the steps is the inner session's."""
 
-class OneByOne(Generic[Model]):
-    """A session in front of another one, as far as a pair needs it."""
-
-    def __init__(self, session: Model) -> None:
-        self._session: Model = session
-        self.manifest: Manifest = session.manifest
-        self.provider: Provider = session.provider
+    def __init__(self, session: Session) -> None:
+        self._inner = session
+        self.manifest = session.manifest
+        self.provider = session.provider
 
     @property
     def cache(self) -> KvCache:
-        return self._session.cache
+        return self._inner.cache
 
     @property
     def length(self) -> int:
-        return self._session.length
+        return self._inner.length
 
     def new_cache(self) -> KvCache:
-        return self._session.new_cache()
+        return self._inner.new_cache()
 
-    def attach(self, cache: KvCache) -> None:
-        self._session.attach(cache)
+    def attach(self, cache: KvCache, before_step: BeforeStep = do_nothing) -> None:
+        self._inner.attach(cache, before_step)
 
-    def watch(self, watch: Watch = nothing) -> None:
-        self._session.watch(watch)
+    def detach(self) -> None:
+        self._inner.detach()
 
     def rollback(self, length: int) -> None:
-        self._session.rollback(length)
+        self._inner.rollback(length)
 
 
-class OneByOneTarget(OneByOne[Target]):
-    def step(self, ids: Sequence[int], keep: int) -> Floats:
-        """See TargetSession.step."""
+class SingleStepTarget(SingleStep):
+    """The model that decides."""
+
+    def __init__(self, session: TargetSession) -> None:
+        super().__init__(session)
+        self._session = session
+
+    def step(self, ids: Sequence[int], keep: int) -> Rows:
+        """See `TargetSession.step`."""
         require_kept(ids, keep)
-        rows = [self._session.step([token], 1).copy() for token in ids]
-        return np.concatenate(rows[-keep:])
+        logits, features = [], []
+        for index, token in enumerate(ids):
+            rows = self._session.step([token], 1)
+            if index >= len(ids) - keep:
+                logits.append(rows.logits.copy())
+                features += [] if rows.features is None else [rows.features.copy()]
+        return Rows(np.concatenate(logits), np.concatenate(features) if features else None)
 
 
-class OneByOneDraft(OneByOne[Draft]):
+class SingleStepDraft(SingleStep):
+    """The model that proposes. The masks are fed as ordinary tokens."""
+
+    def __init__(self, session: DraftSession) -> None:
+        super().__init__(session)
+        self._session = session
+
     def step(self, ids: Sequence[int], draft_length: int) -> tuple[Ids, Floats]:
-        """See DraftSession.step; the masks are given, not appended."""
-        drafts, chances = [], []
-        for token in (*ids, *masks(self.manifest, draft_length)):
-            found, chance = self._session.step([token], 1)
-            drafts.append(found.copy())
-            chances.append(chance.copy())
-        return np.concatenate(drafts[-draft_length:]), np.concatenate(chances[-draft_length:])
+        """See `DraftSession.step`."""
+        require_drafts(ids, draft_length)
+        drafts, probabilities = [], []
+        for token in (*ids, *mask_tokens(self.manifest, draft_length)):
+            draft, probability = self._session.step([token], 1)
+            drafts.append(draft.copy())
+            probabilities.append(probability.copy())
+        return np.concatenate(drafts[-draft_length:]), np.concatenate(probabilities[-draft_length:])
+
+    def logits(self, ids: Sequence[int], draft_length: int) -> Floats:
+        """See `DraftSession.logits`."""
+        require_drafts(ids, draft_length)
+        tokens = (*ids, *mask_tokens(self.manifest, draft_length))
+        rows = [self._session.logits([token], 1) for token in tokens]
+        return np.concatenate(rows[-draft_length:])

@@ -38,7 +38,7 @@ def encode(prompt: Prompt, text: Text, size: int, *, chat: bool = False) -> list
 Messages = list[dict[str, Any]]
 
 
-def copied(messages: Iterable[Message]) -> Messages:
+def copy_messages(messages: Iterable[Message]) -> Messages:
     """Their own dicts; BadInput for what is no message."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
         raise BadInput(f"messages are a list of objects with role and content, not {type(messages).__name__}")
@@ -50,9 +50,9 @@ def copied(messages: Iterable[Message]) -> Messages:
     return out
 
 
-def opening(text: Text, system: str | None, messages: Iterable[Message]) -> Messages:
+def opening_messages(text: Text, system: str | None, messages: Iterable[Message]) -> Messages:
     """What a conversation begins with, tried on the chat template; BadInput if that has no use for it."""
-    out = copied(messages)
+    out = copy_messages(messages)
     question = {"role": "user", "content": "?"}
     if system is not None:
         out.insert(0, {"role": "system", "content": system})

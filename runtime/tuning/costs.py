@@ -12,6 +12,7 @@ from .widths import ANY, Widths
 
 WIDTHS = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32)
 REPEATS = 5
+PREFILL_CHUNK = 256  # tokens a step; a multiple of every step width
 FOLLOW = 0.1  # how far one step moves a live curve
 OUTLIER = 2.0  # a step that took more than so many times as long counts as that
 
@@ -92,7 +93,7 @@ class RoundCosts:
     def seconds(self, k: int, accepted: float) -> float:
         """A round of k drafts after rounds of `accepted` tokens: the draft reads those and k - 1 masks."""
         draft = self.draft(accepted + k - 1) if k else 0.0
-        return draft + self.verify(self.widths.fit(k + 1)) + self.overhead
+        return draft + self.verify(self.widths.width_for(k + 1)) + self.overhead
 
 
 def tokens_per_round(acceptance: Sequence[float], k: int) -> float:

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pard_onnx.runtime.decoding.drafter import PREFILL_CHUNK
-from pard_onnx.runtime.sessions.table import Draft, Target
+from pard_onnx.runtime.sessions.session import DraftSession, TargetSession
 
-from .costs import StepCosts
+from .costs import PREFILL_CHUNK, StepCosts
 from .widths import CANDIDATES, Widths
 
 WIDTH = 16  # of the reference step
@@ -36,17 +35,16 @@ CHUNK_GAIN = 1.02  # a larger chunk pays if the smaller one takes so many times 
 
 
 @dataclass(frozen=True, slots=True)
-class TargetCalibration:
-    """widths: whose rows are bitwise equal, None if no known set is; tried: the widths that were compared; chunk:
-    tokens a step in prefill."""
+class Tuning:
+    """What a model's steps cost on this machine and, of a target, which widths are exact."""
 
-    widths: Widths | None
-    tried: tuple[int, ...]
     costs: StepCosts
-    chunk: int = PREFILL_CHUNK
+    widths: Widths | None = None  # whose rows are bitwise equal; None if no set of them is known
+    tried: tuple[int, ...] = ()  # the widths that were compared
+    chunk: int = PREFILL_CHUNK  # tokens a step in prefill
 
 
-def calibrate_target(session: Target) -> TargetCalibration:
+def measure_target(session: TargetSession) -> Tuning:
     """Some steps on the session, whose cache is empty before and after."""
     seconds: dict[int, list[float]] = defaultdict(list)
     unequal: dict[Widths, bool] = dict.fromkeys(CANDIDATES, False)
@@ -56,12 +54,12 @@ def calibrate_target(session: Target) -> TargetCalibration:
 
     def split(widths: tuple[int, ...]) -> None:
         ids = random.integers(session.manifest.spec.vocabulary.size, size=WIDTH).tolist()
-        logits, rows = run(session, context, ids, seconds)
+        logits, rows = timed_step(session, context, ids, seconds)
         end = WIDTH
         for width in widths:
             tried.add(width)
             end -= width
-            found, written = run(session, context + end, ids[end : end + width], seconds)
+            found, written = timed_step(session, context + end, ids[end : end + width], seconds)
             same = np.array_equal(found, logits[end : end + width])
             same = same and np.array_equal(written, rows[:, :, end : end + width])
             for candidate in CANDIDATES:
@@ -70,27 +68,27 @@ def calibrate_target(session: Target) -> TargetCalibration:
     repeat(split, SPLITS)
     session.rollback(0)
     widths = next((candidate for candidate in CANDIDATES if not unequal[candidate]), None)
-    return TargetCalibration(widths, tuple(sorted(tried | {WIDTH})), cheapest(seconds))
+    return Tuning(cheapest(seconds), widths, tuple(sorted(tried | {WIDTH})))
 
 
-def run(
-    session: Target, context: int, ids: list[int], seconds: dict[int, list[float]]
+def timed_step(
+    session: TargetSession, context: int, ids: list[int], seconds: dict[int, list[float]]
 ) -> tuple[NDArray[np.float32], NDArray[np.floating]]:
     """One timed step after so many rows: copies of all its logits, and of the KV rows that it wrote."""
-    session.cache.pretend(context)
+    session.cache.set_length(context)
     start = perf_counter()
-    logits = session.step(ids, len(ids))
+    logits = session.step(ids, len(ids)).logits
     seconds[len(ids)].append(perf_counter() - start)
     return logits.copy(), session.cache.read(context, context + len(ids))
 
 
-def prefill_chunk(session: Target) -> int:
+def measure_prefill_chunk(session: TargetSession) -> int:
     """The tokens a step with which the session reads a long prompt fastest. It takes some seconds on a large model, so
     it is not done at load."""
     prompt = min(max(CHUNKS), session.cache.rows)
     seconds = dict.fromkeys((chunk for chunk in CHUNKS if chunk <= prompt), inf)
     for chunk in list(seconds) * CHUNK_ROUNDS:
-        session.cache.pretend(0)
+        session.cache.set_length(0)
         start = perf_counter()
         for first in range(0, prompt, chunk):
             session.step([0] * min(chunk, prompt - first), 1)
@@ -105,13 +103,13 @@ def fastest_chunk(seconds: Mapping[int, float]) -> int:
     return min((chunk for chunk, taken in seconds.items() if taken <= CHUNK_GAIN * best), default=PREFILL_CHUNK)
 
 
-def calibrate_draft(session: Draft) -> StepCosts:
+def measure_draft(session: DraftSession) -> Tuning:
     """Seconds by rows of a draft step, masks included, as the first column of `DRAFT_WIDTHS` says."""
     seconds: dict[int, list[float]] = defaultdict(list)
     context = max(0, min(CONTEXT, session.cache.rows - max(DRAFT_WIDTHS)))
 
     def step(width: int) -> None:
-        session.cache.pretend(context)
+        session.cache.set_length(context)
         real = min(width, 4)  # a round's usual number of new tokens; the rest are masks
         if width > WIDTH:
             real = width - WIDTH + 1  # catching up reads many tokens, and asks for as many drafts as ever
@@ -123,7 +121,7 @@ def calibrate_draft(session: Draft) -> StepCosts:
         step(width)
     repeat(step, DRAFT_WIDTHS)
     session.rollback(0)
-    return cheapest(seconds)
+    return Tuning(cheapest(seconds))
 
 
 def repeat(once: Callable[[Any], object], over: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What was found out about an artifact on this machine, kept in the user's cache so that it is found out once.
+"""What was measured of an artifact on this machine, kept in the user's cache so that it is measured once.
 
 A file is named by the artifact, the machine and everything else that a step's time and rounding depend on; it can
 always be made again.
@@ -23,7 +23,7 @@ from pard_onnx.runtime import kernels
 from pard_onnx.runtime.providers.table import Provider, onnxruntime
 from pard_onnx.runtime.providers.threads import Threads, physical_cores
 
-VERSION = 2  # of the way to measure, and of the kernels
+VERSION = 3  # of the way to measure, and of the kernels
 CPUINFO = Path("/proc/cpuinfo")
 Record = TypeVar("Record")
 
@@ -36,11 +36,11 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def place(manifest: Manifest, provider: Provider, threads: Threads, what: str = "calibration") -> Path:
-    """The file of one artifact under one way of running it; what: is kept in it."""
+def record_path(manifest: Manifest, provider: Provider, threads: Threads, subject: str) -> Path:
+    """The file of one artifact under one way of running it; subject: what is kept in it."""
     facts = (
         VERSION,
-        what,
+        subject,
         *((file.name, file.sha256) for file in manifest.files),
         provider.key,
         provider.options,
@@ -54,24 +54,26 @@ def place(manifest: Manifest, provider: Provider, threads: Threads, what: str = 
     return cache_folder() / "machine" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.json"
 
 
-def remembered(path: Path, kind: type[Record], find: Callable[[], Record], *, anew: bool = False) -> Record:
-    """What was kept there, or else what `find` finds, kept from now on; anew: found in any case."""
-    known = None if anew else recall(path, kind)
-    if known is None:
-        known = find()
-        keep(path, known)
-    return known
+def load_or_measure(
+    path: Path, kind: type[Record], measure: Callable[[], Record], *, measure_again: bool = False
+) -> Record:
+    """The record that is kept at `path`, or else what `measure` returns, which is kept from now on."""
+    record = None if measure_again else load_record(path, kind)
+    if record is None:
+        record = measure()
+        save_record(path, record)
+    return record
 
 
-def recall(path: Path, kind: type[Record]) -> Record | None:
-    """What was kept there; None if nothing was, or nothing that can be read."""
+def load_record(path: Path, kind: type[Record]) -> Record | None:
+    """The record that is kept there; None if there is none, or none that can be read."""
     try:
         return from_json(kind, read_json(path))
     except (BadInput, OSError, RuntimeError, ValueError):
         return None
 
 
-def keep(path: Path, record: object) -> None:
+def save_record(path: Path, record: object) -> None:
     """A cache that cannot be written is no error."""
     with suppress(OSError, RuntimeError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,19 +19,16 @@ from time import perf_counter
 from typing import Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pard_onnx.models.errors import BadProvider
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.precision import Precision
 from pard_onnx.runtime.providers.table import Provider
-from pard_onnx.runtime.sessions.portable import masks
-from pard_onnx.runtime.sessions.table import Draft, Target
+from pard_onnx.runtime.sessions.session import DraftSession, Floats, TargetSession, mask_tokens
 
 Steps = Literal["any", "single", "none"]  # which steps are right
-Rows = NDArray[np.float32]
-Feed = Callable[[Sequence[int], int], Rows]  # tokens, last rows wanted: [rows, vocabulary]
-Model = TypeVar("Model", Target, Draft)
+Feed = Callable[[Sequence[int], int], Floats]  # tokens, last rows wanted: [rows, vocabulary]
+Model = TypeVar("Model", TargetSession, DraftSession)
 
 CONTEXT, WIDTH = 16, 9  # tokens before the step that is compared, and its own
 REJECTED = 4  # tokens written and rolled back before it
@@ -86,18 +83,20 @@ def tolerance(manifest: Manifest) -> float:
     return max(TOLERANCE[manifest.precision], CACHE[manifest.kv_dtype])
 
 
-def check_target(session: Target, reference: Callable[[], Target | None]) -> Verdict:
+def check_target(session: TargetSession, reference: Callable[[], TargetSession | None]) -> Verdict:
     """reference: the same model on the CPU, opened when it is needed. The session's cache is empty afterwards."""
-    return compared(session, tokens(session.manifest), reference, lambda model: model.step)
+    return compared(
+        session, tokens(session.manifest), reference, lambda model: lambda ids, keep: model.step(ids, keep).logits
+    )
 
 
-def check_draft(session: Draft, reference: Callable[[], Draft | None]) -> Verdict:
+def check_draft(session: DraftSession, reference: Callable[[], DraftSession | None]) -> Verdict:
     """As `check_target`; the last tokens are masks, which the graph appends itself or is given."""
-    ids = [*tokens(session.manifest)[: CONTEXT + 1], *masks(session.manifest, WIDTH)]
+    ids = [*tokens(session.manifest)[: CONTEXT + 1], *mask_tokens(session.manifest, WIDTH)]
 
-    def feed(model: Draft, given: Sequence[int], keep: int) -> Rows:
-        real = len(given) - keep + 1 if keep > 1 else len(given)  # of several rows, all but the first are masks'
-        return model.logits(given[:real], keep)
+    def feed(model: DraftSession, ids: Sequence[int], keep: int) -> Floats:
+        real = len(ids) - keep + 1 if keep > 1 else len(ids)  # of several rows, all but the first are masks'
+        return model.logits(ids[:real], keep)
 
     return compared(session, ids, reference, lambda model: partial(feed, model))
 
@@ -131,7 +130,7 @@ def compared(
     return Verdict(several, across, tolerance(session.manifest), seconds, cpu_seconds)
 
 
-def singly(feed: Feed, ids: Sequence[int]) -> tuple[Rows, float]:
+def singly(feed: Feed, ids: Sequence[int]) -> tuple[Floats, float]:
     """The rows of single steps, and the seconds of the middle one: the first ones may compile."""
     rows, seconds = [], []
     for token in ids:
@@ -141,7 +140,7 @@ def singly(feed: Feed, ids: Sequence[int]) -> tuple[Rows, float]:
     return np.concatenate(rows), median(seconds)
 
 
-def difference(rows: Rows, expected: Rows, size: int) -> float:
+def difference(rows: Floats, expected: Floats, size: int) -> float:
     """Of the worst row: the root mean square of its logits' differences, over their standard deviation."""
     rows, expected = rows[:, :size], expected[:, :size]
     if not (np.isfinite(rows).all() and np.isfinite(expected).all()):
@@ -158,7 +157,7 @@ def require_right(verdict: Verdict, name: str, provider: Provider) -> None:
         )
 
 
-def slow_warning(verdict: Verdict, name: str, provider: Provider) -> str:
+def single_steps_warning(verdict: Verdict, name: str, provider: Provider) -> str:
     return (
         f"{provider.title} computes steps of several tokens of {name} wrongly, so it runs token by token: right, but "
         f"slow ({verdict.describe()}); {remedy(provider)}"

@@ -17,14 +17,14 @@ class Widths:
     step: int = 1
     least: int = 1
 
-    def fit(self, tokens: int) -> int:
+    def width_for(self, tokens: int) -> int:
         """The smallest width that holds so many tokens."""
         return max(self.least, -(-tokens // self.step) * self.step)
 
     def __contains__(self, width: int) -> bool:
-        return width == self.fit(width)
+        return width == self.width_for(width)
 
-    def upto(self, most: int) -> tuple[int, ...]:
+    def up_to(self, most: int) -> tuple[int, ...]:
         return tuple(width for width in range(1, most + 1) if width in self)
 
 

@@ -16,7 +16,7 @@ from terminal import CTRL_C, CTRL_D, Terminal
 from pard_onnx import Chunk, Failure, Pair, load
 from pard_onnx.chat_command import COMMANDS, main
 from pard_onnx.chat_screen import Screen
-from pard_onnx.runtime.sessions.session import TargetSession
+from pard_onnx.runtime.sessions.fused import FusedTarget
 
 posix = pytest.mark.skipif(os.name == "nt", reason="a POSIX terminal")
 MODULE = [sys.executable, "-m", "pard_onnx.chat_command"]
@@ -148,15 +148,15 @@ def test_what_goes_wrong_is_one_line_and_the_chat_goes_on(
 
 
 def test_a_failing_step_is_told_below_what_was_said(say: Say, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, step, steps = replies(pair, "the fox"), TargetSession.step, []
+    whole, step, steps = replies(pair, "the fox"), FusedTarget.step, []
 
-    def failing(session: TargetSession, ids: list[int], keep: int) -> object:
+    def failing(session: FusedTarget, ids: list[int], keep: int) -> object:
         steps.append(1)
         if len(steps) == 6:
             raise Failure("the device is gone")
         return step(session, ids, keep)
 
-    monkeypatch.setattr(TargetSession, "step", failing)
+    monkeypatch.setattr(FusedTarget, "step", failing)
     code, out, err = say("the fox\nthe fox\n", "--draft-length", "0")
     assert (code, err) == (1, f"error: the device is gone\n{CUT}")
     begun = out.removesuffix(whole)

@@ -64,7 +64,7 @@ def test_rows_kept_from_earlier_turns_are_those_of_a_fresh_prompt_bit_for_bit(
             result = chat.send(text, max_new_tokens=60, draft_length=length)  # type: ignore[arg-type]
             with pair.chat(messages=chat.messages[:-2]) as fresh:
                 assert fresh.send(text, max_new_tokens=60, draft_length=0).tokens == result.tokens
-                found, expected = (one._caches.target for one in (chat, fresh))  # type: ignore[union-attr]
+                found, expected = (one._sequence.target for one in (chat, fresh))  # type: ignore[union-attr]
             count = min(found.length, expected.length)
             assert count > 100
             np.testing.assert_array_equal(found.read(0, count), expected.read(0, count))

@@ -19,9 +19,9 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.tensors import read_tensor
 from pard_onnx.models.hub import DEMO
 from pard_onnx.models.manifest import Manifest
-from pard_onnx.runtime.providers.discovery import installed
+from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.session import TargetSession
+from pard_onnx.runtime.sessions.fused import FusedTarget
 
 Folder = Callable[[str, str], Path]
 
@@ -92,17 +92,17 @@ def test_even_widths_give_bitwise_equal_rows(demo_folder: Folder, precision: str
     manifest = Manifest.read(path)
     ids = np.random.default_rng(0).integers(0, 2000, 96).tolist()
 
-    def session() -> TargetSession:
-        return TargetSession(path, manifest, installed("cpu"), Threads())
+    def session() -> FusedTarget:
+        return FusedTarget(path, manifest, require_installed("cpu"), Threads())
 
     narrow, mixed = session(), session()
-    expected = np.concatenate([narrow.step(ids[i : i + 2], 2).copy() for i in range(0, 96, 2)])
+    expected = np.concatenate([narrow.step(ids[i : i + 2], 2).logits.copy() for i in range(0, 96, 2)])
     rows, at, rng = [], 0, np.random.default_rng(1)
     while at < 96:
         width = min(int(rng.choice([2, 4, 8, 10, 12, 16])), 96 - at)
         mixed.step(rng.integers(0, 2000, 6).tolist(), 6)  # rejected
         mixed.rollback(at)
-        rows.append(mixed.step(ids[at : at + width], width).copy())
+        rows.append(mixed.step(ids[at : at + width], width).logits.copy())
         at += width
     np.testing.assert_array_equal(np.concatenate(rows), expected)
 
@@ -131,7 +131,7 @@ def test_rounds_are_those_of_the_definition(demo_folder: Folder) -> None:
     prompt = demo.prompts()[0]
     with load(demo_folder("demo-target", "fp32"), demo_folder("demo-draft", "fp32")) as pair:
         ids = pair.text.encode(prompt)
-        tokens, accepted = reference_rounds(ids, 48, 8, set(pair.target.spec.vocabulary.eos_ids))
+        tokens, accepted = reference_rounds(ids, 48, 8, set(pair.target_manifest.spec.vocabulary.eos_ids))
         result = pair.generate(ids, max_new_tokens=200, draft_length=8)
     count = min(len(result.tokens), 48)
     assert list(result.tokens[:count]) == tokens[:count]

@@ -10,7 +10,7 @@ from pard_onnx import Pair, load
 from pard_onnx.benchmarks.trial import SHIPPED, read
 from pard_onnx.models.demo import corpus
 from pard_onnx.runtime import pair as pair_module
-from pard_onnx.runtime.decoding.prospect import Prospect
+from pard_onnx.runtime.decoding.policy import Prospect
 from pard_onnx.runtime.sampling.sampler import Chooser, Rows, chooser
 from pard_onnx.runtime.sampling.settings import Sampling
 

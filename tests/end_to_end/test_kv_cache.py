@@ -17,10 +17,10 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.quantize.calibration.text import Calibration
 from pard_onnx.quantize.calibration.text import read as read_calibration
-from pard_onnx.runtime.providers.discovery import installed
+from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
+from pard_onnx.runtime.sessions.fused import FusedTarget
 from pard_onnx.runtime.sessions.kv_cache import KvCache
-from pard_onnx.runtime.sessions.session import TargetSession
 
 Tiny = Callable[..., Path]
 IDS = np.random.default_rng(5).integers(0, 290, 60)
@@ -115,16 +115,16 @@ def test_any_split_gives_the_same_rows(made: Callable[[str, str], Path]) -> None
 
 def test_rollback_leaves_no_trace(made: Callable[[str, str], Path]) -> None:
     folder = made("target", "int8")
-    session = TargetSession(folder, Manifest.read(folder), installed("cpu"), Threads(1))
+    session = FusedTarget(folder, Manifest.read(folder), require_installed("cpu"), Threads(1))
     session.step(IDS[:30].tolist(), 1)
-    wanted = session.step(IDS[30:39].tolist(), 9).copy()
+    wanted = session.step(IDS[30:39].tolist(), 9).logits.copy()
     rows = session.cache.read(0, 39)
     assert rows.dtype == np.int8
     for wrong in (1, 9, 21):
         session.rollback(30)
         session.step(IDS[:wrong].tolist(), 1)
         session.rollback(30)
-        np.testing.assert_array_equal(session.step(IDS[30:39].tolist(), 9), wanted)
+        np.testing.assert_array_equal(session.step(IDS[30:39].tolist(), 9).logits, wanted)
         np.testing.assert_array_equal(session.cache.read(0, 39), rows)
 
 

@@ -22,9 +22,9 @@ from pard_onnx.quantize.draft_vocabulary import proposable
 from pard_onnx.quantize.packing.pack import fit_block, pack
 from pard_onnx.quantize.quantizer import Order
 from pard_onnx.quantize.recipes import named_recipe
+from pard_onnx.runtime.model import session_class
 from pard_onnx.runtime.providers import table as providers
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.table import sessions
 
 Tiny = Callable[..., Path]
 SIZE = 100
@@ -41,7 +41,7 @@ def require_true_ids(folder: Path, manifest: Manifest) -> None:
     """The ids and probabilities that a session gives are those of its logits' columns."""
     ids = read_draft_ids(folder)
     assert manifest.columns == len(ids) == SIZE and manifest == Manifest.read(folder)
-    draft = sessions(manifest).draft(folder, manifest, providers.named("cpu"), Threads(1))
+    draft = session_class(manifest)(folder, manifest, providers.named("cpu"), Threads(1))
     logits = draft.logits(IDS, 3).copy()
     draft.rollback(0)
     found, probabilities = draft.step(IDS, 3)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from pard_onnx import Pair, load
 from pard_onnx.models.errors import TooLong
 from pard_onnx.models.manifest import Manifest, StaticGraph
+from pard_onnx.runtime.model import session_class
 from pard_onnx.runtime.providers.table import named
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.fixed_shapes import StaticDraft, StaticTarget, pieces
+from pard_onnx.runtime.sessions.fixed_shapes import FixedShapesDraft, FixedShapesTarget, pieces
 from pard_onnx.runtime.sessions.portable import PortableDraft, PortableTarget
-from pard_onnx.runtime.sessions.table import sessions
 
 Exported = Callable[..., tuple[Path, Path]]
 GRAPHS = (StaticGraph("a", 1, True), StaticGraph("b", 5, True), StaticGraph("c", 16, False))
@@ -46,9 +46,7 @@ def test_a_step_takes_the_narrowest_graph() -> None:
 
 def opened(folder: Path) -> object:
     manifest = Manifest.read(folder)
-    kinds = sessions(manifest)
-    kind = kinds.target if manifest.role == "target" else kinds.draft
-    return kind(folder, manifest, named("cpu"), Threads(1))
+    return session_class(manifest)(folder, manifest, named("cpu"), Threads(1))
 
 
 FUSED: dict[str, Any] = {}
@@ -60,16 +58,16 @@ FIXED = {
 
 
 @pytest.fixture(scope="module")
-def targets(exported: Exported) -> tuple[PortableTarget, StaticTarget]:
+def targets(exported: Exported) -> tuple[PortableTarget, FixedShapesTarget]:
     dynamic, fixed = (opened(exported("qwen2", "target", "fp32", **o)[1]) for o in (DYNAMIC, FIXED["target"]))
-    assert isinstance(dynamic, PortableTarget) and isinstance(fixed, StaticTarget)
+    assert isinstance(dynamic, PortableTarget) and isinstance(fixed, FixedShapesTarget)
     return dynamic, fixed
 
 
 @pytest.fixture(scope="module")
-def drafts(exported: Exported) -> tuple[PortableDraft, StaticDraft]:
+def drafts(exported: Exported) -> tuple[PortableDraft, FixedShapesDraft]:
     dynamic, fixed = (opened(exported("qwen2", "draft", "fp32", **o)[1]) for o in (DYNAMIC, FIXED["draft"]))
-    assert isinstance(dynamic, PortableDraft) and isinstance(fixed, StaticDraft)
+    assert isinstance(dynamic, PortableDraft) and isinstance(fixed, FixedShapesDraft)
     return dynamic, fixed
 
 
@@ -79,7 +77,7 @@ SHARED = settings(max_examples=30, deadline=None, suppress_health_check=[HealthC
 
 @SHARED
 @given(steps=STEPS)
-def test_targets_agree(targets: tuple[PortableTarget, StaticTarget], steps: list[tuple[int, int, int]]) -> None:
+def test_targets_agree(targets: tuple[PortableTarget, FixedShapesTarget], steps: list[tuple[int, int, int]]) -> None:
     dynamic, fixed = targets
     random = np.random.default_rng(0)
     for session in targets:
@@ -96,7 +94,7 @@ def test_targets_agree(targets: tuple[PortableTarget, StaticTarget], steps: list
 
 @SHARED
 @given(steps=STEPS)
-def test_drafts_agree(drafts: tuple[PortableDraft, StaticDraft], steps: list[tuple[int, int, int]]) -> None:
+def test_drafts_agree(drafts: tuple[PortableDraft, FixedShapesDraft], steps: list[tuple[int, int, int]]) -> None:
     random = np.random.default_rng(1)
     for session in drafts:
         session.rollback(0)
@@ -112,7 +110,7 @@ def test_drafts_agree(drafts: tuple[PortableDraft, StaticDraft], steps: list[tup
         np.testing.assert_allclose(found[1][1], found[0][1], rtol=1e-4)
 
 
-def test_the_last_row_for_tokens_is_usable_and_no_other(targets: tuple[PortableTarget, StaticTarget]) -> None:
+def test_the_last_row_for_tokens_is_usable_and_no_other(targets: tuple[PortableTarget, FixedShapesTarget]) -> None:
     for session in targets:
         session.rollback(0)
         rows = session.manifest.token_rows
@@ -125,7 +123,7 @@ def test_the_last_row_for_tokens_is_usable_and_no_other(targets: tuple[PortableT
 
 
 def test_empty_and_impossible_steps(
-    targets: tuple[PortableTarget, StaticTarget], drafts: tuple[PortableDraft, StaticDraft]
+    targets: tuple[PortableTarget, FixedShapesTarget], drafts: tuple[PortableDraft, FixedShapesDraft]
 ) -> None:
     for target in targets:
         with pytest.raises(ValueError, match="3 rows of a step of 2"):
@@ -137,7 +135,7 @@ def test_empty_and_impossible_steps(
             draft.step([1], 0)
 
 
-def test_a_watch_is_asked_before_every_step(targets: tuple[PortableTarget, StaticTarget]) -> None:
+def test_a_watch_is_asked_before_every_step(targets: tuple[PortableTarget, FixedShapesTarget]) -> None:
     for session in targets:
         session.rollback(0)
         asked: list[int] = []

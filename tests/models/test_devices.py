@@ -2,10 +2,10 @@
 
 import pytest
 
+from pard_onnx.models.checks import DRAFT_LIMIT
 from pard_onnx.models.devices import DEVICES, OPSETS, PLAIN, device_named, form_for, require_precision
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.precision import recipe
-from pard_onnx.runtime.decoding.loop import DRAFT_LIMIT
 
 CPU = DEVICES["cpu"]
 

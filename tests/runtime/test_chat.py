@@ -47,7 +47,7 @@ def plain(folders: tuple[Path, Path]) -> Pair:
 def letters(pair: Pair) -> dict[int, float]:
     """A logit_bias under which replies are capital letters, which the toy tokenizer never merges."""
     allowed = {pair.text.encode(letter)[0] for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
-    return {token: -100.0 for token in range(pair.target.spec.vocabulary.size) if token not in allowed}
+    return {token: -100.0 for token in range(pair.target_manifest.spec.vocabulary.size) if token not in allowed}
 
 
 def user(text: str) -> dict[str, str]:
@@ -82,7 +82,7 @@ def reply(text: str) -> dict[str, str]:
 def test_the_draft_goes_on_too(pair: Pair, letters: dict[int, float], monkeypatch: pytest.MonkeyPatch) -> None:
     chat, fed = pair.chat(), []
     chat.send("the quick brown fox jumps over the lazy dog", max_new_tokens=20, draft_length=5, logit_bias=letters)
-    session = pair._draft.session  # type: ignore[union-attr]
+    session = pair.engine.models[1].session  # type: ignore[union-attr]
     step = session.step
     monkeypatch.setattr(session, "step", lambda ids, k: fed.append(len(ids)) or step(ids, k))
     stats = chat.send("ok", max_new_tokens=8, draft_length=5, logit_bias=letters).stats
@@ -109,7 +109,7 @@ def test_edited_history_is_computed_from_the_edit_on(
     chat = pair.chat(messages=[user("one"), reply("ONE")])
     chat.send("two", **options)  # type: ignore[arg-type]
     chat.send("three", **options)  # type: ignore[arg-type]
-    had = list(chat._caches.tokens)  # type: ignore[union-attr]
+    had = list(chat._sequence.tokens)  # type: ignore[union-attr]
     if what == "first":
         chat.messages[0]["content"] = "ode"
     elif what == "last":
@@ -172,7 +172,7 @@ def test_a_reply_cancelled_from_another_thread_is_kept_as_it_is(pair: Pair, plai
 
 
 def test_the_step_that_runs_when_a_turn_is_cancelled_is_its_last(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    chat, session, steps = pair.chat(), pair._target.session, []  # type: ignore[union-attr]
+    chat, session, steps = pair.chat(), pair.engine.models[0].session, []  # type: ignore[union-attr]
     stream = chat.stream("jumps", max_new_tokens=200, draft_length=0)
     run = session._session.run_with_iobinding
 
@@ -192,7 +192,7 @@ def test_the_step_that_runs_when_a_turn_is_cancelled_is_its_last(pair: Pair, mon
 
 def test_a_reply_out_of_time_is_kept_as_it_is(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = count()
-    for module in ("pair", "chat"):  # a clock on which every step takes a second
+    for module in ("engine", "chat"):  # a clock on which every step takes a second
         monkeypatch.setattr(f"pard_onnx.runtime.{module}.perf_counter", lambda: float(next(ticks)))
     chat = pair.chat()
     result = chat.send("the fox", max_new_tokens=50, timeout=10, draft_length=0)
@@ -228,7 +228,7 @@ def test_a_failing_turn_is_as_if_never_sent(
     chat = pair.chat()
     chat.send("the fox", max_new_tokens=8)
     before = [dict(message) for message in chat.messages]
-    opened = pair._target if role == "target" else pair._draft
+    opened = pair.engine.models[0 if role == "target" else 1]
     calls: list[int] = []
 
     class Broken:
@@ -250,7 +250,7 @@ def test_a_failing_turn_is_as_if_never_sent(
 
 def test_ctrl_c_between_rounds_is_as_if_never_sent(pair: Pair, plain: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     chat = pair.chat()
-    session = pair._target.session  # type: ignore[union-attr]
+    session = pair.engine.models[0].session  # type: ignore[union-attr]
     step, calls = session.step, []
 
     def interrupted(ids: list[int], keep: int) -> object:
@@ -311,7 +311,7 @@ def test_closing_or_forgetting_a_conversation_frees_its_memory(pair: Pair) -> No
     closed, forgotten = pair.chat(), pair.chat()
     for chat in (closed, forgotten):
         chat.send("the fox", max_new_tokens=5)
-    memory = [weakref.ref(chat._caches.target._arrays[0]) for chat in (closed, forgotten)]  # type: ignore[union-attr]
+    memory = [weakref.ref(chat._sequence.target._arrays[0]) for chat in (closed, forgotten)]  # type: ignore[union-attr]
     closed.close()
     del forgotten, chat
     gc.collect()
@@ -408,7 +408,7 @@ def test_thinking_that_the_template_drops_is_dropped_from_the_cache(
 ) -> None:
     text = Text(folders[0], R1_LIKE)
     for opened in (pair, plain):
-        monkeypatch.setattr(opened, "text", text)
+        monkeypatch.setattr(opened.engine, "text", text)
     chat = pair.chat(messages=[user("why"), reply("LONG THOUGHTSTHINKBECAUSE")])
     first = chat.send("and", max_new_tokens=10, logit_bias=letters)
     chat.messages[-1]["content"] = "HMTHINK" + first.text
@@ -432,7 +432,7 @@ def test_what_a_template_has_no_use_for_is_refused_at_once(
     pair: Pair, folders: tuple[Path, Path], template: str | None, system: str | None, problem: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(pair, "text", Text(folders[0], template))
+    monkeypatch.setattr(pair.engine, "text", Text(folders[0], template))
     with pytest.raises(BadInput, match=problem):
         pair.chat(system)
 
@@ -479,7 +479,7 @@ def test_bad_arguments_of_a_turn_are_refused_at_once(
 
 def rows(session: Session, pair: Pair, role: str, tokens: list[int]) -> Any:
     """KV rows of these tokens in an empty cache, [2 * layers, kv_heads, tokens, head_dim]."""
-    own, cache = session.cache, getattr(pair.new_caches(), role)
+    own, cache = session.cache, getattr(pair.engine.new_sequence(), role)
     session.attach(cache)
     if tokens:
         session.step(tokens, 1)  # type: ignore[attr-defined]
@@ -489,13 +489,13 @@ def rows(session: Session, pair: Pair, role: str, tokens: list[int]) -> Any:
 
 def require_prefixes(pair: Pair, chat: Chat) -> None:
     """Each cache holds the rows of the tokens that it says it does."""
-    caches = chat._caches
-    assert caches and caches.draft and pair._target and pair._draft
-    target, draft, start = caches.target.length, caches.draft.length, caches.draft_start
+    caches = chat._sequence
+    assert caches and caches.draft
+    target, draft, start = caches.target.length, caches.draft.length, caches.memory.start
     assert target <= len(caches.tokens) and start + draft <= len(caches.tokens)
-    expected = rows(pair._target.session, pair, "target", caches.tokens[:target])
+    expected = rows(pair.engine.models[0].session, pair, "target", caches.tokens[:target])
     np.testing.assert_allclose(caches.target.read(0, target), expected, rtol=1e-3, atol=1e-3)
-    expected = rows(pair._draft.session, pair, "draft", caches.tokens[start : start + draft])
+    expected = rows(pair.engine.models[1].session, pair, "draft", caches.tokens[start : start + draft])
     np.testing.assert_allclose(caches.draft.read(0, draft), expected, rtol=1e-3, atol=1e-3)
 
 

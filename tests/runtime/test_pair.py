@@ -43,19 +43,24 @@ def test_pard_gives_plain_tokens(pair: Pair, plain: Pair, prompt: Prompt, k: int
     assert expected.stats.mean_accepted == 1
 
 
+def set_widths(opened: Pair, widths: Widths | None) -> None:
+    """As if these had been measured."""
+    target, draft = opened.engine.models
+    opened.engine._models = replace(target, tuning=replace(target.tuning, widths=widths)), draft
+
+
 @pytest.mark.parametrize("widths", [EVEN, Widths(4, 4)])
 def test_exact_steps_have_the_widths_that_were_proven(
     pair_folders: tuple[Path, Path], plain: Pair, widths: Widths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for opened in (load(*pair_folders, threads=1), load(pair_folders[0], threads=1)):
-        assert opened._target
-        opened._target = replace(opened._target, calibration=replace(opened._target.calibration, widths=widths))
-        session, seen = opened._target.session, []
+        set_widths(opened, widths)
+        session, seen = opened.engine.models[0].session, []
         step = session.step
         monkeypatch.setattr(session, "step", lambda ids, keep, s=step, w=seen: w.append(len(ids)) or s(ids, keep))
         result = opened.generate(TEXT, max_new_tokens=40)
         assert result.tokens == plain.generate(TEXT, max_new_tokens=40).tokens
-        assert (result.stats.exact, result.stats.widths) == (True, widths.upto(34))
+        assert (result.stats.exact, result.stats.widths) == (True, widths.up_to(34))
         assert all(width in widths for width in seen)
         inexact = opened.generate(TEXT, max_new_tokens=40, draft_length=4, exact=False)
         assert (inexact.stats.exact, inexact.stats.widths) == (False, tuple(range(1, 35)))
@@ -64,8 +69,8 @@ def test_exact_steps_have_the_widths_that_were_proven(
 
 def test_where_no_widths_are_exact_it_is_said(pair_folders: tuple[Path, Path]) -> None:
     with load(*pair_folders, threads=1) as opened:
-        assert opened._target and opened.exact_widths
-        opened._target = replace(opened._target, calibration=replace(opened._target.calibration, widths=None))
+        assert opened.exact_widths
+        set_widths(opened, None)
         stats = opened.generate(TEXT, max_new_tokens=4).stats
         assert (stats.exact, stats.widths) == (False, tuple(range(1, 35)))
 
@@ -203,7 +208,7 @@ def test_an_interrupted_call_leaves_the_pair_ready_while_its_traceback_lives(
 def test_one_stream_is_not_for_two_threads(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     problems: list[str] = []
     stream = pair.stream(TEXT)
-    step = pair._target.session.step  # type: ignore[union-attr]
+    step = pair.engine.models[0].session.step  # type: ignore[union-attr]
 
     def meanwhile(ids: list[int], keep: int) -> object:
         for act in (stream.close, stream.__next__):
@@ -212,7 +217,7 @@ def test_one_stream_is_not_for_two_threads(pair: Pair, monkeypatch: pytest.Monke
             problems.append(str(caught.value))
         return step(ids, keep)
 
-    monkeypatch.setattr(pair._target.session, "step", meanwhile)  # type: ignore[union-attr]
+    monkeypatch.setattr(pair.engine.models[0].session, "step", meanwhile)  # type: ignore[union-attr]
     next(stream)
     stream.close()
     assert set(problems) == {"another thread is reading this stream; leave its loop there, or cancel() the stream"}
@@ -273,7 +278,7 @@ def test_what_onnx_runtime_says_in_a_step_is_a_failure(pair: Pair, monkeypatch: 
         def run_with_iobinding(self, _: object) -> None:
             raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(pair._target.session, "_session", Broken())  # type: ignore[union-attr]
+    monkeypatch.setattr(pair.engine.models[0].session, "_session", Broken())  # type: ignore[union-attr]
     with pytest.raises(Failure, match=r"model\.onnx: ONNX Runtime failed in a step: the device is gone"):
         pair.generate(TEXT)
 
@@ -329,8 +334,8 @@ def test_chat_text_is_a_users_message(pair: Pair) -> None:
 
 
 def test_padded_vocabularies_may_differ(pair: Pair) -> None:
-    assert pair.draft is not None
-    assert pair.target.spec.vocabulary.rows != pair.draft.spec.vocabulary.rows
+    assert pair.draft_manifest is not None
+    assert pair.target_manifest.spec.vocabulary.rows != pair.draft_manifest.spec.vocabulary.rows
 
 
 def test_roles_are_not_exchanged(pair_folders: tuple[Path, Path]) -> None:

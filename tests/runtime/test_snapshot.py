@@ -60,11 +60,11 @@ def next_turn(chat: Chat) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
 
 def held(chat: Chat) -> list[Any]:
     """All that a file is to bring back."""
-    caches = chat._caches
+    caches = chat._sequence
     assert caches
     models = [model for model in (caches.target, caches.draft) if model]
     rows = [model.read(0, model.length).tobytes() for model in models]
-    return [chat.messages, caches.tokens, caches.draft_start, *rows]
+    return [chat.messages, caches.tokens, caches.memory.start, *rows]
 
 
 def test_a_restored_conversation_goes_on_as_if_never_saved(
@@ -74,7 +74,7 @@ def test_a_restored_conversation_goes_on_as_if_never_saved(
         for opened in (pair, another):
             restored = opened.restore(str(file))
             assert held(restored) == held(talk(opened))
-            assert restored._caches.draft.length > 20  # type: ignore[union-attr]
+            assert restored._sequence.draft.length > 20  # type: ignore[union-attr]
         expected = next_turn(chat)
         assert next_turn(pair.restore(file)) == next_turn(another.restore(file)) == expected
     assert expected[1] > 20
@@ -98,10 +98,10 @@ def test_a_conversation_not_begun_yet(pair: Pair, tmp_path: Path) -> None:
 
 
 def test_a_draft_that_read_the_end_of_the_conversation_only(pair: Pair, chat: Chat, tmp_path: Path) -> None:
-    caches = chat._caches
+    caches = chat._sequence
     assert caches and caches.draft
     caches.draft.rollback(5)
-    caches.draft_start = 7
+    caches.memory.start = 7
     chat.save(tmp_path / "windowed")
     assert held(pair.restore(tmp_path / "windowed")) == held(chat)
 
@@ -118,7 +118,7 @@ def test_another_draft_begins_anew_and_the_target_goes_on(
 ) -> None:
     with load(folders["target"], draft and folders[draft], threads=1) as opened:
         restored = opened.restore(file)
-        caches = restored._caches
+        caches = restored._sequence
         assert caches and (caches.draft is None if draft is None else caches.draft.length == 0)
         found = next_turn(restored)
     assert found[:2] == next_turn(chat)[:2]

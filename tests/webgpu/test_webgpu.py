@@ -16,7 +16,7 @@ import pytest
 
 from pard_onnx import PardWarning, load
 from pard_onnx.doctor_command import main as doctor
-from pard_onnx.runtime.decoding.prospect import Prospect
+from pard_onnx.runtime.decoding.policy import Prospect
 from pard_onnx.runtime.sessions.device_cache import DeviceKvCache
 
 pytestmark = pytest.mark.webgpu

@@ -30,7 +30,7 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEVICES, form_for
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest, Source
-from pard_onnx.runtime.providers.discovery import installed
+from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
 
 Floats = NDArray[np.float32]
@@ -132,7 +132,7 @@ def test_rows_are_torchs_own(tmp_path: Path, tiny: Callable[..., Path], role: st
     manifest = Manifest.read(tmp_path / "out")
     assert count(manifest.spec, text) == len(expected) > STRIDE
     for rows in (
-        by_artifact(tmp_path / "out", manifest, text, installed("cpu"), Threads(1)),
+        by_artifact(tmp_path / "out", manifest, text, require_installed("cpu"), Threads(1)),
         by_checkpoint(checkpoint, text),
     ):
         found = [item for part in rows for item in zip(part.wanted, part.masks, part.logits.copy(), strict=True)]

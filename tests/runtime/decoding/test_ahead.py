@@ -16,13 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pard_onnx import load
-from pard_onnx.runtime.decoding.ahead import AheadDrafter, apart
+from pard_onnx.runtime.decoding.ahead import AheadDrafter
 from pard_onnx.runtime.decoding.auto import AutoDrafter
 from pard_onnx.runtime.decoding.drafter import Drafter, PardDrafter, Proposal
 from pard_onnx.runtime.decoding.lookup import Lookup
 from pard_onnx.runtime.decoding.loop import Halted, Settings, Step, decode
-from pard_onnx.runtime.decoding.policy import Policy
-from pard_onnx.runtime.decoding.prospect import Prospect
+from pard_onnx.runtime.decoding.policy import Policy, Prospect
+from pard_onnx.runtime.providers.choice import on_separate_devices
 from pard_onnx.runtime.providers.table import PROVIDERS, named
 from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts
 
@@ -288,9 +288,12 @@ def test_a_verification_is_timed_only_where_it_was_told_of(fakes: SimpleNamespac
     assert seen == [2]
 
 
-def test_apart_is_another_provider_or_another_device() -> None:
-    assert apart(named("cuda"), named("cpu")) and apart(named("cuda"), named("cuda:1"))
-    assert not apart(named("cpu"), named("cpu")) and not apart(named("cuda:0"), named("cuda"))
+def test_devices_are_separate_if_the_provider_or_the_device_differs() -> None:
+    assert on_separate_devices(named("cuda"), named("cpu"))
+    assert on_separate_devices(named("cuda"), named("cuda:1"))
+    assert not on_separate_devices(named("cpu"), named("cpu")) and not on_separate_devices(
+        named("cuda:0"), named("cuda")
+    )
 
 
 @pytest.fixture
@@ -321,7 +324,7 @@ def test_two_devices_give_the_tokens_of_one(mixed: tuple[Any, Any], k: Any) -> N
 def test_conversations_go_on_from_what_is_cached(mixed: tuple[Any, Any], tmp_path: Path) -> None:
     here, there = (pair.chat() for pair in mixed)
     for text in ("lazy dog", "fox"):
-        stop = ["never"] if text != "fox" else here._pair.generate(TEXT, max_new_tokens=9).text[3:5]
+        stop = ["never"] if text != "fox" else mixed[0].generate(TEXT, max_new_tokens=9).text[3:5]
         expected, found = (chat.send(text, max_new_tokens=11, draft_length=2, stop=stop) for chat in (here, there))
         assert found.tokens == expected.tokens
         assert found.stats.cached_tokens == expected.stats.cached_tokens

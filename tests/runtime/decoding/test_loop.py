@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pard_onnx.models.checks import DRAFT_LIMIT
 from pard_onnx.models.errors import BadInput, TooLong
 from pard_onnx.models.manifest import KV_MARGIN
 from pard_onnx.runtime.decoding.drafter import NoDraft, PardDrafter
-from pard_onnx.runtime.decoding.loop import DRAFT_LIMIT, Settings, decode
+from pard_onnx.runtime.decoding.loop import Settings, decode
 from pard_onnx.runtime.tuning.widths import CANDIDATES
 
 Next = Callable[[Sequence[int]], int]
@@ -118,7 +119,7 @@ def test_plain_decoding_is_the_same_loop(fakes: SimpleNamespace, case: SimpleNam
     steps = list(decode(target, NoDraft(), committed, case.settings))
     assert (committed[len(case.prompt) :], steps[-1].finish_reason) == expected(case)
     assert all(step.drafted == 0 for step in steps)
-    assert target.widths[-1] == case.settings.widths.fit(1) or len(steps) == 1
+    assert target.widths[-1] == case.settings.widths.width_for(1) or len(steps) == 1
 
 
 @settings(max_examples=200, deadline=None)

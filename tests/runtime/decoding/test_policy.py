@@ -87,7 +87,7 @@ def tuned(policy: Policy, world: World, machine: RoundCosts, tokens: int, seed: 
             policy.saw_plain()
         lag = matched + 1 if asked else lag + 1
         done += matched + 1
-        seconds += machine.verify(machine.widths.fit(count + 1)) + machine.overhead
+        seconds += machine.verify(machine.widths.width_for(count + 1)) + machine.overhead
     return done / seconds
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pard_onnx.runtime.decoding.prospect import Prospect, gain
+from pard_onnx.runtime.decoding.policy import Prospect, gain
 from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts
 
 Seconds = st.floats(1e-4, 10.0)

@@ -21,9 +21,9 @@ from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.runtime import kernels
 from pard_onnx.runtime.kernels.graph import with_kernel
 from pard_onnx.runtime.kernels.protobuf import fields, message
-from pard_onnx.runtime.providers.discovery import installed
+from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.session import TargetSession
+from pard_onnx.runtime.sessions.fused import FusedTarget
 
 needs_kernels = pytest.mark.skipif(kernels.isa() is None, reason="the kernels are not built")
 SetVariable = Callable[[str | None], None]
@@ -76,14 +76,14 @@ def test_the_graph_computes_the_same(artifact: Path) -> None:
 @needs_kernels
 def test_a_text_read_in_chunks_leaves_the_rows_that_single_tokens_leave(artifact: Path) -> None:
     """The whole model, bit for bit: a prefill is a wide step, and nothing in it depends on the width."""
-    session = TargetSession(artifact, Manifest.read(artifact), installed("cpu"), Threads(2))
+    session = FusedTarget(artifact, Manifest.read(artifact), require_installed("cpu"), Threads(2))
     ids = np.random.default_rng(0).integers(300, size=150).tolist()
     seen = []
     for widths in ([1] * 150, [128, 22], [150], [7] * 21 + [3]):
         session.rollback(0)
         logits = []
         for width in widths:
-            logits.append(session.step(ids[session.length : session.length + width], width).copy())
+            logits.append(session.step(ids[session.length : session.length + width], width).logits.copy())
         seen.append(np.concatenate(logits).tobytes() + session.cache.read(0, 150).tobytes())
     assert seen[1:] == seen[:1] * 3
 

@@ -16,7 +16,7 @@ from pard_onnx.runtime.providers import opening as compiled
 from pard_onnx.runtime.providers.opening import opened, session_options
 from pard_onnx.runtime.providers.table import AUTO_ORDER, HOST, PROVIDERS, configured, named, read_options
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.session import TargetSession
+from pard_onnx.runtime.sessions.fused import FusedTarget
 from pard_onnx.runtime.tuning import remembered as machine
 from pard_onnx.runtime.tuning import self_check
 
@@ -163,7 +163,7 @@ def test_how_sessions_are_opened_on_absent_hardware(pair_folders: tuple[Path, Pa
     """Session options, provider options and memory, by the fake; the toy's graph is not judged here."""
     provider = PROVIDERS[key]
     fake = device(provider.ort)
-    session = TargetSession(pair_folders[0], Manifest.read(pair_folders[0]), provider, Threads(1))
+    session = FusedTarget(pair_folders[0], Manifest.read(pair_folders[0]), provider, Threads(1))
     session.step([1, 2], 1)
     assert set().union(*(given for _, given, _ in fake.opened)) == OWN.get(key, set())
     for _, _, options in fake.opened:
@@ -178,8 +178,10 @@ def test_what_is_known_of_a_provider_is_of_its_options_too(pair_folders: tuple[P
     chosen = [
         configured(named("cuda"), options) for options in ({}, {"use_tf32": 0}, {"use_tf32": 1}, {"device_id": 1})
     ]
-    kinds = ("calibration", "self-check")
-    assert len({machine.place(manifest, provider, Threads(1), kind) for provider in chosen for kind in kinds}) == 8
+    kinds = ("tuning", "self-check")
+    assert (
+        len({machine.record_path(manifest, provider, Threads(1), kind) for provider in chosen for kind in kinds}) == 8
+    )
 
 
 def test_ep_context_options_are_the_sessions(pair_folders: tuple[Path, Path], device: Device) -> None:
@@ -218,7 +220,7 @@ def test_a_plugin_library_is_registered_once_and_gives_devices(
     assert (found.provider, fake.registered) == ("webgpu:1", {WEBGPU: "webgpu.so"})
     assert all(len(options.devices) == 1 for _, _, options in fake.opened)
     assert {tuple(given) for _, given, _ in fake.opened} == {()}  # WebGPU's deviceId is no device's number
-    assert installed.here()["webgpu"].origin == "plugin"
+    assert installed.available_providers()["webgpu"].origin == "plugin"
 
 
 def test_a_plugin_without_a_device_is_told(
@@ -249,5 +251,5 @@ def test_windows_ml_has_libraries_too(device: Device, monkeypatch: pytest.Monkey
     fake = device(plugins={name: 1})
     plugin(monkeypatch, installed.WINDOWS_ML, EpCatalog=EpCatalog)
     monkeypatch.setattr(sys, "platform", "win32")
-    assert installed.source(named("npu")).origin == "Windows ML"
+    assert installed.provider_source(named("npu")).origin == "Windows ML"
     assert fake.registered == {name: "vitisai.dll"}

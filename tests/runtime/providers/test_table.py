@@ -8,7 +8,7 @@ import pytest
 
 from pard_onnx.models.errors import BadInput, BadProvider
 from pard_onnx.runtime.providers import table as providers
-from pard_onnx.runtime.providers.discovery import installed
+from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.table import named
 from pard_onnx.runtime.providers.threads import Threads, physical_cores
 
@@ -25,17 +25,17 @@ def test_without_a_near_one_all_are_named() -> None:
 
 def test_a_provider_that_is_not_installed_names_its_extra() -> None:
     with pytest.raises(BadProvider, match=r'pip install "pard-onnx\[rocm\]"'):
-        installed("rocm")
+        require_installed("rocm")
 
 
 def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BadProvider, match=r'pip install "pard-onnx\[cpu\]"'):
-        installed("cpu")
+        require_installed("cpu")
 
 
 def test_cpu_is_installed() -> None:
-    assert installed("cpu") is providers.PROVIDERS["cpu"]
+    assert require_installed("cpu") is providers.PROVIDERS["cpu"]
 
 
 def test_threads_are_at_least_one() -> None:

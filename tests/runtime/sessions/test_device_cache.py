@@ -15,7 +15,7 @@ from pard_onnx.runtime.providers.memory import buffers
 from pard_onnx.runtime.providers.table import named
 from pard_onnx.runtime.providers.threads import Threads
 from pard_onnx.runtime.sessions.device_cache import SPARE, fitting_capacity
-from pard_onnx.runtime.sessions.session import TargetSession
+from pard_onnx.runtime.sessions.fused import FusedTarget
 
 CUDA, NPU = "CUDAExecutionProvider", "VitisAIExecutionProvider"
 TEXT = "the quick brown"
@@ -23,8 +23,8 @@ MOVED = {"input_ids", "attention_mask", "logits_to_keep", "draft_length", "logit
 Device = Callable[..., Any]
 
 
-def opened(folder: Path, **changes: Any) -> TargetSession:
-    return TargetSession(folder, Manifest.read(folder), replace(named("cuda"), **changes), Threads(1))
+def opened(folder: Path, **changes: Any) -> FusedTarget:
+    return FusedTarget(folder, Manifest.read(folder), replace(named("cuda"), **changes), Threads(1))
 
 
 def test_a_round_moves_ids_and_rows_and_no_kv(pair_folders: tuple[Path, Path], device: Device) -> None:
@@ -62,21 +62,21 @@ def test_rows_are_right_wherever_the_cache_lives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PARD_ONNX_KERNEL", "off")  # the stand-in's kernels are ONNX Runtime's
-    host = TargetSession(pair_folders[0], Manifest.read(pair_folders[0]), named("cpu"), Threads(1))
+    host = FusedTarget(pair_folders[0], Manifest.read(pair_folders[0]), named("cpu"), Threads(1))
     fake = device(CUDA)
     session = opened(pair_folders[0], in_place=in_place, memory=memory)
     for model in (host, session):
         model.step([5, 17, 200, 3], 1)
         model.step([9, 9, 9], 2)
         model.rollback(4)
-    np.testing.assert_array_equal(session.step([42, 7], 2), host.step([42, 7], 2))
+    np.testing.assert_array_equal(session.step([42, 7], 2).logits, host.step([42, 7], 2).logits)
     np.testing.assert_array_equal(session.cache.read(0, 6), host.cache.read(0, 6))
     assert bool(fake.in_place) == (memory == "cuda" and bool(in_place))
     again = session.new_cache()
     again.write(host.cache.read(0, 5))
     session.attach(again)
     host.rollback(5)
-    np.testing.assert_array_equal(session.step([7], 1), host.step([7], 1))
+    np.testing.assert_array_equal(session.step([7], 1).logits, host.step([7], 1).logits)
 
 
 def test_conversations_are_saved_and_restored(pair_folders: tuple[Path, Path], device: Device, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_cache_that_does_not_fit_names_the_capacity_that_would(
     capacity = int(SPARE * shape.kv_rows * 3 / 4) - KV_MARGIN
     fix = f"{capacity} tokens would fit: export it with --context-length {capacity}"
     with pytest.raises(BadArtifact, match=rf"128 tokens takes .* MiB fit on cuda; {fix}"):
-        TargetSession(pair_folders[0], manifest, named("cuda"), Threads(1))
+        FusedTarget(pair_folders[0], manifest, named("cuda"), Threads(1))
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16, np.int8])

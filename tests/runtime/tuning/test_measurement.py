@@ -10,40 +10,40 @@ import pytest
 
 from pard_onnx import load
 from pard_onnx.models.manifest import Manifest
-from pard_onnx.runtime.decoding.drafter import PREFILL_CHUNK
-from pard_onnx.runtime.model import open_artifact, open_target
-from pard_onnx.runtime.providers.discovery import installed
+from pard_onnx.runtime.model import open_artifact, open_model
+from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.session import DraftSession, TargetSession
+from pard_onnx.runtime.sessions.fused import FusedDraft, FusedTarget
+from pard_onnx.runtime.tuning.costs import PREFILL_CHUNK
 from pard_onnx.runtime.tuning.measurement import (
     CHUNKS,
     SPLITS,
     WIDTH,
-    calibrate_draft,
-    calibrate_target,
     cheapest,
     fastest_chunk,
-    prefill_chunk,
+    measure_draft,
+    measure_prefill_chunk,
+    measure_target,
 )
 from pard_onnx.runtime.tuning.widths import ANY, CANDIDATES, EVEN, Widths
 
 
 def opened(kind: Any, folder: Path) -> Any:
-    return kind(folder, Manifest.read(folder), installed("cpu"), Threads(1))
+    return kind(folder, Manifest.read(folder), require_installed("cpu"), Threads(1))
 
 
-def odd_one_out(session: TargetSession, wrong: Callable[[int], bool], where: str) -> None:
+def odd_one_out(session: FusedTarget, wrong: Callable[[int], bool], where: str) -> None:
     """Make steps of some widths differ in the last bit, of a logit or of a KV row."""
     step = session.step
 
     def other(ids: list[int], keep: int) -> Any:
         start = session.length
-        logits = step(ids, keep)
+        rows = step(ids, keep)
         if wrong(len(ids)):
-            array = logits if where == "logits" else session.cache._arrays[-1]
+            array = rows.logits if where == "logits" else session.cache._arrays[-1]
             spot = (0, 0) if where == "logits" else (0, 0, start, 0)
             array[spot] = np.nextafter(array[spot], np.float32(np.inf))
-        return logits
+        return rows
 
     session.step = other  # type: ignore[method-assign]
 
@@ -63,12 +63,12 @@ def odd_one_out(session: TargetSession, wrong: Callable[[int], bool], where: str
 def test_a_width_whose_rows_differ_by_one_bit_is_found_out(
     pair_folders: tuple[Path, Path], wrong: Callable[[int], bool], expected: Widths | None, where: str
 ) -> None:
-    session = opened(TargetSession, pair_folders[0])
+    session = opened(FusedTarget, pair_folders[0])
     session.step([1] * 64, 64)  # the largest buffer, before its step is replaced
     session.rollback(0)
-    true = calibrate_target(session).widths
+    true = measure_target(session).widths
     odd_one_out(session, wrong, where)
-    found = calibrate_target(session)
+    found = measure_target(session)
     # What the machine itself cannot do is not to be found either.
     assert true in (ANY, Widths(1, 2))
     assert found.widths == (true if expected == ANY else expected)
@@ -81,8 +81,8 @@ def test_the_splits_cover_every_small_width_and_fit_the_reference() -> None:
 
 
 def test_a_draft_is_measured_and_left_empty(pair_folders: tuple[Path, Path]) -> None:
-    session = opened(DraftSession, pair_folders[1])
-    costs = calibrate_draft(session)
+    session = opened(FusedDraft, pair_folders[1])
+    costs = measure_draft(session).costs
     assert session.length == 0
     assert all(seconds > 0 for _, seconds in costs.points)
 
@@ -109,21 +109,20 @@ def test_the_chunk_of_prefill_is_measured_on_request_and_used(
 ) -> None:
     monkeypatch.setenv("PARD_ONNX_CACHE", str(tmp_path))
     artifact = open_artifact(pair_folders[0])
-    opened_anew = open_target(artifact, installed("cpu"), Threads(1), anew=True)
-    assert prefill_chunk(opened_anew.session) in CHUNKS
+    opened_anew = open_model(artifact, require_installed("cpu"), Threads(1), measure_again=True)
+    assert measure_prefill_chunk(opened_anew.session) in CHUNKS
     assert opened_anew.session.length == 0
     widths: list[int] = []
-    monkeypatch.setattr("pard_onnx.runtime.model.prefill_chunk", lambda _: 32)
-    open_target(artifact, installed("cpu"), Threads(1), anew=True)
+    monkeypatch.setattr("pard_onnx.runtime.model.measure_prefill_chunk", lambda _: 32)
+    open_model(artifact, require_installed("cpu"), Threads(1), measure_again=True)
     with load(pair_folders[0], threads=1) as pair:
-        assert pair._target is not None
-        step = pair._target.session.step
+        step = pair.engine.models[0].session.step
 
         def counted(ids: list[int], keep: int) -> Any:
             widths.append(len(ids))
             return step(ids, keep)
 
-        monkeypatch.setattr(pair._target.session, "step", counted)
+        monkeypatch.setattr(pair.engine.models[0].session, "step", counted)
         pair.generate([5] * 100, max_new_tokens=1)
     assert widths[:3] == [32, 32, 32]
 
@@ -135,8 +134,8 @@ def test_what_is_known_is_not_found_out_again(
     load(*pair_folders, threads=1).close()
     files = sorted((tmp_path / "machine").iterdir())
     assert len(files) == 2
-    monkeypatch.setattr("pard_onnx.runtime.model.calibrate_target", lambda _: pytest.fail("measured again"))
-    monkeypatch.setattr("pard_onnx.runtime.model.calibrate_draft", lambda _: pytest.fail("measured again"))
+    monkeypatch.setattr("pard_onnx.runtime.model.measure_target", lambda _: pytest.fail("measured again"))
+    monkeypatch.setattr("pard_onnx.runtime.model.measure_draft", lambda _: pytest.fail("measured again"))
     with load(*pair_folders, threads=1) as pair:
         assert pair.exact_widths in CANDIDATES
 

@@ -15,8 +15,8 @@ from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.precision import PRECISIONS
 from pard_onnx.runtime.providers.table import named
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions import session as sessions
-from pard_onnx.runtime.sessions.session import DraftSession, TargetSession
+from pard_onnx.runtime.sessions import fused as sessions
+from pard_onnx.runtime.sessions.fused import FusedDraft, FusedTarget
 from pard_onnx.runtime.tuning.self_check import (  # fmt: skip
     ACROSS,
     CACHE,
@@ -39,9 +39,7 @@ def opened(kind: Any, folder: Path) -> Any:
 
 
 def test_right_steps_pass(pair_folders: tuple[Path, Path]) -> None:
-    for kind, check, folder in zip(
-        (TargetSession, DraftSession), (check_target, check_draft), pair_folders, strict=True
-    ):
+    for kind, check, folder in zip((FusedTarget, FusedDraft), (check_target, check_draft), pair_folders, strict=True):
         session = opened(kind, folder)
         verdict = check(session, lambda kind=kind, folder=folder: opened(kind, folder))  # type: ignore[misc]
         assert verdict.steps == "any" and verdict.several < 1e-4 and (verdict.single or 0) < 1e-4
@@ -50,7 +48,7 @@ def test_right_steps_pass(pair_folders: tuple[Path, Path]) -> None:
 
 
 def test_where_the_cpu_runs_no_such_graph_nothing_is_compared(pair_folders: tuple[Path, Path]) -> None:
-    verdict = check_target(opened(TargetSession, pair_folders[0]), lambda: None)
+    verdict = check_target(opened(FusedTarget, pair_folders[0]), lambda: None)
     assert verdict.single is None and verdict.steps == "any" and "not compared" in verdict.describe()
     assert not verdict.slow and "CPU" not in verdict.pace()
 

@@ -1,28 +1,25 @@
-"""Fixtures of the runtime's tests: toy artifact folders, and a scripted target and drafters for the loop."""
+"""Fixtures that conftest.py hands on: toy artifact folders, scripted models for the loop, and a fake onnxruntime."""
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import toy as graphs
 from fake_onnxruntime import FakeOnnxruntime
-from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Source
 from pard_onnx.models.precision import recipe
 from pard_onnx.models.spec import ModelSpec, Pard, Rope, Vocabulary
-from pard_onnx.runtime.decoding.drafter import Proposal
 from pard_onnx.runtime.providers import discovery as installed
 from pard_onnx.runtime.providers import memory as device_memory
 from pard_onnx.runtime.tuning import self_check
+from pard_onnx.testing import MASK, ScriptedDraft, ScriptedDrafter, ScriptedTarget
 
 SPECIAL = ["<|end|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
@@ -97,109 +94,16 @@ def pair_folders(write_artifact: Callable[..., Path], tmp_path_factory: pytest.T
     return write_artifact(root / "target", "target"), write_artifact(root / "draft", "draft", rows=284)
 
 
-Next = Callable[[Sequence[int]], int]
-VOCABULARY = 7
-
-
-@dataclass
-class ScriptedTarget:
-    """A target whose next token is any function of the tokens before it. Its cache is a list of real ids."""
-
-    choose: Next
-    cache: list[int] = field(default_factory=list)
-    widths: list[int] = field(default_factory=list)
-    kept: list[int] = field(default_factory=list)
-    fail_at: int | None = None
-
-    @property
-    def length(self) -> int:
-        return len(self.cache)
-
-    def step(self, ids: Sequence[int], keep: int) -> NDArray[np.float32]:
-        assert 0 < keep <= len(ids)
-        if len(self.widths) == self.fail_at:
-            raise RuntimeError("the device is gone")
-        self.cache += ids
-        self.widths.append(len(ids))
-        self.kept.append(keep)
-        logits = np.zeros((keep, VOCABULARY), np.float32)
-        for row in range(keep):
-            logits[row, self.choose(self.cache[: len(self.cache) - keep + row + 1])] = 1
-        return logits
-
-    def rollback(self, length: int) -> None:
-        assert 0 <= length <= len(self.cache)
-        del self.cache[length:]
-
-
-MASK = -1
-
-
-@dataclass
-class ScriptedDraft:
-    """A parallel draft model; `guess(real tokens, position)` is any function. Masks land in the cache as MASK."""
-
-    guess: Callable[[Sequence[int], int], int]
-    cache: list[int] = field(default_factory=list)
-    fed: list[int] = field(default_factory=list)
-    interrupt_at: int | None = None
-
-    @property
-    def length(self) -> int:
-        return len(self.cache)
-
-    def step(self, ids: Sequence[int], draft_length: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        assert len(ids) > 0 and draft_length > 0
-        assert MASK not in self.cache
-        self.cache += ids
-        self.fed.append(len(ids))
-        drafts = np.array([self.guess(self.cache, i) for i in range(draft_length)], np.int64)
-        self.cache += [MASK] * (draft_length - 1)
-        if len(self.fed) == self.interrupt_at:
-            raise KeyboardInterrupt
-        return drafts, np.ones(draft_length, np.float32)
-
-    def rollback(self, length: int) -> None:
-        assert 0 <= length <= len(self.cache)
-        del self.cache[length:]
-
-
-@dataclass
-class ScriptedDrafter:
-    """A drafter that says what it is told to, even more or fewer tokens than asked for."""
-
-    script: Callable[[Sequence[int], int], Sequence[int]]
-    length: int = 0
-    observed: list[tuple[int, int]] = field(default_factory=list)
-
-    def propose(self, committed: Sequence[int], k: int) -> Proposal:
-        self.length = len(committed)
-        ids = tuple(self.script(committed, k))
-        return Proposal(ids, (1.0,) * len(ids), "script")
-
-    def run_ahead(self, committed: Sequence[int], proposal: Proposal, k: int) -> bool:
-        return False
-
-    def observe(self, drafted: int, matched: int) -> None:
-        self.observed.append((drafted, matched))
-
-    def rollback(self, length: int) -> None:
-        assert 0 <= length <= self.length
-        self.length = length
-
-
 @pytest.fixture(scope="session")
 def fakes() -> SimpleNamespace:
     """The scripted classes: fakes.Target, fakes.Draft, fakes.Drafter."""
-    return SimpleNamespace(
-        Target=ScriptedTarget, Draft=ScriptedDraft, Drafter=ScriptedDrafter, MASK=MASK, VOCABULARY=VOCABULARY
-    )
+    return SimpleNamespace(Target=ScriptedTarget, Draft=ScriptedDraft, Drafter=ScriptedDrafter, MASK=MASK, VOCABULARY=7)
 
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., FakeOnnxruntime]]:
     """device("CUDAExecutionProvider", ...): onnxruntime with these providers, faked, and nothing known about them."""
-    for found_once in (device_memory.start, installed._register, installed.windows_ml):
+    for found_once in (device_memory.start_provider, installed._register, installed.windows_ml):
         found_once.cache_clear()
     monkeypatch.setenv("PARD_ONNX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(self_check, "SLOWER", inf)  # what the fake takes says nothing
@@ -210,5 +114,5 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
         return fake
 
     yield install
-    for found_once in (device_memory.start, installed._register, installed.windows_ml):
+    for found_once in (device_memory.start_provider, installed._register, installed.windows_ml):
         found_once.cache_clear()

@@ -1,0 +1,272 @@
+"""`Engine`: the opened models, what their generations share, and the generations themselves."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from collections.abc import Sequence as Tokens
+from contextlib import contextmanager
+from dataclasses import replace
+from threading import Event, Lock
+from time import perf_counter
+
+from pard_onnx.models.checks import DRAFT_LIMIT
+from pard_onnx.models.errors import Failure, PardWarning
+
+from . import kernels
+from .decoding.drafter import Drafter, PardDrafter
+from .decoding.drafters import Drafters
+from .decoding.loop import Halted, Settings, Step, decode
+from .model import Model
+from .options import AUTO, Options
+from .providers.choice import on_separate_devices
+from .providers.table import CPU
+from .result import Chunk, Facts, Result
+from .sampling.sampler import chooser, require_known
+from .sequence import Sequence
+from .sessions.kv_cache import KvCache
+from .sessions.session import BeforeStep, DraftSession, Floats, Ids, Rows, Session, TargetSession, do_nothing
+from .stream import Stream, Writer, chunks
+from .text.stop import stop_strings
+from .text.tokenizer import Text
+from .tuning.widths import ANY, Widths
+
+ORT_KERNEL = "onnxruntime"  # whose matmuls run where this package's own do not
+WIDEST = DRAFT_LIMIT + 2  # a step of all drafts, padded
+MakeDrafter = Callable[[Sequence, Options, Settings], Drafter]
+
+
+class Engine:
+    """A target, with or without a draft. Any number of sequences may be alive, and their runs may take turns."""
+
+    def __init__(self, target: Model, draft: Model | None = None) -> None:
+        """Warns with PardWarning where a model runs token by token."""
+        for model in (target, draft):
+            if model and model.warning:
+                warnings.warn(model.warning, PardWarning, stacklevel=3)
+        self.target_manifest = target.manifest
+        self.draft_manifest = draft.manifest if draft else None
+        self.text: Text = target.artifact.text()
+        self.kernel = kernels.isa() or ORT_KERNEL if target.provider.key == CPU.key else ORT_KERNEL
+        self._models: tuple[Model, Model | None] | None = (target, draft)
+        self._drafters = Drafters(
+            target.tuning.costs,
+            draft.tuning.costs if draft else None,
+            draft is not None and on_separate_devices(target.provider, draft.provider),
+            frozenset(target.manifest.spec.vocabulary.eos_ids),
+        )
+        self._step_lock = Lock()  # of one round: rounds of different sequences must not mix
+        self._session_locks = (Lock(), Lock())  # of one step: a draft that runs ahead has a thread of its own
+        self._busy = Lock()  # of one stream
+
+    @property
+    def models(self) -> tuple[Model, Model | None]:
+        """The target and the draft; Failure once the engine is closed."""
+        if self._models is None:
+            raise Failure("this pair is closed; load it again")
+        return self._models
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a sequence may hold, prompt included."""
+        return min(manifest.capacity for manifest in (self.target_manifest, self.draft_manifest) if manifest)
+
+    @property
+    def exact_widths(self) -> Widths | None:
+        """The widths of steps whose rows are bitwise equal on this machine; None if no set of them is known."""
+        return self._models[0].tuning.widths if self._models else None
+
+    def new_sequence(self) -> Sequence:
+        """An empty sequence with memory of its own."""
+        target, draft = self.models
+        return Sequence(target.session.new_cache(), draft.session.new_cache() if draft else None)
+
+    def shared_sequence(self) -> Sequence:
+        """The sequence on the caches that the sessions were opened with: for texts that nothing follows."""
+        target, draft = self.models
+        return Sequence(target.session.cache, draft.session.cache if draft else None)
+
+    def settings(self, options: Options) -> Settings:
+        """The loop's settings for these options."""
+        tuning = self.models[0].tuning
+        return Settings(
+            max_new_tokens=options.max_new_tokens,
+            draft_length=DRAFT_LIMIT if options.draft_length == AUTO else options.draft_length,
+            capacity=self.capacity,
+            eos_ids=frozenset(self.target_manifest.spec.vocabulary.eos_ids),
+            widths=(options.exact and tuning.widths) or ANY,
+            chunk=tuning.chunk,
+        )
+
+    def run(
+        self,
+        sequence: Sequence,
+        options: Options,
+        *,
+        before_step: BeforeStep = do_nothing,
+        seed: int = 0,
+        make_drafter: MakeDrafter | None = None,
+    ) -> Generator[Step, None, None]:
+        """Continue the sequence: a generator of rounds, which appends to `sequence.tokens`.
+
+        Runs of different sequences may be read in turns, in one thread or several: each round runs by itself. The
+        same sequence must not be in two runs. However a run ends, its sequence can be continued.
+
+        before_step: is called before every step of a model; it raises `Halted` to end the run. seed: of drawn tokens.
+        make_drafter: makes another drafter than the options ask for.
+        """
+        settings, (target, draft) = self.settings(options), self.models
+        vocabulary = self.target_manifest.spec.vocabulary.size
+        choose = chooser(options.sampling, vocabulary, len(sequence.tokens), seed)
+        seat = TargetSeat(target.session, sequence.target, before_step, self._session_locks[0])
+        draft_seat = None
+        if draft and sequence.draft:
+            draft_seat = DraftSeat(draft.session, sequence.draft, before_step, self._session_locks[1])
+        if make_drafter:
+            drafter = make_drafter(sequence, options, settings)
+        else:
+            pard = PardDrafter(draft_seat, memory=sequence.memory) if draft_seat else None
+            drafter = self._drafters.drafter(options, settings.widths, pard)
+        rounds = decode(seat, drafter, sequence.tokens, settings, choose)
+        try:
+            while True:
+                with self._step_lock:
+                    step = next(rounds, None)
+                if step is None:
+                    return
+                yield step
+        finally:
+            with self._step_lock:
+                rounds.close()
+                seat.leave()
+                if draft_seat:
+                    draft_seat.leave()
+
+    def stream(
+        self, sequence: Sequence, ids: Tokens[int], options: Options, start: float, *, reuse: bool = True
+    ) -> Stream:
+        """The text that follows these ids, in chunks; one stream at a time.
+
+        sequence: may hold the beginning of ids already, which is then not computed again unless `reuse` is False.
+        start: perf_counter() when the request came.
+        Raises BadInput (TooLong) at once, Failure on the first chunk if another stream runs.
+        """
+        stops = stop_strings(options.stop)
+        settings, sampling = self.settings(options), options.sampling
+        settings.room(len(ids))
+        seed = None if sampling.certain else sampling.chosen_seed()
+        require_known(sampling, self.target_manifest.spec.vocabulary.size)
+        cancelled = Event()
+        before_step = stopwatch(cancelled, options.timeout and start + options.timeout)
+        facts = self._facts(options, settings, len(ids), seed)
+
+        def generation() -> Generator[Chunk, None, Result]:
+            with self._exclusive():
+                if not reuse:
+                    sequence.truncate(0)
+                # One row is computed even if all are there: the first token is chosen from it.
+                cached = min(sequence.continue_with(ids), len(ids) - 1)
+                rounds = self.run(sequence, options, before_step=before_step, seed=seed or 0)
+                writer = Writer(self.text.stream(ids), stops)
+                return (yield from chunks(rounds, writer, replace(facts, cached_tokens=cached), start))
+
+        return Stream(generation(), cancelled)
+
+    def _facts(self, options: Options, settings: Settings, prompt_tokens: int, seed: int | None) -> Facts:
+        target, draft = self.models
+        return Facts(
+            prompt_tokens=prompt_tokens,
+            exact=options.exact and target.tuning.widths is not None,
+            widths=(1,) if target.warning else settings.widths.up_to(WIDEST),
+            provider=target.provider.title,
+            draft_provider=draft.provider.title if draft else None,
+            provider_reason=self.provider_reason,
+            kernel=self.kernel,
+            seed=seed,
+        )
+
+    @property
+    def provider_reason(self) -> str:
+        """Why the models run where they do."""
+        target, draft = self.models
+        if draft and draft.provider != target.provider:
+            return f"{target.reason}; draft: {draft.reason}"
+        return target.reason
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """While one stream runs. Failure if another one does, or the engine is closed."""
+        if not self._busy.acquire(blocking=False):
+            raise Failure("this pair is generating already; read that stream to its end, close it, or load another")
+        try:
+            _ = self.models
+            yield
+        finally:
+            self._busy.release()
+
+    def close(self) -> None:
+        """Free the sessions; Failure while a stream runs."""
+        if not self._busy.acquire(blocking=False):
+            raise Failure("this pair is generating; close its stream first")
+        self._models = None
+        self._busy.release()
+
+
+class Seat:
+    """One sequence's place in a session: before each step the session is given this sequence's cache."""
+
+    def __init__(self, session: Session, cache: KvCache, before_step: BeforeStep, lock: Lock) -> None:
+        self._session, self._cache = session, cache
+        self._before_step, self._lock = before_step, lock
+
+    @property
+    def length(self) -> int:
+        return self._cache.length
+
+    def rollback(self, length: int) -> None:
+        self._cache.rollback(length)
+
+    def leave(self) -> None:
+        """Take the cache out of the session, so that it is freed with its sequence."""
+        with self._lock:
+            if self._session.cache is self._cache:
+                self._session.detach()
+
+
+class TargetSeat(Seat):
+    """A `TargetModel` of the decoding loop."""
+
+    def __init__(self, session: TargetSession, cache: KvCache, before_step: BeforeStep, lock: Lock) -> None:
+        super().__init__(session, cache, before_step, lock)
+        self._target = session
+
+    def step(self, ids: Tokens[int], keep: int) -> Rows:
+        with self._lock:
+            self._target.attach(self._cache, self._before_step)
+            return self._target.step(ids, keep)
+
+
+class DraftSeat(Seat):
+    """A `DraftModel` of a `PardDrafter`."""
+
+    def __init__(self, session: DraftSession, cache: KvCache, before_step: BeforeStep, lock: Lock) -> None:
+        super().__init__(session, cache, before_step, lock)
+        self._draft = session
+
+    def step(self, ids: Tokens[int], draft_length: int) -> tuple[Ids, Floats]:
+        with self._lock:
+            self._draft.attach(self._cache, self._before_step)
+            drafts, probabilities = self._draft.step(ids, draft_length)
+            return drafts.copy(), probabilities.copy()  # another sequence's step may follow at once
+
+
+def stopwatch(cancelled: Event, deadline: float | None) -> BeforeStep:
+    """Ends a run before its next step once it is cancelled, or past the deadline (of perf_counter())."""
+
+    def before_step() -> None:
+        if cancelled.is_set():
+            raise Halted("cancelled")
+        if deadline is not None and perf_counter() > deadline:
+            raise Halted("timeout")
+
+    return before_step
