@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
+from pard_onnx.models.devices import DEVICES
 from pard_onnx.models.errors import BadProvider
 
 HOST = "cpu"  # IO binding's name for memory that is no device's
@@ -23,7 +24,6 @@ class Provider:
     names: of the options that it takes; device_option: of these, which device it runs on.
     memory: where its KV caches live, in IO binding's words; in_place: the attention variants whose past and present
     may share a buffer there, others get two by turns.
-    attention: the variants that it can run; static: whether it needs graphs of fixed shapes.
     options: what was chosen of `names`.
     """
 
@@ -34,10 +34,18 @@ class Provider:
     device_option: str = "device_id"
     memory: str = HOST
     in_place: tuple[str, ...] = ()
-    attention: tuple[str, ...] = ("portable",)
-    static: bool = False
     plugin: str | None = None
     options: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def attention(self) -> tuple[str, ...]:
+        """The attention variants of graphs that it can run."""
+        return DEVICES[self.key].provider_attention
+
+    @property
+    def static(self) -> bool:
+        """Whether it needs graphs of fixed shapes."""
+        return DEVICES[self.key].static
 
     @property
     def device(self) -> int:
@@ -79,20 +87,18 @@ VITISAI = (
     "target", "xclbin", *EP_CONTEXT,
 )  # fmt: skip
 RYZEN_AI = "AMD's Ryzen AI installer, or on Windows by: pip install windowsml"
-BOTH = ("gqa", "portable")
 
 PROVIDERS = {
     provider.key: provider
     for provider in (
-        Provider("cpu", "CPUExecutionProvider", pip("cpu"), device_option="", attention=BOTH),
-        Provider("cuda", "CUDAExecutionProvider", pip("cuda"), CUDA, memory="cuda", in_place=("gqa",),
-                 attention=BOTH),
+        Provider("cpu", "CPUExecutionProvider", pip("cpu"), device_option=""),
+        Provider("cuda", "CUDAExecutionProvider", pip("cuda"), CUDA, memory="cuda", in_place=("gqa",)),
         Provider("directml", "DmlExecutionProvider", pip("directml"), DIRECTML, memory="dml"),
         Provider("rocm", "ROCMExecutionProvider", pip("rocm"), ROCM, memory="cuda"),
-        Provider("migraphx", "MIGraphXExecutionProvider", pip("migraphx"), MIGRAPHX, memory="cuda", static=True),
+        Provider("migraphx", "MIGraphXExecutionProvider", pip("migraphx"), MIGRAPHX, memory="cuda"),
         Provider("webgpu", "WebGpuExecutionProvider", pip("webgpu"), WEBGPU, device_option="deviceId",
-                 memory="webgpu", in_place=("gqa",), attention=BOTH, plugin="onnxruntime_ep_webgpu"),
-        Provider("npu", "VitisAIExecutionProvider", RYZEN_AI, VITISAI, device_option="", static=True),
+                 memory="webgpu", in_place=("gqa",), plugin="onnxruntime_ep_webgpu"),
+        Provider("npu", "VitisAIExecutionProvider", RYZEN_AI, VITISAI, device_option=""),
     )
 }  # fmt: skip
 # What is made for one maker's devices before what runs on everyone's, and the CPU last.
