@@ -48,10 +48,14 @@ def test_growing_loses_nothing() -> None:
     np.testing.assert_array_equal(found.counts, whole)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from((0.3, 1.0, 3.0)), st.sampled_from((8, 16)))
+@example(2484, 3.0, 8)  # 1.12 times the best: few values are rounded to other levels than 0
 def test_the_clip_errs_hardly_more_than_the_best(seed: int, tail: float, bits: int) -> None:
-    """Among all clips at the edges of bins, tried one by one. tail: from even values to rare large ones."""
+    """Among all clips at the edges of bins, tried one by one. tail: from even values to rare large ones.
+
+    `clip` assumes uniform rounding errors within a step. Over n values the mean square of such errors has a relative
+    standard deviation of sqrt(4 / 5 / n), and the best of all clips is the one with the luckiest errors.
+    """
     random = np.random.default_rng(seed)
     x = (random.normal(size=3000) * np.exp(tail * random.normal(size=3000))).astype(np.float32)
     found = seen(x)
@@ -59,7 +63,8 @@ def test_the_clip_errs_hardly_more_than_the_best(seed: int, tail: float, bits: i
     candidates = [*(np.arange(8, BINS + 1, 8) * found.limit / BINS), found.largest]
     best = min(loss(x, min(c, found.largest), bits) for c in candidates)
     assert 0 < clip <= found.largest
-    assert loss(x, clip, bits) <= 1.1 * best
+    rounded = int((np.abs(x) > clip / (2**bits - 2)).sum())  # to other levels than 0
+    assert loss(x, clip, bits) <= (1 + max(0.1, 3 * np.sqrt(0.8 / rounded))) * best
 
 
 def test_sixteen_bits_keep_everything() -> None:
