@@ -24,8 +24,8 @@ from pard_onnx.models.manifest import KvCacheFormat, Manifest, Source
 from pard_onnx.models.precision import Precision
 
 if TYPE_CHECKING:
-    from pard_onnx.quantize.draft_vocabulary import Proposable
-    from pard_onnx.quantize.quantizer import Order
+    from pard_onnx.quantize.draft_vocabulary import SelectedVocabulary
+    from pard_onnx.quantize.quantizer import QuantizationRequest
 
 # Names are the user's own bytes on stdout, and readable whatever they hold on stderr.
 STREAMS = {"stdin": ("r", "strict"), "stdout": ("w", "surrogateescape"), "stderr": ("w", "backslashreplace")}
@@ -157,8 +157,8 @@ def export_with_progress(
     kv_cache: KvCacheFormat = "float",
     verify: bool = True,
     force: bool = False,
-    order: Order | None = None,
-    vocabulary: Proposable | None = None,
+    order: QuantizationRequest | None = None,
+    vocabulary: SelectedVocabulary | None = None,
 ) -> Manifest:
     """Export with bars on stderr; arguments as of `export.exporter.Job`. BadInput where the export extra is missing.
 
@@ -184,7 +184,7 @@ def export_with_progress(
 
 
 def requantize_with_progress(
-    folder: Path, output: Path, order: Order, *, kv_cache: KvCacheFormat | None, verify: bool, force: bool
+    folder: Path, output: Path, order: QuantizationRequest, *, kv_cache: KvCacheFormat | None, verify: bool, force: bool
 ) -> Manifest:
     """Quantize the float export in `folder` with bars on stderr; arguments as of `export.job.requantized`."""
     with _export_extra():

@@ -28,10 +28,10 @@ from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import KV_CACHE_FORMATS, Manifest, Source
 from pard_onnx.models.precision import DEFAULT_PRECISION, FLOATS, PRECISIONS, Precision, default_precision
-from pard_onnx.quantize.draft_vocabulary import Proposable, proposable
+from pard_onnx.quantize.draft_vocabulary import SelectedVocabulary, select_vocabulary
 
 if TYPE_CHECKING:
-    from pard_onnx.quantize.quantizer import Order
+    from pard_onnx.quantize.quantizer import QuantizationRequest
 
 
 def parser() -> argparse.ArgumentParser:
@@ -127,12 +127,12 @@ def export_as_told(
     wanted: Form,
     precision: Precision,
     name: str,
-    order: Order | None = None,
+    order: QuantizationRequest | None = None,
 ) -> tuple[Manifest, Path]:
     """Export by `add_export_options`'s options, to the folder that --output or the model's, device's and `name` say."""
     require_precision(wanted, precision)
     vocabulary = vocabulary_of(options, checkpoint)
-    name += f"-v{vocabulary.told.size}" if vocabulary else ""
+    name += f"-v{vocabulary.record.size}" if vocabulary else ""
     output = options.output or default_output(source, wanted.device.name, name)
     place(output, checkpoint.folder, force=options.force)
     manifest = export_with_progress(
@@ -151,12 +151,12 @@ def export_as_told(
     return manifest, output
 
 
-def vocabulary_of(options: argparse.Namespace, checkpoint: Checkpoint) -> Proposable | None:
+def vocabulary_of(options: argparse.Namespace, checkpoint: Checkpoint) -> SelectedVocabulary | None:
     """The ids that a draft is to propose, None for all; BadInput for what cannot be."""
     size, text = options.draft_vocabulary, options.vocabulary_text
     if size is None and text is not None:
         raise BadInput(f"--vocabulary-text {text}: of how many ids? add --draft-vocabulary N, or leave it out")
-    return None if size is None else proposable(checkpoint, size, text)
+    return None if size is None else select_vocabulary(checkpoint, size, text)
 
 
 def default_output(source: Source, device: str, name: str) -> Path:

@@ -24,8 +24,9 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEFAULT_FORM
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest, Source, Throughput
-from pard_onnx.quantize.calibration import text as calibration
-from pard_onnx.quantize.quantizer import Order
+from pard_onnx.quantize.calibration.text import SHIPPED as SHIPPED_TEXT
+from pard_onnx.quantize.calibration.text import read_text_file
+from pard_onnx.quantize.quantizer import QuantizationRequest
 from pard_onnx.quantize.recipes import named_recipe
 from pard_onnx.runtime.model import Artifact, open_artifact, require_tokenizer_of
 
@@ -82,7 +83,7 @@ def target_of(options: argparse.Namespace, checkpoint: Checkpoint) -> Artifact:
         raise BadInput(
             f"{told}: {checkpoint.folder} is quantized already ({method}); pard-export takes its integers as they are"
         )
-    calibration.read(options.calibration or calibration.SHIPPED)
+    read_text_file(options.calibration or SHIPPED_TEXT)
     target = open_artifact(options.target, "target")
     require_tokenizer_of(target, str(checkpoint.folder), checkpoint.folder)
     return target
@@ -93,7 +94,7 @@ def tried(options: argparse.Namespace, checkpoint: Checkpoint, source: Source, n
     print(f"trying {name}", file=sys.stderr)
     named, own = named_recipe(name), copy(options)
     own.output = output
-    order = Order(named, options.calibration if named.calibrated else None)
+    order = QuantizationRequest(named, options.calibration if named.needs_text else None)
     export_as_told(own, checkpoint, source, form_of(options), named.precision, named.name, order)
     return output
 

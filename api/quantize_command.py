@@ -21,7 +21,7 @@ from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
 from pard_onnx.models.manifest import FILE_NAME, Manifest, Quantization, Source
 from pard_onnx.models.precision import FLOATS
-from pard_onnx.quantize.quantizer import BUDGET, Order
+from pard_onnx.quantize.quantizer import BUDGET, QuantizationRequest
 from pard_onnx.quantize.recipes import BLOCKS, RECIPES, named_recipe
 from pard_onnx.quantize_choice import add_choice, require_choice, run_choice
 from pard_onnx.quantize_report import add_report, run_report
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     if options.model is None or options.recipe is None:
         raise BadInput("name what to quantize and how: MODEL --recipe NAME; or what to compare: --report DIR...")
     named = named_recipe(options.recipe, options.block_size)
-    order = Order(named, options.calibration, options.budget)
+    order = QuantizationRequest(named, options.calibration, options.budget)
     folder, source = resolve_checkpoint(options.model, options.revision)
     if (folder / FILE_NAME).is_file():
         manifest, output = requantize_as_told(options, resolve_artifact(options.model, options.revision), order)
@@ -128,7 +128,7 @@ FIXED: dict[str, Callable[[Manifest], object]] = {
 }
 
 
-def requantize_as_told(options: argparse.Namespace, folder: Path, order: Order) -> tuple[Manifest, Path]:
+def requantize_as_told(options: argparse.Namespace, folder: Path, order: QuantizationRequest) -> tuple[Manifest, Path]:
     """Quantize an export by a checkpoint's options; BadInput for those that say otherwise than its graphs are."""
     found = Manifest.read(folder)
     for name, fixed in FIXED.items():
@@ -138,7 +138,7 @@ def requantize_as_told(options: argparse.Namespace, folder: Path, order: Order) 
                 f"{_told(name, given)}: quantizing keeps the graphs of {folder}, where it is {str(there).lower()}; "
                 f"leave the option out, or name the checkpoint, {found.source.model}"
             )
-    output = options.output or default_output(found.source, found.device, order.named.name)
+    output = options.output or default_output(found.source, found.device, order.recipe.name)
     place(output, folder, force=options.force)
     kept = {"kv_cache": options.kv_cache, "verify": options.verify, "force": options.force}
     return requantize_with_progress(folder, output, order, **kept), output

@@ -23,11 +23,10 @@ from pard_onnx.models.errors import Failure
 from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import DATA, GRAPH, File, Manifest, Parity, TensorReport
 from pard_onnx.models.precision import Floats
-from pard_onnx.quantize.calibration.text import SHIPPED
-from pard_onnx.quantize.calibration.text import read as read_calibration
+from pard_onnx.quantize.calibration.text import SHIPPED, read_text_file
 from pard_onnx.quantize.packing.pack import pack
 from pard_onnx.quantize.packing.prepared import Formats
-from pard_onnx.quantize.quantizer import Quantized, quantized
+from pard_onnx.quantize.quantizer import QuantizedWeights, quantize
 
 from .job import Job
 from .kv_cache import quantize_cache
@@ -85,7 +84,7 @@ def _build(job: Job, folder: Path, progress: Progress) -> Manifest:
         device=form.device.name,
         graphs=job.graphs(),
         quantization=weights.quantization,
-        draft_vocabulary=job.vocabulary.told if job.vocabulary else None,
+        draft_vocabulary=job.vocabulary.record if job.vocabulary else None,
     )
     if job.vocabulary:
         write_ids(folder, job.vocabulary.ids)
@@ -101,13 +100,13 @@ def _build(job: Job, folder: Path, progress: Progress) -> Manifest:
     return replace(manifest, files=files, parity=parity)
 
 
-def _weights(job: Job, folder: Path, progress: Progress) -> AbstractContextManager[Quantized]:
+def _weights(job: Job, folder: Path, progress: Progress) -> AbstractContextManager[QuantizedWeights]:
     if job.order:
-        return quantized(job.checkpoint, job.order, folder, progress)
-    return nullcontext(Quantized(job.resolved_recipe(), pack, job.resolved_prepared()))
+        return quantize(job.checkpoint, job.order, folder, progress)
+    return nullcontext(QuantizedWeights(job.resolved_recipe(), pack, job.resolved_prepared()))
 
 
-def _write_graphs(job: Job, weights: Quantized, folder: Path, progress: Progress) -> tuple[TensorReport, ...]:
+def _write_graphs(job: Job, weights: QuantizedWeights, folder: Path, progress: Progress) -> tuple[TensorReport, ...]:
     """The graphs, one or several, and their weights."""
     spec, used = job.checkpoint.spec, weights.recipe
     formats = Formats(used, spec.tied, weights.prepared)
@@ -146,7 +145,7 @@ def _quantize_cache(job: Job, floats: Floats, folder: Path, progress: Progress) 
         return
     progress("kv cache", 0, 1)
     text = (job.order.calibration if job.order else None) or SHIPPED
-    quantize_cache(job.checkpoint, folder / GRAPH, floats, job.kv_cache, read_calibration(text))
+    quantize_cache(job.checkpoint, folder / GRAPH, floats, job.kv_cache, read_text_file(text))
     progress("kv cache", 1, 1)
 
 

@@ -11,10 +11,10 @@ from pard_onnx.models.draft_vocabulary import Ids
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import KV_MARGIN, KvCacheFormat, Source, StaticGraph
 from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe, recipe
-from pard_onnx.quantize.draft_vocabulary import Proposable
-from pard_onnx.quantize.packing.imported import imported
+from pard_onnx.quantize.draft_vocabulary import SelectedVocabulary
+from pard_onnx.quantize.packing.imported import imported_matrices
 from pard_onnx.quantize.packing.prepared import Prepared
-from pard_onnx.quantize.quantizer import Order
+from pard_onnx.quantize.quantizer import QuantizationRequest
 
 from .float_export import FloatExport
 
@@ -31,11 +31,11 @@ class Job:
     precision: Precision = DEFAULT_PRECISION
     recipe: Recipe | None = None  # None: the precision's own; a mixed one keeps the precision as its name
     prepared: Prepared | None = None  # of the same checkpoint; the recipe is for what it does not hold
-    order: Order | None = None  # quantize by a named recipe instead, of the same precision
+    order: QuantizationRequest | None = None  # quantize by a named recipe instead, of the same precision
     capacity: int | None = None  # tokens; None: the model's own, at most DEFAULT_CAPACITY
     form: Form = DEFAULT_FORM
     kv_cache: KvCacheFormat = "float"
-    vocabulary: Proposable | None = None  # the ids that a draft's head keeps; None: all
+    vocabulary: SelectedVocabulary | None = None  # the ids that a draft's head keeps; None: all
     verify: bool = True
     force: bool = False
     exported: FloatExport | None = None  # whose graphs and weights these are, instead of a trace and a checkpoint
@@ -45,7 +45,7 @@ class Job:
         if self.recipe is None:
             require_precision(self.form, self.precision)
         own = self.recipe or recipe(self.precision, imported=self.checkpoint.quantization is not None)
-        used = self.fitted(self.order.named.formats(role) if self.order else own)
+        used = self.fitted(self.order.recipe.formats(role) if self.order else own)
         used.require(role)
         if used.matrices.kind == "qdq" and not self.order:
             raise BadInput(f"{self.precision}: its scales come from text; use pard-quantize --recipe {self.precision}")
@@ -72,7 +72,7 @@ class Job:
 
     def resolved_prepared(self) -> Prepared | None:
         """What was given, or else the integers of a quantized checkpoint."""
-        return self.prepared or imported(self.checkpoint)
+        return self.prepared or imported_matrices(self.checkpoint)
 
     def chosen(self) -> Ids | None:
         """The ids of the logits; None for all."""
@@ -102,7 +102,7 @@ class Job:
 def requantized(
     exported: FloatExport,
     output: Path,
-    order: Order,
+    order: QuantizationRequest,
     *,
     kv_cache: KvCacheFormat | None = None,
     verify: bool = True,
@@ -122,7 +122,7 @@ def requantized(
         exported.checkpoint,
         manifest.source,
         output,
-        order.named.precision,
+        order.recipe.precision,
         order=order,
         capacity=manifest.capacity,
         form=exported.form(),

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pard_onnx.export.store import Matrix
-from pard_onnx.quantize.calibration.activations import Scales
+from pard_onnx.quantize.calibration.magnitudes import ActivationScales
 
 from .operators import MICROSOFT
 from .tape import constant
@@ -22,7 +22,7 @@ class Pairs:
     """Zero points are in the middle, as ranges are symmetric. kind: of activations; weights are int8, a scale for each
     row."""
 
-    scales: Scales
+    scales: ActivationScales
     kind: Literal["int8", "uint8", "int16"]
     opset: int
     _made: dict[ir.Value, ir.Value] = field(default_factory=dict)

@@ -1,6 +1,9 @@
-"""A histogram of magnitudes whose range grows with the values, and the clipping threshold of least rounding error."""
+"""Magnitudes of activations: a histogram whose range grows, the clipping threshold of least error, and the scales."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +11,14 @@ from numpy.typing import NDArray
 BINS = 2048
 CHUNK = 1 << 16  # values that are counted at a time
 Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationScales:
+    """The scales by which activations are quantized, by the names of the matrices that they are multiplied by."""
+
+    inputs: Mapping[str, np.float32]  # of the product's input
+    outputs: Mapping[str, np.float32]  # of the product
 
 
 class Magnitudes:
