@@ -15,8 +15,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pard_onnx.benchmarks.measures.draft_choice import FORMATS, best, compare
-from pard_onnx.benchmarks.trial import SHIPPED, read
+from pard_onnx.benchmarks.measures.draft_choice import FORMATS, best_draft, compare_drafts
+from pard_onnx.benchmarks.trial import SHIPPED, read_prompts
 from pard_onnx.cli import stages
 from pard_onnx.export.output import place, replacing
 from pard_onnx.export_command import default_output, export_as_told, form_of, report, summary
@@ -58,14 +58,14 @@ def require_choice(options: argparse.Namespace) -> None:
 def run_choice(options: argparse.Namespace, checkpoint: Checkpoint, source: Source) -> None:
     """Try the formats in a folder beside the output, which goes; everything is checked before the first is made."""
     target = target_of(options, checkpoint)
-    prompts = read(options.prompts or SHIPPED).prompts
+    prompts = read_prompts(options.prompts or SHIPPED).prompts
     options = copy(options)
     options.output = options.output or default_output(source, DEFAULT_FORM.device.name, NAME)
     output = place(options.output, checkpoint.folder, force=options.force)
     with replacing(output, force=options.force) as work:
         made = {name: tried(options, checkpoint, source, name, work / name) for name in FORMATS}
         with stages() as progress:
-            found = compare(target, made, prompts, progress)
+            found = compare_drafts(target, made, prompts, progress)
         manifest = keep(made, found, work)
     show(manifest, options.output, found, as_json=options.json)
 
@@ -101,7 +101,7 @@ def tried(options: argparse.Namespace, checkpoint: Checkpoint, source: Source, n
 
 def keep(made: dict[str, Path], found: Throughput, work: Path) -> Manifest:
     """Leave in `work` what the best format's folder holds, and no folder; its manifest says what was found."""
-    chosen = made[best(found.tried).recipe]
+    chosen = made[best_draft(found.tried).recipe]
     manifest = Manifest.read(chosen)
     assert manifest.quantization is not None
     manifest = replace(manifest, quantization=replace(manifest.quantization, throughput=found))
@@ -126,7 +126,7 @@ def table(found: Throughput) -> Table:
     plain = f"with {Path(found.target).name}, {found.precision}, which has {found.plain:.1f} tok/s without a draft"
     columns: Sequence[str] = ("format", "MB", "K", "draft step ms", "accepted", "tok/s", "")
     out = Table(*columns, box=SIMPLE_HEAD, title="predicted from step costs and acceptance", caption=plain)
-    chosen = best(found.tried)
+    chosen = best_draft(found.tried)
     for one in found.tried:
         size, step = f"{one.bytes / 1e6:.1f}", f"{1000 * one.step_seconds:.2f}"
         rate = f"{one.tokens_per_second:.1f}"
