@@ -107,7 +107,7 @@ def test_an_interruption_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(quantize_choice, "FORMATS", ("int4-rtn",))
-    monkeypatch.setattr(quantize_choice, "compare", interrupt)
+    monkeypatch.setattr(quantize_choice, "compare_drafts", interrupt)
     target = demo_folder("demo-target", "int4")
     before = sorted(here.iterdir())
     assert main(["demo-draft", "--optimize-for", "throughput", "--target", str(target), *WITH]) == 130
