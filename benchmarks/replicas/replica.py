@@ -23,6 +23,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from pard_onnx.benchmarks.replicas.widening import Widening, obstacles
 from pard_onnx.cli import Parser, exit_code, stages
 from pard_onnx.export.output import replacing
 from pard_onnx.models import demo
@@ -32,8 +33,6 @@ from pard_onnx.models.checkpoints.tensors import INDEX, ONE_FILE
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.families import shapes
 from pard_onnx.models.spec import ModelSpec, Rope
-
-from .widening import Widening, obstacles
 
 ROLES = {"target": demo.TARGET, "draft": demo.DRAFT, "ar-draft": demo.AR_DRAFT}
 COPIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
