@@ -42,11 +42,12 @@ class Converter:
 
 
 def checkpoint(folder: Path, _: str, __: Converter) -> Path:
+    """The checkpoint itself."""
     return folder
 
 
 def artifact(folder: Path, name: str, converter: Converter) -> Path:
-    """A folder that this package exports, with the role of a target, as which an autoregressive draft decodes too."""
+    """A folder exported by this package with the role of a target; an autoregressive draft decodes like a target."""
     return _cached(
         converter.cache / f"{cache_name(folder)}-{name}", lambda output: _export(folder, name, output, converter)
     )
@@ -62,6 +63,7 @@ def _export(folder: Path, name: str, output: Path, converter: Converter) -> None
 
 
 def gguf(folder: Path, name: str, converter: Converter) -> Path:
+    """A GGUF file, written by `write_gguf`."""
     return _cached(
         converter.cache / f"{cache_name(folder)}-{name}.gguf", lambda output: _gguf(folder, name, output, converter)
     )
@@ -86,6 +88,8 @@ def openvino(folder: Path, name: str, converter: Converter) -> Path:
 
 
 def optimum(folder: Path, name: str, converter: Converter) -> Path:
+    """A folder exported by optimum, in the peer's environment."""
+
     def make(output: Path) -> None:
         _run_worker({"checkpoint": str(folder), "output": str(output), "format": name}, converter)
 
@@ -179,13 +183,13 @@ def write_gguf(
     try:
         _write_facts(writer, spec, form)
         _write_tokenizer(writer, spec, *tokenizer)
-        _write_tensors(gguf, writer, checkpoint, Plan(form, spec.head_dim if name == "llama" else 0), progress)
+        _write_tensors(gguf, writer, checkpoint, GgufLayout(form, spec.head_dim if name == "llama" else 0), progress)
     finally:
         writer.close()
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class GgufLayout:
     """How tensors are written to a GGUF file."""
 
     form: GgufFormat
@@ -193,17 +197,17 @@ class Plan:
 
     def blocks(self, name: str, entry: Tensor) -> list[slice]:
         """Slices of rows that can be read one by one; the whole tensor if its rows are permuted."""
-        return [slice(None)] if self._paired(name) else list(row_blocks(entry.shape))
+        return [slice(None)] if self._is_permuted(name) else list(row_blocks(entry.shape))
 
     def read(self, name: str, entry: Tensor, rows: slice) -> NDArray[np.float32]:
         values = read_tensor(entry, rows)
-        if not self._paired(name):
+        if not self._is_permuted(name):
             return values
         # A rotary pair is rows i and i + head_dim / 2 in transformers, rows 2i and 2i + 1 in llama.cpp
         pairs = values.reshape(-1, 2, self.head_dim // 2, *values.shape[1:])
         return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
 
-    def _paired(self, name: str) -> bool:
+    def _is_permuted(self, name: str) -> bool:
         return bool(self.head_dim) and name.split(".")[-2] in ("q_proj", "k_proj")
 
 
@@ -275,10 +279,10 @@ def _write_tokenizer(writer: Any, spec: ModelSpec, tokens: list[str], types: lis
         writer.add_chat_template(spec.chat_template)
 
 
-def _write_tensors(gguf: Any, writer: Any, checkpoint: Checkpoint, plan: Plan, progress: Progress) -> None:
+def _write_tensors(gguf: Any, writer: Any, checkpoint: Checkpoint, layout: GgufLayout, progress: Progress) -> None:
     """Write the descriptions of all tensors, which the format has first, then their data."""
     factors = rope_factors(checkpoint.spec)
-    kinds = {name: _kind(gguf, entry, plan.form) for name, entry in checkpoint.tensors.items()}
+    kinds = {name: _kind(gguf, entry, layout.form) for name, entry in checkpoint.tensors.items()}
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
     for name, entry in checkpoint.tensors.items():
@@ -292,7 +296,7 @@ def _write_tensors(gguf: Any, writer: Any, checkpoint: Checkpoint, plan: Plan, p
         writer.write_tensor_data(factors)
     for done, (name, entry) in enumerate(checkpoint.tensors.items()):
         progress("gguf", done, len(checkpoint.tensors))
-        blocks = (plan.read(name, entry, rows) for rows in plan.blocks(name, entry))
+        blocks = (layout.read(name, entry, rows) for rows in layout.blocks(name, entry))
         writer.write_tensor_data(np.concatenate([gguf.quants.quantize(block, kinds[name]) for block in blocks]))
     progress("gguf", len(checkpoint.tensors), len(checkpoint.tensors))
 

@@ -85,7 +85,7 @@ def serve(
 
     packages: the distributions whose versions are sent.
     load: returns `generate(prompt, limit, emit, draft_length)`. It imports the framework, so that a missing one becomes
-    an event. Tokens are timed when they are given to `emit`; tokens after an EOS or the limit are dropped.
+    an event. Tokens are timed when they are given to `emit`; tokens after an end of text or the limit are dropped.
     make_form: answers a request {"form": values} by converting a model, for workers that do so.
     """
     events = own_stdout()

@@ -129,7 +129,7 @@ class _Tile:
     def __init__(self, fmt: Format, blocks: Float, roots: Float) -> None:
         self.format, self.blocks, self.roots = fmt, blocks, roots
         self.weighted = blocks * roots
-        self._steps, self._off = np.empty_like(blocks), np.empty_like(blocks)
+        self._steps, self._difference = np.empty_like(blocks), np.empty_like(blocks)
 
     def search(self) -> tuple[Float, Float]:
         """The best scales and zero points [m], among all starts and the starts with a least-squares scale."""
@@ -158,16 +158,16 @@ class _Tile:
 
     def _error(self, scale: Float) -> Float:
         """Weighted squared error of each block under `_steps`, [m]."""
-        off = np.multiply(self._steps, scale, out=self._off)
-        off -= self.weighted
-        off *= off
-        total: Float = off.sum(axis=0)
+        difference = np.multiply(self._steps, scale, out=self._difference)
+        difference -= self.weighted
+        difference *= difference
+        total: Float = difference.sum(axis=0)
         return total
 
     def _refitted(self, scale: Float) -> Float:
         """The least-squares scale for the levels in `_steps`, [m]."""
-        square = np.multiply(self._steps, self._steps, out=self._off).sum(axis=0)
-        product = np.multiply(self._steps, self.weighted, out=self._off).sum(axis=0)
+        square = np.multiply(self._steps, self._steps, out=self._difference).sum(axis=0)
+        product = np.multiply(self._steps, self.weighted, out=self._difference).sum(axis=0)
         return without_tiny(np.where(square > 0, product / np.where(square > 0, square, 1), scale))
 
     def _keep(self, error: Float, found: tuple[Float, Float], least: Float, best: tuple[Float, Float]) -> None:
@@ -214,11 +214,11 @@ def best_grid(blocks: Float, grids: Iterable[Grid], power: float = 2.0) -> Grid:
 
 def _error(blocks: Float, grid: Grid, power: float) -> Float:
     """Sums of |error|^power, [n, blocks]."""
-    off = grid.steps(blocks)
-    off *= grid.scale[..., None]
-    off -= blocks
-    off = off * off if power == 2 else np.power(np.abs(off, out=off), power)
-    total: Float = off.sum(axis=-1)
+    difference = grid.steps(blocks)
+    difference *= grid.scale[..., None]
+    difference -= blocks
+    difference = difference * difference if power == 2 else np.power(np.abs(difference, out=difference), power)
+    total: Float = difference.sum(axis=-1)
     return total
 
 

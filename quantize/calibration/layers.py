@@ -83,8 +83,8 @@ class Layers:
         """X X^T of each group's input over all rows, [in, in]."""
         modules: dict[Group, nn.Module] = {group: layer.get_submodule(group[0]) for group in GROUPS}
         found = {group: _zeros(module) for group, module in modules.items()}
-        hooks = [module.register_forward_pre_hook(_adds_to(found[group])) for group, module in modules.items()]
-        hooks.append(modules[GROUPS[-1]].register_forward_pre_hook(_skip_last_matrix))
+        hooks = [module.register_forward_pre_hook(_gram_hook(found[group])) for group, module in modules.items()]
+        hooks.append(modules[GROUPS[-1]].register_forward_pre_hook(_stop_at_last_matrix))
         try:
             for states, inputs in zip(self.hidden, self._inputs, strict=True):
                 with suppress(_AllInputsSeen):
@@ -130,14 +130,14 @@ def _zeros(module: nn.Module) -> Tensor:
     return torch.zeros(width, width)
 
 
-def _adds_to(gram: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def _gram_hook(gram: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # what a pre-hook returns becomes the input
         _add(gram, arguments[0])
 
     return hook
 
 
-def _skip_last_matrix(*_: object) -> None:
+def _stop_at_last_matrix(*_: object) -> None:
     raise _AllInputsSeen
 
 

@@ -62,7 +62,7 @@ def measure_ranges(checkpoint: Checkpoint, rows: Sequence[CalibrationRow], progr
     with torch.inference_mode():
         layers = Layers(checkpoint, rows)
         for index in range(checkpoint.spec.layers):
-            with layers.loaded(index) as layer, _watched(layer, f"model.layers.{index}", found):
+            with layers.loaded(index) as layer, _recorded(layer, f"model.layers.{index}", found):
                 layers.advance(layer)
             progress(index + 1)
         found.inputs[HEAD] = Magnitudes()
@@ -72,7 +72,7 @@ def measure_ranges(checkpoint: Checkpoint, rows: Sequence[CalibrationRow], progr
 
 
 @contextmanager
-def _watched(layer: nn.Module, prefix: str, found: ActivationRanges) -> Iterator[None]:
+def _recorded(layer: nn.Module, prefix: str, found: ActivationRanges) -> Iterator[None]:
     """Record the layer's activations in `found` while the context is open. Matrices with one input share its record."""
     hooks = []
     for group in GROUPS:
@@ -80,7 +80,7 @@ def _watched(layer: nn.Module, prefix: str, found: ActivationRanges) -> Iterator
         for name in group:
             module, full = layer.get_submodule(name), f"{prefix}.{name}"
             found.inputs[full], found.outputs[full] = shared, Magnitudes()
-            hooks.append(module.register_forward_hook(_record(full, found, reads=name == group[0])))
+            hooks.append(module.register_forward_hook(_recording_hook(full, found, reads=name == group[0])))
     try:
         yield
     finally:
@@ -88,7 +88,7 @@ def _watched(layer: nn.Module, prefix: str, found: ActivationRanges) -> Iterator
             hook.remove()
 
 
-def _record(
+def _recording_hook(
     name: str, found: ActivationRanges, *, reads: bool
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:

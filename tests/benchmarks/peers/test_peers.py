@@ -93,6 +93,17 @@ def test_what_a_framework_prints_is_no_event(fake: Any) -> None:
     assert len(fake(COUNTING % noise).samples) == 2
 
 
+def test_workers_make_forms(tmp_path: Path) -> None:
+    worker, output = tmp_path / "worker.py", tmp_path / "form"
+    made = COUNTING % "pass"
+    made = made.replace("load)\n", "load, lambda form: open(form['output'], 'w').write('form'))\n")
+    worker.write_text(made)
+    (event,) = events(Path(sys.executable), worker, {"form": {"output": str(output)}}, 60.0)
+    assert event == {"event": "end"} and output.read_text() == "form"
+    (event,) = events(Path(sys.executable), worker, {"form": {}}, 60.0)
+    assert event == {"event": "failed", "reason": "KeyError: 'output'"}
+
+
 @pytest.mark.parametrize(
     ("script", "reason"),
     (
