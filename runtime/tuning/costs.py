@@ -1,19 +1,15 @@
-"""What a step costs: seconds by the number of tokens in it, measured on the sessions in use."""
+"""What a step costs: seconds by the number of tokens in it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
-from statistics import median
-from time import perf_counter
+from itertools import pairwise
 
 from .widths import ANY, Widths
 
-WIDTHS = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32)
-REPEATS = 5
-PREFILL_CHUNK = 256  # tokens a step; a multiple of every step width
 FOLLOW = 0.1  # how far one step moves a live curve
+PREFILL_CHUNK = 256  # tokens a step; a multiple of every step width
 OUTLIER = 2.0  # a step that took more than so many times as long counts as that
 
 
@@ -57,28 +53,6 @@ class LiveCosts:
         self._seen += 1
         ratio = min(OUTLIER, max(1 / OUTLIER, seconds / self(width)))
         self.factor *= 1 + max(FOLLOW, 1 / self._seen) * (ratio - 1)
-
-
-def measure(step: Callable[[int], None], widths: Sequence[int] = WIDTHS, repeats: int = REPEATS) -> StepCosts:
-    """The median of `repeats` rounds over all widths: a slow moment of the machine hits one round, not one width."""
-    (found,) = measure_in_turn([step], widths, repeats)
-    return found
-
-
-def measure_in_turn(
-    steps: Sequence[Callable[[int], None]], widths: Sequence[int] = WIDTHS, repeats: int = REPEATS
-) -> list[StepCosts]:
-    """As `measure`, of several models: each width of all of them before the next width, to compare them."""
-    for step, width in product(steps, widths):  # the first run of a shape allocates
-        step(width)
-    seconds: list[dict[int, list[float]]] = [{width: [] for width in widths} for _ in steps]
-    for _ in range(repeats):
-        for width in widths:
-            for step, found in zip(steps, seconds, strict=True):
-                start = perf_counter()
-                step(width)
-                found[width].append(perf_counter() - start)
-    return [StepCosts(tuple((width, median(found[width])) for width in sorted(found))) for found in seconds]
 
 
 @dataclass(frozen=True, slots=True)
