@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pard_onnx.models import hub
 from pard_onnx.models.errors import BadArtifact, BadProvider, Failure
@@ -21,6 +21,7 @@ from .providers.threads import Threads
 from .sessions.fixed_shapes import FixedShapesDraft, FixedShapesTarget
 from .sessions.fused import FusedDraft, FusedTarget
 from .sessions.portable import PortableDraft, PortableTarget
+from .sessions.session import Session
 from .sessions.single_step import SingleStepDraft, SingleStepTarget
 from .text.tokenizer import TOKENIZER, Text, first_difference
 from .tuning.costs import StepCosts
@@ -51,12 +52,15 @@ class Artifact:
         return Text(self.folder, self.manifest.spec.chat_template)
 
 
+AnySession = TypeVar("AnySession", bound=Session)
+
+
 @dataclass(frozen=True, slots=True)
-class Model:
+class Model(Generic[AnySession]):
     """An artifact that was opened on a provider."""
 
     artifact: Artifact
-    session: Any  # a `TargetSession` or a `DraftSession`, by the manifest's role
+    session: AnySession
     tuning: Tuning
     verdict: Verdict | None = None  # of the self-check; None on the CPU, which others are compared with
     warning: str | None = None  # why every token takes a step of its own; None where wider steps are right
@@ -73,8 +77,7 @@ class Model:
 
     @property
     def provider(self) -> Provider:
-        provider: Provider = self.session.provider
-        return provider
+        return self.session.provider
 
 
 def open_artifact(name: str | PathLike[str], role: Role | None = None) -> Artifact:
@@ -139,8 +142,11 @@ OPENINGS: dict[Role, Opening] = {
 }
 
 
-def open_model(artifact: Artifact, provider: Provider, threads: Threads, *, measure_again: bool = False) -> Model:
-    """Open the artifact's session, check it off the CPU, and measure what it does here unless that is remembered.
+def open_model(artifact: Artifact, provider: Provider, threads: Threads, *, measure_again: bool = False) -> Model[Any]:
+    """Open the artifact as its role says: the model's session is a `TargetSession` or a `DraftSession`.
+
+    Off the CPU its steps are checked; what its steps cost, and which widths are exact, is measured unless it is
+    remembered from an earlier time.
 
     measure_again: check and measure in any case, and the prefill chunk too, which takes seconds on a large model.
     Raises BadProvider or BadArtifact where the provider does not start, lacks what the artifact needs, or is wrong.
