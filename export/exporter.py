@@ -28,6 +28,7 @@ from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import DATA, GRAPH, File, Manifest, Parity, TensorReport, write_draft_ids
 from pard_onnx.quantize.calibration.text import SHIPPED
 from pard_onnx.quantize.calibration.text import read as read_calibration
+from pard_onnx.quantize.packing.imported import imported
 from pard_onnx.quantize.packing.pack import pack
 from pard_onnx.quantize.packing.prepared import Formats
 from pard_onnx.quantize.quantizer import Quantized, quantized
@@ -95,7 +96,8 @@ def weight_count(job: Job) -> int:
 def planned_weights(job: Job, folder: Path, progress: Progress) -> Iterator[Quantized]:
     """How each matrix is stored, by a recipe that the device can run; packed matrices are readable inside only."""
     if job.order is None:
-        yield Quantized(job.resolved_recipe(), pack, job.resolved_prepared())
+        # The integers of a quantized checkpoint are kept
+        yield Quantized(job.resolved_recipe(), pack, job.prepared or imported(job.checkpoint))
         return
     with quantized(job.checkpoint, job.order, folder, progress) as weights:
         yield replace(weights, recipe=job.runnable_recipe(weights.recipe))
