@@ -27,6 +27,7 @@ from pard_onnx.models.errors import Failure
 from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import DATA, GRAPH, File, Manifest, Parity, TensorReport, write_draft_ids
 from pard_onnx.quantize.calibration.text import SHIPPED, read_text_file
+from pard_onnx.quantize.packing.imported import imported_matrices
 from pard_onnx.quantize.packing.pack import pack
 from pard_onnx.quantize.packing.prepared import Formats
 from pard_onnx.quantize.quantizer import QuantizedWeights, quantize
@@ -94,7 +95,8 @@ def weight_count(job: Job) -> int:
 def planned_weights(job: Job, folder: Path, progress: Progress) -> Iterator[QuantizedWeights]:
     """How each matrix is stored, by a recipe that the device can run; packed matrices are readable inside only."""
     if job.order is None:
-        yield QuantizedWeights(job.resolved_recipe(), pack, job.resolved_prepared())
+        # The integers of a quantized checkpoint are kept
+        yield QuantizedWeights(job.resolved_recipe(), pack, job.prepared or imported_matrices(job.checkpoint))
         return
     with quantize(job.checkpoint, job.order, folder, progress) as weights:
         yield replace(weights, recipe=job.runnable_recipe(weights.recipe))

@@ -11,13 +11,13 @@ from pard_onnx.models.devices import DEFAULT_FORM, Form, require_precision
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import GRAPH, KV_MARGIN, Ids, KvCacheFormat, Source, StaticGraph
 from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe, recipe
-from pard_onnx.quantize.draft_vocabulary import SelectedVocabulary
-from pard_onnx.quantize.packing.imported import imported_matrices
-from pard_onnx.quantize.packing.prepared import Prepared
-from pard_onnx.quantize.quantizer import QuantizationRequest
 
-if TYPE_CHECKING:
-    from .float_export import FloatExport  # needs the export extra, which a command checks for after its options
+if TYPE_CHECKING:  # a command imports this module before it checks that onnxruntime and the export extra are installed
+    from pard_onnx.quantize.draft_vocabulary import SelectedVocabulary
+    from pard_onnx.quantize.packing.prepared import Prepared
+    from pard_onnx.quantize.quantizer import QuantizationRequest
+
+    from .float_export import FloatExport
 
 DEFAULT_CAPACITY = 4096
 
@@ -71,10 +71,6 @@ class Job:
     def runnable_recipe(self, recipe: Recipe) -> Recipe:
         """The recipe as the job's device runs it; a recipe that the job states itself is not changed."""
         return recipe if self.recipe else self.form.device.runnable_recipe(recipe, self.form.floats)
-
-    def resolved_prepared(self) -> Prepared | None:
-        """The packed matrices that the job states, or else the integers of a quantized checkpoint."""
-        return self.prepared or imported_matrices(self.checkpoint)
 
     def head_ids(self) -> Ids | None:
         """The ids that the LM head gives logits of; None: all."""
