@@ -15,6 +15,7 @@ from .job import Job
 from .layout import LayoutPass
 from .lower import LowerPass
 from .plain_attention import PlainAttentionPass
+from .plain_gelu import PlainGeluPass
 from .plain_norm import PlainNormPass
 from .roles import finish, finish_portable
 from .store import WeightStore
@@ -35,6 +36,7 @@ def traced(job: Job, lower: LowerPass, progress: Callable[[str, int, int], None]
         static = bool(job.graphs())
         passes.append(PlainAttentionPass(spec, rows, form.device.write, static, form.opset))
         passes.append(PlainNormPass(store, formats.floats, form.opset))
+        passes.append(PlainGeluPass(form.opset))
     for step in (*passes, lower):
         step(model)
     yield from _finished(job, model)

@@ -33,6 +33,7 @@ MATMUL, ROWS, DYNAMIC = (
 # Before opset 21 ONNX has them for 8 bits alone, and ONNX Runtime for 16 as well.
 QDQ = frozenset(f"{domain}{way}Linear" for domain in ("", "com.microsoft.") for way in ("Quantize", "Dequantize"))
 FUSED = PLAIN | {
+    "Gelu",
     "ReduceSum",
     "Squeeze",
     "SimplifiedLayerNormalization",

@@ -13,19 +13,33 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from pard_onnx.models.checkpoint import EMBEDDING, Checkpoint
+from pard_onnx.models.families import FAMILIES
+from pard_onnx.models.layer_attention import KINDS
+from pard_onnx.models.spec import ModelSpec, Rotary
 from pard_onnx.models.tensors import read_tensor, row_blocks
 
 from .imported import imported
 
 
 def skeleton(checkpoint: Checkpoint, attention: str, dtype: torch.dtype) -> Any:
-    """The family's own model on the meta device, rotary tables aside. attention: a key of AttentionInterface."""
+    """The family's own model on the meta device, what is computed and not stored aside. attention: a key of AttentionInterface."""
     config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
     build = TasksManager.get_model_class_for_task("text-generation", framework="pt", model_type=checkpoint.spec.family)
     with torch.device("meta"):
         model = build.from_config(config, attn_implementation=attention, dtype=dtype).eval()
     model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its buffers are computed, not stored
+    embedding = FAMILIES[checkpoint.spec.family].embedding
+    if embedding is not None:
+        setattr(model.model.embed_tokens, embedding.buffer, torch.tensor(checkpoint.spec.embedding_scale))
     return model
+
+
+def rotary_tables(module: nn.Module, spec: ModelSpec, positions: Tensor) -> dict[Rotary, tuple[Tensor, Tensor]]:
+    """cos and sin [batch, sequence, head_dim] in float32 of every rotary rule that layers have. module: the family's;
+    positions: [batch, sequence]. Where window layers have a rule of their own it asks for the kind of layer."""
+    x, kinds = torch.zeros(1), dict(zip(("rope", "window_rope"), KINDS, strict=True))
+    named = spec.window_rope is not None
+    return {rotary: module(x, positions, *([kinds[rotary]] if named else [])) for rotary in spec.rotaries}
 
 
 @contextmanager
