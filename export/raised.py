@@ -20,7 +20,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from pard_onnx.models.families import shapes
 from pard_onnx.quantize.prepared import EMBEDDING, HEAD
 
-from .exported import FloatExport, tensor_names
+from .exported import FloatExport, is_norm, tensor_names
 from .fuse import PackQkvPass
 from .lower import PADDING, LowerPass
 from .operators import DOMAIN
@@ -71,7 +71,10 @@ class RaisePass(ir.passes.InPlacePass):
     def _constant(self, value: ir.Value) -> None:
         name, (first, *others) = str(value.name), tensor_names(str(value.name))
         if len(self.shapes.get(first, ())) == 1 and not others and value.dtype is not None:
-            value.const_value = ir.tensor(self.store.vectors((first,), value.dtype.numpy()), name=name)
+            floats = value.dtype.numpy()
+            norm = is_norm([first], self.shapes)
+            vector = self.store.norm(first, floats) if norm else self.store.vectors((first,), floats)
+            value.const_value = ir.tensor(vector, name=name)
         elif first not in self.shapes and isinstance(value.const_value, ir.ExternalTensor):
             if name not in self._moved:
                 self._moved[name] = self.store.add(name, value.const_value.numpy()).const_value

@@ -22,15 +22,17 @@ from .spool import Spool
 POWERS = np.linspace(0, 1, 11)
 SAMPLED = 256  # rows of a matrix whose errors are computed
 FLOOR = 1e-3  # of the mean: columns that the text hardly uses
-# Who makes the input of each group.
-MAKERS = ("input_layernorm", "self_attn.v_proj", "post_attention_layernorm", "mlp.up_proj")
-SOURCES = dict(zip(GROUPS, MAKERS, strict=True))
+
+
+def sources(spec: ModelSpec) -> dict[Group, str]:
+    """Who makes the input of each group."""
+    return dict(zip(GROUPS, (spec.norms[0], "self_attn.v_proj", spec.mlp_norm, "mlp.up_proj"), strict=True))
 
 
 def fold(layer: nn.Module, prefix: str, spec: ModelSpec, fmt: Format, grams: dict[Group, Tensor], spool: Spool) -> None:
     """Scale the layer's matrices, and their sources by the inverse. Changes the layer, its grams and, for the vectors
     that the checkpoint has otherwise, the spool."""
-    for group, source in SOURCES.items():
+    for group, source in sources(spec).items():
         readers = [layer.get_parameter(f"{name}.weight").data for name in group]
         shared = spec.heads // spec.kv_heads if source == "self_attn.v_proj" else 1
         scale = _scale(readers, grams[group], fmt, shared, spec.head_dim)
@@ -38,15 +40,20 @@ def fold(layer: nn.Module, prefix: str, spec: ModelSpec, fmt: Format, grams: dic
             reader *= scale
         grams[group] /= torch.outer(scale, scale)
         module = layer.get_submodule(source)
-        _divide(module, _of_source(scale, shared, spec.head_dim))
+        offset = spec.norm_offset if source in spec.norms else 0.0
+        _divide(module, _of_source(scale, shared, spec.head_dim), offset)
         for part, parameter in module.named_parameters():
             if parameter.ndim == 1:
                 spool.replace(f"{prefix}.{source}.{part}", parameter.detach().numpy().copy())
 
 
-def _divide(module: nn.Module, scale: Tensor) -> None:
+def _divide(module: nn.Module, scale: Tensor, offset: float) -> None:
+    """offset: what a norm adds to its weight, so that their sum is divided."""
     for parameter in module.parameters():
-        parameter.data /= scale if parameter.ndim == 1 else scale[:, None]
+        if parameter.ndim == 1:
+            parameter.data = (parameter.data + offset) / scale - offset
+        else:
+            parameter.data /= scale[:, None]
 
 
 def _scale(readers: Sequence[Tensor], gram: Tensor, fmt: Format, shared: int, head_dim: int) -> Tensor:

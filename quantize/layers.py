@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pard_onnx.models.checkpoint import EMBEDDING, Checkpoint
+from pard_onnx.models.spec import ModelSpec, Rotary
 from pard_onnx.models.tensors import read_tensor, require_finite, row_blocks
 
 from .calibration import Row
-from .skeleton import skeleton, weights
+from .skeleton import rotary_tables, skeleton, weights
 
 # Matrices of a layer that read the same input, in the order in which they run.
 GROUPS = (
@@ -33,10 +34,10 @@ class _Known(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a layer computes of one row besides its hidden states."""
+    """What layers compute of one row besides its hidden states."""
 
-    rotary: tuple[Tensor, Tensor]  # cos, sin [1, S, head_dim]
-    mask: Tensor | None  # [1, 1, S, S], added to the scores
+    rotary: Mapping[Rotary, tuple[Tensor, Tensor]]  # cos, sin [1, S, head_dim]
+    masks: Mapping[int | None, Tensor | None]  # by window; [1, 1, S, S], added to the scores; None: causal
 
 
 class Layers:
@@ -47,7 +48,7 @@ class Layers:
         self.model = skeleton(checkpoint, "sdpa", torch.float32)
         self.hidden = [states[None] for states in _embedded(checkpoint, rows)]
         rotary = self.model.model.rotary_emb
-        self._inputs = [_inputs(rotary, row) for row in rows]
+        self._inputs = [_inputs(rotary, checkpoint.spec, row) for row in rows]
 
     @contextmanager
     def loaded(self, index: int) -> Iterator[nn.Module]:
@@ -65,8 +66,11 @@ class Layers:
             yield self._output(layer, states, inputs)
 
     def _output(self, layer: nn.Module, states: Tensor, inputs: Inputs) -> Tensor:
+        attention = self.checkpoint.spec.attention_of(layer.self_attn.layer_idx)  # type: ignore[union-attr,arg-type]
+        # A layer that turns nothing looks at no tables
+        tables = inputs.rotary.get(attention.rotary) if attention.rotary else None
         with self._products():
-            found = layer(states, attention_mask=inputs.mask, position_embeddings=inputs.rotary)
+            found = layer(states, attention_mask=inputs.masks[attention.window], position_embeddings=tables)
         output: Tensor = found[0] if isinstance(found, tuple) else found
         return output
 
@@ -158,12 +162,22 @@ def _embedded(checkpoint: Checkpoint, rows: Sequence[Row]) -> list[Tensor]:
         if inside.any():
             table[inside] = read_tensor(entry, block)[used[inside] - block.start]
     require_finite(EMBEDDING, table)
+    table *= np.float32(checkpoint.spec.embedding_scale or 1)
     return [torch.from_numpy(table[np.searchsorted(used, row.ids)]) for row in rows]
 
 
-def _inputs(rotary: nn.Module, row: Row) -> Inputs:
-    tables = rotary(torch.zeros(1), torch.from_numpy(row.positions)[None])
-    if row.mask is None:
-        return Inputs(tables, None)
-    mask = torch.from_numpy(row.mask)
-    return Inputs(tables, torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))[None, None])
+def _inputs(rotary: nn.Module, spec: ModelSpec, row: Row) -> Inputs:
+    positions = torch.from_numpy(row.positions)
+    seen = None if row.mask is None else torch.from_numpy(row.mask)
+    masks = {window: _mask(positions, seen, window) for window in spec.windows}
+    return Inputs(rotary_tables(rotary, spec, positions[None]), masks)
+
+
+def _mask(positions: Tensor, seen: Tensor | None, window: int | None) -> Tensor | None:
+    """seen: which token sees which, [S, S]; None: those before it."""
+    if window is not None:
+        far = positions[:, None] - positions[None] >= window
+        seen = (torch.ones(far.shape, dtype=torch.bool).tril() if seen is None else seen) & ~far
+    if seen is None:
+        return None
+    return torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))[None, None]
