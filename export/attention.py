@@ -38,10 +38,10 @@ Attend = Callable[..., tuple[Tensor, None]]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """attend: the AttentionInterface function. extra: dummy tensors for its inputs, given batch, sequence and rows; dims:
-    names of their dynamic dimensions. tables: the rotary tables in the operator's layout, from cos and sin [rows,
-    head_dim / 2]; they are inputs too, under `table_name`. lengths: graph nodes that compute the non-table inputs from attention_mask [batch, total] and the number
-    of tokens that the graph appends (int64 [1] or None); None: they are the graph's own inputs."""
+    """attend: the AttentionInterface function. extra: dummy tensors for its inputs, given batch, sequence and rows;
+    dims: names of their dynamic dimensions. tables: the rotary tables in the operator's layout, from cos and sin [rows,
+    head_dim / 2]; they are inputs too, under `table_name`. lengths: graph nodes that compute the inputs that are no
+    tables from attention_mask [batch, total] and the number of tokens that the graph appends (int64 [1] or None); None: they are the graph's own inputs."""
 
     name: str
     attend: Attend
@@ -79,7 +79,12 @@ def _group_query_attention(
     batch, heads, sequence, head_dim = query.shape
     extra = ("seqlens_k", "total_sequence_length")
     rotary, window = _layer(module, caches).rotary, _window(module, caches, sliding_window)
-    attributes = {"num_heads": heads, "kv_num_heads": key.shape[1], "scale": scaling, "do_rotary": int(rotary is not None)}
+    attributes = {
+        "num_heads": heads,
+        "kv_num_heads": key.shape[1],
+        "scale": scaling,
+        "do_rotary": int(rotary is not None),
+    }
     if window is not None:
         attributes["local_window_size"] = window
     new = [_flat(states) for states in (query, key, value)]
@@ -161,8 +166,8 @@ def _portable_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """pard.Attention(query, key, value, past_key, past_value, position_ids, attention_mask, cos?, sin?) {scale, window};
-    window 0: none."""
+    """pard.Attention(query, key, value, past_key, past_value, position_ids, attention_mask, cos?, sin?)
+    {scale, window}; window 0: none."""
     batch, heads, sequence, head_dim = query.shape
     extra = ("position_ids", "attention_mask")
     new, shape = [query, key, value], (batch, sequence, heads, head_dim)

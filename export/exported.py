@@ -135,9 +135,7 @@ def is_norm(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> bool
     return len(names) == 1 and len(shapes.get(names[0], ())) == 1 and names[0].endswith(".weight")
 
 
-def _tensors(
-    model: ir.Model, needed: Mapping[str, tuple[int, ...]], offset: float
-) -> Iterator[tuple[str, Tensor]]:
+def _tensors(model: ir.Model, needed: Mapping[str, tuple[int, ...]], offset: float) -> Iterator[tuple[str, Tensor]]:
     """offset: what norms add to their weights; the graph has the sum."""
     for value in model.graph.initializers.values():
         names, stored = tensor_names(str(value.name)), value.const_value

@@ -1,8 +1,8 @@
 """Pass: `pard.Attention` written out in plain ONNX operators.
 
 What layers share is computed once, in front of the graph: which rows each token sees (for each window that layers
-have), its rows of the rotary tables (for each rotary rule), where its keys and values go. Queries of one KV head stand together, [batch, kv_heads, group * sequence,
-head_dim], so that keys and values are never repeated.
+have), its rows of the rotary tables (for each rotary rule), where its keys and values go. Queries of one
+KV head stand together, [batch, kv_heads, group * sequence, head_dim], so that keys and values are never repeated.
 
 The KV rows are written before they are read, and nothing else reads the past: present and past may be one buffer.
 """
@@ -31,11 +31,11 @@ Turn = tuple[ir.Value, ir.Value]  # cos and sin, [batch, 1, sequence, head_dim]
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """row: int32 [batch, 1, 1, keys], which row a key is, FAR if it is masked. token: int32 [batch, 1, sequence, 1], the
-    positions. place: what `write` needs. keys: int64 [1]; None: all rows are read.
+    """row: int32 [batch, 1, 1, keys], which row a key is, FAR if it is masked. token: int32 [batch, 1, sequence, 1],
+    the positions. place: what `write` needs. keys: int64 [1]; None: all rows are read.
 
-    Made once each, when a layer asks for them: biases by window, [batch, 1, group * sequence, keys], float32; turns and,
-    for queries, scaled turns by the names of the tables."""
+    Made once each, when a layer asks for them: biases by window, [batch, 1, group * sequence, keys], float32; turns
+    and, for queries, scaled turns by the names of the tables."""
 
     row: ir.Value
     token: ir.Value

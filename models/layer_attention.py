@@ -62,5 +62,7 @@ def _turned(config: Config, unrotated: Unrotated) -> list[bool]:
         interval = config.integer(unrotated.interval_key, unrotated.interval)
         return [(index + 1) % interval != 0 for index in range(layers)]
     if not isinstance(listed, list) or len(listed) < layers or any(item not in (0, 1) for item in listed):
-        raise config.fault(unrotated.key, f"is {listed!r}; it must be a list of 0 and 1, one of the {layers} layers each")
+        raise config.fault(
+            unrotated.key, f"is {listed!r}; it must be a list of 0 and 1, one of the {layers} layers each"
+        )
     return [bool(item) for item in listed[:layers]]

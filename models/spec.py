@@ -21,8 +21,8 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, slots=True)
 class Yarn:
-    """YaRN (arXiv 2309.00071): long rotary wavelengths are stretched `factor` times, short ones are kept, and cos and sin
-    are multiplied by an attention factor, which `factor` and mscale give where it is None."""
+    """YaRN (arXiv 2309.00071): long rotary wavelengths are stretched `factor` times, short ones are kept, and cos and
+    sin are multiplied by an attention factor, which `factor` and mscale give where it is None."""
 
     factor: float
     original_max_position_embeddings: int

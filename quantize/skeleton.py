@@ -22,7 +22,10 @@ from .imported import imported
 
 
 def skeleton(checkpoint: Checkpoint, attention: str, dtype: torch.dtype) -> Any:
-    """The family's own model on the meta device, what is computed and not stored aside. attention: a key of AttentionInterface."""
+    """The family's own model on the meta device, what is computed and not stored aside.
+
+    attention: a key of AttentionInterface.
+    """
     config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
     build = TasksManager.get_model_class_for_task("text-generation", framework="pt", model_type=checkpoint.spec.family)
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Model families: a table of one file each, by the config's `model_type`. A new family is a file here and a line below."""
+"""Model families: a table by the config's `model_type`. A new family is a file here and a line below."""
 
 from __future__ import annotations
 

@@ -22,7 +22,10 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class ScaledEmbedding:
-    """An embedding in transformers that multiplies its rows by sqrt(hidden). buffer: its attribute that holds the factor."""
+    """An embedding in transformers that multiplies its rows by sqrt(hidden).
+
+    buffer: its attribute that holds the factor.
+    """
 
     class_name: str
     buffer: str

@@ -2,6 +2,4 @@
 
 from .family import Family, Norm
 
-MISTRAL = Family(
-    "mistral", Norm("MistralRMSNorm"), "MistralRotaryEmbedding", window=4096, bos_id=1, eos_ids=(2,)
-)
+MISTRAL = Family("mistral", Norm("MistralRMSNorm"), "MistralRotaryEmbedding", window=4096, bos_id=1, eos_ids=(2,))

@@ -9,7 +9,13 @@ from .nodes import Node, Value
 OPERATOR = "GroupQueryAttention"
 PAST_KEY, PAST_VALUE = 3, 4
 INPUTS = {0: 7, 1: 9}  # by do_rotary: the rotary tables come last
-ATTRIBUTES = {"num_heads", "kv_num_heads", "scale", "do_rotary", "local_window_size"}  # others ask for what the kernels do not have
+ATTRIBUTES = {
+    "num_heads",
+    "kv_num_heads",
+    "scale",
+    "do_rotary",
+    "local_window_size",
+}  # others ask for what the kernels do not have
 FLOAT = 1
 RANK, LANES = 4, 16  # of a cache; a head's numbers are a multiple of LANES
 

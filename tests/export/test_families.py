@@ -148,7 +148,7 @@ def test_int4_is_torch_on_the_floats_that_its_integers_stand_for(
 def test_yarn_past_the_original_length(exported: Exported, family: str, attention: str) -> None:
     """The check runs over 48 positions, and the original length is 16."""
     rope = YARN | {"original_max_position_embeddings": 16, "factor": 8.0}
-    folder, artifact = exported(family, "target", "fp32", rope=rope, device="cpu", attention=attention)
+    _, artifact = exported(family, "target", "fp32", rope=rope, device="cpu", attention=attention)
     manifest = Manifest.read(artifact)
     assert manifest.spec.rope.yarn is not None and manifest.spec.rope.yarn.positions == 128
     assert manifest.parity is not None

@@ -234,7 +234,10 @@ def test_require_finite(value):
         ({"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1}, "sliding_window is 64; only full"),
         ({"sliding_window": 64}, "sliding_window is 64; only full"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has 'sliding_attention'; only full"),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, "rope_parameters.rope_type is 'dynamic'; supported:"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
+            "rope_parameters.rope_type is 'dynamic'; supported:",
+        ),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling.rope_type is 'linear'; supported:"),
         ({"rope_parameters": LLAMA3 | {"factor": None}}, "rope_parameters.factor is missing"),
         ({"rope_parameters": [1]}, "rope_parameters is [1]; it must be an object"),
