@@ -41,7 +41,8 @@ class Variant:
     """attend: the AttentionInterface function. extra: dummy tensors for its inputs, given batch, sequence and rows;
     dims: names of their dynamic dimensions. tables: the rotary tables in the operator's layout, from cos and sin [rows,
     head_dim / 2]; they are inputs too, under `table_name`. lengths: graph nodes that compute the inputs that are no
-    tables from attention_mask [batch, total] and the number of tokens that the graph appends (int64 [1] or None); None: they are the graph's own inputs."""
+    tables from attention_mask [batch, total] and the number of tokens that the graph appends (int64 [1] or None); None:
+    they are the graph's own inputs."""
 
     name: str
     attend: Attend

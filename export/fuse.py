@@ -82,7 +82,7 @@ class SkipNormPass(ir.passes.InPlacePass):
                 continue
             fused = ir.node("SkipNorm", add.inputs, dict(node.attributes), domain=DOMAIN, num_outputs=2)
             for old, new in zip((node.outputs[0], add.outputs[0]), fused.outputs, strict=True):
-                new.type = old.type
+                new.type, new.shape = old.type, old.shape
             model.graph.insert_before(add, fused)
             node.outputs[0].replace_all_uses_with(fused.outputs[0])
             add.outputs[0].replace_all_uses_with(fused.outputs[1])

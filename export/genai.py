@@ -14,8 +14,8 @@ def write_genai_config(manifest: Manifest, folder: Path) -> None:
     """Schema: onnxruntime-genai 0.18, decoder-only models.
 
     `type` is the family's name: its library lists all of ours. Its own builder also writes `sliding_window`, by which
-    genai keeps only a window's rows of a layer's KV cache; without it all caches are of full size, as this package's graphs
-    have them, and the operator alone leaves out what is far behind.
+    genai keeps only a window's rows of a layer's KV cache; without it all caches are of full size, as this package's
+    graphs have them, and the operator alone leaves out what is far behind.
     """
     spec = manifest.spec
     vocabulary = spec.vocabulary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import quantized
 import torch
 from tiny import WINDOW, YARN, save_safetensors
 from torch import nn
@@ -32,6 +34,7 @@ from pard_onnx.quantize.layers import Layers
 from pard_onnx.quantize.pack import fit_block, pack, unpack
 from pard_onnx.quantize.prepared import Formats
 from pard_onnx.runtime import kernels
+from pard_onnx.runtime.kernels.graph import rewritten
 
 NEW = ("mistral", "smollm3", "gemma3_text")
 ROLES = ("target", "draft")
@@ -141,6 +144,15 @@ def test_int4_is_torch_on_the_floats_that_its_integers_stand_for(
     onnx.save(model, tmp_path / "model.onnx")
     exact = check(floats, tmp_path, manifest)
     assert exact.max_error < 1e-4 and exact.rollback_error < 1e-4 and exact.top1_agreement == 1.0
+
+
+@pytest.mark.parametrize("family", NEW)
+def test_quantized_checkpoints(tmp_path: Path, family: str) -> None:
+    """torch is given the floats that the integers stand for; what is left is the rounding of activations."""
+    folder, _ = quantized.write(tmp_path / "model", "gptq", family=family)
+    manifest = export(Job(Checkpoint.open(folder), Source("tiny"), tmp_path / "out", "int4"))
+    assert manifest.parity is not None
+    assert manifest.parity.mean_error < 0.1 and manifest.parity.top1_agreement > 0.7
 
 
 @pytest.mark.parametrize("attention", ("gqa", "portable"))
@@ -253,6 +265,37 @@ def test_a_window_that_transformers_has_otherwise_is_refused(tiny: Tiny, tmp_pat
     wrong = replace(checkpoint, spec=replace(checkpoint.spec, attention=attention))
     with pytest.raises(Exception, match="layer 0 has a window of 8 tokens in transformers, 99 here"):
         export(Job(wrong, Source("tiny"), tmp_path / "out", "fp32"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_graph_is_made_of(exported: Exported, family: str) -> None:
+    """Each sum of the residual stream is in the norm behind it; nothing is left of views and copies around attention
+    but what q's and k's norms need; the kernels take every attention, and gated MLPs of SiLU alone."""
+    _, artifact = exported(family, "target", "int4", **WIDE)
+    spec, path = Manifest.read(artifact).spec, artifact / "model.onnx"
+    nodes = onnx.load(path, load_external_data=False).graph.node
+    count = Counter(node.op_type for node in nodes)
+    sums = 2 * spec.layers
+    norms = len(spec.norms) * spec.layers + (2 * spec.layers if spec.qk_norm else 0) + 1
+    assert count["SkipSimplifiedLayerNormalization"] == sums
+    assert count["SimplifiedLayerNormalization"] == norms - sums
+    assert count["Transpose"] == count["Identity"] == 0
+    assert count["Reshape"] == (4 * spec.layers if spec.qk_norm else 0)
+    for node, layer in zip((n for n in nodes if n.op_type == "GroupQueryAttention"), range(spec.layers), strict=True):
+        given = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        attention = spec.attention_of(layer)
+        assert given.get("local_window_size") == attention.window
+        tables = [name for name in node.input if "_cache" in name]
+        prefix = {"rope": "rotary.", "window_rope": "rotary.window_rope."}.get(attention.rotary or "")
+        assert given["do_rotary"] == int(attention.rotary is not None)
+        assert tables == ([] if prefix is None else [f"{prefix}cos_cache", f"{prefix}sin_cache"])
+    if kernels.load() is not None:
+        rewritten_graph = rewritten(path.read_bytes(), artifact)
+        assert rewritten_graph is not None
+        kinds = Counter((n.domain, n.op_type) for n in onnx.load_from_string(rewritten_graph).graph.node)
+        assert kinds["pard_onnx", "GroupQueryAttention"] == spec.layers
+        gated = spec.layers if FAMILIES[family].activation == "silu" else 0
+        assert kinds["pard_onnx", "GatedMatMulNBits"] == gated
 
 
 def test_graphs_of_other_devices_have_no_gelu(exported: Exported) -> None:

@@ -62,6 +62,9 @@ slow = pytest.mark.slow
         ("int4-mixed", "qwen3", "draft", {"tied": True}),
         ("int4-gptq", "llama", "target", {"attention": "portable"}),
         ("int8-a8w8", "qwen2", "target", {"attention": "portable"}),
+        ("int4-awq-gptq", "gemma3_text", "target", {"tied": True}),  # whose norms multiply by 1 + weight
+        ("int4-awq", "gemma3_text", "draft", {"attention": "portable"}),
+        ("int4-gptq", "smollm3", "draft", {}),
         pytest.param("int8-a16w8", "qwen3", "draft", {"attention": "portable", "tied": True}, marks=slow),
         pytest.param("int8-dynamic", "qwen2", "draft", {}, marks=slow),
         pytest.param("int4-awq", "qwen3", "target", {"attention": "portable", "tied": True}, marks=slow),
