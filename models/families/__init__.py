@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .family import Family, shapes
+from .family import Family, Norm, ScaledEmbedding, Unrotated, Windows, shapes
 from .gemma3_text import GEMMA3_TEXT
 from .llama import LLAMA
 from .mistral import MISTRAL
@@ -10,6 +10,6 @@ from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .smollm3 import SMOLLM3
 
-__all__ = ["FAMILIES", "Family", "shapes"]
+__all__ = ["FAMILIES", "Family", "Norm", "ScaledEmbedding", "Unrotated", "Windows", "shapes"]
 
 FAMILIES = {family.name: family for family in (LLAMA, QWEN2, QWEN3, MISTRAL, SMOLLM3, GEMMA3_TEXT)}

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import onnx
 import pytest
 import quantized
 import torch
-from tiny import WINDOW, YARN, save_safetensors
+from tiny import ARCHITECTURES, WINDOW, YARN, save_safetensors
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -25,14 +26,17 @@ from pard_onnx.export.trace import swap
 from pard_onnx.models.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEVICES, form
 from pard_onnx.models.errors import BadCheckpoint
-from pard_onnx.models.families import FAMILIES, shapes
+from pard_onnx.models.families import FAMILIES, Family, Norm, shapes
 from pard_onnx.models.layer_attention import KINDS
 from pard_onnx.models.manifest import Manifest, Source
+from pard_onnx.models.precision import INT4
 from pard_onnx.models.tensors import read_tensor
+from pard_onnx.quantize.awq import fold
 from pard_onnx.quantize.calibration import Row
 from pard_onnx.quantize.layers import Layers
 from pard_onnx.quantize.pack import fit_block, pack, unpack
 from pard_onnx.quantize.prepared import Formats
+from pard_onnx.quantize.spool import Spool
 from pard_onnx.runtime import kernels
 from pard_onnx.runtime.kernels.graph import rewritten
 
@@ -231,6 +235,24 @@ def test_calibration_text_goes_through_the_layers_as_through_the_model(
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_awq_moves_scales_and_changes_no_output(tiny: Tiny, tmp_path: Path, family: str) -> None:
+    """Out of the norms that really come before attention and MLP, and out of what these multiply by."""
+    checkpoint = Checkpoint.open(tiny(tmp_path, family, **WIDE))
+    ids = np.arange(30, 60)
+    with torch.inference_mode(), TemporaryFile() as file:
+        layers, spool = Layers(checkpoint, [Row(ids, np.arange(len(ids)))]), Spool(file)
+        with layers.loaded(0) as layer:
+            (before,) = layers.run(layer)
+            weight = layer.get_parameter("mlp.gate_proj.weight").clone()
+            fold(layer, "model.layers.0", checkpoint.spec, INT4, layers.grams(layer), spool)
+            (after,) = layers.run(layer)
+            assert not torch.allclose(weight, layer.get_parameter("mlp.gate_proj.weight"), rtol=0.01)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+    for name in (checkpoint.spec.norms[0], checkpoint.spec.mlp_norm):
+        assert spool.vector(f"model.layers.0.{name}.weight") is not None
+
+
 class Scaled(nn.Embedding):
     """Ends as a known leaf does, and does something else."""
 
@@ -296,6 +318,18 @@ def test_what_the_graph_is_made_of(exported: Exported, family: str) -> None:
         assert kinds["pard_onnx", "GroupQueryAttention"] == spec.layers
         gated = spec.layers if FAMILIES[family].activation == "silu" else 0
         assert kinds["pard_onnx", "GatedMatMulNBits"] == gated
+
+
+def test_a_new_family_is_one_entry(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that this package does not have, whose modules in transformers are its own."""
+    entry = Family("seed_oss", Norm("SeedOssRMSNorm"), "SeedOssRotaryEmbedding", off=("attention_bias", "mlp_bias"))
+    monkeypatch.setitem(FAMILIES, "seed_oss", entry)
+    monkeypatch.setitem(ARCHITECTURES, "seed_oss", "SeedOssForCausalLM")
+    for role in ROLES:
+        folder = tiny(tmp_path / role, "seed_oss", role, attention_bias=False, attention_out_bias=False)
+        manifest = export(Job(Checkpoint.open(folder), Source("tiny"), tmp_path / f"{role}.out", "fp32"))
+        assert manifest.parity is not None
+        assert manifest.parity.max_error < 1e-4 and manifest.parity.top1_agreement == 1.0
 
 
 def test_graphs_of_other_devices_have_no_gelu(exported: Exported) -> None:
