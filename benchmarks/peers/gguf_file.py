@@ -52,11 +52,14 @@ def write_gguf(
     """Write `output`; matrices in `form`, head and embedding too, everything else float32.
 
     native: under the family's own name and in its own order even where llama.cpp wants another (`architecture`).
-    Holds one packed matrix at a time. Raises BadInput where the gguf package is missing, BadCheckpoint where
-    the tokenizer has no GGUF form here.
+    Holds one packed matrix at a time. Raises BadInput where the gguf package is missing or the family is not
+    written here, BadCheckpoint where the tokenizer has no GGUF form here.
     """
     gguf = _library()
     spec = checkpoint.spec
+    if spec.family not in PRE_TOKENIZERS or spec.rope.yarn:
+        what = "YaRN" if spec.rope.yarn else spec.family
+        raise BadInput(f"{checkpoint.folder}: {what} is not written to GGUF here; only {', '.join(PRE_TOKENIZERS)} are")
     name = spec.family if native else architecture(spec)
     tokenizer = _tokenizer(checkpoint)
     writer = gguf.GGUFWriter(output, name)
