@@ -146,19 +146,26 @@ def as_text(value: int | bytes) -> str:
 
 
 OPERATOR = "GroupQueryAttention"
-PAST_KEY, PAST_VALUE, INPUTS = 3, 4, 9
-ATTRIBUTES = {"num_heads", "kv_num_heads", "scale", "do_rotary"}  # others ask for what the kernels do not have
+PAST_KEY, PAST_VALUE = 3, 4
+INPUTS = {0: 7, 1: 9}  # by do_rotary: the rotary tables come last
+ATTRIBUTES = {
+    "num_heads",
+    "kv_num_heads",
+    "scale",
+    "do_rotary",
+    "local_window_size",
+}  # others ask for what the kernels do not have
 FLOAT = 1
 RANK, LANES = 4, 16  # of a cache; a head's numbers are a multiple of LANES
 
 
 def attends(node: Node, domain: str, inputs: Mapping[str, Value]) -> bool:
     """Whether the kernels can be this node. inputs: the graph's, among which they look for the caches."""
-    if (node.domain, node.operator, len(node.inputs)) != (domain, OPERATOR, INPUTS):
+    if (node.domain, node.operator) != (domain, OPERATOR):
         return False
     heads, kv_heads = node.attributes.get("num_heads", 0), node.attributes.get("kv_num_heads", 0)
     return (
-        node.attributes.get("do_rotary") == 1
+        INPUTS.get(node.attributes.get("do_rotary", 0)) == len(node.inputs)
         and node.named <= ATTRIBUTES
         and kv_heads > 0
         and heads % kv_heads == 0
