@@ -25,15 +25,15 @@ from pard_onnx.export.verify.parity import check, reference_logits
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.layer_attention import KINDS
 from pard_onnx.models.checkpoints.tensors import read_tensor
-from pard_onnx.models.devices import DEVICES, form
+from pard_onnx.models.devices import DEVICES, form_for
 from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.families import FAMILIES, Family, Norm, shapes
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.models.precision import INT4
-from pard_onnx.quantize.algorithms.awq import fold
+from pard_onnx.quantize.algorithms.awq import fold_scales
 from pard_onnx.quantize.calibration.layers import Layers
-from pard_onnx.quantize.calibration.text import Row
-from pard_onnx.quantize.packing.pack import fit_block, pack, unpack
+from pard_onnx.quantize.calibration.text import CalibrationRow
+from pard_onnx.quantize.packing.pack import format_for_width, pack, unpack
 from pard_onnx.quantize.packing.prepared import Formats, Spool
 from pard_onnx.runtime import kernels
 from pard_onnx.runtime.kernels.graph import rewritten
@@ -117,7 +117,7 @@ def dequantized(checkpoint: Checkpoint, manifest: Manifest, folder: Path, tiny: 
     tensors = {name: read_tensor(entry) for name, entry in checkpoint.tensors.items()}
     for name, weight in tensors.items():
         if weight.ndim == 2:
-            fmt = fit_block(formats.of(name.removesuffix(".weight")), weight.shape[1], name)
+            fmt = format_for_width(formats.of(name.removesuffix(".weight")), weight.shape[1], name)
             tensors[name] = unpack(pack(weight, fmt), fmt)
     tiny(folder, checkpoint.spec.family, checkpoint.spec.role, **options)
     save_safetensors(folder / "model.safetensors", tensors)
@@ -215,11 +215,11 @@ def test_calibration_text_goes_through_the_layers_as_through_the_model(
     count = 3 * WINDOW
     ids, positions, mask = np.arange(30, 30 + count), np.arange(count), np.tril(np.ones((count, count), bool))
     inputs: dict[str, torch.Tensor] = {}
-    row = Row(ids, positions)
+    row = CalibrationRow(ids, positions)
     if role == "draft":  # the last third stands beside the second, and does not see it
         positions = np.concatenate([positions[: 2 * WINDOW], positions[WINDOW : 2 * WINDOW]])
         mask[2 * WINDOW :, WINDOW : 2 * WINDOW] = False
-        row = Row(ids, positions, mask)
+        row = CalibrationRow(ids, positions, mask)
         added = torch.zeros(mask.shape).masked_fill(torch.from_numpy(~mask), torch.finfo(torch.float32).min)
         inputs = {"position_ids": torch.from_numpy(positions)[None], "attention_mask": added[None, None]}
     with torch.inference_mode():
@@ -228,7 +228,7 @@ def test_calibration_text_goes_through_the_layers_as_through_the_model(
             with layers.loaded(index) as layer:
                 layers.advance(layer)
         head = torch.from_numpy(read_tensor(checkpoint.tensors["lm_head.weight"]))
-        found = layers.normed(layers.hidden[0]) @ head.T
+        found = layers.head_inputs(layers.hidden[0]) @ head.T
     expected = reference_logits(checkpoint, torch.from_numpy(ids)[None], **inputs)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -239,11 +239,11 @@ def test_awq_moves_scales_and_changes_no_output(tiny: Tiny, tmp_path: Path, fami
     checkpoint = Checkpoint.open(tiny(tmp_path, family, **WIDE))
     ids = np.arange(30, 60)
     with torch.inference_mode(), TemporaryFile() as file:
-        layers, spool = Layers(checkpoint, [Row(ids, np.arange(len(ids)))]), Spool(file)
+        layers, spool = Layers(checkpoint, [CalibrationRow(ids, np.arange(len(ids)))]), Spool(file)
         with layers.loaded(0) as layer:
             (before,) = layers.run(layer)
             weight = layer.get_parameter("mlp.gate_proj.weight").clone()
-            fold(layer, "model.layers.0", checkpoint.spec, INT4, layers.grams(layer), spool)
+            fold_scales(layer, "model.layers.0", checkpoint.spec, INT4, layers.grams(layer), spool)
             (after,) = layers.run(layer)
             assert not torch.allclose(weight, layer.get_parameter("mlp.gate_proj.weight"), rtol=0.01)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
@@ -334,4 +334,4 @@ def test_graphs_of_other_devices_have_no_gelu(exported: Exported) -> None:
     _, artifact = exported("gemma3_text", "target", "fp32", device="webgpu")
     nodes = onnx.load(artifact / "model.onnx", load_external_data=False).graph.node
     assert {node.op_type for node in nodes} <= DEVICES["webgpu"].operators
-    assert form(DEVICES["webgpu"]).opset == 17
+    assert form_for(DEVICES["webgpu"]).opset == 17
