@@ -15,6 +15,7 @@ from . import snapshot
 from .caches import Caches
 from .messages import Messages, copied
 from .options import Given, Options
+from .prompt import known_ids
 from .result import Result
 from .stream import Run, Stream
 from .text import Message
@@ -61,7 +62,8 @@ class Chat:
         caches = self._open()
         before = copied(self.messages)
         question = {"role": "user", "content": text}
-        ids = self._pair.text.encode_chat([*before, question])
+        encoded = self._pair.text.encode_chat([*before, question])
+        ids = known_ids(encoded, self._pair.target.spec.vocabulary.size)
         if len(ids) >= self._pair.capacity:
             raise TooLong(
                 f"the conversation would have {len(ids)} tokens, but the capacity is {self._pair.capacity} with at "
