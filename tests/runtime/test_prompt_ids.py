@@ -24,6 +24,6 @@ class Spelled:
 @pytest.mark.parametrize("prompt", ["4 10 5", [{"role": "user", "content": "4 10 5"}]])
 def test_ids_beyond_the_models(prompt: Any, chat: bool) -> None:
     text: Any = Spelled()
-    assert [4, 10, 5] == encode(prompt, text, 11, chat=chat)
+    assert encode(prompt, text, 11, chat=chat) == [4, 10, 5]
     with pytest.raises(BadInput, match="the prompt's text has token id 10; the model has ids 0 to 9"):
         encode(prompt, text, 10, chat=chat)
