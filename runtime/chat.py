@@ -17,7 +17,7 @@ from .options import OptionArguments, Options
 from .result import Result
 from .sequence import Sequence
 from .stream import Generation, Stream
-from .text.prompt import Messages, copy_messages
+from .text.prompt import Messages, copy_messages, known_ids
 from .text.tokenizer import Message
 
 CUT = ("cancelled", "timeout")  # reasons that say nothing of the model
@@ -55,7 +55,8 @@ class Chat:
         sequence = self._open()
         before = copy_messages(self.messages)
         question = {"role": "user", "content": text}
-        ids = self._engine.text.encode_chat([*before, question])
+        encoded = self._engine.text.encode_chat([*before, question])
+        ids = known_ids(encoded, self._engine.target_manifest.spec.vocabulary.size)
         if len(ids) >= self._engine.capacity:
             raise TooLong(
                 f"the conversation would have {len(ids)} tokens, but the capacity is {self._engine.capacity} with at "

@@ -73,7 +73,7 @@ def _spec(config: Config, family: Family, size: int, dtype: str) -> ModelSpec:
     if head_dim % 2:
         raise config.fault("head_dim", f"is {head_dim}; rotary embedding needs an even one")
     rows = config.integer("vocab_size")
-    if size > rows:
+    if size > rows + family.foreign_ids:
         raise config.fault("vocab_size", f"is {rows}, but the tokenizer has {size} ids; they are not of one model")
     eos_ids, bos_id = configs.eos_and_bos(config, family, rows)
     rope, window_rope = ropes_of(config, family)
@@ -92,7 +92,7 @@ def _spec(config: Config, family: Family, size: int, dtype: str) -> ModelSpec:
         tied=config.flag("tie_word_embeddings", family.tied),
         max_positions=configs.max_positions_of(config, rope),
         dtype=dtype,
-        vocabulary=Vocabulary(rows, size, eos_ids, bos_id),
+        vocabulary=Vocabulary(rows, min(size, rows), eos_ids, bos_id),
         chat_template=chat_template(config.path.parent),
         pard=configs.pard_of(config, rows),
         attention=attention_of(config, family),

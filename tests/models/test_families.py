@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import YARN, edit_json, save_safetensors, weights
+from tiny import YARN, edit_json, save_json, save_safetensors, weights
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.tensors import rounded
@@ -215,6 +215,22 @@ def test_manifests_of_before_are_read(tiny: Tiny, tmp_path: Path) -> None:
         del written[name]
     del written["rope"]["yarn"]
     assert plain == from_json(ModelSpec, written)
+
+
+def test_gemmas_tokenizer_has_an_id_that_its_text_models_have_not(tiny: Tiny, tmp_path: Path) -> None:
+    """<image_soft_token>, one past the embedding's rows."""
+    tiny(tmp_path, "gemma3_text", vocab_rows=300)
+    value = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    value["added_tokens"].append(value["added_tokens"][0] | {"id": 300, "content": "<image_soft_token>"})
+    save_json(tmp_path / "tokenizer.json", value)
+    assert (
+        Checkpoint.open(tmp_path).spec.vocabulary.rows,
+        Checkpoint.open(tmp_path).spec.vocabulary.size,
+    ) == (300, 300)
+    value["added_tokens"].append(value["added_tokens"][0] | {"id": 301, "content": "<other>"})
+    save_json(tmp_path / "tokenizer.json", value)
+    with pytest.raises(BadCheckpoint, match="vocab_size is 300, but the tokenizer has 302 ids"):
+        Checkpoint.open(tmp_path)
 
 
 def test_rounding_to_bfloat16_is_to_even() -> None:

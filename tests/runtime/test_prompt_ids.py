@@ -1,0 +1,29 @@
+"""A text whose tokens the model has no rows for, as of images, is refused before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pard_onnx.models.errors import BadInput
+from pard_onnx.runtime.prompt import encode
+
+
+class Spelled:
+    """A text's ids are those that are written in it."""
+
+    def encode(self, text: str) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+        return [token for message in messages for token in self.encode(message["content"])]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("prompt", ["4 10 5", [{"role": "user", "content": "4 10 5"}]])
+def test_ids_beyond_the_models(prompt: Any, chat: bool) -> None:
+    text: Any = Spelled()
+    assert encode(prompt, text, 11, chat=chat) == [4, 10, 5]
+    with pytest.raises(BadInput, match="the prompt's text has token id 10; the model has ids 0 to 9"):
+        encode(prompt, text, 10, chat=chat)
