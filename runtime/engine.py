@@ -15,7 +15,7 @@ from pard_onnx.models.errors import Failure, PardWarning
 
 from . import kernels
 from .decoding.drafter import Drafter, PardDrafter
-from .decoding.drafters import Drafters
+from .decoding.auto import DrafterFactory
 from .decoding.loop import Halted, Settings, Step, decode
 from .model import Model
 from .options import AUTO, Options
@@ -49,7 +49,7 @@ class Engine:
         self.text: Text = target.artifact.text()
         self.kernel = kernels.isa() or ORT_KERNEL if target.provider.key == CPU.key else ORT_KERNEL
         self._models: tuple[Model, Model | None] | None = (target, draft)
-        self._drafters = Drafters(
+        self._drafters = DrafterFactory(
             target.tuning.costs,
             draft.tuning.costs if draft else None,
             draft is not None and on_separate_devices(target.provider, draft.provider),
