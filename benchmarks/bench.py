@@ -12,7 +12,7 @@ from pard_onnx.benchmarks.measures.step_costs import Curve, Prediction, predict
 from pard_onnx.benchmarks.peers.comparison import Rival
 from pard_onnx.runtime.options import AUTO
 from pard_onnx.runtime.pair import Pair
-from pard_onnx.runtime.tuning.widths import ANY, Widths
+from pard_onnx.runtime.tuning.steps import ANY, Widths
 
 from .statistics import Summary, summary
 from .trial import PLAIN, REFERENCE, TUNED, PromptSet, Trial, Way, pard

@@ -14,8 +14,8 @@ from pard_onnx.models.checks import DRAFT_LIMIT
 from pard_onnx.models.errors import Failure, PardWarning
 
 from . import kernels
-from .decoding.drafter import Drafter, PardDrafter
 from .decoding.auto import DrafterFactory
+from .decoding.drafter import Drafter, PardDrafter
 from .decoding.loop import Halted, Settings, Step, decode
 from .model import Model
 from .options import AUTO, Options
@@ -29,7 +29,7 @@ from .sessions.session import BeforeStep, DraftSession, Floats, Ids, Rows, Sessi
 from .stream import Stream, Writer, chunks
 from .text.stop import stop_strings
 from .text.tokenizer import Text
-from .tuning.widths import ANY, Widths
+from .tuning.steps import ANY, Widths
 
 ORT_KERNEL = "onnxruntime"  # whose matmuls run where this package's own do not
 WIDEST = DRAFT_LIMIT + 2  # a step of all drafts, padded

@@ -23,19 +23,18 @@ from .sessions.fused import FusedDraft, FusedTarget
 from .sessions.portable import PortableDraft, PortableTarget
 from .sessions.single_step import SingleStepDraft, SingleStepTarget
 from .text.tokenizer import TOKENIZER, Text, first_difference
-from .tuning.costs import StepCosts
 from .tuning.measurement import Tuning, measure_draft, measure_prefill_chunk, measure_target
 from .tuning.remembered import load_or_measure, record_path
 from .tuning.self_check import (
     Verdict,
     check_draft,
     check_target,
-    no_gain,
     remedy,
     require_right,
     single_steps_warning,
+    slow_reason,
 )
-from .tuning.widths import ANY
+from .tuning.steps import ANY, StepCosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +159,7 @@ def open_model(artifact: Artifact, provider: Provider, threads: Threads, *, meas
 
     path = record_path(artifact.manifest, provider, threads, "tuning")
     tuning = load_or_measure(path, Tuning, measure, measure_again=measure_again)
-    return Model(artifact, session, tuning, verdict, slow=no_gain(verdict, artifact.name, provider))
+    return Model(artifact, session, tuning, verdict, slow=slow_reason(verdict, artifact.name, provider))
 
 
 def open_session(artifact: Artifact, provider: Provider, threads: Threads) -> Any:

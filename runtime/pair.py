@@ -21,7 +21,7 @@ from .result import Result
 from .stream import Stream
 from .text.prompt import Prompt, encode, opening_messages
 from .text.tokenizer import Message, Text
-from .tuning.widths import Widths
+from .tuning.steps import Widths
 
 
 def load(

@@ -13,8 +13,7 @@ from pard_onnx.runtime.providers.choice import ProviderCandidates, open_first, p
 from pard_onnx.runtime.providers.table import CPU
 from pard_onnx.runtime.providers.threads import Threads
 from pard_onnx.runtime.sessions.session import DraftSession, TargetSession
-from pard_onnx.runtime.tuning.costs import WIDTHS, RoundCosts, StepCosts, measure, measure_in_turn, throughput
-from pard_onnx.runtime.tuning.widths import Widths
+from pard_onnx.runtime.tuning.steps import WIDTHS, RoundCosts, StepCosts, Widths, measure, measure_in_turn, throughput
 
 TOKEN = 0  # which one it is makes no difference to the cost
 CONTEXT = 256

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pard_onnx.benchmarks.statistics import Ratio
-from pard_onnx.runtime.tuning.costs import StepCosts
+from pard_onnx.runtime.tuning.steps import StepCosts
 
 from .reading import Rows
 

@@ -16,7 +16,7 @@ from threading import Event, Thread
 from time import perf_counter
 
 from pard_onnx.models.checks import common_prefix
-from pard_onnx.runtime.tuning.costs import LiveCosts, RoundCosts
+from pard_onnx.runtime.tuning.steps import LiveCosts, RoundCosts
 
 from .drafter import NOTHING, Drafter, PardDrafter, Proposal
 from .policy import DraftAcceptance

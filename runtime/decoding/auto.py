@@ -7,8 +7,7 @@ from time import perf_counter
 from typing import Any
 
 from pard_onnx.runtime.options import AUTO, Options
-from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts
-from pard_onnx.runtime.tuning.widths import Widths
+from pard_onnx.runtime.tuning.steps import RoundCosts, StepCosts, Widths
 
 from .ahead import MEASURED_LAG, AheadDrafter, AheadPolicy
 from .drafter import NOTHING, Drafter, NoDraft, PardDrafter, Proposal
@@ -22,7 +21,7 @@ ModelDrafter = PardDrafter | AheadDrafter
 
 
 class AutoDrafter(Drafter):
-    """The drafter of one generation with draft_length "auto": lookup and the draft model propose, the policy decides."""
+    """The drafter for draft_length "auto", of one generation: lookup and the draft model propose, the policy decides."""
 
     def __init__(self, policy: Policy, draft: ModelDrafter | None, lookup: Lookup | None) -> None:
         """draft: None for a target alone; lookup: None where only the draft model shall propose."""

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from pard_onnx.runtime.tuning.costs import LiveCosts, RoundCosts
+from pard_onnx.runtime.tuning.steps import LiveCosts, RoundCosts
 
 RATIO_DECAY = 0.97  # what is left of a ratio's sums at each new observation: a window of about 33 observations
 PRIOR_WEIGHT = 2.0  # the number of observations that a prior ratio counts as
@@ -190,8 +190,7 @@ class Policy:
         """Rounds of the draft length with the highest rate, if drafts are accepted as often as `profile` says."""
         profile = self.drafts.profile()
         rounds = [
-            (1 + sum(profile[:k]), self.draft_costs(k + 2) + self._verify_seconds(k))
-            for k in range(1, MOST_DRAFTS + 1)
+            (1 + sum(profile[:k]), self.draft_costs(k + 2) + self._verify_seconds(k)) for k in range(1, MOST_DRAFTS + 1)
         ]
         tokens, seconds = max(rounds, key=lambda expected: expected[0] / expected[1])
         return RecentRounds(PRIOR_ROUNDS * tokens, PRIOR_ROUNDS * seconds, PRIOR_ROUNDS)
@@ -227,7 +226,7 @@ class Policy:
         length = min(limit, self._draft_length())
         recent = self._draft_rounds
         tokens, seconds = recent.tokens / recent.rounds, recent.seconds / recent.rounds
-        # Reading the tokens that the draft's cache lacks is not counted: it serves all later rounds, not this one alone.
+        # Reading the tokens that the draft's cache lacks is not counted: it serves all later rounds, not only this one.
         gain = tokens - 1 - self.reference_rate * (seconds - self._plain_seconds)
         if gain >= self.best_prefix(lookup_chances)[0]:
             return DraftRequest(length)

@@ -9,7 +9,7 @@ import numpy as np
 
 from pard_onnx.models.errors import BadArtifact
 from pard_onnx.models.manifest import KV_MARGIN, Manifest
-from pard_onnx.runtime.providers.memory import Buffer, OutOfMemory, buffers
+from pard_onnx.runtime.providers.memory import Buffer, OutOfMemory, make_buffers
 from pard_onnx.runtime.providers.table import CPU, HOST, Provider
 
 from .kv_cache import KvCache, Rows
@@ -34,7 +34,7 @@ class DeviceKvCache(KvCache):
         blank = [np.zeros(self._shape, self._type)] * len(self._names)
         wanted = blank * 2 if takes_turns(manifest, provider) else blank
         try:
-            made = buffers(provider, wanted)
+            made = make_buffers(provider, wanted)
         except OutOfMemory as full:
             raise too_large(manifest, provider, full.made, len(wanted)) from full
         self._past: list[Buffer] = made[: len(blank)]
@@ -61,7 +61,7 @@ class DeviceKvCache(KvCache):
         whole = np.zeros(self._shape, self._type)
         for i, part in enumerate(block):  # one at a time, so that no second cache is needed meanwhile
             whole[0, :, : part.shape[1]] = part
-            self._past[i] = buffers(self._provider, [whole])[0]
+            self._past[i] = make_buffers(self._provider, [whole])[0]
         self.length = block.shape[2]
 
     def _allocate(self) -> None:

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from pard_onnx.benchmarks.statistics import Work, rate, speed_up
 from pard_onnx.benchmarks.trial import Way, in_turn
-from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts, measure, throughput, tokens_per_round
-from pard_onnx.runtime.tuning.widths import EVEN
+from pard_onnx.runtime.tuning.steps import EVEN, RoundCosts, StepCosts, measure, throughput, tokens_per_round
 
 works = st.lists(
     st.tuples(st.integers(1, 500), st.floats(0.01, 100), st.integers(1, 500), st.floats(0.01, 100)),

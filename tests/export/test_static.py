@@ -13,7 +13,7 @@ from pard_onnx import Pair, load
 from pard_onnx.models.errors import TooLong
 from pard_onnx.models.manifest import Manifest, StaticGraph
 from pard_onnx.runtime.model import session_class
-from pard_onnx.runtime.providers.table import named
+from pard_onnx.runtime.providers.table import provider_named
 from pard_onnx.runtime.providers.threads import Threads
 from pard_onnx.runtime.sessions.fixed_shapes import FixedShapesDraft, FixedShapesTarget, pieces
 from pard_onnx.runtime.sessions.portable import PortableDraft, PortableTarget
@@ -46,7 +46,7 @@ def test_a_step_takes_the_narrowest_graph() -> None:
 
 def opened(folder: Path) -> object:
     manifest = Manifest.read(folder)
-    return session_class(manifest)(folder, manifest, named("cpu"), Threads(1))
+    return session_class(manifest)(folder, manifest, provider_named("cpu"), Threads(1))
 
 
 FUSED: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from pard_onnx import load, quantize_choice
 from pard_onnx.benchmarks.measures.draft_choice import CLOSE, FORMATS, best, weighed
 from pard_onnx.models.manifest import FILE_NAME, Manifest, Throughput, Tried
 from pard_onnx.quantize_command import main
-from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts, measure_in_turn
+from pard_onnx.runtime.tuning.steps import RoundCosts, StepCosts, measure_in_turn
 
 Folder = Callable[[str, str], Path]
 Capture = pytest.CaptureFixture[str]

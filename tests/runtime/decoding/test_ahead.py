@@ -23,8 +23,8 @@ from pard_onnx.runtime.decoding.lookup import Lookup
 from pard_onnx.runtime.decoding.loop import Halted, Settings, Step, decode
 from pard_onnx.runtime.decoding.policy import Policy
 from pard_onnx.runtime.providers.choice import on_separate_devices
-from pard_onnx.runtime.providers.table import PROVIDERS, named
-from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts
+from pard_onnx.runtime.providers.table import PROVIDERS, provider_named
+from pard_onnx.runtime.tuning.steps import RoundCosts, StepCosts
 
 VOCABULARY = 7
 ONE = StepCosts(((1, 1.0),))
@@ -289,10 +289,10 @@ def test_a_verification_is_timed_only_where_it_was_told_of(fakes: SimpleNamespac
 
 
 def test_devices_are_separate_if_the_provider_or_the_device_differs() -> None:
-    assert on_separate_devices(named("cuda"), named("cpu"))
-    assert on_separate_devices(named("cuda"), named("cuda:1"))
-    assert not on_separate_devices(named("cpu"), named("cpu")) and not on_separate_devices(
-        named("cuda:0"), named("cuda")
+    assert on_separate_devices(provider_named("cuda"), provider_named("cpu"))
+    assert on_separate_devices(provider_named("cuda"), provider_named("cuda:1"))
+    assert not on_separate_devices(provider_named("cpu"), provider_named("cpu")) and not on_separate_devices(
+        provider_named("cuda:0"), provider_named("cuda")
     )
 
 

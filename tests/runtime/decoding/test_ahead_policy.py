@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pard_onnx.runtime.decoding.ahead import AheadPolicy, saved_seconds
-from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts
+from pard_onnx.runtime.tuning.steps import RoundCosts, StepCosts
 
 Seconds = st.floats(1e-4, 10.0)
 

@@ -12,8 +12,7 @@ from pard_onnx.runtime.decoding.drafter import PardDrafter
 from pard_onnx.runtime.decoding.lookup import Lookup
 from pard_onnx.runtime.decoding.loop import Settings, decode
 from pard_onnx.runtime.decoding.policy import Policy
-from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts
-from pard_onnx.runtime.tuning.widths import CANDIDATES
+from pard_onnx.runtime.tuning.steps import CANDIDATES, RoundCosts, StepCosts
 
 VOCABULARY = 7
 

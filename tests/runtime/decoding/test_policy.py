@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from pard_onnx.runtime.decoding.policy import Policy
-from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts
-from pard_onnx.runtime.tuning.widths import ANY, EVEN
+from pard_onnx.runtime.tuning.steps import ANY, EVEN, RoundCosts, StepCosts
 
 World = Callable[[random.Random], tuple[list[float], list[float]]]  # the draft's probabilities, and the true ones
 LENGTH = 16

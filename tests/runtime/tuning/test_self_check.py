@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pard_onnx import BadProvider, Failure, Pair, PardWarning, load
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.precision import PRECISIONS
-from pard_onnx.runtime.providers.table import named
+from pard_onnx.runtime.providers.table import provider_named
 from pard_onnx.runtime.providers.threads import Threads
 from pard_onnx.runtime.sessions import fused as sessions
 from pard_onnx.runtime.sessions.fused import FusedDraft, FusedTarget
@@ -35,7 +35,7 @@ Device = Callable[..., Any]
 
 
 def opened(kind: Any, folder: Path) -> Any:
-    return kind(folder, Manifest.read(folder), named("cpu"), Threads(1))
+    return kind(folder, Manifest.read(folder), provider_named("cpu"), Threads(1))
 
 
 def test_right_steps_pass(pair_folders: tuple[Path, Path]) -> None:
@@ -155,7 +155,7 @@ def test_a_verdict_is_kept_and_a_wrong_one_refused_again(
     with pytest.raises(BadProvider, match=r"computes .* wrongly"):
         load(pair_folders[0], provider="cuda", threads=1)
     with pytest.raises(BadProvider):
-        require_right(bad, "a model", named("cuda"))
+        require_right(bad, "a model", provider_named("cuda"))
 
 
 def test_a_provider_that_fails_in_a_step_is_refused_with_what_it_said(
