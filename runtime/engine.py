@@ -26,9 +26,9 @@ from .sampling.sampler import chooser, require_known
 from .sequence import Sequence
 from .sessions.kv_cache import KvCache
 from .sessions.session import BeforeStep, DraftSession, Floats, Ids, Rows, Session, TargetSession, do_nothing
-from .stream import Stream, Writer, chunks
-from .text.stop import stop_strings
+from .stream import Stream, chunks
 from .text.tokenizer import Text
+from .text.writer import Writer, stop_strings
 from .tuning.steps import ANY, Widths
 
 ORT_KERNEL = "onnxruntime"  # whose matmuls run where this package's own do not

@@ -21,7 +21,7 @@ ModelDrafter = PardDrafter | AheadDrafter
 
 
 class AutoDrafter(Drafter):
-    """The drafter for draft_length "auto", of one generation: lookup and the draft model propose, the policy decides."""
+    """The drafter of one generation with draft_length "auto": lookup and the draft model propose, a policy decides."""
 
     def __init__(self, policy: Policy, draft: ModelDrafter | None, lookup: Lookup | None) -> None:
         """draft: None for a target alone; lookup: None where only the draft model shall propose."""

@@ -48,9 +48,7 @@ def session_options(threads: Threads) -> Any:
     """SessionOptions for these threads."""
     options = onnxruntime().SessionOptions()
     options.log_severity_level = ERRORS_ONLY
-    options.enable_mem_pattern = (
-        False  # a pattern is kept for each shape, and each step has a new mask length
-    )
+    options.enable_mem_pattern = False  # a pattern is kept for each shape, and each step has a new mask length
     set_threads(threads, options)
     return options
 

@@ -11,7 +11,7 @@ from pard_onnx.benchmarks.trial import SHIPPED, read
 from pard_onnx.models.demo import corpus
 from pard_onnx.runtime import pair as pair_module
 from pard_onnx.runtime.decoding.ahead import AheadPolicy
-from pard_onnx.runtime.sampling.sampler import Chooser, Rows, chooser
+from pard_onnx.runtime.sampling.sampler import Chooser, Logits, chooser
 from pard_onnx.runtime.sampling.settings import Sampling
 
 Folder = Callable[[str, str], Path]
@@ -25,7 +25,7 @@ class Recorder:
     def __init__(self, inner: Chooser, seen: Read) -> None:
         self._inner, self._seen = inner, seen
 
-    def choose(self, rows: Rows, committed: Sequence[int], drafts: Sequence[int]) -> list[int]:
+    def choose(self, rows: Logits, committed: Sequence[int], drafts: Sequence[int]) -> list[int]:
         tokens = self._inner.choose(rows, committed, drafts)
         for i, token in enumerate(tokens):
             self._seen[len(committed) + i] = token, rows[i].tobytes()
