@@ -18,9 +18,8 @@ from .providers.memory import start_provider
 from .providers.opening import first_line
 from .providers.table import CPU, Provider
 from .providers.threads import Threads
+from .sessions.dynamic_shapes import FusedDraft, FusedTarget, PortableDraft, PortableTarget
 from .sessions.fixed_shapes import FixedShapesDraft, FixedShapesTarget
-from .sessions.fused import FusedDraft, FusedTarget
-from .sessions.portable import PortableDraft, PortableTarget
 from .sessions.single_step import SingleStepDraft, SingleStepTarget
 from .text.tokenizer import TOKENIZER, Text, first_difference
 from .tuning.measurement import Tuning, measure_draft, measure_prefill_chunk, measure_target

@@ -83,7 +83,7 @@ class Stream(Iterator[Chunk]):
         self.close()
 
     def within(self, wrap: Callable[[Generation], Generation]) -> Stream:
-        """A stream of the same chunks. `wrap` wraps their generator, to act before the first chunk and after the last."""
+        """A stream of the same chunks, whose generator is wrapped to act before the first chunk and after the last."""
         return Stream(wrap(self._generation), self._cancelled)
 
     def read(self) -> Result:

@@ -28,7 +28,7 @@ from pard_onnx.runtime.kernels.nodes import MODEL_GRAPH, as_bytes, places
 from pard_onnx.runtime.kernels.protobuf import fields
 from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.fused import FusedDraft, FusedTarget
+from pard_onnx.runtime.sessions.dynamic_shapes import FusedDraft, FusedTarget
 
 WIDTHS = "1,2,4,5,8,9,12,16,32,64,512"
 VERIFIED = 64  # a wider step is a prefill, which needs the last row of logits only

@@ -140,7 +140,7 @@ def bracket(weights: Floats, share: float, margin: int) -> tuple[np.float32, np.
 
 
 def block_sums(weights: Floats) -> NDArray[np.float64]:
-    """Sums of BLOCK weights each; the last sum may have fewer. numpy's pairwise float32 sums are exact to about 1e-7."""
+    """Sums of BLOCK weights each; the last sum may have fewer. numpy sums float32 pairwise, exact to about 1e-7."""
     return np.add.reduceat(weights, np.arange(0, weights.size, BLOCK)).astype(np.float64)
 
 

@@ -54,7 +54,7 @@ def copy_messages(messages: Iterable[Message]) -> Messages:
 
 
 def opening_messages(text: Text, system: str | None, messages: Iterable[Message]) -> Messages:
-    """The first messages of a conversation; BadInput if the chat template refuses them, or ignores the system message."""
+    """The first messages of a conversation; BadInput if the template refuses them, or ignores the system message."""
     out = copy_messages(messages)
     question = {"role": "user", "content": "?"}
     if system is not None:

@@ -19,7 +19,7 @@ from pard_onnx.quantize.calibration.text import Calibration
 from pard_onnx.quantize.calibration.text import read as read_calibration
 from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.fused import FusedTarget
+from pard_onnx.runtime.sessions.dynamic_shapes import FusedTarget
 from pard_onnx.runtime.sessions.kv_cache import KvCache
 
 Tiny = Callable[..., Path]

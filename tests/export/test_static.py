@@ -15,8 +15,8 @@ from pard_onnx.models.manifest import Manifest, StaticGraph
 from pard_onnx.runtime.model import session_class
 from pard_onnx.runtime.providers.table import provider_named
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.fixed_shapes import FixedShapesDraft, FixedShapesTarget, pieces
-from pard_onnx.runtime.sessions.portable import PortableDraft, PortableTarget
+from pard_onnx.runtime.sessions.dynamic_shapes import PortableDraft, PortableTarget
+from pard_onnx.runtime.sessions.fixed_shapes import FixedShapesDraft, FixedShapesTarget, plan_calls
 
 Exported = Callable[..., tuple[Path, Path]]
 GRAPHS = (StaticGraph("a", 1, True), StaticGraph("b", 5, True), StaticGraph("c", 16, False))
@@ -26,7 +26,7 @@ GRAPHS = (StaticGraph("a", 1, True), StaticGraph("b", 5, True), StaticGraph("c",
 def test_pieces_hold_the_step_and_give_what_is_wanted(tokens: int, wanted: int, fill: bool) -> None:
     wanted = min(tokens, wanted)
     graphs = GRAPHS if fill else GRAPHS[:2]
-    plan = pieces(graphs, tokens, wanted)
+    plan = plan_calls(graphs, tokens, wanted)
     assert sum(count for _, count in plan) == tokens
     assert all(0 < count <= graph.width for graph, count in plan)
     after = 0
@@ -37,11 +37,11 @@ def test_pieces_hold_the_step_and_give_what_is_wanted(tokens: int, wanted: int, 
 
 
 def test_a_step_takes_the_narrowest_graph() -> None:
-    assert pieces(GRAPHS, 1, 1) == [(GRAPHS[0], 1)]
-    assert pieces(GRAPHS, 2, 1) == [(GRAPHS[1], 2)]
-    assert pieces(GRAPHS, 5, 5) == [(GRAPHS[1], 5)]
-    assert pieces(GRAPHS, 6, 6) == [(GRAPHS[1], 5), (GRAPHS[0], 1)]
-    assert pieces(GRAPHS, 16, 1) == [(GRAPHS[2], 15), (GRAPHS[0], 1)]
+    assert plan_calls(GRAPHS, 1, 1) == [(GRAPHS[0], 1)]
+    assert plan_calls(GRAPHS, 2, 1) == [(GRAPHS[1], 2)]
+    assert plan_calls(GRAPHS, 5, 5) == [(GRAPHS[1], 5)]
+    assert plan_calls(GRAPHS, 6, 6) == [(GRAPHS[1], 5), (GRAPHS[0], 1)]
+    assert plan_calls(GRAPHS, 16, 1) == [(GRAPHS[2], 15), (GRAPHS[0], 1)]
 
 
 def opened(folder: Path) -> object:

@@ -16,7 +16,7 @@ from pard_onnx.runtime.providers import opening as compiled
 from pard_onnx.runtime.providers.opening import create_session, session_options
 from pard_onnx.runtime.providers.table import AUTO_ORDER, HOST, PROVIDERS, parse_options, provider_named, with_options
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.fused import FusedTarget
+from pard_onnx.runtime.sessions.dynamic_shapes import FusedTarget
 from pard_onnx.runtime.tuning import remembered as machine
 from pard_onnx.runtime.tuning import self_check
 

@@ -14,8 +14,8 @@ from pard_onnx.models.manifest import KV_MARGIN, Manifest
 from pard_onnx.runtime.providers.memory import make_buffers
 from pard_onnx.runtime.providers.table import provider_named
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.device_cache import SPARE, fitting_capacity
-from pard_onnx.runtime.sessions.fused import FusedTarget
+from pard_onnx.runtime.sessions.device_cache import USABLE_SHARE, possible_capacity
+from pard_onnx.runtime.sessions.dynamic_shapes import FusedTarget
 
 CUDA, NPU = "CUDAExecutionProvider", "VitisAIExecutionProvider"
 TEXT = "the quick brown"
@@ -97,7 +97,7 @@ def test_a_cache_that_does_not_fit_names_the_capacity_that_would(
     shape = toy.Shape()
     buffer = 4 * shape.kv_heads * shape.kv_rows * shape.head_dim
     device(CUDA, room=3 * buffer)
-    capacity = int(SPARE * shape.kv_rows * 3 / 4) - KV_MARGIN
+    capacity = int(USABLE_SHARE * shape.kv_rows * 3 / 4) - KV_MARGIN
     fix = f"{capacity} tokens would fit: export it with --context-length {capacity}"
     with pytest.raises(BadArtifact, match=rf"128 tokens takes .* MiB fit on cuda; {fix}"):
         FusedTarget(pair_folders[0], manifest, provider_named("cuda"), Threads(1))
@@ -113,5 +113,5 @@ def test_every_type_of_cache_has_a_graph_that_makes_its_buffers(device: Device, 
 
 @pytest.mark.parametrize(("made", "capacity"), [(0, 0), (1, 161), (4, 836), (8, 1736)])
 def test_the_capacity_that_would_fit_leaves_room(made: int, capacity: int) -> None:
-    assert fitting_capacity(2000, made, 8) == capacity
-    assert SPARE == 0.9 and KV_MARGIN == 64
+    assert possible_capacity(2000, made, 8) == capacity
+    assert USABLE_SHARE == 0.9 and KV_MARGIN == 64

@@ -12,7 +12,7 @@ from pard_onnx.models.errors import BadArtifact, TooLong
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.runtime.providers.table import provider_named
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.fused import FusedDraft, FusedTarget
+from pard_onnx.runtime.sessions.dynamic_shapes import FusedDraft, FusedTarget
 
 CPU = provider_named("cpu")
 IDS = [5, 17, 200, 3, 99, 42, 7, 7, 250, 1, 63, 128]

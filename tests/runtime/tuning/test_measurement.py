@@ -13,7 +13,7 @@ from pard_onnx.models.manifest import Manifest
 from pard_onnx.runtime.model import open_artifact, open_model
 from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.fused import FusedDraft, FusedTarget
+from pard_onnx.runtime.sessions.dynamic_shapes import FusedDraft, FusedTarget
 from pard_onnx.runtime.tuning.measurement import (
     CHUNKS,
     SPLITS,

@@ -15,8 +15,8 @@ from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.precision import PRECISIONS
 from pard_onnx.runtime.providers.table import provider_named
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions import fused as sessions
-from pard_onnx.runtime.sessions.fused import FusedDraft, FusedTarget
+from pard_onnx.runtime.sessions import dynamic_shapes as sessions
+from pard_onnx.runtime.sessions.dynamic_shapes import FusedDraft, FusedTarget
 from pard_onnx.runtime.tuning.self_check import (  # fmt: skip
     ACROSS,
     CACHE,
