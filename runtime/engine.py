@@ -17,7 +17,7 @@ from . import kernels
 from .decoding.auto import DrafterFactory
 from .decoding.drafter import Drafter, PardDrafter
 from .decoding.loop import Halted, Settings, Step, decode
-from .model import Model
+from .model import LoadedModel
 from .options import AUTO, Options
 from .providers.choice import on_separate_devices
 from .providers.table import CPU
@@ -39,7 +39,7 @@ MakeDrafter = Callable[[Sequence, Options, Settings], Drafter]
 class Engine:
     """A target, with or without a draft. Any number of sequences may be alive, and their runs may take turns."""
 
-    def __init__(self, target: Model, draft: Model | None = None) -> None:
+    def __init__(self, target: LoadedModel, draft: LoadedModel | None = None) -> None:
         """Warns with PardWarning where a model runs token by token."""
         for model in (target, draft):
             if model and model.warning:
@@ -48,7 +48,7 @@ class Engine:
         self.draft_manifest = draft.manifest if draft else None
         self.text: Text = target.artifact.text()
         self.kernel = kernels.isa() or ORT_KERNEL if target.provider.key == CPU.key else ORT_KERNEL
-        self._models: tuple[Model, Model | None] | None = (target, draft)
+        self._models: tuple[LoadedModel, LoadedModel | None] | None = (target, draft)
         self._drafters = DrafterFactory(
             target.tuning.costs,
             draft.tuning.costs if draft else None,
@@ -60,7 +60,7 @@ class Engine:
         self._busy = Lock()  # of one stream
 
     @property
-    def models(self) -> tuple[Model, Model | None]:
+    def models(self) -> tuple[LoadedModel, LoadedModel | None]:
         """The target and the draft; Failure once the engine is closed."""
         if self._models is None:
             raise Failure("this pair is closed; load it again")

@@ -83,7 +83,7 @@ class FusedTarget(GraphSession):
 
 
 class FusedDraft(GraphSession):
-    """A draft's session, for attention in one fused operator. `step` saves time: it does not bind the output `logits`."""
+    """A draft's session, for attention in one fused operator. `step` leaves out the output `logits`, to save time."""
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
         super().__init__(folder, manifest, provider, threads)
