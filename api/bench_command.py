@@ -24,9 +24,9 @@ from pard_onnx.benchmarks.peers.comparison import Rivals, TaskOptions, compare, 
 from pard_onnx.benchmarks.peers.table import PEERS
 from pard_onnx.benchmarks.statistics import decode_work, speed_up
 from pard_onnx.benchmarks.trial import PLAIN, SHIPPED, PromptSet, Request, Trial, read, run
-from pard_onnx.benchmarks.trial import Progress as Tick
+from pard_onnx.benchmarks.trial import Progress as Count
 from pard_onnx.cli import Parser, exit_code, stages
-from pard_onnx.generation_options import add_providers, add_sampling, sampling, where
+from pard_onnx.generation_options import add_providers, add_sampling, load_arguments, sampling_arguments
 from pard_onnx.models.checks import DRAFT_LENGTH, DRAFT_LIMIT, require_whole
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.runtime.pair import Pair, load
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Everything that can be refused is refused before the first measurement."""
+    """Check all options, then measure."""
     if not options.pair and not options.cost:
         raise BadInput("name a pair: --pair TARGET DRAFT, or folders: --cost DIR")
     require_whole("--max-new-tokens", options.max_new_tokens, 2)  # rates are of the tokens after the first
@@ -76,15 +76,15 @@ def measure(options: argparse.Namespace) -> None:
     sets = [read(path, options.limit) for path in options.prompts or [SHIPPED]]
     if options.plot:
         plot.require_writable(options.plot)
-    if options.peers and sampling(options):
+    if options.peers and sampling_arguments(options):
         raise BadInput("--peers decode greedily; leave the sampling options out")
-    wanted = rivals_of(options) if options.peers else None
+    wanted = rivals_from_options(options) if options.peers else None
     console = Console(highlight=False, quiet=options.json)
-    curves = [curve for name in options.cost or [] for curve in curves_of(name, contexts or (CONTEXT,), options)]
-    benches = [one for pair in options.pair for one in pair_on(pair, sets, lengths, options, console, wanted)]
+    curves = [curve for name in options.cost or [] for curve in measured_curves(name, contexts or (CONTEXT,), options)]
+    benches = [one for pair in options.pair for one in benches_of_pair(pair, sets, lengths, options, console, wanted)]
     if options.cost is not None:
         context = contexts[0] if contexts else None
-        benches, more = with_predictions(benches, lambda name, at: curves_of(name, (at,), options)[0], context)
+        benches, more = with_predictions(benches, lambda name, at: measured_curves(name, (at,), options)[0], context)
         curves += more
         console.print(tables.of_curves(curves))
         for one in benches:
@@ -96,28 +96,28 @@ def measure(options: argparse.Namespace) -> None:
     require_agreement(benches)
 
 
-def request_of(options: argparse.Namespace) -> Request:
-    return Request(options.max_new_tokens, options.chat, sampling(options))
+def request_from_options(options: argparse.Namespace) -> Request:
+    return Request(options.max_new_tokens, options.chat, sampling_arguments(options))
 
 
-def rivals_of(options: argparse.Namespace) -> Rivals:
+def rivals_from_options(options: argparse.Namespace) -> Rivals:
     return rivals(options.peers, options.peer_target, options.peer_draft, options.peer_models, options.peer_python)
 
 
 def draft_lengths(sweep: str | None, single: int) -> list[int]:
-    """The draft lengths to measure, of '1..12' or of one number."""
+    """The draft lengths to measure: those of a sweep such as '1..12', or a single one."""
     first, dots, last = sweep.partition("..") if sweep else (str(single), "..", str(single))
     try:
         lengths = list(range(int(first), int(last) + 1)) if dots else []
     except ValueError:
         lengths = []
     if not lengths or lengths[0] < 1 or lengths[-1] > DRAFT_LIMIT:
-        given = f"--sweep-k {sweep!r}" if sweep else f"--draft-length {single}"
-        raise BadInput(f"{given}: draft lengths are from 1 to {DRAFT_LIMIT}, a sweep is written as 1..12")
+        option = f"--sweep-k {sweep!r}" if sweep else f"--draft-length {single}"
+        raise BadInput(f"{option}: draft lengths are from 1 to {DRAFT_LIMIT}, a sweep is written as 1..12")
     return lengths
 
 
-def pair_on(
+def benches_of_pair(
     names: Sequence[str],
     sets: Sequence[PromptSet],
     lengths: Sequence[int],
@@ -125,17 +125,17 @@ def pair_on(
     console: Console,
     wanted: Rivals | None,
 ) -> Iterator[Bench]:
-    """The pair on every prompt set; its sessions are loaded once."""
-    request = request_of(options)
+    """One bench for each prompt set; the pair's sessions are loaded once."""
+    request = request_from_options(options)
     peak_memory.reset()
     target, draft = names
-    with load(target, draft, **where(options)) as pair:
+    with load(target, draft, **load_arguments(options)) as pair:
         for prompts in sets:
-            with counted(prompts.name) as tick:
+            with progress_bar(prompts.name) as tick:
                 trial = run(pair, prompts.prompts, ways(lengths), request, tick)
             one = bench(pair, prompts, trial)
             show(console, one)
-            yield beside(wanted, one, pair, prompts, trial, options, console) if wanted else one
+            yield with_rivals(wanted, one, pair, prompts, trial, options, console) if wanted else one
 
 
 def show(console: Console, one: Bench) -> None:
@@ -144,7 +144,7 @@ def show(console: Console, one: Bench) -> None:
     console.print(f"kernel {one.kernel}, peak memory {one.peak_bytes / 2**20:.0f} MiB\n")
 
 
-def beside(
+def with_rivals(
     wanted: Rivals,
     one: Bench,
     pair: Pair,
@@ -153,27 +153,27 @@ def beside(
     options: argparse.Namespace,
     console: Console,
 ) -> Bench:
-    """With the peers, and plain decoding once more after them: machines drift."""
+    """The bench with the peers' results, and with the drift of plain decoding, which is measured again after them."""
     task = TaskOptions(options.max_new_tokens, options.threads or physical_cores(), options.chat)
     with stages() as tick:
         found = tuple(compare(wanted, pair, prompts, trial, task, tick))
-    again = run(pair, prompts.prompts, [PLAIN], request_of(options))
+    again = run(pair, prompts.prompts, [PLAIN], request_from_options(options))
     drift = speed_up([decode_work(r) for r in again.results[PLAIN]], [decode_work(r) for r in trial.results[PLAIN]])
     console.print(tables.of_rivals(one.title, found, drift.value))
     return replace(one, rivals=found, drift=drift.value)
 
 
-def curves_of(name: str, contexts: Sequence[int], options: argparse.Namespace) -> list[Curve]:
-    with counted(f"steps of {Path(name).name}") as tick:
+def measured_curves(name: str, contexts: Sequence[int], options: argparse.Namespace) -> list[Curve]:
+    with progress_bar(f"steps of {Path(name).name}") as tick:
         out = []
-        for curve in measure_folder(name, contexts, **where(options)):
+        for curve in measure_folder(name, contexts, **load_arguments(options)):
             out.append(curve)
             tick(len(out), len(contexts))
     return out
 
 
 @contextmanager
-def counted(name: str) -> Iterator[Tick]:
+def progress_bar(name: str) -> Iterator[Count]:
     """A progress bar on stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
@@ -207,7 +207,7 @@ def onnxruntime_version() -> str:
 
 
 def require_agreement(benches: Sequence[Bench]) -> None:
-    """Failure, after everything was shown, if PARD's tokens were not plain decoding's where they must be."""
+    """Failure if PARD's tokens differ from plain decoding's in a bench that must be exact."""
     for one in filter(lambda one: one.exact, benches):
         for way in one.rounds:
             if way.agreement < 1:

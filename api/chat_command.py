@@ -12,7 +12,7 @@ from typing import Any
 
 from pard_onnx.chat_screen import Screen
 from pard_onnx.cli import Parser, complain, exit_code
-from pard_onnx.generation_options import add_providers, add_sampling, sampling, where, whole_or_auto
+from pard_onnx.generation_options import add_providers, add_sampling, load_arguments, sampling_arguments, whole_or_auto
 from pard_onnx.models.errors import BadInput, PardError, TooLong
 from pard_onnx.runtime.chat import Chat
 from pard_onnx.runtime.options import AUTO, Options
@@ -45,22 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def talk(options: argparse.Namespace, failed: list[int]) -> None:
-    """The whole conversation; failed: exit codes of the lines of a pipe that went wrong."""
+    """Run the whole conversation. failed: gets the exit codes of errors, if messages come from a pipe."""
     generation = {
         "max_new_tokens": options.max_new_tokens,
         "draft_length": options.draft_length,
-        **sampling(options),
+        **sampling_arguments(options),
     }
-    Options.from_keywords(generation)  # bad ones are told before the models load
+    Options.from_keywords(generation)  # refuses bad options before the models load
     screen = Screen()
-    with load(options.target, options.draft, **where(options)) as pair:
+    with load(options.target, options.draft, **load_arguments(options)) as pair:
         chat = pair.restore(options.resume) if options.resume else pair.chat(options.system)
         talker = Talker(pair, chat, screen, generation, mark=options.show_accepted)
         if screen.person:
             screen.note(talker.greeting())
         for line in screen.lines():
             try:
-                talker.hear(line)
+                talker.handle(line)
             except PardError as error:
                 screen.end_line()
                 code = complain(str(error), error.exit_code)
@@ -71,7 +71,7 @@ def talk(options: argparse.Namespace, failed: list[int]) -> None:
 
 
 class Talker:
-    """One conversation, its settings, and what can be said to it besides messages."""
+    """One conversation, its settings, and its commands."""
 
     def __init__(self, pair: Pair, chat: Chat, screen: Screen, generation: dict[str, Any], *, mark: bool) -> None:
         self._pair, self._chat, self._screen = pair, chat, screen
@@ -86,8 +86,8 @@ class Talker:
         before = f"{len(self._chat.messages)} messages so far; " if self._chat.messages else ""
         return f"{names}; {before}/help lists the commands, Ctrl-C ends a reply, Ctrl-D the chat"
 
-    def hear(self, line: str) -> None:
-        """A message, a command, or nothing."""
+    def handle(self, line: str) -> None:
+        """Answer a message or run a command; ignore an empty line."""
         if line.startswith("/"):
             name, _, rest = line[1:].partition(" ")
             if name not in COMMANDS:
@@ -133,7 +133,7 @@ class Talker:
         self._screen.note(f"the draft's tokens are {'in colour' if self._mark else 'as the others'}")
 
     def reset(self, _: str) -> None:
-        """The system message stays, and so do its rows in the cache."""
+        """Forget all messages but the system message, whose KV rows stay in the cache."""
         messages = self._chat.messages
         del messages[1 if messages and messages[0]["role"] == "system" else 0 :]
         self._screen.note("the conversation begins anew")
@@ -149,7 +149,7 @@ class Talker:
 
 
 def where_it_runs(pair: Pair) -> str:
-    """Nothing on the CPU as asked for, which needs no words."""
+    """The provider and why it was chosen; nothing for the CPU where the user named it."""
     choice = pair.choice
     plain = choice.provider.key == CPU.key and choice.reason == AS_ASKED
     return "" if plain else f" on {choice.provider.title} ({choice.reason})"
@@ -157,9 +157,11 @@ def where_it_runs(pair: Pair) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    act: Callable[[Talker, str], None]
-    argument: str
-    text: str
+    """A command of the chat."""
+
+    act: Callable[[Talker, str], None]  # called with the text after the command's name
+    argument: str  # as /help shows it
+    text: str  # as /help shows it
 
 
 COMMANDS = {
@@ -179,7 +181,7 @@ ENDS = {
 
 
 def summary(result: Result) -> str:
-    """What /stats says."""
+    """The text of /stats."""
     stats = result.stats
     sources = Counter(stats.sources)
     by = ", ".join(f"{count} {source}" for source, count in sources.most_common())

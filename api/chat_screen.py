@@ -1,4 +1,4 @@
-"""What a chat shows where: replies on stdout, all else on stderr; a prompt and colours only for people."""
+"""The terminal of a chat: replies on stdout, everything else on stderr; prompt and colours for people only."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DRAFTED = "bold green"
 
 
 class Screen:
-    """`person`: someone types at a terminal; otherwise each line of stdin is a message."""
+    """Input and output of a chat. `person`: stdin is a terminal; otherwise each line of stdin is a message."""
 
     def __init__(self) -> None:
         self.person = sys.stdin.isatty()
@@ -30,7 +30,7 @@ class Screen:
                 import readline  # noqa: F401 gives input() editing and history
 
     def lines(self) -> Iterator[str]:
-        """What is typed or piped in, without the ends of lines."""
+        """The lines of stdin, without line ends."""
         try:
             if self.person:
                 yield from self._typed()
@@ -45,7 +45,7 @@ class Screen:
             try:
                 if sys.stdout.isatty():
                     line = input(PROMPT)
-                else:  # input() would write the prompt among the replies
+                else:  # input() would write the prompt to stdout, among the replies
                     print(PROMPT, end="", file=sys.stderr, flush=True)
                     line = input()
             except (EOFError, KeyboardInterrupt) as end:
@@ -56,7 +56,7 @@ class Screen:
             yield line
 
     def show(self, chunk: Chunk, *, mark: bool) -> None:
-        """A part of a reply; mark: the draft's tokens in colour, on a terminal."""
+        """Write a part of a reply; mark: colour the draft's tokens, on a terminal."""
         if mark and self._console.is_terminal:
             flags = [*chunk.drafted, *[False] * (len(chunk.pieces) - len(chunk.drafted))]
             for piece, drafted in zip(chunk.pieces, flags, strict=True):
@@ -76,21 +76,21 @@ class Screen:
 
     @contextmanager
     def interrupts(self, act: Callable[[], object]) -> Iterator[None]:
-        """Ctrl-C calls `act` in the body, a second one ends the process; in a pipe the first one does."""
+        """In the body, Ctrl-C calls `act` and a second one ends the process; without a person the first one does."""
         previous = signal.getsignal(signal.SIGINT)
 
         def once(number: int, frame: FrameType | None) -> None:
             signal.signal(signal.SIGINT, previous)
             act()
 
-        taken = self.person and previous is signal.default_int_handler
+        handled = self.person and previous is signal.default_int_handler
         try:
-            if taken:
+            if handled:
                 signal.signal(signal.SIGINT, once)
         except ValueError:  # not in the main thread, where Python has no signals
-            taken = False
+            handled = False
         try:
             yield
         finally:
-            if taken:
+            if handled:
                 signal.signal(signal.SIGINT, previous)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pard_onnx.cli import Parser, exit_code, exported
+from pard_onnx.cli import Parser, exit_code, exported_demo_model
 from pard_onnx.generation_options import whole_or_auto
 from pard_onnx.models import demo
 from pard_onnx.models.checks import DRAFT_LIMIT, require_whole
@@ -31,7 +31,7 @@ DRAFTED = "bold green"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One prompt, decoded plainly and by PARD."""
+    """The results of plain decoding and of PARD on one prompt."""
 
     prompt: str
     plain: Result
@@ -63,9 +63,9 @@ def run(options: argparse.Namespace) -> None:
     if options.draft_length != AUTO:
         require_whole("--draft-length", options.draft_length, 1, DRAFT_LIMIT)
     with tempfile.TemporaryDirectory(prefix="pard-demo-") as scratch:
-        place = options.output or Path(scratch)
-        target = exported("demo-target", place, options.precision)
-        draft = exported("demo-draft", place, options.draft_precision)
+        parent = options.output or Path(scratch)
+        target = exported_demo_model("demo-target", parent, options.precision)
+        draft = exported_demo_model("demo-draft", parent, options.draft_precision)
         console = Console(highlight=False, quiet=options.json)
         with load(target, draft) as pair:
             for length in (0, options.draft_length):
@@ -89,7 +89,7 @@ def compare(pair: Pair, prompt: str, options: argparse.Namespace) -> Run:
 
 
 def show(console: Console, run: Run) -> None:
-    """The text, with the tokens that came from the draft in colour."""
+    """Print the text, with the draft's tokens in colour."""
     text = Text(run.prompt, style="dim")
     for chunk in run.chunks:
         flags = [*chunk.drafted, *[False] * (len(chunk.pieces) - len(chunk.drafted))]
@@ -121,7 +121,7 @@ def cells(found: dict[str, Any]) -> tuple[str, ...]:
 
 
 def facts(runs: Sequence[Run]) -> dict[str, Any]:
-    """Over all runs: tokens over seconds, not a mean of rates."""
+    """Numbers over all runs; rates are all tokens over all seconds, not means of rates."""
     plain, pard = rate([run.plain for run in runs]), rate([run.pard for run in runs])
     accepted = [count for run in runs for count in run.pard.stats.accepted]
     return {
@@ -134,7 +134,7 @@ def facts(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def rate(results: Sequence[Result]) -> float:
-    """Tokens after the first, a second after the first."""
+    """Tokens a second, without the first token and the time to it."""
     seconds = sum(r.stats.seconds.total - r.stats.time_to_first_token for r in results)
     return sum(max(0, r.stats.new_tokens - 1) for r in results) / seconds if seconds else 0.0
 

@@ -1,4 +1,4 @@
-"""`pard-doctor`: what is installed here, which providers work, and which artifacts they run right."""
+"""`pard-doctor`: what is installed, which providers work, and which artifacts they run with the right results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 if something can be run, 1 if nothing, 2 for a folder that is none of ours."""
+    """Exit code 0 if anything can be run, 1 if nothing can, 2 for a folder that pard-export has not written."""
     options = parser().parse_args(argv)
     found: list[DoctorReport] = []
 
@@ -56,7 +56,7 @@ def show(report: DoctorReport, *, as_json: bool) -> None:
 
 
 def summary(report: DoctorReport) -> Text:
-    """Versions, kernel, memory and devices, a line each."""
+    """Versions, CPU kernels, memory and devices, one line each."""
     lines = [", ".join(f"{name} {version}" for name, version in (*report.versions, *report.onnxruntime))]
     lines.append(f"CPU kernels: {report.kernel or 'ONNX Runtime’s own'}")
     if report.memory.total:

@@ -10,18 +10,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pard_onnx.cli import Parser, exit_code, export_with_progress
-from pard_onnx.export.output import place
+from pard_onnx.cli import Parser, exit_code, export_job
+from pard_onnx.export.job import Job
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checks import DRAFT_LENGTH
 from pard_onnx.models.devices import (
     ATTENTIONS,
     DEFAULT_FORM,
     DEVICES,
-    DRAFT_LENGTH,
     OPSETS,
     Form,
-    form,
-    named,
+    device_named,
+    form_for,
     require_precision,
 )
 from pard_onnx.models.errors import BadInput
@@ -44,14 +44,14 @@ def parser() -> argparse.ArgumentParser:
     )
     out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-PRECISION in the current folder")
     own = f"the device's ({DEFAULT_PRECISION} on cpu)"
-    precision = f"default: {own}, or what a quantized checkpoint has; its integers stay in any case"
+    precision = f"default: {own}, or what a quantized checkpoint has, whose integers are always kept"
     out.add_argument("--precision", choices=PRECISIONS, help=precision)
     add_export_options(out)
     return out
 
 
 def add_export_options(out: argparse.ArgumentParser) -> None:
-    """What every export can be told."""
+    """The options that every export has."""
     out.add_argument(
         "--role",
         choices=("auto", "draft", "target"),
@@ -61,9 +61,9 @@ def add_export_options(out: argparse.ArgumentParser) -> None:
     out.add_argument("--context-length", type=int, metavar="N", help="tokens; default: the model's, at most 4096")
     cache = "int8: a quarter of float32's memory, slower verification; one scale a channel or (int8-tensor) a layer"
     out.add_argument("--kv-cache", choices=KV_CACHE_FORMATS, help=f"default: float; {cache}")
-    reduced = "a draft's LM head over the N most frequent ids alone: faster steps, no other text"
+    reduced = "a draft proposes the N most frequent ids only: its steps are faster, and the text is the same"
     out.add_argument("--draft-vocabulary", type=int, metavar="N", help=reduced)
-    frequent = ".txt or .jsonl that they are counted in; default: the calibration text that ships"
+    frequent = ".txt or .jsonl in which ids are counted; default: the calibration text that ships"
     out.add_argument("--vocabulary-text", type=Path, metavar="F", help=frequent)
     add_device(out)
     out.add_argument("--revision", help="branch, tag or commit of a hub id")
@@ -73,29 +73,31 @@ def add_export_options(out: argparse.ArgumentParser) -> None:
 
 
 def add_device(out: argparse.ArgumentParser) -> None:
-    """What to run on, and what to do otherwise than is best there."""
+    """The device to export for, and what to change in the graphs that are best for it."""
     group = out.add_argument_group("device")
     group.add_argument("--device", metavar="NAME", help=f"one of {', '.join(DEVICES)}; default: cpu")
     group.add_argument("--attention", choices=ATTENTIONS, help="gqa: one fused operator; portable: plain ones")
-    group.add_argument("--io-dtype", choices=tuple(FLOATS), help="of activations and KV cache, beside int4 and int8")
+    group.add_argument(
+        "--io-dtype", choices=tuple(FLOATS), help="of activations and KV cache, with int4 or int8 weights"
+    )
     group.add_argument("--opset", type=int, metavar="N", help=f"of portable graphs, {OPSETS[0]} to {OPSETS[-1]}")
     group.add_argument(
         "--static",
         action=argparse.BooleanOptionalAction,
-        help="graphs of a few fixed widths over one weight file; default: where the device needs them",
+        help="graphs of a few fixed widths over one weight file; default: if the device needs them",
     )
     group.add_argument(
         "--draft-length",
         type=int,
         metavar="K",
-        help=f"of static graphs: drafts a round, which their widths follow from; default: {DRAFT_LENGTH}",
+        help=f"of static graphs: drafts a round, which set the graphs' widths; default: {DRAFT_LENGTH}",
     )
 
 
-def form_of(options: argparse.Namespace) -> Form:
-    """What `add_device` was told; BadInput for what contradicts itself."""
-    return form(
-        named(options.device or DEFAULT_FORM.device.name),
+def form_from_options(options: argparse.Namespace) -> Form:
+    """The form of graphs that the options of `add_device` ask for; BadInput for options that contradict one another."""
+    return form_for(
+        device_named(options.device or DEFAULT_FORM.device.name),
         attention=options.attention,
         floats=FLOATS.get(options.io_dtype),
         opset=options.opset,
@@ -112,47 +114,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     folder, source = resolve_checkpoint(options.model, options.revision)
     checkpoint = Checkpoint.open(folder).as_role(options.role)
-    wanted, bits = form_of(options), checkpoint.bits
-    precision = options.precision or (
-        default_precision(bits) if bits else wanted.device.precision(checkpoint.spec.role)
-    )
-    manifest, output = export_as_told(options, checkpoint, source, wanted, precision, precision)
-    report(manifest, output, as_json=options.json)
+    bits, device = checkpoint.bits, form_from_options(options).device
+    precision = options.precision or (default_precision(bits) if bits else device.precision(checkpoint.spec.role))
+    job = job_from_options(options, checkpoint, source, precision)
+    report(export_job(job), job.output, as_json=options.json)
 
 
-def export_as_told(
+def job_from_options(
     options: argparse.Namespace,
     checkpoint: Checkpoint,
     source: Source,
-    wanted: Form,
     precision: Precision,
-    name: str,
     order: Order | None = None,
-) -> tuple[Manifest, Path]:
-    """Export by `add_export_options`'s options, to the folder that --output or the model's, device's and `name` say."""
-    require_precision(wanted, precision)
-    vocabulary = vocabulary_of(options, checkpoint)
+) -> Job:
+    """The export that the options of `add_export_options` ask for; order: by a named recipe of this precision.
+
+    Without --output the folder's name is made of the model, the device, and the recipe or precision.
+    """
+    form = form_from_options(options)
+    require_precision(form, precision)
+    vocabulary = vocabulary_from_options(options, checkpoint)
+    name = order.named.name if order else precision
     name += f"-v{vocabulary.told.size}" if vocabulary else ""
-    output = options.output or default_output(source, wanted.device.name, name)
-    place(output, checkpoint.folder, force=options.force)
-    manifest = export_with_progress(
+    return Job(
         checkpoint,
         source,
-        output,
+        options.output or default_output(source, form.device.name, name),
         precision,
-        form=wanted,
+        order=order,
         capacity=options.context_length,
+        form=form,
         kv_cache=options.kv_cache or "float",
+        vocabulary=vocabulary,
         verify=options.verify,
         force=options.force,
-        order=order,
-        vocabulary=vocabulary,
     )
-    return manifest, output
 
 
-def vocabulary_of(options: argparse.Namespace, checkpoint: Checkpoint) -> Proposable | None:
-    """The ids that a draft is to propose, None for all; BadInput for what cannot be."""
+def vocabulary_from_options(options: argparse.Namespace, checkpoint: Checkpoint) -> Proposable | None:
+    """The ids that a draft can propose, None for all; BadInput for options that cannot be met."""
     size, text = options.draft_vocabulary, options.vocabulary_text
     if size is None and text is not None:
         raise BadInput(f"--vocabulary-text {text}: of how many ids? add --draft-vocabulary N, or leave it out")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pard_onnx.cli import Parser, exit_code
-from pard_onnx.generation_options import add_providers, add_sampling, sampling, where, whole_or_auto
+from pard_onnx.generation_options import add_providers, add_sampling, load_arguments, sampling_arguments, whole_or_auto
 from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.options import AUTO
 from pard_onnx.runtime.pair import load
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def generate(options: argparse.Namespace) -> None:
     prompt = read_prompt(options.prompt, options.prompt_file)
-    with load(options.target, options.draft, **where(options)) as pair:
+    with load(options.target, options.draft, **load_arguments(options)) as pair:
         stream = pair.stream(
             prompt,
             max_new_tokens=options.max_new_tokens,
@@ -57,20 +57,20 @@ def generate(options: argparse.Namespace) -> None:
             exact=options.exact,
             chat=options.chat,
             timeout=options.timeout,
-            **sampling(options),
+            **sampling_arguments(options),
         )
         with stream:
             show(stream, as_json=options.json)
 
 
 def read_prompt(text: str | None, file: Path | None) -> str:
-    """The prompt from where the options say; BadInput if it is not there, not UTF-8, or empty."""
+    """The prompt of --prompt, --prompt-file or stdin; BadInput if it cannot be read, is not UTF-8, or is empty."""
     source = "--prompt" if text is not None else str(file or "stdin")
     try:
         prompt = text if text is not None else file.read_text(encoding="utf-8") if file else read_stdin()
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{source}: the prompt cannot be read: {error}") from error
-    prompt = prompt.removeprefix("\ufeff")  # Windows editors and pipes put a byte order mark in front
+    prompt = prompt.removeprefix("\ufeff")  # Windows editors and pipes write a byte order mark first
     if not prompt:
         raise BadInput(f"{source}: the prompt is empty")
     return prompt
@@ -91,7 +91,7 @@ def show(stream: Stream, *, as_json: bool) -> None:
 
 
 def summary(result: Result) -> dict[str, Any]:
-    """The JSON object: keys of the command's contract, a subset of Result and Stats."""
+    """The JSON object of --json; its keys are a part of Result's and Stats'."""
     stats = result.stats
     return {
         "text": result.text,

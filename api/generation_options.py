@@ -1,4 +1,4 @@
-"""Command-line options that the commands which generate share."""
+"""Command-line options shared by the commands that generate text."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
 
 
-def sampling(options: argparse.Namespace) -> dict[str, Any]:
-    """What was given, as keyword arguments of `Pair.generate`."""
-    given = {name: getattr(options, name) for name in (name.replace("-", "_") for name, *_ in SAMPLING)}
-    return {name: value for name, value in given.items() if value is not None}
+def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The sampling options that are set, as keyword arguments of `Pair.generate`."""
+    values = {name: getattr(options, name) for name in (name.replace("-", "_") for name, *_ in SAMPLING)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def add_providers(parser: argparse.ArgumentParser) -> None:
@@ -43,12 +43,12 @@ def add_providers(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--provider-option", action="append", default=[], metavar="NAME=VALUE", help=option)
     own = "the same for the draft's provider"
     group.add_argument("--draft-provider-option", action="append", default=[], metavar="NAME=VALUE", help=own)
-    group.add_argument("--fallback", action="store_true", help="go on on the CPU if the provider does not run")
+    group.add_argument("--fallback", action="store_true", help="continue on the CPU if the provider does not run")
     group.add_argument("--threads", type=int, metavar="N", help="on the CPU (default: the physical cores)")
 
 
-def where(options: argparse.Namespace) -> dict[str, Any]:
-    """What was given to `add_providers`, as keyword arguments of `load`."""
+def load_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_providers`, as keyword arguments of `load`."""
     return {
         "provider": options.provider,
         "draft_provider": options.draft_provider,
@@ -60,5 +60,5 @@ def where(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def whole_or_auto(text: str) -> int | str:
-    """A draft length."""
+    """A draft length: a whole number or "auto"."""
     return AUTO if text == AUTO else int(text)

@@ -1,4 +1,4 @@
-"""`--optimize-for throughput`: the draft's format is the one with which its target gives the most tokens a second."""
+"""`--optimize-for throughput`: export a draft in the format with which its target is fastest."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rich.table import Table
 
 from pard_onnx.benchmarks.measures.draft_choice import FORMATS, best, compare
 from pard_onnx.benchmarks.trial import SHIPPED, read
-from pard_onnx.cli import stages
-from pard_onnx.export.output import place, replacing
-from pard_onnx.export_command import default_output, export_as_told, form_of, report, summary
+from pard_onnx.cli import export_job, stages
+from pard_onnx.export.output import checked_output_folder, replacing
+from pard_onnx.export_command import default_output, form_from_options, job_from_options, report, summary
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEFAULT_FORM
 from pard_onnx.models.errors import BadInput
@@ -30,7 +30,8 @@ from pard_onnx.quantize.recipes import named_recipe
 from pard_onnx.runtime.model import Artifact, open_artifact, require_tokenizer_of
 
 NAME = "throughput"
-NOT_BESIDE = ("report", "recipe", "block_size", "budget", "draft", "reference", "text", "plot")  # of other tasks
+# Options of other tasks, or of a format that the user names
+EXCLUDED = ("report", "recipe", "block_size", "budget", "draft", "reference", "text", "plot")
 
 
 def add_choice(out: argparse.ArgumentParser) -> None:
@@ -41,28 +42,33 @@ def add_choice(out: argparse.ArgumentParser) -> None:
 
 
 def require_choice(options: argparse.Namespace) -> None:
-    """BadInput for options that do not go together."""
-    told = f"--optimize-for {options.optimize_for}"
+    """BadInput for options that exclude one another."""
+    option = f"--optimize-for {options.optimize_for}"
     if options.model is None:
-        raise BadInput(f"{told}: of which draft? pard-quantize DRAFT {told} --target DIR")
+        raise BadInput(f"{option}: of which draft? pard-quantize DRAFT {option} --target DIR")
     if options.target is None:
-        raise BadInput(f"{told}: for which target? add --target DIR, a folder that pard-export has written")
-    for name in NOT_BESIDE:
+        raise BadInput(f"{option}: for which target? add --target DIR, a folder that pard-export has written")
+    for name in EXCLUDED:
         if getattr(options, name) is not None:
-            raise BadInput(f"--{name.replace('_', '-')} beside {told}, which chooses the format itself; leave one out")
-    if form_of(options) != DEFAULT_FORM:
-        raise BadInput(f"{told} measures on the CPU, in the graphs for it; leave --device and its options out")
+            raise BadInput(
+                f"--{name.replace('_', '-')} beside {option}, which chooses the format itself; leave one out"
+            )
+    if form_from_options(options) != DEFAULT_FORM:
+        raise BadInput(f"{option} measures on the CPU, in the graphs for it; leave --device and its options out")
 
 
 def run_choice(options: argparse.Namespace, checkpoint: Checkpoint, source: Source) -> None:
-    """Try the formats in a folder beside the output, which goes; everything is checked before the first is made."""
+    """Export the draft in every format, measure each with the target, and keep the fastest.
+
+    All options are checked before the first export. The folders of the formats are temporary.
+    """
     target = target_of(options, checkpoint)
     prompts = read(options.prompts or SHIPPED).prompts
     options = copy(options)
     options.output = options.output or default_output(source, DEFAULT_FORM.device.name, NAME)
-    output = place(options.output, checkpoint.folder, force=options.force)
+    output = checked_output_folder(options.output, checkpoint.folder, force=options.force)
     with replacing(output, force=options.force) as work:
-        made = {name: tried(options, checkpoint, source, name, work / name) for name in FORMATS}
+        made = {name: export_candidate(options, checkpoint, source, name, work / name) for name in FORMATS}
         with stages() as progress:
             found = compare(target, made, prompts, progress)
         manifest = keep(made, found, work)
@@ -70,17 +76,17 @@ def run_choice(options: argparse.Namespace, checkpoint: Checkpoint, source: Sour
 
 
 def target_of(options: argparse.Namespace, checkpoint: Checkpoint) -> Artifact:
-    """The opened target; BadInput for models that do not go together."""
-    told = f"--optimize-for {NAME}"
+    """The opened target; BadInput for a draft or target that cannot be measured together."""
+    option = f"--optimize-for {NAME}"
     if checkpoint.spec.pard is None:
         raise BadInput(
-            f"{told}: {checkpoint.folder} is a target, whose format is a matter of its quality: choose a --recipe, "
+            f"{option}: {checkpoint.folder} is a target, whose format is a matter of its quality: choose a --recipe, "
             "and see with --report what it loses"
         )
     if checkpoint.quantization:
         method = checkpoint.quantization.method
         raise BadInput(
-            f"{told}: {checkpoint.folder} is quantized already ({method}); pard-export takes its integers as they are"
+            f"{option}: {checkpoint.folder} is quantized already ({method}); pard-export takes its integers as they are"
         )
     calibration.read(options.calibration or calibration.SHIPPED)
     target = open_artifact(options.target, "target")
@@ -88,23 +94,24 @@ def target_of(options: argparse.Namespace, checkpoint: Checkpoint) -> Artifact:
     return target
 
 
-def tried(options: argparse.Namespace, checkpoint: Checkpoint, source: Source, name: str, output: Path) -> Path:
-    """The draft in one format."""
+def export_candidate(
+    options: argparse.Namespace, checkpoint: Checkpoint, source: Source, name: str, output: Path
+) -> Path:
+    """Export the draft in one format."""
     print(f"trying {name}", file=sys.stderr)
-    named, own = named_recipe(name), copy(options)
-    own.output = output
-    order = Order(named, options.calibration if named.calibrated else None)
-    export_as_told(own, checkpoint, source, form_of(options), named.precision, named.name, order)
+    recipe = named_recipe(name)
+    order = Order(recipe, options.calibration if recipe.calibrated else None)
+    export_job(replace(job_from_options(options, checkpoint, source, recipe.precision, order), output=output))
     return output
 
 
 def keep(made: dict[str, Path], found: Throughput, work: Path) -> Manifest:
-    """Leave in `work` what the best format's folder holds, and no folder; its manifest says what was found."""
-    chosen = made[best(found.tried).recipe]
-    manifest = Manifest.read(chosen)
+    """Move the files of the fastest format to `work`, with the measurements in the manifest; remove all folders."""
+    fastest = made[best(found.tried).recipe]
+    manifest = Manifest.read(fastest)
     assert manifest.quantization is not None
     manifest = replace(manifest, quantization=replace(manifest.quantization, throughput=found))
-    for path in chosen.iterdir():
+    for path in fastest.iterdir():
         path.rename(work / path.name)
     for folder in made.values():
         shutil.rmtree(folder)
@@ -125,10 +132,10 @@ def table(found: Throughput) -> Table:
     plain = f"with {Path(found.target).name}, {found.precision}, which has {found.plain:.1f} tok/s without a draft"
     columns: Sequence[str] = ("format", "MB", "K", "draft step ms", "accepted", "tok/s", "")
     out = Table(*columns, box=SIMPLE_HEAD, title="predicted from step costs and acceptance", caption=plain)
-    chosen = best(found.tried)
+    fastest = best(found.tried)
     for one in found.tried:
         size, step = f"{one.bytes / 1e6:.1f}", f"{1000 * one.step_seconds:.2f}"
         rate = f"{one.tokens_per_second:.1f}"
-        mark = "chosen" if one is chosen else ""
+        mark = "chosen" if one is fastest else ""
         out.add_row(one.recipe, size, str(one.draft_length), step, f"{one.accepted:.2f}", rate, mark)
     return out

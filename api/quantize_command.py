@@ -13,9 +13,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pard_onnx.cli import Parser, exit_code, requantize_with_progress
-from pard_onnx.export.output import place
-from pard_onnx.export_command import add_export_options, default_output, export_as_told, form_of, report, summary
+from pard_onnx.cli import Parser, exit_code, export_extra, export_job
+from pard_onnx.export.job import Job, requantize_job
+from pard_onnx.export_command import add_export_options, default_output, job_from_options, report, summary
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     if options.optimize_for is not None:
         require_choice(options)
-        run_choice(options, *opened(options))
+        run_choice(options, *open_checkpoint(options))
         return
     if options.prompts is not None:
         raise BadInput(f"--prompts {options.prompts}: only --optimize-for measures on prompts; leave it out")
@@ -64,14 +64,15 @@ def run(options: argparse.Namespace) -> None:
     order = Order(named, options.calibration, options.budget)
     folder, source = resolve_checkpoint(options.model, options.revision)
     if (folder / FILE_NAME).is_file():
-        manifest, output = requantize_as_told(options, resolve_artifact(options.model, options.revision), order)
+        job = requantize_job_from_options(options, resolve_artifact(options.model, options.revision), order)
     else:
-        checkpoint, form = Checkpoint.open(folder).as_role(options.role), form_of(options)
-        manifest, output = export_as_told(options, checkpoint, source, form, named.precision, named.name, order)
-    show(manifest, output, as_json=options.json)
+        checkpoint = Checkpoint.open(folder).as_role(options.role)
+        job = job_from_options(options, checkpoint, source, named.precision, order)
+    show(export_job(job), job.output, as_json=options.json)
 
 
-def opened(options: argparse.Namespace) -> tuple[Checkpoint, Source]:
+def open_checkpoint(options: argparse.Namespace) -> tuple[Checkpoint, Source]:
+    """The checkpoint that MODEL names; BadInput for an exported folder."""
     folder, source = resolve_checkpoint(options.model, options.revision)
     if (folder / FILE_NAME).is_file():
         source = Manifest.read(folder).source
@@ -109,43 +110,49 @@ def of_choices(used: Quantization) -> Table:
     return out
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
-# Options of exports, and what an exported folder has fixed
+# Options of exports that an exported folder has values for already
 FIXED: dict[str, Callable[[Manifest], object]] = {
-    "role": lambda found: found.role,
-    "context_length": lambda found: found.capacity,
-    "draft_vocabulary": lambda found: "that of all ids",
-    "vocabulary_text": lambda found: "that of all ids",
-    "device": lambda found: found.device,
-    "attention": lambda found: found.attention,
-    "io_dtype": lambda found: next(name for name, floats in FLOATS.items() if floats == found.recipe.floats),
-    "opset": lambda found: found.opset,
-    "static": lambda found: bool(found.graphs),
-    "draft_length": lambda found: found.draft_length or "any",
+    "role": lambda manifest: manifest.role,
+    "context_length": lambda manifest: manifest.capacity,
+    "draft_vocabulary": lambda manifest: "that of all ids",
+    "vocabulary_text": lambda manifest: "that of all ids",
+    "device": lambda manifest: manifest.device,
+    "attention": lambda manifest: manifest.attention,
+    "io_dtype": lambda manifest: next(name for name, floats in FLOATS.items() if floats == manifest.recipe.floats),
+    "opset": lambda manifest: manifest.opset,
+    "static": lambda manifest: bool(manifest.graphs),
+    "draft_length": lambda manifest: manifest.draft_length or "any",
 }
 
 
-def requantize_as_told(options: argparse.Namespace, folder: Path, order: Order) -> tuple[Manifest, Path]:
-    """Quantize an export by a checkpoint's options; BadInput for those that say otherwise than its graphs are."""
-    found = Manifest.read(folder)
-    for name, fixed in FIXED.items():
-        given, there = getattr(options, name), fixed(found)
-        if given not in (None, "auto", there):
+def requantize_job_from_options(options: argparse.Namespace, folder: Path, order: Order) -> Job:
+    """The job that quantizes the float export in `folder`; BadInput for options that would change its graphs."""
+    manifest = Manifest.read(folder)
+    for name, value_of in FIXED.items():
+        value, fixed = getattr(options, name), value_of(manifest)
+        if value not in (None, "auto", fixed):
             raise BadInput(
-                f"{_told(name, given)}: quantizing keeps the graphs of {folder}, where it is {str(there).lower()}; "
-                f"leave the option out, or name the checkpoint, {found.source.model}"
+                f"{option_text(name, value)}: quantizing keeps the graphs of {folder}, where it is "
+                f"{str(fixed).lower()}; leave the option out, or name the checkpoint, {manifest.source.model}"
             )
-    output = options.output or default_output(found.source, found.device, order.named.name)
-    place(output, folder, force=options.force)
-    kept = {"kv_cache": options.kv_cache, "verify": options.verify, "force": options.force}
-    return requantize_with_progress(folder, output, order, **kept), output
+    with export_extra():
+        from pard_onnx.export.float_export import FloatExport
+    return requantize_job(
+        FloatExport.open(folder),
+        options.output or default_output(manifest.source, manifest.device, order.named.name),
+        order,
+        kv_cache=options.kv_cache,
+        verify=options.verify,
+        force=options.force,
+    )
 
 
-def _told(name: str, given: object) -> str:
-    """The option as the user wrote it."""
-    if isinstance(given, bool):
-        return f"--{name}" if given else f"--no-{name}"
-    return f"--{name.replace('_', '-')} {given}"
+def option_text(name: str, value: object) -> str:
+    """An option and its value as a user writes them."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name.replace('_', '-')} {value}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
-"""`FloatExport`: an exported folder whose matrices are floats, with its weights as a checkpoint's.
+"""`FloatExport`: an exported folder whose weights are floats, read as a checkpoint.
 
-It has all that its checkpoint has: matrices in the data file, [in, out] as MatMul reads them, those of one input beside
-one another; the embedding as it was; norms and biases in the graph.
+It holds all weights of its checkpoint. The data file has the matrices as [in, out], which MatMul reads, with those of
+one input side by side, and the embedding as [rows, hidden]. Norms and biases are in the graph.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from numpy.typing import NDArray
 
 from pard_onnx.models.checkpoints.checkpoint import EMBEDDING, Checkpoint
 from pard_onnx.models.checkpoints.tensors import DTYPES, Tensor, TensorEntry
-from pard_onnx.models.devices import Form, named
+from pard_onnx.models.devices import Form, device_named
 from pard_onnx.models.errors import BadArtifact, BadInput
 from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import GRAPH, Manifest
 
-PLAIN = "plain."  # before constants of portable graphs
+PLAIN = "plain."  # the prefix of constants of portable graphs
 TYPES = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16"}
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """A matrix [out, in] that lies in a file as columns of another, [in, pitch]. offset: bytes, of its first value."""
+    """A matrix [out, in] that a file holds as some columns of a matrix [in, pitch]."""
 
     file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    pitch: int
+    dtype: str  # safetensors' name
+    shape: tuple[int, ...]  # [out, in]
+    offset: int  # bytes, of the first value
+    pitch: int  # values between the rows of the stored matrix
 
     @property
     def nbytes(self) -> int:
@@ -49,12 +49,13 @@ class Columns:
         offset, count = self.offset + first * stored.itemsize, (width - 1) * self.pitch + stop - first
         mapped = np.memmap(self.file, stored, "r", offset, (count,))
         strides = (stored.itemsize, self.pitch * stored.itemsize)
-        return np.array(as_strided(mapped, (stop - first, width), strides), order="C")  # a copy: the map is let go
+        # A copy, so that the map can be closed
+        return np.array(as_strided(mapped, (stop - first, width), strides), order="C")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Held:
-    """A tensor that is in memory: small ones live in the graph."""
+class InMemory:
+    """A small tensor, which is stored in the graph."""
 
     dtype: str
     values: NDArray[Any]
@@ -73,10 +74,10 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class FloatExport:
-    """checkpoint: the weights by the checkpoint's names; its folder is the export's."""
+    """An exported folder in fp32 or fp16."""
 
     manifest: Manifest
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint  # the export's folder and weights, by the names of the checkpoint that it was made of
 
     @classmethod
     def open(cls, folder: Path) -> FloatExport:
@@ -95,7 +96,7 @@ class FloatExport:
             )
         manifest.verify(folder)
         spec = manifest.spec
-        found = dict(_tensors(ir.load(folder / _files(manifest)[0]), dict(shapes(spec))))
+        found = dict(_tensors(ir.load(folder / _graph_files(manifest)[0]), dict(shapes(spec))))
         absent = [name for name, _ in shapes(spec) if name not in found]
         if absent:
             raise BadArtifact(f"{folder}: its graph has no {absent[0]}; export {manifest.source.model} again")
@@ -105,22 +106,21 @@ class FloatExport:
         """The form of its graphs. Raises BadInput for a device that this version does not know."""
         found = self.manifest
         attention: Any = found.attention
-        return Form(named(found.device), attention, found.opset, found.recipe.floats, found.draft_length)
+        return Form(device_named(found.device), attention, found.opset, found.recipe.floats, found.draft_length)
 
-    def graphs(self) -> Iterator[tuple[str, ir.Model]]:
-        """Each read anew, by the name of its file; the first has every matrix."""
-        for name in _files(self.manifest):
-            yield name, ir.load(self.checkpoint.folder / name)
+    def graphs(self) -> list[ir.Model]:
+        """The graphs, read from their files, in the manifest's order; the first has every matrix."""
+        return [ir.load(self.checkpoint.folder / name) for name in _graph_files(self.manifest)]
 
 
-def _files(manifest: Manifest) -> list[str]:
+def _graph_files(manifest: Manifest) -> list[str]:
     return [graph.file for graph in manifest.graphs] or [GRAPH]
 
 
 def tensor_names(constant: str) -> list[str]:
-    """What a constant of the graph has behind one another, if it has weights: the checkpoint's names.
+    """The checkpoint's names of the tensors that a constant of the graph holds, by the constant's name.
 
-    `a.q_proj+k_proj.weight` (matrices, store.joined) and `a.q_proj.bias+a.k_proj.bias` (vectors, lower.py).
+    Several tensors: `a.q_proj+k_proj.weight` (matrices, store.py), `a.q_proj.bias+a.k_proj.bias` (vectors, lower.py).
     """
     whole, _, kind = constant.removeprefix(PLAIN).rpartition(".")
     if f".{kind}+" in whole:
@@ -140,12 +140,12 @@ def _tensors(model: ir.Model, needed: Mapping[str, tuple[int, ...]]) -> Iterator
 
 
 def _parts(stored: ir.TensorProtocol, shapes: list[tuple[int, ...]], upright: bool) -> list[Tensor]:
-    """Tensors of these shapes that one constant has. upright: [out, in], as the checkpoint has it."""
+    """The tensors of these shapes in one constant. upright: stored as [out, in], as in the checkpoint."""
     dtype, item, ends = TYPES[stored.dtype], stored.dtype.itemsize, np.cumsum([shape[0] for shape in shapes])
     starts = [int(end) - shape[0] for end, shape in zip(ends, shapes, strict=True)]
     if not isinstance(stored, ir.ExternalTensor):
         values = stored.numpy()
-        return [Held(dtype, values[start : start + shape[0]]) for start, shape in zip(starts, shapes, strict=True)]
+        return [InMemory(dtype, values[start : start + shape[0]]) for start, shape in zip(starts, shapes, strict=True)]
     path, offset = Path(stored.path), stored.offset or 0
     if upright:
         return [TensorEntry(path, dtype, shapes[0], offset, int(item) * prod(shapes[0]))]

@@ -4,48 +4,50 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEFAULT_FORM, Form, require_precision
-from pard_onnx.models.draft_vocabulary import Ids
 from pard_onnx.models.errors import BadInput
-from pard_onnx.models.manifest import KV_MARGIN, KvCacheFormat, Source, StaticGraph
+from pard_onnx.models.manifest import GRAPH, KV_MARGIN, Ids, KvCacheFormat, Source, StaticGraph
 from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe, recipe
 from pard_onnx.quantize.draft_vocabulary import Proposable
 from pard_onnx.quantize.packing.imported import imported
 from pard_onnx.quantize.packing.prepared import Prepared
 from pard_onnx.quantize.quantizer import Order
 
-from .float_export import FloatExport
+if TYPE_CHECKING:
+    from .float_export import FloatExport  # needs the export extra, which a command checks for after its options
 
 DEFAULT_CAPACITY = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to export and how. output must not exist, unless `force` allows it to be replaced."""
+    """What to export and how."""
 
     checkpoint: Checkpoint
-    source: Source
-    output: Path
+    source: Source  # for the manifest
+    output: Path  # a folder that does not exist, unless `force` is set
     precision: Precision = DEFAULT_PRECISION
     recipe: Recipe | None = None  # None: the precision's own; a mixed one keeps the precision as its name
-    prepared: Prepared | None = None  # of the same checkpoint; the recipe is for what it does not hold
+    prepared: Prepared | None = None  # packed matrices of the same checkpoint; the recipe is for all others
     order: Order | None = None  # quantize by a named recipe instead, of the same precision
     capacity: int | None = None  # tokens; None: the model's own, at most DEFAULT_CAPACITY
     form: Form = DEFAULT_FORM
     kv_cache: KvCacheFormat = "float"
     vocabulary: Proposable | None = None  # the ids that a draft's head keeps; None: all
-    verify: bool = True
-    force: bool = False
-    exported: FloatExport | None = None  # whose graphs and weights these are, instead of a trace and a checkpoint
+    verify: bool = True  # compare the graphs with torch
+    force: bool = False  # replace an earlier export in `output`
+    float_export: FloatExport | None = None  # whose graphs and weights are used, instead of a trace of the checkpoint
 
     def resolved_recipe(self) -> Recipe:
+        """The format of every matrix as the device runs it. Raises BadInput for options that exclude one another."""
         role = self.checkpoint.spec.role
         if self.recipe is None:
             require_precision(self.form, self.precision)
         own = self.recipe or recipe(self.precision, imported=self.checkpoint.quantization is not None)
-        used = self.fitted(self.order.named.formats(role) if self.order else own)
+        used = self.runnable_recipe(self.order.named.formats(role) if self.order else own)
         used.require(role)
         if used.matrices.kind == "qdq" and not self.order:
             raise BadInput(f"{self.precision}: its scales come from text; use pard-quantize --recipe {self.precision}")
@@ -66,31 +68,41 @@ class Job:
             )
         return used
 
-    def fitted(self, own: Recipe) -> Recipe:
-        """As the device runs it; what was given stays as it is."""
-        return own if self.recipe else self.form.device.fitted(own, self.form.floats)
+    def runnable_recipe(self, recipe: Recipe) -> Recipe:
+        """The recipe as the job's device runs it; a recipe that the job states itself is not changed."""
+        return recipe if self.recipe else self.form.device.runnable_recipe(recipe, self.form.floats)
 
     def resolved_prepared(self) -> Prepared | None:
-        """What was given, or else the integers of a quantized checkpoint."""
+        """The packed matrices that the job states, or else the integers of a quantized checkpoint."""
         return self.prepared or imported(self.checkpoint)
 
-    def chosen(self) -> Ids | None:
-        """The ids of the logits; None for all."""
+    def head_ids(self) -> Ids | None:
+        """The ids that the LM head gives logits of; None: all."""
         return None if self.vocabulary is None else self.vocabulary.ids
 
-    def exported_in(self) -> Precision | None:
-        """The precision of the export that the weights come from; None: they are a checkpoint's."""
-        return self.exported.manifest.precision if self.exported else None
+    def float_precision(self) -> Precision | None:
+        """The precision of the float export that the weights come from; None: they come from a checkpoint."""
+        return self.float_export.manifest.precision if self.float_export else None
+
+    def kv_cache_before(self) -> KvCacheFormat:
+        """The format of the KV cache in the graphs as they are first written."""
+        return self.float_export.manifest.kv_cache if self.float_export else "float"
 
     def graphs(self) -> tuple[StaticGraph, ...]:
+        """The graphs of fixed shapes; empty for one graph of dynamic shapes."""
         return self.form.graphs(self.checkpoint.spec.role)
 
+    def graph_files(self) -> list[str]:
+        """The names of the graphs' files."""
+        return [graph.file for graph in self.graphs()] or [GRAPH]
+
     def kv_rows(self) -> int:
-        """Masks, rejected drafts and padding find room behind the capacity."""
+        """Rows of the KV buffers: those behind the capacity are for masks, rejected drafts and padding."""
         widest = max((graph.width for graph in self.graphs()), default=0)
         return self.resolved_capacity() + KV_MARGIN + widest
 
     def resolved_capacity(self) -> int:
+        """Tokens that a conversation may hold. Raises BadInput for more than the model's own limit."""
         limit = self.checkpoint.spec.max_positions
         if self.capacity is None:
             return min(limit, DEFAULT_CAPACITY)
@@ -99,8 +111,8 @@ class Job:
         return self.capacity
 
 
-def requantized(
-    exported: FloatExport,
+def requantize_job(
+    float_export: FloatExport,
     output: Path,
     order: Order,
     *,
@@ -108,26 +120,27 @@ def requantized(
     verify: bool = True,
     force: bool = False,
 ) -> Job:
-    """Quantize a float export: its source, device, shapes and context length stay, and its KV cache unless it is float.
+    """The job that quantizes a float export. The export's source, device, shapes and context length stay.
 
-    Raises BadInput for another int8 KV cache than it has.
+    kv_cache: another format for a KV cache in floats; None: the export's own. Raises BadInput where the export's KV
+    cache is int8 already and another format is asked for.
     """
-    manifest = exported.manifest
+    manifest = float_export.manifest
     if kv_cache not in (None, manifest.kv_cache) and manifest.kv_cache != "float":
         raise BadInput(
-            f"--kv-cache {kv_cache}: the one of {exported.checkpoint.folder} is {manifest.kv_cache}; leave the option "
-            f"out, or name the checkpoint, {manifest.source.model}"
+            f"--kv-cache {kv_cache}: the one of {float_export.checkpoint.folder} is {manifest.kv_cache}; leave the "
+            f"option out, or name the checkpoint, {manifest.source.model}"
         )
     return Job(
-        exported.checkpoint,
+        float_export.checkpoint,
         manifest.source,
         output,
         order.named.precision,
         order=order,
         capacity=manifest.capacity,
-        form=exported.form(),
+        form=float_export.form(),
         kv_cache=kv_cache or manifest.kv_cache,
         verify=verify,
         force=force,
-        exported=exported,
+        float_export=float_export,
     )

@@ -1,8 +1,8 @@
-"""KV cache formats, a table. In int8 a quarter of float32's memory: each row is rounded as it is written.
+"""KV cache formats, a table. An int8 cache takes a quarter of float32's memory; a row is rounded when it is written.
 
-GroupQueryAttention divides keys (rotated already) and values by constant scales and rounds; it multiplies by them when
-it reads. The scales come from the largest magnitudes that the float graph leaves in its cache over some text; what is
-larger later is clipped. One scale a channel (kv head and dimension) or one for a layer's keys, one for its values.
+GroupQueryAttention divides rotated keys and values by constant scales, and rounds; it multiplies by the scales when it
+reads. The scales come from the largest magnitudes in the float graph's cache while it reads some text; larger values
+are clipped later. A scale is for one channel (kv head and dimension), or for a layer's keys or values.
 """
 
 from __future__ import annotations
@@ -31,21 +31,25 @@ Largest = dict[str, Float]  # by cache name, as `0.key`: [kv_heads, head_dim]
 
 @dataclass(frozen=True, slots=True)
 class KvFormat:
-    """kind: the operator's quantization type; scales: of the largest magnitudes, broadcastable to the cache."""
+    """How the KV cache is rounded to int8."""
 
-    kind: str
-    scales: Callable[[Float], Float]
+    kind: str  # the operator's quantization type
+    scales: Callable[[Float], Float]  # from largest magnitudes [kv_heads, head_dim]; broadcastable to the cache
 
 
 def _per_channel(largest: Float) -> Float:
-    """Headroom, since the calibration text shows few large values of any one channel: on the shipped target a third of
-    the divergence without. A channel that was never used gets the layer's scale."""
+    """One scale a channel; a channel without values gets the layer's scale.
+
+    The headroom is for values larger than the few of one channel that the text shows: on the shipped target it cuts
+    the divergence to a third.
+    """
     used = np.where(largest > 0, largest, largest.max())
     scales: Float = used * np.float32(HEADROOM / LEVELS)
     return scales[None, :, None, :]
 
 
 def _per_tensor(largest: Float) -> Float:
+    """One scale for all keys, or all values, of a layer."""
     return np.array([largest.max()], np.float32) / np.float32(LEVELS)
 
 
@@ -56,7 +60,7 @@ INT8_FORMATS = {
 
 
 def quantize_cache(checkpoint: Checkpoint, path: Path, floats: str, name: str, text: Calibration) -> None:
-    """Rewrite the checkpoint's graph at `path`, whose cache is of type `floats`, to the format `name`."""
+    """Rewrite the graph at `path`, whose cache is of the type `floats`, to the KV cache format `name`."""
     ids = windows(checkpoint, text)
     caches = empty(checkpoint.spec, floats, ids.shape[1] + MASKS)
     driver = FusedDriver(open_session(path), checkpoint.spec, caches)
@@ -64,7 +68,7 @@ def quantize_cache(checkpoint: Checkpoint, path: Path, floats: str, name: str, t
 
 
 def windows(checkpoint: Checkpoint, text: Calibration) -> NDArray[np.int64]:
-    """The text's tokens, spread over it: [windows, tokens]."""
+    """Windows of tokens from all parts of the text: [windows, tokens]."""
     ids = text.tokens(Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json")))
     length = min(WINDOW, checkpoint.spec.max_positions - MASKS)
     count = min(WINDOWS, len(ids) // length)
@@ -75,7 +79,7 @@ def windows(checkpoint: Checkpoint, text: Calibration) -> NDArray[np.int64]:
 
 
 def largest_magnitudes(driver: FusedDriver, text: NDArray[np.int64]) -> Largest:
-    """Of keys and values, masks' included, that the graph writes while it reads the text."""
+    """The largest magnitudes of keys and values, those of masks included, that the graph writes over the text."""
     found: Largest = {}
     masks = 0 if driver.spec.pard is None else MASKS - 1
     for ids in text:
@@ -89,7 +93,7 @@ def largest_magnitudes(driver: FusedDriver, text: NDArray[np.int64]) -> Largest:
 
 
 def rewrite(path: Path, fmt: KvFormat, largest: Largest) -> None:
-    """Rewrite a graph whose cache is float: the operators get scales, the caches become int8."""
+    """Rewrite a graph whose cache is float: attention gets scales, and the caches become int8."""
     model = ir.load(path)
     graph = model.graph
     for node in [node for node in graph if node.op_type == OPERATOR]:

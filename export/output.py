@@ -1,4 +1,4 @@
-"""Where an export goes: a folder that appears whole or not at all, and takes nobody else's place."""
+"""The output folder of an export: checked first, then written whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
-from pard_onnx.models import draft_vocabulary
 from pard_onnx.models.errors import BadInput, Failure
-from pard_onnx.models.manifest import DATA, FILE_NAME, GRAPH, VITISAI_CONFIG
+from pard_onnx.models.manifest import DATA, DRAFT_IDS, FILE_NAME, GRAPH, VITISAI_CONFIG
 
-from . import runtime_configs as genai
+from .runtime_configs import FILE_NAME as GENAI_CONFIG
 
 COPIED = (
     "tokenizer.json",
@@ -26,14 +25,15 @@ COPIED = (
     "merges.txt",
     "config.json",
 )
-WRITTEN = frozenset((FILE_NAME, GRAPH, DATA, genai.FILE_NAME, VITISAI_CONFIG, draft_vocabulary.FILE_NAME, *COPIED))
-STATIC = re.compile(r"model\.\d+(\.prefill)?\.onnx")
+WRITTEN = frozenset((FILE_NAME, GRAPH, DATA, GENAI_CONFIG, VITISAI_CONFIG, DRAFT_IDS, *COPIED))
+STATIC_GRAPH = re.compile(r"model\.\d+(\.prefill)?\.onnx")
 
 
-def place(output: Path, checkpoint: Path, *, force: bool) -> Path:
-    """The absolute path of `output`, which may be written. Raises BadInput for what is in the way.
+def checked_output_folder(output: Path, checkpoint: Path, *, force: bool) -> Path:
+    """The absolute path of `output`, where an export may be written. Raises BadInput, naming what forbids it.
 
-    force: a folder that an export has written may be replaced; nothing else ever is.
+    checkpoint: the folder that is exported, which `output` must not contain. force: an earlier export in `output` may
+    be replaced; no other folder ever is.
     """
     try:
         folder = output.expanduser().resolve()
@@ -47,52 +47,53 @@ def place(output: Path, checkpoint: Path, *, force: bool) -> Path:
         raise BadInput(f"{output}: is a file; choose another --output")
     if present is not None and not force:
         raise BadInput(f"{output} exists already; choose another --output, or --force to replace it")
-    if present and (strange := _strangers(present)):
+    if present and (foreign := _foreign_files(present)):
         raise BadInput(
-            f"{output}: holds {strange[0]}, which is not an export's, so --force does not replace the folder; "
+            f"{output}: holds {foreign[0]}, which is not an export's, so --force does not replace the folder; "
             "choose another --output or move that away"
         )
     return folder
 
 
-def _strangers(names: list[str]) -> list[str]:
-    """Of a folder's files, those that no export wrote: all of them where there is no manifest."""
+def _foreign_files(names: list[str]) -> list[str]:
+    """Those of a folder's files that no export has written: all of them where there is no manifest."""
     if FILE_NAME not in names:
         return names
-    return [name for name in names if name not in WRITTEN and not STATIC.fullmatch(name)]
+    return [name for name in names if name not in WRITTEN and not STATIC_GRAPH.fullmatch(name)]
 
 
 @contextlib.contextmanager
 def replacing(folder: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary sibling of `folder` that takes its place if the body succeeds, and goes if it does not."""
+    """A temporary folder beside `folder`: it is renamed to `folder` if the body succeeds, and removed if it fails."""
     missing = [parent for parent in folder.parents if not parent.exists()]  # innermost first
     unique = uuid4().hex[:8]
-    temporary, aside = (folder.with_name(f".pard-{unique}.{end}") for end in ("partial", "old"))
+    temporary, replaced = (folder.with_name(f".pard-{unique}.{end}") for end in ("partial", "old"))
     try:
         try:
             temporary.mkdir(parents=True)
         except OSError as error:
             raise BadInput(f"{folder}: cannot be made: {_reason(error)}; choose another --output") from error
         yield temporary
-        _swap(temporary, folder, aside, force=force)
+        _swap(temporary, folder, replaced, force=force)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        for parent in missing:  # goes only where it is empty
+        for parent in missing:  # rmdir removes empty folders only
             with contextlib.suppress(OSError):
                 parent.rmdir()
 
 
-def _swap(new: Path, folder: Path, aside: Path, *, force: bool) -> None:
+def _swap(new: Path, folder: Path, replaced: Path, *, force: bool) -> None:
+    """Rename `new` to `folder`; a folder that is replaced is kept as `replaced` until that has worked."""
     if folder.exists() and not force:
         raise Failure(f"{folder} was made by someone else meanwhile; choose another --output, or --force to replace it")
     try:
-        if folder.exists():  # Windows cannot rename over a folder: the old one steps aside first
-            folder.rename(aside)
+        if folder.exists():  # Windows cannot rename over a folder: the old one is renamed first
+            folder.rename(replaced)
         new.rename(folder)
     finally:
-        if aside.exists() and not folder.exists():
-            aside.rename(folder)
-        shutil.rmtree(aside, ignore_errors=True)
+        if replaced.exists() and not folder.exists():
+            replaced.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _reason(error: Exception) -> str:

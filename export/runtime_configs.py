@@ -1,4 +1,4 @@
-"""`genai_config.json`: what lets onnxruntime-genai load a target's folder."""
+"""Config files for other runtimes: `genai_config.json` of onnxruntime-genai, `vitisai_config.json` of Ryzen AI."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FILE_NAME = "genai_config.json"
 
 
 def write_genai_config(manifest: Manifest, folder: Path) -> None:
-    """Schema: onnxruntime-genai 0.18, decoder-only models."""
+    """Write genai_config.json of a target (schema: onnxruntime-genai 0.18, decoder-only models)."""
     spec = manifest.spec
     vocabulary = spec.vocabulary
     decoder = {
@@ -61,7 +61,7 @@ def write_genai_config(manifest: Manifest, folder: Path) -> None:
 
 
 # Ryzen AI's documented defaults for float models, which it computes in bfloat16 ("Config File Options").
-CONFIG = {
+VITISAI = {
     "passes": [
         {"name": "init", "plugin": "vaip-pass_init"},
         {
@@ -76,4 +76,5 @@ CONFIG = {
 
 
 def write_vitisai_config(folder: Path) -> None:
-    (folder / VITISAI_CONFIG).write_text(json.dumps(CONFIG, indent=2) + "\n", encoding="utf-8", newline="\n")
+    """Write the settings of the NPU's compiler for graphs in floats."""
+    (folder / VITISAI_CONFIG).write_text(json.dumps(VITISAI, indent=2) + "\n", encoding="utf-8", newline="\n")

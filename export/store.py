@@ -1,7 +1,7 @@
 """Weights, streamed from safetensors into one external data file, packed on the way.
 
-One block of rows is in memory at a time (plus the scales of its matrix), so the largest model needs
-no more than the smallest. The same matrix asked for twice (tied embeddings) is stored once.
+A few blocks of rows are in memory at a time, plus the scales of their matrix, so memory does not grow with the model.
+A matrix that is asked for twice (tied embeddings, several graphs) is stored once.
 """
 
 from __future__ import annotations
@@ -26,64 +26,67 @@ from pard_onnx.quantize.packing.prepared import Prepared
 from pard_onnx.quantize.packing.report import Error
 
 ALIGNMENT = 4096  # of tensors in the data file: pages, so that they can be memory-mapped
-Progress = Callable[[int], None]  # weights of matrices stored since the last call
+Advance = Callable[[int], None]  # called with the number of weights stored since the last call
 
 
 def joined(names: Sequence[str]) -> str:
-    """The name of matrices that are stored as one."""
+    """The name under which several matrices are stored as one."""
     return "+".join([names[0], *(name.rsplit(".", 1)[-1] for name in names[1:])])
 
 
-def _again(value: ir.Value) -> ir.Value:
-    """A value of its own for each that reads it: several graphs may."""
+def _copy(value: ir.Value) -> ir.Value:
+    """Another value for the same bytes: a value belongs to one graph, and several graphs may read the bytes."""
     return ir.Value(name=value.name, shape=value.shape, type=value.type, const_value=value.const_value)
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A stored matrix [rows, width] as initializers: the parts of quantize.pack.Packed, by name."""
+    """A stored matrix [rows, width]."""
 
     name: str
     format: Format
     rows: int
     width: int
-    parts: dict[str, ir.Value]
+    parts: dict[str, ir.Value]  # initializers: `weight` and, as the format has them, `scale` and `zero_point`
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """Some rows of a matrix, rising, stored under a name of their own."""
+class RowSelection:
+    """The rows of a matrix that are stored, under another name than the whole matrix."""
 
-    label: str
-    rows: NDArray[np.int64]
+    label: str  # the name
+    rows: NDArray[np.int64]  # rising
 
     def within(self, block: slice) -> NDArray[np.int64]:
-        """Those in a block, counted from its beginning."""
+        """The selected rows in a block, counted from the block's beginning."""
         first, last = np.searchsorted(self.rows, (block.start, block.stop))
         found: NDArray[np.int64] = self.rows[first:last] - block.start
         return found
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """Rows of a matrix that are read together; kept: those of them that are stored."""
+class RowBlock:
+    """Rows of a matrix that are read together."""
 
-    name: str
+    name: str  # of the matrix
     rows: slice
-    kept: slice | NDArray[np.int64]
+    kept: slice | NDArray[np.int64]  # those of these rows that are stored, counted from the first
 
 
 @dataclass
 class WeightStore:
-    """Appends to `file`; the values it returns point into it. What is prepared is taken as it is."""
+    """Packs a checkpoint's weights and appends them to `file`; the values that it returns point into the file.
+
+    Prepared matrices are stored as they are.
+    """
 
     checkpoint: Checkpoint
     file: BinaryIO
-    location: str  # the file's name beside the graph
-    progress: Progress = lambda _: None
+    location: str  # the file's name, relative to the graph
+    advance: Advance = lambda _: None
     prepared: Prepared | None = None
-    round: Round = pack
-    scales: Floats = "float32"  # of packed blocks: the type of the activations beside them
+    round: Round = pack  # for matrices that are not prepared
+    scales: Floats = "float32"  # the type of scales of packed blocks, which is that of activations
     reports: list[TensorReport] = field(default_factory=list)
     _matrices: dict[tuple[tuple[str, ...], Format, bool, str | None], Matrix] = field(default_factory=dict)
     _shapes: dict[str, tuple[int, ...]] = field(init=False)
@@ -92,41 +95,41 @@ class WeightStore:
         self._shapes = dict(shapes(self.checkpoint.spec))
 
     def matrix(
-        self, names: tuple[str, ...], fmt: Format, transposed: bool = False, chosen: Chosen | None = None
+        self, names: tuple[str, ...], fmt: Format, transposed: bool = False, selection: RowSelection | None = None
     ) -> Matrix:
         """The matrices `names` (checkpoint names without `.weight`), one above the other, in one format.
 
-        transposed: [in, out], as a float MatMul and DynamicQuantizeMatMul want their weights. chosen: the rows that
-        are stored, of one matrix; None for all.
+        transposed: stored as [in, out], which MatMul and DynamicQuantizeMatMul read. selection: the rows to store, of
+        one matrix; None for all.
         """
-        key = (names, fmt, transposed, chosen.label if chosen else None)
+        key = (names, fmt, transposed, selection.label if selection else None)
         if key not in self._matrices:
-            self._matrices[key] = self._store(names, fmt, transposed, chosen)
+            self._matrices[key] = self._store(names, fmt, transposed, selection)
         found = self._matrices[key]
-        return replace(found, parts={part: _again(value) for part, value in found.parts.items()})
+        return replace(found, parts={part: _copy(value) for part, value in found.parts.items()})
 
     def vectors(self, names: tuple[str, ...], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
         """Vectors one after the other, cast; small enough to live in the graph."""
         return np.concatenate([self._cast(n, self._vector(n), dtype) for n in names])
 
     def add(self, name: str, array: NDArray[np.generic]) -> ir.Value:
-        """A constant of the exporter's own making."""
+        """Store a constant that is not a weight of the checkpoint."""
         return self._value(name, self._append([array]), array.shape, array.dtype)
 
-    def _store(self, names: tuple[str, ...], fmt: Format, transposed: bool, chosen: Chosen | None) -> Matrix:
+    def _store(self, names: tuple[str, ...], fmt: Format, transposed: bool, selection: RowSelection | None) -> Matrix:
         extents = [self._shapes[f"{n}.weight"] for n in names]
-        rows, width = sum(extent[0] for extent in extents) if chosen is None else len(chosen.rows), extents[0][1]
+        rows, width = sum(extent[0] for extent in extents) if selection is None else len(selection.rows), extents[0][1]
         fmt = fit_block(fmt, width, names[0])
         error, rest = self._known_error(names), []
-        label = chosen.label if chosen else joined(names)
-        if chosen is None and any(names == stored for stored, *_ in self._matrices):  # a tied matrix in two formats
+        label = selection.label if selection else joined(names)
+        if selection is None and any(names == stored for stored, *_ in self._matrices):  # a tied matrix in two formats
             label += f".{fmt.name}"
 
         def weights() -> Iterator[NDArray[np.generic]]:
-            for packed, block_error in in_order(lambda block: self._pack(block, fmt), self._blocks(names, chosen)):
+            for packed, block_error in in_order(lambda block: self._pack(block, fmt), self._blocks(names, selection)):
                 error.add(block_error)
                 rest.append(Packed(packed.weight[:0], packed.scale, packed.zero_point))
-                self.progress(packed.weight.shape[0] * width)
+                self.advance(packed.weight.shape[0] * width)
                 yield packed.weight
 
         blocks: Iterator[NDArray[np.generic]] = weights()
@@ -146,19 +149,19 @@ class WeightStore:
         self.reports.append(TensorReport(label, fmt.name, size, error.relative, error.relative_output))
         return Matrix(label, fmt, rows, width, parts)
 
-    def _blocks(self, names: tuple[str, ...], chosen: Chosen | None) -> Iterator[Block]:
+    def _blocks(self, names: tuple[str, ...], selection: RowSelection | None) -> Iterator[RowBlock]:
         for name in names:
             for rows in row_blocks(self._shapes[f"{name}.weight"]):
-                kept = slice(None) if chosen is None else chosen.within(rows)
+                kept = slice(None) if selection is None else selection.within(rows)
                 if isinstance(kept, slice) or len(kept):
-                    yield Block(name, rows, kept)
+                    yield RowBlock(name, rows, kept)
 
-    def _pack(self, block: Block, fmt: Format) -> tuple[Packed, Error]:
+    def _pack(self, block: RowBlock, fmt: Format) -> tuple[Packed, Error]:
         name, kept = block.name, block.kept
         if self.prepared and self.prepared.format(name) and fmt.kind == "nbits":
-            return self.prepared.rows(name, block.rows).keep(kept), Error()  # its error is known of the whole
+            return self.prepared.rows(name, block.rows).keep(kept), Error()  # the error of the whole matrix is known
         weight = self._read(f"{name}.weight", block.rows)[kept]
-        with np.errstate(over="ignore"):  # told below, by name
+        with np.errstate(over="ignore"):  # an error below names the tensor
             packed = self.round(weight, fmt) if fmt.kind == "nbits" else pack(weight, fmt)
         if fmt.kind == "float16":
             require_finite(f"{name}.weight", packed.weight.astype(np.float32))  # beyond float16's range
@@ -193,7 +196,7 @@ class WeightStore:
         return self._stream(iter(arrays))[0]
 
     def _stream(self, blocks: Iterator[NDArray[np.generic]]) -> tuple[int, tuple[int, ...], np.dtype[np.generic]]:
-        """Write blocks behind one another; the offset, and shape and dtype of the last block."""
+        """Write blocks one after the other; returns the offset of the first, and shape and dtype of the last one."""
         self.file.write(b"\0" * (-self.file.tell() % ALIGNMENT))
         offset, shape = self.file.tell(), ()
         dtype: np.dtype[np.generic] = np.dtype(np.uint8)
@@ -206,7 +209,7 @@ class WeightStore:
         return self.alias(name, offset, shape, ir.DataType.from_numpy(dtype))
 
     def alias(self, name: str, offset: int, shape: tuple[int, ...], dtype: ir.DataType) -> ir.Value:
-        """A value over bytes that are already in the file."""
+        """Another value for bytes that are already in the file."""
         length = int(np.prod(shape)) * dtype.itemsize
         tensor = ir.ExternalTensor(
             self.location,

@@ -1,7 +1,7 @@
-"""Stamps: which files were already hashed, so that gigabytes are not hashed at every load.
+"""The folder of this package in the user's cache, and stamps in it: files whose hash was computed before.
 
-A stamp is an empty file in the user's cache folder, named by a digest of the file's path, size, time of
-change and hash. Any change of the file other than one that restores all three makes the stamp miss.
+With a stamp, gigabytes are not hashed again at every load. A stamp is an empty file, named by a digest of the stamped
+file's path, size, time of change and hash. A changed file has no stamp, unless its path, size and time are as before.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-# A file changed twice within the clock's grain keeps its time: what is this young is not stamped
+# Two changes within the clock's resolution have the same time, so files younger than this are not stamped
 SETTLED_NS = 2_000_000_000
 
 
 def cache_folder() -> Path:
-    """This package's folder for files that can be made again: PARD_ONNX_CACHE, or one in the user's cache."""
-    if chosen := os.environ.get("PARD_ONNX_CACHE"):
-        return Path(chosen).expanduser()
+    """The folder for files that can be made again: PARD_ONNX_CACHE, or `pard-onnx` in the user's cache."""
+    if folder := os.environ.get("PARD_ONNX_CACHE"):
+        return Path(folder).expanduser()
     variable, usual = ("LOCALAPPDATA", "AppData/Local") if sys.platform == "win32" else ("XDG_CACHE_HOME", ".cache")
     base = os.environ.get(variable)
     return (Path(base) if base else Path.home() / usual) / "pard-onnx"
 
 
 def is_stamped(path: Path, sha256: str) -> bool:
-    """Whether `path`, as it is now, was found to have this hash before."""
+    """Whether `path`, unchanged since, was found to have this hash before."""
     try:
         return _stamp(path, sha256).is_file()
     except (OSError, RuntimeError):  # RuntimeError: no home folder
@@ -47,5 +47,5 @@ def stamp(path: Path, sha256: str) -> None:
 def _stamp(path: Path, sha256: str) -> Path:
     facts = path.stat()
     key = f"{path.resolve()}\n{facts.st_size}\n{facts.st_mtime_ns}\n{sha256}"
-    # surrogateescape: a POSIX path may hold bytes that are no text
+    # surrogateescape: a POSIX path may hold bytes that are not UTF-8
     return cache_folder() / "stamps" / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()

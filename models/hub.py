@@ -1,6 +1,6 @@
 """Model names to real folders: local ones, the shipped pair, and the Hugging Face hub's.
 
-huggingface_hub's own variables hold here: HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT.
+These environment variables of huggingface_hub apply: HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def resolve_artifact(name: str | Path, revision: str | None = None) -> Path:
         raise BadInput(f"{name}: is a checkpoint; run pard-export --model {name} first and name the folder it writes")
     _require_hub_id(name, "an exported folder")
     # quote: branches and tags may have slashes
-    place = cache_folder() / "artifacts" / f"{name.replace('/', '--')}@{quote(revision or 'main', safe='')}"
-    found = _snapshot(name, revision, allow_patterns=ARTIFACT_FILES, local_dir=place)
+    folder = cache_folder() / "artifacts" / f"{name.replace('/', '--')}@{quote(revision or 'main', safe='')}"
+    found = _snapshot(name, revision, allow_patterns=ARTIFACT_FILES, local_dir=folder)
     if not (found / FILE_NAME).is_file():
         raise BadInput(f"{name}: has no {FILE_NAME}, so is not an exported model; run pard-export --model {name}")
     return found
@@ -86,7 +86,7 @@ def _require_hub_id(name: str, wanted: str) -> None:
 
 
 def _snapshot(name: str, revision: str | None, **options: Any) -> Path:
-    from huggingface_hub import errors  # here: it takes a while to import, and most names are folders
+    from huggingface_hub import errors  # imported late: it takes a while, and most names are folders
 
     at = f"{name} at revision {revision}" if revision else name
     try:
@@ -111,7 +111,7 @@ def _snapshot(name: str, revision: str | None, **options: Any) -> Path:
 
 
 def _cached(at: str, error: Exception, name: str, revision: str | None, **options: Any) -> Path:
-    """What is left when a download breaks off: a snapshot that is already whole."""
+    """After a broken download: the snapshot in the cache if it is complete. Raises Failure otherwise."""
     try:
         return _download(name, revision, local_files_only=True, **options)
     except Exception:
@@ -146,20 +146,20 @@ def _without_links(folder: Path) -> Path:
     if all(path.resolve().is_relative_to(root) for path in files):
         return folder
     facts = [(path.name, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    place = cache_folder() / "artifacts" / "linked" / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
-    if not place.is_dir():
-        scratch = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+    copy = cache_folder() / "artifacts" / "linked" / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+    if not copy.is_dir():
+        scratch = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         for path in files:
             _clone(path.resolve(), scratch / path.name)
         try:
-            scratch.rename(place)
+            scratch.rename(copy)
         except OSError:  # another process was faster
             shutil.rmtree(scratch, ignore_errors=True)
-            if not place.is_dir():
+            if not copy.is_dir():
                 raise
-    return place
+    return copy
 
 
 def _clone(source: Path, target: Path) -> None:

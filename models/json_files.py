@@ -1,4 +1,4 @@
-"""JSON files that hold one object: read with one-line errors, written whole or not at all; JSON lines of texts."""
+"""JSON files with one-line errors: files of one object, written whole or not at all, and JSON lines of texts."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def read_json(path: Path, error: type[BadInput] = BadInput) -> dict[str, Any]:
 
 
 def text_lines(whole: str, where: str, fields: Sequence[str], *, empty: bool) -> Iterator[str]:
-    """The texts of JSON lines: one object a line, its text under the first of `fields` that it has.
+    """The texts of JSON lines: one object a line, with its text under the first of `fields` that it has.
 
-    where: what to call the file in an error; empty: whether a text may be. Raises BadInput, naming the broken line.
+    whole: the text of the file; where: the file's name in errors; empty: whether a text may be empty. Raises BadInput,
+    naming the broken line.
     """
     *others, last = (f'"{name}"' for name in fields)
     for number, line in enumerate(whole.split("\n"), 1):

@@ -1,4 +1,4 @@
-"""What an artifact folder holds: `pard_onnx.json`, the only thing that export and runtime share."""
+"""`Manifest`: what an artifact folder holds, in `pard_onnx.json`. The folder is all that export and runtime share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .cache_folder import is_stamped, stamp
-from .draft_vocabulary import DraftVocabulary
 from .errors import BadArtifact
 from .json_files import read_json, write_json
 from .precision import Precision, Recipe
@@ -18,140 +20,153 @@ from .records import from_json, to_json
 from .spec import ModelSpec, Role
 
 FILE_NAME = "pard_onnx.json"
-GRAPH, DATA = "model.onnx", "model.onnx.data"  # of dynamic shapes; the weights of all graphs
-VITISAI_CONFIG = "vitisai_config.json"  # what the NPU's compiler is told
+GRAPH = "model.onnx"  # the graph of dynamic shapes
+DATA = "model.onnx.data"  # the weights of all graphs
+VITISAI_CONFIG = "vitisai_config.json"  # settings of the NPU's compiler
+DRAFT_IDS = "draft_vocabulary.json"  # the ids that a draft of a reduced vocabulary can propose
 FORMAT_VERSION = 1
-SEAL = "sha256"  # the last key: the digest of all others, so that no flipped bit or edited number passes
-KvCacheFormat = Literal["float", "int8", "int8-tensor"]  # as activations; one scale a channel; one scale a layer
+Ids = NDArray[np.int64]
+SEAL = "sha256"  # the last key: the digest of all others, so that a flipped bit or an edited number is found
+# Floats of the type of activations; int8 with one scale a channel, or with one a layer
+KvCacheFormat = Literal["float", "int8", "int8-tensor"]
 KV_CACHE_FORMATS: tuple[KvCacheFormat, ...] = ("float", "int8", "int8-tensor")
-KV_MARGIN = 64  # rows beyond the capacity, for masks, rejected drafts and padding
+KV_MARGIN = 64  # rows beyond the capacity: masks, rejected drafts (at most checks.DRAFT_LIMIT) and padding
 
 
 @dataclass(frozen=True, slots=True)
 class File:
+    """A file of an artifact folder."""
+
     name: str  # within the artifact folder
     size: int  # bytes
     sha256: str  # hexadecimal
 
     @classmethod
     def of(cls, path: Path) -> File:
+        """The file at `path` as it is now."""
         return cls(path.name, path.stat().st_size, _sha256(path))
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """model: hub id or folder name, never a local path; revision: the commit, for hub ids; quantization: the method of
-    a checkpoint whose integer weights were taken as they are; export: the precision of its export that the weights
-    were read from, None: the checkpoint itself."""
+    """The model that an export was made from."""
 
-    model: str
-    revision: str | None = None
-    quantization: str | None = None
-    export: Precision | None = None
+    model: str  # hub id or folder name, never a local path
+    revision: str | None = None  # the commit, for hub ids
+    quantization: str | None = None  # the method of a quantized checkpoint, whose integers were kept
+    export: Precision | None = None  # the precision of the float export that was read; None: the checkpoint itself
 
 
 @dataclass(frozen=True, slots=True)
 class TensorReport:
-    """One stored matrix. error: root mean square of the rounding error over that of the weights."""
+    """One stored matrix. Errors are root mean squares, relative to the root mean square of the exact values."""
 
     name: str
-    format: str
+    format: str  # the name of its Format
     bytes: int
-    error: float
-    output_error: float | None = None  # the same of its products with calibration inputs
+    error: float  # of the weights
+    output_error: float | None = None  # of the products with calibration inputs; None: not measured
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationText:
-    """name, sha256: of the file; tokens: of it that were used, masks included."""
+    """The text that a recipe read."""
 
-    name: str
-    sha256: str
-    tokens: int
+    name: str  # of the file
+    sha256: str  # of the file
+    tokens: int  # that were used, masks included
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """Matrices of one input in a mixed recipe. loss: share of the layer's output that 4 bits cost, squared."""
+class MixedChoice:
+    """The number of bits that a mixed recipe gives to the matrices of one input."""
 
     names: tuple[str, ...]
-    bits: int
-    loss: float
-    extra_bytes: int  # of 8 bits over 4
-    protected: bool
+    bits: int  # 4 or 8
+    loss: float  # squared error of the layer's output with 4 bits, as a share of the squared output
+    extra_bytes: int  # that 8 bits take beyond 4
+    protected: bool  # 8 bits whatever the loss is
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
-    """A draft's format, measured. bytes: of all files; draft_length: the best one; step_seconds, accepted: of a draft
-    step and tokens a round at that length; tokens_per_second: predicted from them and the target's steps."""
+class MeasuredFormat:
+    """One format of a draft, measured with a target."""
 
     recipe: str
-    bytes: int
-    draft_length: int
-    step_seconds: float
-    accepted: float
-    tokens_per_second: float
+    bytes: int  # of all files
+    draft_length: int  # the fastest one
+    step_seconds: float  # of a draft step, at that draft length
+    accepted: float  # tokens a round, at that draft length
+    tokens_per_second: float  # predicted from these and the target's step costs
 
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """Why a draft has its format: the formats that were tried with a target where it was made. target: name of its
-    model; plain: its tokens a second without a draft."""
+    """The measurements by which a draft's format was chosen, on the machine that exported it."""
 
-    target: str
-    precision: Precision
-    plain: float
-    tried: tuple[Tried, ...]
+    target: str  # the name of the target's model
+    precision: Precision  # of the target
+    plain: float  # the target's tokens a second without a draft
+    tried: tuple[MeasuredFormat, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How weights were rounded. recipe, rounding: names of quantize's tables; budget: bytes of all matrices."""
+    """How weights were rounded."""
 
-    recipe: str
-    rounding: str
-    calibration: CalibrationText | None = None
-    budget: int | None = None
-    choices: tuple[Choice, ...] = ()
-    throughput: Throughput | None = None
+    recipe: str  # a key of quantize's recipes
+    rounding: str  # a key of quantize's algorithms
+    calibration: CalibrationText | None = None  # None: the recipe reads no text
+    budget: int | None = None  # bytes of all matrices, of a mixed recipe
+    choices: tuple[MixedChoice, ...] = ()  # of a mixed recipe
+    throughput: Throughput | None = None  # where the format was chosen by measurement
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """An export against torch. Errors are absolute, of logits; agreement is the share of equal argmax rows.
+    """How the logits of an export differ from torch's. Errors are absolute."""
 
-    exact_widths: the numbers of tokens in a step whose rows were bitwise those of the widest step tried, with ONNX
-    Runtime's own kernels where it was exported. What holds on the machine that runs it, the runtime finds out there.
-    """
-
-    rows: int
+    rows: int  # of logits that were compared
     max_error: float
     mean_error: float
-    top1_agreement: float
-    rollback_error: float  # multi-token steps after a rollback, against torch
+    top1_agreement: float  # the share of rows whose largest logit has the same id
+    rollback_error: float  # the largest error in steps after a rollback
+    # Widths (tokens a step) whose rows were bitwise those of the widest step tried, with ONNX Runtime's own kernels on
+    # the exporting machine; the runtime finds out anew which widths are exact on its machine
     exact_widths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class StaticGraph:
-    """A graph of fixed shapes. logits: whether it gives any; without, it only fills the KV cache."""
+    """A graph of fixed shapes."""
 
     file: str  # within the artifact folder
     width: int  # tokens a step
-    logits: bool
+    logits: bool  # whether it gives logits; without them it only fills the KV cache
+
+
+@dataclass(frozen=True, slots=True)
+class DraftVocabulary:
+    """The ids that a draft can propose, where its LM head has only some of the tokenizer's."""
+
+    size: int  # ids
+    text: str  # the name of the file whose most frequent tokens they are
+    sha256: str  # of that file
+    coverage: float  # the share of that text's tokens that have one of these ids
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
+    """What an artifact folder holds, and how it was made."""
+
     role: Role
     spec: ModelSpec
     precision: Precision
     recipe: Recipe
     opset: int
     attention: str  # the variant, a key of export's table
-    capacity: int  # tokens
-    kv_rows: int
+    capacity: int  # tokens that a conversation may hold
+    kv_rows: int  # rows of the KV buffers
     kv_dtype: Literal["float32", "float16", "int8"]
     files: tuple[File, ...]
     source: Source
@@ -159,15 +174,15 @@ class Manifest:
     tensors: tuple[TensorReport, ...] = ()
     quantization: Quantization | None = None  # None: rounded to nearest, as pard-export does
     parity: Parity | None = None
-    device: str = "cpu"  # the profile it was exported for, a key of models.devices.DEVICES
-    graphs: tuple[StaticGraph, ...] = ()  # by width; none: GRAPH, of dynamic shapes
+    device: str = "cpu"  # the device that it was exported for, a key of models.devices.DEVICES
+    graphs: tuple[StaticGraph, ...] = ()  # narrowest first; empty: one graph of dynamic shapes, GRAPH
     kv_cache: KvCacheFormat = "float"
     draft_vocabulary: DraftVocabulary | None = None  # None: a draft proposes any of the tokenizer's ids
     format_version: int = FORMAT_VERSION
 
     @property
     def bytes(self) -> int:
-        """Of all files but this one."""
+        """The size of all files, without the manifest."""
         return sum(file.size for file in self.files)
 
     @property
@@ -177,12 +192,12 @@ class Manifest:
 
     @property
     def columns(self) -> int:
-        """Of a row of logits."""
+        """Columns of a row of logits."""
         return self.draft_vocabulary.size if self.draft_vocabulary else self.spec.vocabulary.rows
 
     @property
     def draft_length(self) -> int | None:
-        """Drafts a round that static graphs are made for; None: any."""
+        """Drafts a round that static graphs have room for; None: the graph takes any number."""
         widest = max((graph.width for graph in self.graphs if graph.logits), default=None)
         return widest if widest is None else widest // 2 if self.role == "draft" else widest - 1
 
@@ -202,7 +217,7 @@ class Manifest:
             reason = "is a checkpoint, not exported yet" if checkpoint else f"has no {FILE_NAME}"
             raise BadArtifact(f"{folder}: {reason}; run pard-export --model first and name the folder it writes")
         value = read_json(path, BadArtifact)
-        # Before the keys: a newer format may have other ones
+        # Checked before the keys, since a newer format may have other ones
         version = value.get("format_version")
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise BadArtifact(
@@ -217,7 +232,7 @@ class Manifest:
     def verify(self, folder: Path) -> None:
         """Check that every file is there with its size and hash. Raises BadArtifact, naming the first that is not.
 
-        A file that was hashed before and has not changed since is not hashed again (see stamps).
+        A file that was hashed before and has not changed since is not hashed again (see cache_folder).
         """
         for file in self.files:
             path = folder / file.name
@@ -232,6 +247,17 @@ class Manifest:
             if _sha256(path) != file.sha256:
                 raise _damaged(path, "has been changed (its hash differs)")
             stamp(path, file.sha256)
+
+
+def write_draft_ids(folder: Path, ids: Ids) -> None:
+    """Write the ids of a reduced draft vocabulary. ids: rising, [N]; the id of each column of the draft's logits."""
+    write_json(folder / DRAFT_IDS, {"ids": ids.tolist()})
+
+
+def read_draft_ids(folder: Path) -> Ids:
+    """The ids that `write_draft_ids` wrote; `Manifest.verify` checks the file's hash. Raises BadArtifact."""
+    value = read_json(folder / DRAFT_IDS, BadArtifact)
+    return np.array(value["ids"], np.int64)
 
 
 def _digest(value: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""How weights are stored: formats, and recipes that give each matrix one."""
+"""How weights are stored: `Format` of one matrix, and `Recipe`, which gives each matrix a format."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from .errors import BadInput
 from .spec import Role
 
 Precision = Literal["fp32", "fp16", "int8", "int4", "int8-a8w8", "int8-a16w8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")  # that need nothing but the weights
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")  # those that need no calibration text
 Floats = Literal["float32", "float16"]
-FLOATS: dict[str, Floats] = {"fp32": "float32", "fp16": "float16"}  # as users call them
+FLOATS: dict[str, Floats] = {"fp32": "float32", "fp16": "float16"}  # by the names that options have
 Kind = Literal["float32", "float16", "nbits", "dynamic", "qdq"]
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One matrix's storage.
+    """How one matrix is stored and multiplied. The kinds are
 
-    kind: plain floats; `nbits` is MatMulNBits (blocks along the input, accuracy level 4);
-    `dynamic` is DynamicQuantizeMatMul (int8 per output channel, activations per tensor);
-    `qdq` is a MatMul between QuantizeLinear and DequantizeLinear (int8 per output channel; `activations` bits of what
-    goes in and out, per tensor, by scales that calibration text gave).
+    float32, float16: MatMul.
+    nbits: MatMulNBits, with blocks along the input and accuracy level 4.
+    dynamic: DynamicQuantizeMatMul, with int8 weights, a scale for each output channel, and one for all activations.
+    qdq: MatMul between QuantizeLinear and DequantizeLinear, with int8 weights, a scale for each output channel, and
+    scales from calibration text for the product's input and output.
     """
 
     kind: Kind
-    bits: int = 0
-    block: int = 0
-    symmetric: bool = True
-    activations: int = 0
+    bits: int = 0  # of a weight; 0: floats
+    block: int = 0  # weights that share a scale, of nbits
+    symmetric: bool = True  # no zero points are stored
+    activations: int = 0  # bits of a product's input and output, of qdq
 
     @property
     def plain(self) -> bool:
-        """Whether these are floats."""
+        """Whether the weights are stored as floats."""
         return self.kind in FLOATS.values()
 
     @property
@@ -61,16 +62,16 @@ class Recipe:
 
     Names are the checkpoint's (`model.layers.0.self_attn.q_proj`, `lm_head`, `model.embed_tokens`);
     patterns are fnmatch's. Norms, biases and rotary tables are always floats.
-    activations: their type and the KV cache's; None: float16 beside float16 matrices, else float32.
     """
 
     matrices: Format
     head: Format
     embedding: Format
-    overrides: tuple[tuple[str, Format], ...] = field(default=())
-    activations: Floats | None = None
+    overrides: tuple[tuple[str, Format], ...] = field(default=())  # (pattern, format)
+    activations: Floats | None = None  # the type of activations and KV cache; None: float16 with float16 matrices
 
     def of(self, name: str) -> Format:
+        """The format of the matrix `name`."""
         for pattern, fmt in self.overrides:
             if fnmatchcase(name, pattern):
                 return fmt
@@ -79,7 +80,7 @@ class Recipe:
         return self.embedding if name.endswith("embed_tokens") else self.matrices
 
     def require(self, role: Role) -> None:
-        """BadInput if a model of this role cannot be stored, or not run exactly, in these formats."""
+        """BadInput if a model of this role cannot be stored in these formats, or would not be exact."""
         named = [("matrices", self.matrices), ("head", self.head), ("embedding", self.embedding), *self.overrides]
         for name, fmt in named:
             if fmt.kind == "dynamic" and role == "target":
@@ -99,11 +100,11 @@ class Recipe:
         return self.activations or ("float16" if self.matrices.kind == "float16" else "float32")
 
 
-DEFAULT_PRECISION: Precision = "int4"  # the fastest on CPU, for a target's few rows and a draft's eight to sixteen
+DEFAULT_PRECISION: Precision = "int4"  # the fastest on CPUs, for steps of one to sixteen tokens
 
 
 def default_precision(bits: int | None) -> Precision:
-    """bits: of a checkpoint that is quantized already, None for floats."""
+    """The precision of an export without --precision. bits: of a quantized checkpoint, None for one in floats."""
     return "int8" if bits == 8 else DEFAULT_PRECISION
 
 
@@ -118,10 +119,10 @@ _FORMATS: dict[Precision, Format] = {
 
 
 def recipe(precision: Precision, *, imported: bool = False) -> Recipe:
-    """One format for everything.
+    """The recipe that gives every matrix the format of this precision.
 
-    imported: of a checkpoint that is quantized already; the head and the embedding, which others leave in floats since
-    they lose most, then get 8 bits at least.
+    imported: the checkpoint is quantized already. Its head and embedding are in floats, since they lose most by
+    rounding; they get 8 bits at least.
     """
     fmt = _FORMATS[precision]
     ends = INT8 if imported and precision == "int4" else fmt

@@ -1,20 +1,20 @@
-"""JSON to frozen dataclasses and back. What does not fit is refused, by its path (`spec.rope.theta`)."""
+"""JSON to frozen dataclasses and back. Errors name a wrong value by its path (`spec.rope.theta`)."""
 
 from __future__ import annotations
 
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
-from difflib import get_close_matches
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from .checks import nearest_name
 from .errors import BadInput
 
 Record = TypeVar("Record")
 
 
 def to_json(value: object) -> Any:
-    """A dataclass of records, tuples, strings, numbers, booleans and None as what `json.dumps` takes."""
+    """The value as `json.dumps` takes it: a dataclass of dataclasses, tuples, strings, numbers, booleans and None."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple | list):
@@ -25,18 +25,18 @@ def to_json(value: object) -> Any:
 
 
 def from_json(kind: type[Record], value: object, *, error: type[BadInput] = BadInput, context: str = "") -> Record:
-    """The dataclass `kind` that `value` (from `json.loads`) describes.
+    """The dataclass `kind` with the fields of `value`, an object from `json.loads`.
 
     Raises `error`, its text beginning with `context`, for unknown keys (with the nearest known one),
     missing keys and wrong types.
     """
     try:
         return cast(Record, _read(kind, value, ""))
-    except _Misfit as misfit:
-        raise error(f"{context}{misfit}") from None
+    except _WrongValue as wrong:
+        raise error(f"{context}{wrong}") from None
 
 
-class _Misfit(Exception):
+class _WrongValue(Exception):
     def __init__(self, path: str, problem: str) -> None:
         super().__init__(f"{path}: {problem}" if path else problem)
 
@@ -53,20 +53,21 @@ def _read(kind: Any, value: object, path: str) -> Any:
 
 def _read_record(kind: type, value: object, path: str) -> Any:
     if not isinstance(value, Mapping):
-        raise _Misfit(path, f"must be an object, not {_show(value)}")
+        raise _WrongValue(path, f"must be an object, not {_show(value)}")
     hints = get_type_hints(kind)
     known = {field.name: field for field in fields(kind)}
     for key in value:
         if key not in known:
-            nearest = get_close_matches(str(key), known, n=1, cutoff=0.0)
-            raise _Misfit(path, f"unknown key {key!r}" + "".join(f"; the nearest known one is {n!r}" for n in nearest))
+            nearest = nearest_name(key, known, least_similarity=0)
+            hint = f"; the nearest known one is {nearest!r}" if nearest else ""
+            raise _WrongValue(path, f"unknown key {key!r}{hint}")
     found = {}
     for name, field in known.items():
         inner = f"{path}.{name}" if path else name
         if name in value:
             found[name] = _read(hints[name], value[name], inner)
         elif _required(field):
-            raise _Misfit(inner, "is missing")
+            raise _WrongValue(inner, "is missing")
     return kind(**found)
 
 
@@ -78,18 +79,18 @@ def _read_plain(kind: Any, value: object, path: str) -> Any:
     # bool is an int to Python, not to JSON; a whole number is a fine float
     accepted: tuple[type, ...] = (float, int) if kind is float else (kind,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise _Misfit(path, f"must be {_NAMES[kind]}, not {_show(value)}")
+        raise _WrongValue(path, f"must be {_NAMES[kind]}, not {_show(value)}")
     return float(value) if isinstance(value, int) and kind is float else value
 
 
 def _read_tuple(kind: Any, value: object, path: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise _Misfit(path, f"must be a list, not {_show(value)}")
+        raise _WrongValue(path, f"must be a list, not {_show(value)}")
     kinds = get_args(kind)
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         kinds = (kinds[0],) * len(value)
     if len(kinds) != len(value):
-        raise _Misfit(path, f"must have {len(kinds)} items, not {len(value)}")
+        raise _WrongValue(path, f"must have {len(kinds)} items, not {len(value)}")
     return tuple(_read(inner, item, f"{path}[{i}]") for i, (inner, item) in enumerate(zip(kinds, value, strict=True)))
 
 
@@ -106,7 +107,7 @@ def _read_literal(kind: Any, value: object, path: str) -> Any:
     for choice in get_args(kind):
         if value == choice and type(value) is type(choice):
             return choice
-    raise _Misfit(path, f"must be one of {', '.join(map(repr, get_args(kind)))}, not {_show(value)}")
+    raise _WrongValue(path, f"must be one of {', '.join(map(repr, get_args(kind)))}, not {_show(value)}")
 
 
 def _show(value: object) -> str:

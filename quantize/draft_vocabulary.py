@@ -10,8 +10,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.draft_vocabulary import DraftVocabulary, Ids
 from pard_onnx.models.errors import BadInput
+from pard_onnx.models.manifest import DraftVocabulary, Ids
 from pard_onnx.quantize.calibration import text as texts
 
 LEAST = 64  # ids; fewer than that leave a draft nothing to say

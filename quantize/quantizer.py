@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from tempfile import TemporaryFile
 from tokenizers import Tokenizer
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checks import Progress
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import CalibrationText, Quantization
 from pard_onnx.models.precision import Recipe
@@ -25,7 +26,6 @@ from pard_onnx.quantize.packing.spool import Spool
 from .recipes import NamedRecipe
 
 BUDGET = "0.6"
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
+from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.precision import A8W8, A16W8, DYNAMIC_INT8, INT4, INT8, Format, Precision, Recipe
 from pard_onnx.models.spec import Role
@@ -85,7 +85,7 @@ assert min(BLOCKS) == SMALLEST_BLOCK
 def named_recipe(name: str, block: int | None = None) -> NamedRecipe:
     """Raises BadInput for a name that is not in the table, with the nearest one that is."""
     if name not in RECIPES:
-        nearest = get_close_matches(name, RECIPES, n=1, cutoff=0.0)[0]
+        nearest = nearest_name(name, RECIPES, least_similarity=0)
         raise BadInput(f"--recipe {name}: no such recipe; the nearest is {nearest} (all: {', '.join(RECIPES)})")
     found = RECIPES[name]
     return found if block is None or block == found.format.block else found.with_block(block)

@@ -33,13 +33,14 @@ from .tuning.steps import ANY, Widths
 
 ORT_KERNEL = "onnxruntime"  # whose matmuls run where this package's own do not
 WIDEST = DRAFT_LIMIT + 2  # a step of all drafts, padded
+Models = tuple[LoadedModel[TargetSession], LoadedModel[DraftSession] | None]
 MakeDrafter = Callable[[Sequence, Options, Settings], Drafter]
 
 
 class Engine:
     """A target, with or without a draft. Any number of sequences may be alive, and their runs may take turns."""
 
-    def __init__(self, target: LoadedModel, draft: LoadedModel | None = None) -> None:
+    def __init__(self, target: LoadedModel[TargetSession], draft: LoadedModel[DraftSession] | None = None) -> None:
         """Warns with PardWarning where a model runs token by token."""
         for model in (target, draft):
             if model and model.warning:
@@ -48,7 +49,7 @@ class Engine:
         self.draft_manifest = draft.manifest if draft else None
         self.text: Text = target.artifact.text()
         self.kernel = kernels.isa() or ORT_KERNEL if target.provider.key == CPU.key else ORT_KERNEL
-        self._models: tuple[LoadedModel, LoadedModel | None] | None = (target, draft)
+        self._models: Models | None = (target, draft)
         self._drafters = DrafterFactory(
             target.tuning.costs,
             draft.tuning.costs if draft else None,
@@ -60,7 +61,7 @@ class Engine:
         self._busy = Lock()  # of one stream
 
     @property
-    def models(self) -> tuple[LoadedModel, LoadedModel | None]:
+    def models(self) -> Models:
         """The target and the draft; Failure once the engine is closed."""
         if self._models is None:
             raise Failure("this pair is closed; load it again")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pard_onnx.models import hub
 from pard_onnx.models.errors import BadArtifact, BadProvider, Failure
@@ -20,6 +20,7 @@ from .providers.table import CPU, Provider
 from .providers.threads import Threads
 from .sessions.dynamic_shapes import FusedDraft, FusedTarget, PortableDraft, PortableTarget
 from .sessions.fixed_shapes import FixedShapesDraft, FixedShapesTarget
+from .sessions.session import Session
 from .sessions.single_step import SingleStepDraft, SingleStepTarget
 from .text.tokenizer import TOKENIZER, Text, first_difference
 from .tuning.measurement import Tuning, measure_draft, measure_prefill_chunk, measure_target
@@ -49,12 +50,15 @@ class Artifact:
         return Text(self.folder, self.manifest.spec.chat_template)
 
 
+AnySession = TypeVar("AnySession", bound=Session)
+
+
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
+class LoadedModel(Generic[AnySession]):
     """An artifact that was opened on a provider, checked and measured."""
 
     artifact: Artifact
-    session: Any  # a `TargetSession` or a `DraftSession`, by the manifest's role
+    session: AnySession
     tuning: Tuning
     verdict: Verdict | None = None  # of the self-check; None on the CPU, with which other providers are compared
     warning: str | None = None  # why every token is run in a step of its own; None where wider steps are correct
@@ -71,8 +75,7 @@ class LoadedModel:
 
     @property
     def provider(self) -> Provider:
-        provider: Provider = self.session.provider
-        return provider
+        return self.session.provider
 
 
 def open_artifact(name: str | PathLike[str], role: Role | None = None) -> Artifact:
@@ -138,8 +141,13 @@ OPENINGS: dict[Role, Opening] = {
 }
 
 
-def open_model(artifact: Artifact, provider: Provider, threads: Threads, *, measure_again: bool = False) -> LoadedModel:
-    """Open the artifact's session, check it if the provider is not the CPU, and measure it unless that was done before.
+def open_model(
+    artifact: Artifact, provider: Provider, threads: Threads, *, measure_again: bool = False
+) -> LoadedModel[Any]:
+    """Open an artifact; by its role, the model's session is a `TargetSession` or a `DraftSession`.
+
+    On providers other than the CPU, its steps are checked. Then what its steps cost and which widths are exact is
+    measured, unless an earlier measurement is kept in the user's cache folder.
 
     measure_again: check and measure in any case; also the prefill chunk, which takes some seconds on a large model.
     Raises BadProvider or BadArtifact if the provider does not start, cannot run the artifact, or computes wrongly.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from os import PathLike
 from time import perf_counter
-from typing import Unpack
+from typing import Any, Unpack
 
 from pard_onnx.models.errors import BadInput
 
@@ -73,7 +73,7 @@ def load(
     return Pair(Engine(target_model, draft_model))
 
 
-def open_on_first(artifact: Artifact, candidates: ProviderCandidates, threads: Threads) -> LoadedModel:
+def open_on_first(artifact: Artifact, candidates: ProviderCandidates, threads: Threads) -> LoadedModel[Any]:
     """The artifact on the first of these providers that runs it."""
     model, choice = open_first(candidates, lambda provider: open_model(artifact, provider, threads))
     return replace(model, reason=choice.reason)

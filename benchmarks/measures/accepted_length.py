@@ -19,7 +19,7 @@ from rich.table import Table
 
 from pard_onnx import load
 from pard_onnx.benchmarks.trial import accepted_length
-from pard_onnx.cli import exported
+from pard_onnx.cli import exported_demo_model
 from pard_onnx.models.demo import corpus
 from pard_onnx.models.precision import PRECISIONS
 
@@ -41,8 +41,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        target = exported("demo-target", Path(scratch), options.precision)
-        draft = exported("demo-draft", Path(scratch), options.draft_precision)
+        target = exported_demo_model("demo-target", Path(scratch), options.precision)
+        draft = exported_demo_model("demo-draft", Path(scratch), options.draft_precision)
         with load(target, draft) as pair:
             heads = prompts(options.prompts)
             rows = {n: accepted_length(pair, heads, options.max_new_tokens, n) for n in options.lengths}

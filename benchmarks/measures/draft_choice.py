@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pard_onnx.benchmarks.statistics import acceptance
 from pard_onnx.benchmarks.trial import Request, pard, run
+from pard_onnx.models.checks import Progress, no_progress
 from pard_onnx.models.errors import BadInput
-from pard_onnx.models.manifest import Manifest, Throughput, Tried
+from pard_onnx.models.manifest import Manifest, MeasuredFormat, Throughput
 from pard_onnx.runtime.model import Artifact
 from pard_onnx.runtime.pair import Pair, load
 from pard_onnx.runtime.result import Result
@@ -22,11 +23,10 @@ FORMATS = ("int4-rtn", "int4-gptq", "int8-rtn", "int8-dynamic")
 DRAFTS = 12  # of the rounds that acceptance is measured in, and the longest draft that is weighed
 NEW_TOKENS = 64  # a prompt
 CLOSE = 0.98  # of the most tokens a second: what measurements do not tell apart
-Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 def compare(
-    target: Artifact, drafts: Mapping[str, Path], prompts: Sequence[str], progress: Progress = lambda *_: None
+    target: Artifact, drafts: Mapping[str, Path], prompts: Sequence[str], progress: Progress = no_progress
 ) -> Throughput:
     """Measure exported drafts, by recipe, beside the target: acceptance on the prompts, step costs in turn."""
     profiles, pairs = {}, len(drafts)
@@ -65,14 +65,14 @@ def outside(found: Sequence[Result]) -> float:
     return sum(result.stats.seconds.other for result in found) / max(1, rounds)
 
 
-def weighed(recipe: str, size: int, costs: RoundCosts, profile: Sequence[float]) -> Tried:
+def weighed(recipe: str, size: int, costs: RoundCosts, profile: Sequence[float]) -> MeasuredFormat:
     """A format at the draft length that gives it the most tokens a second; profile: acceptance by position."""
     rate, length = max((throughput(costs, profile, k), -k) for k in range(1, len(profile) + 1))
     accepted = tokens_per_round(profile, -length)
-    return Tried(recipe, size, -length, costs.draft(accepted - length - 1), accepted, rate)
+    return MeasuredFormat(recipe, size, -length, costs.draft(accepted - length - 1), accepted, rate)
 
 
-def best(tried: Sequence[Tried]) -> Tried:
+def best(tried: Sequence[MeasuredFormat]) -> MeasuredFormat:
     """The smallest of those that give about the most tokens a second."""
     most = max(one.tokens_per_second for one in tried)
     return min((one for one in tried if one.tokens_per_second >= CLOSE * most), key=lambda one: one.bytes)

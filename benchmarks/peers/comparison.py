@@ -10,10 +10,10 @@ from statistics import median
 from pard_onnx.benchmarks.statistics import Ratio, Work, decode_work, rate, speed_up
 from pard_onnx.benchmarks.trial import REFERENCE, TUNED, PromptSet, Trial
 from pard_onnx.models.cache_folder import cache_folder
+from pard_onnx.models.checks import Progress
 from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.pair import Pair
 
-from .forms import Progress
 from .run import Models, PeerRun, Sample, Task, run
 from .table import PEERS, Peer, named
 

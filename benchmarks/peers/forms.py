@@ -11,6 +11,7 @@ from typing import Any, cast, get_args
 from uuid import uuid4
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checks import Progress
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.models.manifest import Source
 from pard_onnx.models.precision import Precision
@@ -18,7 +19,6 @@ from pard_onnx.models.precision import Precision
 from .gguf_file import GgufFormat, write_gguf
 from .process import HERE, events
 
-Progress = Callable[[str, int, int], None]  # stage, done, total
 SILENCE = 3600.0  # seconds; a framework's own export says nothing until it is done
 
 

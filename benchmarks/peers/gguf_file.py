@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +12,11 @@ from numpy.typing import NDArray
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.tensors import Tensor, read_tensor, row_blocks
+from pard_onnx.models.checks import Progress, no_progress
 from pard_onnx.models.errors import BadCheckpoint, BadInput
 from pard_onnx.models.json_files import read_json
 from pard_onnx.models.spec import Llama3Scaling, ModelSpec
 
-Progress = Callable[[str, int, int], None]  # stage, done, total
 GgufFormat = Literal["q4_0", "q8_0", "f32"]
 BLOCK = 32  # values that share a scale in Q4_0 and Q8_0
 PRE_TOKENIZERS = {"qwen2": "qwen2", "qwen3": "qwen2", "llama": "llama-bpe"}  # llama.cpp's names of the split patterns
@@ -47,7 +46,7 @@ def write_gguf(
     form: GgufFormat,
     *,
     native: bool = False,
-    progress: Progress = lambda *_: None,
+    progress: Progress = no_progress,
 ) -> None:
     """Write `output`; matrices in `form`, head and embedding too, everything else float32.
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pard_onnx.models.checks import Progress
 from pard_onnx.models.errors import BadInput, PardError
 from pard_onnx.models.records import from_json
 
-from .forms import FORMS, Progress, Workshop
+from .forms import FORMS, Workshop
 from .process import HERE, Event, events
 from .table import Mode, Peer
 

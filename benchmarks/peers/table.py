@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
+from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadInput
 
 Form = Literal["checkpoint", "artifact", "gguf", "openvino", "optimum"]
@@ -128,6 +128,6 @@ def named(name: str) -> Peer:
 def _known(problem: str, name: str, known: Mapping[str, Value]) -> Value:
     if name in known:
         return known[name]
-    nearest = get_close_matches(name, known, n=1)
-    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    nearest = nearest_name(name, known)
+    hint = f"did you mean {nearest}? " if nearest else ""
     raise BadInput(f"{problem} {name!r}; {hint}known: {', '.join(known)}")

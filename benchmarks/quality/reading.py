@@ -14,11 +14,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pard_onnx.models.adapt.packing import IGNORE, Packed
+from pard_onnx.models.adapt.packing import IGNORE, PackedSequence
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.draft_vocabulary import read_ids
 from pard_onnx.models.errors import BadInput
-from pard_onnx.models.manifest import Manifest
+from pard_onnx.models.manifest import Manifest, read_draft_ids
 from pard_onnx.models.spec import ModelSpec
 from pard_onnx.runtime.model import session_class
 from pard_onnx.runtime.providers.table import Provider
@@ -78,7 +77,7 @@ def by_artifact(
     session = session_class(manifest)(folder, manifest, provider, threads)
     if manifest.role == "target":
         return _target_rows(session, text)
-    ids = read_ids(folder) if manifest.draft_vocabulary else None
+    ids = read_draft_ids(folder) if manifest.draft_vocabulary else None
     return _draft_rows(session, text, ids)
 
 
@@ -134,14 +133,14 @@ def by_checkpoint(checkpoint: Checkpoint, text: Windows) -> Iterator[Rows]:
             yield from _in_chunks(ids[1:], np.zeros_like(ids[1:]), found, np.arange(len(ids) - 1))
 
 
-def in_rounds(ids: Ids, mask_id: int) -> Packed:
+def in_rounds(ids: Ids, mask_id: int) -> PackedSequence:
     """A window and the masks of all its rounds in one sequence; each round's see the tokens that it knows."""
     asked = np.array(rounds(len(ids))) - 1
     bases = np.concatenate([np.arange(len(ids)), *[asked] * (DRAFTS - 1)])
     segments = np.concatenate([np.zeros(len(ids), np.int64), np.repeat(np.arange(1, DRAFTS), len(asked))])
     positions = bases + segments
     labels = np.append(ids, IGNORE)[positions + 1]
-    return Packed(np.where(segments == 0, ids[bases], mask_id), positions, labels, segments, bases)
+    return PackedSequence(np.where(segments == 0, ids[bases], mask_id), positions, labels, segments, bases)
 
 
 def _in_chunks(wanted: Ids, masks: Ids, logits: NDArray[np.float32], order: Ids) -> Iterator[Rows]:

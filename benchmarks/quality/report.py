@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from pard_onnx.benchmarks.measures.step_costs import CONTEXT, measure_folder
 from pard_onnx.benchmarks.trial import SHIPPED, read
 from pard_onnx.models import hub
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.checks import require_whole
+from pard_onnx.models.checks import Progress, no_progress, require_whole
 from pard_onnx.models.demo import corpus
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import FILE_NAME
@@ -30,7 +30,6 @@ WINDOW = 512  # tokens that are read in one piece
 PROMPTS, NEW_TOKENS = 8, 64  # that the mean accepted length is of
 HELD_OUT = "held-out modules of Python's library"
 SAME = ("family", "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary", "pard")
-Progress = Callable[[str, int, int], None]  # stage, done, total
 Source = Artifact | Checkpoint
 
 
@@ -61,7 +60,7 @@ class Wanted:
         return fitting
 
 
-def report(wanted: Wanted, progress: Progress = lambda *_: None) -> Report:
+def report(wanted: Wanted, progress: Progress = no_progress) -> Report:
     """Read the text with every model, the reference first. Everything is checked before the first model runs.
 
     Raises BadInput for what cannot be compared (roles, tokenizers, models) and for a text that is too short.

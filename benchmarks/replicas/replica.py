@@ -16,7 +16,6 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import accumulate
 from math import prod
 from pathlib import Path
@@ -28,6 +27,7 @@ from pard_onnx.models import demo
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.config import read_config
 from pard_onnx.models.checkpoints.tensors import INDEX, ONE_FILE
+from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.families import shapes
 from pard_onnx.models.spec import ModelSpec, Rope
@@ -214,8 +214,7 @@ GEOMETRIES = {
 def geometry(name: str) -> Geometry:
     """The geometry called `name`; BadInput names the nearest known one."""
     if name not in GEOMETRIES:
-        known = {key.lower(): key for key in GEOMETRIES}
-        near = get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-        hint = f"the nearest known one is {known[near[0]]!r}" if near else f"known: {', '.join(GEOMETRIES)}"
+        nearest = nearest_name(name, GEOMETRIES, least_similarity=0.5)
+        hint = f"the nearest known one is {nearest!r}" if nearest else f"known: {', '.join(GEOMETRIES)}"
         raise BadInput(f"--like {name!r}: no such geometry; {hint}")
     return GEOMETRIES[name]

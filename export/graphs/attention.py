@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from .operators import DOMAIN, MICROSOFT
+from .tape import DOMAIN, MICROSOFT
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from pard_onnx.quantize.packing.prepared import Formats
 
-from .operators import DOMAIN
+from .tape import DOMAIN
 
 QKV = ("q_proj", "k_proj", "v_proj")
 

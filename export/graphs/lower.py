@@ -12,46 +12,39 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from pard_onnx.export.store import Chosen, Matrix, WeightStore
+from pard_onnx.export.store import Matrix, RowSelection, WeightStore
 from pard_onnx.models.precision import Format
 from pard_onnx.quantize.packing.prepared import EMBEDDING, HEAD, Formats
 
-from .operators import DOMAIN, MICROSOFT
-from .qdq import Pairs
-from .tape import constant, register, substitute
+from .qdq import QdqPairs
+from .tape import DOMAIN, MICROSOFT, constant, register, substitute
 
 PADDING = "lm_head.padding"  # added to the logits
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """x times the matrices `names`, one above the other. shared: the matrix also serves as the embedding; chosen:
-    the rows that are multiplied, None for all. pairs: of formats whose activations are rounded; name: of the product,
-    among their scales."""
+    """The product of x and the matrices `names`, one above the other."""
 
     x: ir.Value | None
     names: tuple[str, ...]
     format: Format
     bias: ir.Value | None
-    shared: bool
-    name: str
-    chosen: Chosen | None = None
-    pairs: Pairs | None = None
+    shared: bool  # the matrix is the embedding as well
+    name: str  # of the product, by which its activations' scales are found
+    selection: RowSelection | None = None  # the rows that are multiplied; None: all
+    pairs: QdqPairs | None = None  # of formats whose activations are rounded
 
 
 @dataclass
 class LowerPass(ir.passes.InPlacePass):
-    """Every node of the domain `pard` is replaced.
-
-    head_bias: added to the logits [vocabulary rows], or None. head_rows: the ids that the head gives logits of, rising;
-    None for all. pairs: of a static recipe.
-    """
+    """Every node of the domain `pard` is replaced by nodes of ONNX operators."""
 
     formats: Formats
     store: WeightStore
-    head_bias: NDArray[np.float32] | None
-    head_rows: NDArray[np.int64] | None = None
-    pairs: Pairs | None = None
+    head_bias: NDArray[np.float32] | None  # added to the logits, [vocabulary rows]
+    head_rows: NDArray[np.int64] | None = None  # the ids that the head gives logits of, rising; None: all
+    pairs: QdqPairs | None = None  # of a recipe with calibrated activations
     _gathered: dict[tuple[ir.Value, bytes], ir.Value] = field(default_factory=dict)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -81,19 +74,19 @@ class LowerPass(ir.passes.InPlacePass):
             parts = tuple(f"{n}.bias" for n in names)
             bias = constant("+".join(parts), self.store.vectors(parts, self.floats))
         is_head = names == (HEAD,)
-        chosen = Chosen(HEAD, self.head_rows) if is_head and self.head_rows is not None else None
+        selection = RowSelection(HEAD, self.head_rows) if is_head and self.head_rows is not None else None
         tied = is_head and self.formats.tied
         if is_head and self.head_bias is not None:
             bias = constant(PADDING, self.head_bias.astype(self.floats))
         fmt = self.formats.of(names[0])
         x = self.ordered(tape, node.inputs[0], names[0])
-        # Of a head of some rows, a copy: the embedding keeps all
-        shared, stored = tied and chosen is None, (EMBEDDING,) if tied else names
-        job = Linear(x, stored, fmt, bias, shared, names[0], chosen, self.pairs)
+        # A head of some rows is stored as a copy, since the embedding keeps all rows
+        shared, stored = tied and selection is None, (EMBEDDING,) if tied else names
+        job = Linear(x, stored, fmt, bias, shared, names[0], selection, self.pairs)
         return [LINEARS[fmt.kind](self.store, tape, job)]
 
     def ordered(self, tape: ir.tape.Tape, x: ir.Value | None, name: str) -> ir.Value | None:
-        """x with its columns in the order of the matrix `name`; what reads x in one order shares it."""
+        """x with its columns in the order of the matrix `name`; matrices of the same order share the result."""
         order = self.formats.order(name)
         if order is None or x is None:
             return x
@@ -139,7 +132,7 @@ _RULES: dict[str, Callable[[LowerPass, ir.tape.Tape, ir.Node], list[ir.Value]]] 
 
 
 def _float_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
-    weight = store.matrix(job.names, job.format, not job.shared, job.chosen).parts["weight"]
+    weight = store.matrix(job.names, job.format, not job.shared, job.selection).parts["weight"]
     if job.shared:  # ONNX Runtime folds the transposition into the matmul or the constant
         weight = tape.op("Transpose", [weight], {"perm": [1, 0]})
     product = tape.op("MatMul", [job.x, weight])
@@ -147,7 +140,7 @@ def _float_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Val
 
 
 def _nbits_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
-    matrix = store.matrix(job.names, job.format, chosen=job.chosen)
+    matrix = store.matrix(job.names, job.format, selection=job.selection)
     parts = matrix.parts
     attributes = {
         "K": matrix.width,
@@ -161,20 +154,20 @@ def _nbits_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Val
 
 
 def _dynamic_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
-    parts = store.matrix(job.names, job.format, True, job.chosen).parts
+    parts = store.matrix(job.names, job.format, True, job.selection).parts
     inputs = [job.x, parts["weight"], parts["scale"], None, job.bias]
     return tape.op("DynamicQuantizeMatMul", _trimmed(inputs), domain=MICROSOFT)
 
 
-def _static_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
-    """Rows of the matrix are its outputs: columns of the transposed one, which a shared one is in the graph alone."""
-    assert job.pairs is not None  # such formats are a static recipe's
-    matrix = store.matrix(job.names, job.format, not job.shared, job.chosen)
-    weight = job.pairs.weight(tape, matrix, axis=0 if job.shared else 1)
+def _qdq_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Value:
+    """Outputs are rows of a shared matrix, which the graph transposes, and columns of any other, stored transposed."""
+    assert job.pairs is not None  # a recipe of this format has calibrated activations
+    matrix = store.matrix(job.names, job.format, not job.shared, job.selection)
+    weight = job.pairs.dequantize_weight(tape, matrix, axis=0 if job.shared else 1)
     if job.shared:
         weight = tape.op("Transpose", [weight], {"perm": [1, 0]})
-    product = tape.op("MatMul", [job.pairs.read(tape, job.x, job.name), weight])
-    product = job.pairs.given(tape, product, job.name)
+    product = tape.op("MatMul", [job.pairs.quantize_input(tape, job.x, job.name), weight])
+    product = job.pairs.quantize_output(tape, product, job.name)
     return product if job.bias is None else tape.op("Add", [product, job.bias])
 
 
@@ -189,7 +182,7 @@ LINEARS = {
     "float16": _float_linear,
     "nbits": _nbits_linear,
     "dynamic": _dynamic_linear,
-    "qdq": _static_linear,
+    "qdq": _qdq_linear,
 }
 
 
@@ -209,8 +202,8 @@ def _nbits_embedding(store: WeightStore, tape: ir.tape.Tape, ids: ir.Value | Non
     return tape.op("GatherBlockQuantized", _trimmed(inputs), attributes, domain=MICROSOFT)
 
 
-def _int8_embedding(store: WeightStore, tape: ir.tape.Tape, ids: ir.Value | None, matrix: Matrix) -> ir.Value:
-    """Rows and their scales are looked up, so that only those are made floats."""
+def _qdq_embedding(store: WeightStore, tape: ir.tape.Tape, ids: ir.Value | None, matrix: Matrix) -> ir.Value:
+    """Looks up rows and their scales, so that only the rows of the step's tokens become floats."""
     stored = matrix.parts["scale"].const_value
     assert isinstance(stored, ir.ExternalTensor) and stored.offset is not None
     scales = store.alias(f"{matrix.name}.scale.rows", stored.offset, (matrix.rows, 1), stored.dtype)
@@ -223,5 +216,5 @@ EMBEDDINGS = {
     "float32": _float_embedding,
     "float16": _float_embedding,
     "nbits": _nbits_embedding,
-    "qdq": _int8_embedding,
+    "qdq": _qdq_embedding,
 }

@@ -18,8 +18,7 @@ import onnx_ir as ir
 from pard_onnx.models.devices import Write
 from pard_onnx.models.spec import ModelSpec
 
-from .operators import DOMAIN
-from .tape import Tape, register, substitute
+from .tape import DOMAIN, Tape, register, substitute
 
 FAR = 2**30  # a row that no position reaches
 UNSEEN = -1e30  # added to scores: vanishes in every softmax, and is finite, so that no row becomes NaN

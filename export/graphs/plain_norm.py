@@ -12,16 +12,17 @@ import onnx_ir as ir
 
 from pard_onnx.export.store import WeightStore
 
-from .operators import DOMAIN
-from .tape import Tape, register, substitute
+from .tape import DOMAIN, Tape, register, substitute
 
 FLOAT = ir.DataType.FLOAT
 
 
 @dataclass
 class PlainNormPass(ir.passes.InPlacePass):
-    store: WeightStore
-    floats: np.dtype[np.generic]
+    """Every norm becomes plain operators, with its weight as a constant of the graph."""
+
+    store: WeightStore  # which reads the norms' weights
+    floats: np.dtype[np.generic]  # of activations
     opset: int
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:

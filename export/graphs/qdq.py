@@ -1,4 +1,4 @@
-"""Pairs of QuantizeLinear and DequantizeLinear, as static recipes put them around products of weights."""
+"""QuantizeLinear and DequantizeLinear around products of weights, for recipes with calibrated activations."""
 
 from __future__ import annotations
 
@@ -11,41 +11,39 @@ import onnx_ir as ir
 from pard_onnx.export.store import Matrix
 from pard_onnx.quantize.calibration.activations import Scales
 
-from .operators import MICROSOFT
-from .tape import constant
+from .tape import MICROSOFT, constant
 
 SIXTEEN_BITS = 21  # the first opset whose operators take them; before it ONNX Runtime's own do
 
 
 @dataclass
-class Pairs:
-    """Zero points are in the middle, as ranges are symmetric. kind: of activations; weights are int8, a scale for each
-    row."""
+class QdqPairs:
+    """Pairs of QuantizeLinear and DequantizeLinear. Ranges are symmetric, so zero points are the middle level."""
 
-    scales: Scales
-    kind: Literal["int8", "uint8", "int16"]
+    scales: Scales  # of activations; the weights' scales, one a row, are stored with them
+    kind: Literal["int8", "uint8", "int16"]  # the type of activations; weights are int8
     opset: int
-    _made: dict[ir.Value, ir.Value] = field(default_factory=dict)
+    _inputs: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
     @property
     def domain(self) -> str:
         return MICROSOFT if self.kind == "int16" and self.opset < SIXTEEN_BITS else ""
 
-    def read(self, tape: ir.tape.Tape, x: ir.Value | None, name: str) -> ir.Value | None:
-        """What the matrix `name` reads, rounded; matrices that read the same value share the pair."""
+    def quantize_input(self, tape: ir.tape.Tape, x: ir.Value | None, name: str) -> ir.Value | None:
+        """The input x of the matrix `name`, rounded; matrices that read the same x share the pair."""
         if x is None:
             return None
-        if x not in self._made:
-            self._made[x] = self._pair(tape, x, f"{name}.input", self.scales.inputs[name])
-        return self._made[x]
+        if x not in self._inputs:
+            self._inputs[x] = self._pair(tape, x, f"{name}.input", self.scales.inputs[name])
+        return self._inputs[x]
 
-    def given(self, tape: ir.tape.Tape, product: ir.Value, name: str) -> ir.Value:
-        """Its product, rounded if it has a scale; logits have none."""
+    def quantize_output(self, tape: ir.tape.Tape, product: ir.Value, name: str) -> ir.Value:
+        """The product of the matrix `name`, rounded if it has a scale; logits have none."""
         scale = self.scales.outputs.get(name)
         return product if scale is None else self._pair(tape, product, f"{name}.output", scale)
 
-    def weight(self, tape: ir.tape.Tape, matrix: Matrix, axis: int) -> ir.Value:
-        """The stored matrix in floats; axis: that of its rows."""
+    def dequantize_weight(self, tape: ir.tape.Tape, matrix: Matrix, axis: int) -> ir.Value:
+        """The stored matrix in floats; axis: of the rows."""
         zero = constant(f"zeros.int8.{matrix.rows}", np.zeros(matrix.rows, np.int8))
         inputs = [matrix.parts["weight"], matrix.parts["scale"], zero]
         return tape.op("DequantizeLinear", inputs, {"axis": axis}, domain=self.domain)

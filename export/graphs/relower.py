@@ -1,81 +1,90 @@
-"""A float export's graphs once more, with their weights in other formats: no trace, and nothing else changes.
+"""A float export's graphs made abstract again, so that their weights can be lowered to other formats without a trace.
 
-A pass makes abstract operators of what the weights were lowered to:
+`AbstractPass` puts abstract operators in the place of the operators that the weights were lowered to:
 
-1. MatMul by a stored matrix, and the sum with its bias: `pard.Linear`; of q, k and v in one, three of them.
-2. MatMul by the embedding transposed: the tied head.
-3. Gather of the embedding's rows: `pard.Embedding`.
+1. MatMul by a stored matrix, with the Add of its bias, becomes `pard.Linear`; one MatMul by q, k and v becomes three.
+2. MatMul by the transposed embedding becomes the `pard.Linear` of the tied head.
+3. Gather of the embedding's rows becomes `pard.Embedding`.
 
-Norms' weights are read anew, since AWQ scales them, and rotary tables move into the new data file.
+All other nodes stay as they are. `ConstantsPass` brings the constants of a graph up to date before it is lowered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from pard_onnx.export.float_export import FloatExport, tensor_names
 from pard_onnx.export.store import WeightStore
 from pard_onnx.models.families import shapes
-from pard_onnx.quantize.packing.prepared import EMBEDDING, HEAD
+from pard_onnx.quantize.packing.prepared import EMBEDDING, HEAD, Formats
 
 from .fuse import PackQkvPass
-from .lower import PADDING, LowerPass
-from .operators import DOMAIN
-from .tape import hand_over, substitute
+from .lower import PADDING
+from .tape import DOMAIN, ROTARY, hand_over, substitute
 
 
-def raised(exported: FloatExport, lower: LowerPass) -> Iterator[tuple[str, ir.Model]]:
-    """The export's graphs by the names of their files; `lower` stores their weights."""
-    raise_ = RaisePass(dict(shapes(exported.checkpoint.spec)), lower.store)
-    for name, model in exported.graphs():
-        for step in (raise_, PackQkvPass(lower.formats), lower, RemoveUnusedNodesPass()):
-            step(model)
-        yield name, model
+def abstract_graphs(float_export: FloatExport, formats: Formats) -> list[ir.Model]:
+    """The export's graphs in the order of its files, with abstract operators packed as `formats` allow."""
+    models = float_export.graphs()
+    for model in models:
+        AbstractPass(dict(shapes(float_export.checkpoint.spec)))(model)
+        PackQkvPass(formats)(model)
+    return models
 
 
 @dataclass
-class RaisePass(ir.passes.InPlacePass):
-    """Numbers refer to the cases above. shapes: of the checkpoint's tensors, by name."""
+class ConstantsPass(ir.passes.InPlacePass):
+    """Constants that a graph has before its abstract operators are lowered.
+
+    1. Norm weights of a float export are read again, since AWQ scales them.
+    2. Rotary tables move into the data file, once for all graphs.
+    """
+
+    store: WeightStore
+    _stored: dict[str, ir.TensorProtocol | None] = field(default_factory=dict)  # tables by name
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        known = dict(shapes(self.store.checkpoint.spec))
+        for name, value in model.graph.initializers.items():
+            first, *others = tensor_names(name)
+            if len(known.get(first, ())) == 1 and not others and value.dtype is not None:
+                value.const_value = ir.tensor(self.store.vectors((first,), value.dtype.numpy()), name=name)  # 1
+            elif value.const_value is not None and name.startswith(ROTARY):
+                if name not in self._stored:
+                    self._stored[name] = self.store.add(name, value.const_value.numpy()).const_value
+                value.const_value = self._stored[name]  # 2
+        return ir.passes.PassResult(model, modified=True)
+
+
+@dataclass
+class AbstractPass(ir.passes.InPlacePass):
+    """Numbers refer to the cases of the module docstring. shapes: of the checkpoint's tensors, by name."""
 
     shapes: Mapping[str, tuple[int, ...]]
-    store: WeightStore
-    _moved: dict[str, ir.TensorProtocol | None] = field(default_factory=dict)  # tables that several graphs share
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
-        for value in list(graph.initializers.values()):
-            self._constant(value)
         for node in list(graph):
             if node.op_type == "MatMul":
                 self._linear(graph, node)
             elif node.op_type == "Gather" and self._names(node.inputs[0]) == [EMBEDDING]:
                 self._embedding(graph, node)  # 3
-        # Nodes that nobody reads are left for now: without a prefill graph's last q, its k and v would not be packed
+        # Nodes without readers stay until the graph is lowered: PackQkvPass needs the last q of a prefill graph too
         unread = [name for name, value in graph.initializers.items() if not (value.uses() or value.is_graph_input())]
         for name in unread:
             del graph.initializers[name]
         return ir.passes.PassResult(model, modified=True)
 
     def _names(self, value: ir.Value | None) -> list[str]:
-        """The weights that a constant has, without `.weight`; none of what is no matrix."""
+        """The names of the matrices in a constant, without `.weight`; empty if it holds no matrices."""
         if value is None or not value.is_initializer():
             return []
         names = tensor_names(str(value.name))
         known = all(len(self.shapes.get(name, ())) == 2 for name in names)
         return [name.removesuffix(".weight") for name in names] if known else []
-
-    def _constant(self, value: ir.Value) -> None:
-        name, (first, *others) = str(value.name), tensor_names(str(value.name))
-        if len(self.shapes.get(first, ())) == 1 and not others and value.dtype is not None:
-            value.const_value = ir.tensor(self.store.vectors((first,), value.dtype.numpy()), name=name)
-        elif first not in self.shapes and isinstance(value.const_value, ir.ExternalTensor):
-            if name not in self._moved:
-                self._moved[name] = self.store.add(name, value.const_value.numpy()).const_value
-            value.const_value = self._moved[name]
 
     def _linear(self, graph: ir.Graph, node: ir.Node) -> None:
         weight = node.inputs[1]
@@ -98,7 +107,7 @@ class RaisePass(ir.passes.InPlacePass):
 
     def _abstract(self, node: ir.Node, name: str, biased: bool) -> ir.Node:
         rows = self.shapes.get(f"{name}.weight", self.shapes[f"{EMBEDDING}.weight"])[0]
-        biased &= name != HEAD  # what is added to the logits is no weight
+        biased &= name != HEAD  # the vector added to the logits (PADDING) is not a weight
         linear = ir.node("Linear", [node.inputs[0]], {"name": name, "out": rows, "bias": int(biased)}, domain=DOMAIN)
         linear.outputs[0].type = node.outputs[0].type
         return linear
@@ -110,7 +119,7 @@ class RaisePass(ir.passes.InPlacePass):
 
 
 def _bias_of(node: ir.Node) -> ir.Node | None:
-    """The sum of a product with its bias, or of logits with what keeps padding ids out."""
+    """The Add of a product and its bias, or of the logits and the vector that excludes padding ids."""
     for reader in node.outputs[0].consumers():
         constants = [value for value in reader.inputs if value is not None and value.is_initializer()]
         if reader.op_type == "Add" and constants:
@@ -120,7 +129,7 @@ def _bias_of(node: ir.Node) -> ir.Node | None:
 
 
 def _spread(graph: ir.Graph, packed: ir.Value, linears: list[ir.Node]) -> None:
-    """q, k and v to who reads them in one: attention, or a Split."""
+    """Give q, k and v to the reader of the packed product: attention, or a Split, which then goes."""
     (reader,) = packed.consumers()
     parts = [linear.outputs[0] for linear in linears]
     if reader.op_type != "Split":

@@ -1,8 +1,8 @@
-"""What a target and a draft add to the traced trunk: their public inputs and outputs.
+"""The public inputs and outputs of a target's and a draft's graph, added to the traced trunk.
 
-The trunk reads `ids`, `rows_to_keep` and the attention variant's own inputs. Here these become graph
-nodes over `input_ids`, `attention_mask` and what the role takes besides, or for the portable variant
-the public inputs themselves (docs/architecture.md).
+The trunk reads `ids`, `rows_to_keep` and the attention variant's own inputs. In a fused graph, nodes compute these
+from `input_ids`, `attention_mask` and the role's other inputs; in a portable graph they are the public inputs
+themselves (docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from pard_onnx.models.devices import FUSED_OPSET
-from pard_onnx.models.draft_vocabulary import Ids
-from pard_onnx.models.manifest import StaticGraph
+from pard_onnx.models.manifest import Ids, StaticGraph
 from pard_onnx.models.spec import ModelSpec
 
 from .tape import Tape, constant, register
 
 if TYPE_CHECKING:
-    from .attention import Variant  # with torch, which graphs that are finished do without
+    from .attention import Variant  # imports torch, which requantizing does not need
 
 
-def finish(model: ir.Model, spec: ModelSpec, variant: Variant, chosen: Ids | None = None) -> None:
-    """Rewrite the trunk in place into the graph of the spec's role; chosen: the ids of the logits, None for all."""
+def finish(model: ir.Model, spec: ModelSpec, variant: Variant, head_ids: Ids | None = None) -> None:
+    """Rewrite a fused trunk in place into the graph of the spec's role. head_ids: the ids of the logits; None: all."""
     graph = model.graph
     trunk = {v.name: v for v in graph.inputs}
     tape = ir.tape.Tape(graph)
@@ -36,11 +35,11 @@ def finish(model: ir.Model, spec: ModelSpec, variant: Variant, chosen: Ids | Non
         ids = _input("input_ids", ["batch", "sequence"])
         keep = _input("logits_to_keep", [1])
         keep.const_value = ir.tensor([0], name="logits_to_keep")
-        given, appended, all_ids = [ids, mask], None, ids
+        inputs, appended, all_ids = [ids, mask], None, ids
     else:
         ids = _input("input_ids", ["batch", "sequence"])
         keep = _input("draft_length", [1])
-        given = [ids, mask, keep]
+        inputs = [ids, mask, keep]
         all_ids, appended = _append_masks(tape, ids, keep, spec.pard.mask_id)
     replaced = {"ids": all_ids, "rows_to_keep": keep, **variant.lengths(tape, mask, appended)}
     prologue = list(tape.nodes)
@@ -53,12 +52,12 @@ def finish(model: ir.Model, spec: ModelSpec, variant: Variant, chosen: Ids | Non
     if spec.pard is None:
         # Overridable: an initializer that is a graph input too. Callers who do not know it get all rows.
         graph.initializers["logits_to_keep"] = keep
-        given.append(keep)
+        inputs.append(keep)
     graph.inputs.clear()
-    graph.inputs.extend([*given[:2], *trunk.values(), *given[2:]])
-    _widen_logits(graph, spec.vocabulary.rows if chosen is None else len(chosen))
+    graph.inputs.extend([*inputs[:2], *trunk.values(), *inputs[2:]])
+    _widen_logits(graph, spec.vocabulary.rows if head_ids is None else len(head_ids))
     if spec.pard is not None:
-        _propose(graph, FUSED_OPSET, chosen)
+        _propose(graph, FUSED_OPSET, head_ids)
     _forget_inner_shapes(graph)
 
 
@@ -66,12 +65,14 @@ def finish_portable(
     model: ir.Model,
     spec: ModelSpec,
     opset: int,
-    chosen: Ids | None = None,
+    head_ids: Ids | None = None,
     rows: int | None = None,
     static: StaticGraph | None = None,
 ) -> None:
-    """Rewrite a portable trunk in place into the graph of the spec's role; chosen: see `finish`; rows, static: of one
-    with fixed shapes."""
+    """Rewrite a portable trunk in place into the graph of the spec's role.
+
+    head_ids: see `finish`. rows: of the KV buffers, and static: the graph's width, for fixed shapes only.
+    """
     graph = model.graph
     trunk = {v.name: v for v in graph.inputs}
     step = ("batch", "sequence") if static is None else (1, static.width)
@@ -89,9 +90,9 @@ def finish_portable(
         graph.inputs.append(keep)
     else:
         _keep_all(graph, keep)
-    _widen_logits(graph, spec.vocabulary.rows if chosen is None else len(chosen))
+    _widen_logits(graph, spec.vocabulary.rows if head_ids is None else len(head_ids))
     if spec.pard is not None:
-        _propose(graph, opset, chosen)
+        _propose(graph, opset, head_ids)
     _forget_inner_shapes(graph)
     if static is not None and rows is not None:
         _fix_shapes(graph, rows, static)
@@ -99,7 +100,7 @@ def finish_portable(
 
 
 def _keep_all(graph: ir.Graph, keep: ir.Value) -> None:
-    """Without the slice that keeps the last rows."""
+    """Remove the slice that keeps the last rows."""
     (negated,) = keep.consumers()
     (cut,) = negated.outputs[0].consumers()
     source = cut.inputs[0]
@@ -109,7 +110,7 @@ def _keep_all(graph: ir.Graph, keep: ir.Value) -> None:
 
 
 def _fix_shapes(graph: ir.Graph, rows: int, static: StaticGraph) -> None:
-    """Every dimension of inputs and outputs a number; a graph without logits has none of its role's outputs."""
+    """Make every dimension of inputs and outputs a number; a graph without logits loses its role's outputs."""
     sizes = {"batch": 1, "rows": rows, "kept": static.width}
     if not static.logits:
         graph.outputs[:] = [value for value in graph.outputs if str(value.name).startswith("present.")]
@@ -123,7 +124,7 @@ def _input(name: str, shape: Sequence[int | str]) -> ir.Value:
 
 
 def _append_masks(tape: ir.tape.Tape, ids: ir.Value, length: ir.Value, mask_id: int) -> tuple[ir.Value, ir.Value]:
-    """ids with K-1 masks behind them, and K-1 as int64 [1]: the first draft comes from the last real token."""
+    """ids followed by K-1 masks, and K-1 as int64 [1]; the last real token gives the first of the K drafts."""
     one = tape.initializer(ir.tensor([1], name="masks.one"))
     token = tape.initializer(ir.tensor([[mask_id]], name="masks.id"))
     count = tape.op("Sub", [length, one])
@@ -133,7 +134,7 @@ def _append_masks(tape: ir.tape.Tape, ids: ir.Value, length: ir.Value, mask_id: 
 
 
 def _widen_logits(graph: ir.Graph, columns: int) -> None:
-    """The public logits are float32 whatever the activations are."""
+    """Make the public logits float32, whatever the type of activations."""
     logits = graph.outputs[0]
     if logits.dtype != ir.DataType.FLOAT:
         cast = ir.node("Cast", [logits], {"to": ir.DataType.FLOAT})
@@ -144,16 +145,16 @@ def _widen_logits(graph: ir.Graph, columns: int) -> None:
     graph.outputs[0].shape = ir.Shape(["batch", "kept", columns])
 
 
-def _propose(graph: ir.Graph, opset: int, chosen: Ids | None) -> None:
-    """draft_ids and their probabilities, first among the outputs: greedy callers ask for no more.
+def _propose(graph: ir.Graph, opset: int, head_ids: Ids | None) -> None:
+    """Add draft_ids and their probabilities as the first outputs; greedy decoding reads no other output.
 
-    chosen: the id of each column of the logits, None where the columns are the ids.
+    head_ids: the id of each column of the logits; None: the columns are the ids.
     """
     tape, logits = Tape(opset), graph.outputs[0]
     ids = tape.op("ArgMax", logits, axis=-1, keepdims=0)
-    if chosen is not None:
-        ids = tape.op("Gather", constant("propose.ids", chosen), ids, axis=0)
-    # The greatest of the softmax: 1 % of a draft step, a quarter of what max, exp and sum cost one by one.
+    if head_ids is not None:
+        ids = tape.op("Gather", constant("propose.ids", head_ids), ids, axis=0)
+    # The maximum of Softmax takes 1 % of a draft step, a quarter of the time of separate max, exp and sum
     greatest = tape.reduce("ReduceMax", tape.op("Softmax", logits, axis=-1), keepdims=0)
     graph.extend(tape.nodes)
     register(graph)
@@ -166,7 +167,7 @@ def _propose(graph: ir.Graph, opset: int, chosen: Ids | None) -> None:
 
 
 def _forget_inner_shapes(graph: ir.Graph) -> None:
-    """The trace's dimension names no longer hold inside; ONNX Runtime infers its own."""
+    """Remove inner shapes: the trace's dimension names are no longer right, and ONNX Runtime infers shapes itself."""
     outside = {id(v) for v in (*graph.inputs, *graph.outputs)}
     for node in graph:
         for value in node.outputs:
@@ -175,7 +176,7 @@ def _forget_inner_shapes(graph: ir.Graph) -> None:
 
 
 def vocabulary_bias(spec: ModelSpec) -> np.ndarray | None:
-    """Added to the logits: 0 for ids the tokenizer has, -inf for padding rows; None if there are none."""
+    """A vector for the logits: 0 for ids of the tokenizer, -inf for padding rows; None without padding rows."""
     if spec.vocabulary.rows == spec.vocabulary.size:
         return None
     bias = np.zeros(spec.vocabulary.rows, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Nodes in plain ONNX operators of a chosen opset, and the small constants that they share."""
+"""Building blocks of graphs: domains of operators, nodes of a chosen opset, and small constants that nodes share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from pard_onnx.models.devices import Device
+from pard_onnx.models.errors import Failure
+
+MICROSOFT = "com.microsoft"
+DOMAIN = "pard"  # of abstract operators
+ROTARY = "rotary."  # the prefix of the rotary tables' names
 AXES_ARE_INPUTS = 18  # of reductions, from this opset on
 
 
@@ -80,3 +86,18 @@ def hand_over(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
         new.name, new.shape, old.name = old.name, old.shape, None
         graph.outputs[graph.outputs.index(old)] = new
     old.replace_all_uses_with(new)
+
+
+def operators(model: ir.Model) -> frozenset[str]:
+    """The types of a graph's operators, with the domain in front where it is not ONNX's own."""
+    return frozenset(f"{node.domain}.{node.op_type}".lstrip(".") for node in model.graph)
+
+
+def require_operators(model: ir.Model, device: Device) -> None:
+    """Failure, by name, if the graph has an operator that is not on the device's list: a bug of this package."""
+    strange = sorted(operators(model) - device.operators)
+    if strange:
+        raise Failure(
+            f"the graph has the operator {strange[0]}, which {device.name} is not known to run; please report this "
+            "model (--device cpu exports it all the same)"
+        )

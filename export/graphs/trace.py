@@ -39,7 +39,7 @@ from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.spec import ModelSpec
 
 from .attention import LayerCaches, Variant
-from .operators import DOMAIN
+from .tape import DOMAIN
 
 TASK = "text-generation"
 OPSET = FUSED_OPSET  # loads in every provider's wheel since onnxruntime 1.22

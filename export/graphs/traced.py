@@ -1,66 +1,61 @@
-"""A checkpoint's graphs by tracing: abstract trunk, passes over it, the inputs and outputs of its role."""
+"""The abstract trunk of a traced checkpoint, and the graphs of its role that are made of the lowered trunk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import onnx_ir as ir
 import torch
 
 from pard_onnx.export.job import Job
-from pard_onnx.export.store import WeightStore
+from pard_onnx.models.checks import Progress
 from pard_onnx.models.manifest import GRAPH
+from pard_onnx.quantize.packing.prepared import Formats
 
 from .attention import VARIANTS
 from .fuse import PackQkvPass, SkipNormPass
 from .layout import LayoutPass
-from .lower import LowerPass
 from .plain_attention import PlainAttentionPass
-from .plain_norm import PlainNormPass
 from .roles import finish, finish_portable
+from .tape import ROTARY, constant
 from .trace import trace
 
 
-def traced(job: Job, lower: LowerPass, progress: Callable[[str, int, int], None]) -> Iterator[tuple[str, ir.Model]]:
-    """The job's graphs by the names of their files; `lower` stores their weights."""
-    checkpoint, spec, form = job.checkpoint, job.checkpoint.spec, job.form
-    formats, store, rows = lower.formats, lower.store, job.kv_rows()
+def traced_trunk(job: Job, formats: Formats, progress: Progress) -> ir.Model:
+    """The abstract graph that all graphs of the job are made of; its rotary tables are in memory."""
+    spec, form, rows = job.checkpoint.spec, job.form, job.kv_rows()
+    floats = formats.recipe.floats
     progress("trace", 0, 1)
-    found = trace(checkpoint.folder, spec, VARIANTS[form.attention], rows, getattr(torch, formats.recipe.floats))
+    trace_ = trace(job.checkpoint.folder, spec, VARIANTS[form.attention], rows, getattr(torch, floats))
     progress("trace", 1, 1)
-    model = found.model
-    _set_tables(model, found.tables, store, formats.recipe.floats)
+    _set_tables(trace_.model.graph, trace_.tables, floats)
     passes: list[ir.passes.InPlacePass] = [LayoutPass(), PackQkvPass(formats), SkipNormPass()]
     if form.attention == "portable":
-        static = bool(job.graphs())
-        passes.append(PlainAttentionPass(spec, rows, form.device.write, static, form.opset))
-        passes.append(PlainNormPass(store, formats.floats, form.opset))
-    for step in (*passes, lower):
-        step(model)
-    yield from _finished(job, model)
+        passes.append(PlainAttentionPass(spec, rows, form.device.write, bool(job.graphs()), form.opset))
+    for step in passes:
+        step(trace_.model)
+    return trace_.model
 
 
-def _finished(job: Job, model: ir.Model) -> Iterator[tuple[str, ir.Model]]:
-    """The trunk as the graphs of its role."""
-    spec, form = job.checkpoint.spec, job.form
+def role_graphs(job: Job, trunk: ir.Model) -> Iterator[tuple[str, ir.Model]]:
+    """The lowered trunk with the inputs and outputs of its role, by the names of the graphs' files."""
+    spec, form, ids = job.checkpoint.spec, job.form, job.head_ids()
     if form.attention == "gqa":
-        finish(model, spec, VARIANTS["gqa"], job.chosen())
-        yield GRAPH, model
+        finish(trunk, spec, VARIANTS["gqa"], ids)
+        yield GRAPH, trunk
     elif not job.graphs():
-        finish_portable(model, spec, form.opset, job.chosen())
-        yield GRAPH, model
+        finish_portable(trunk, spec, form.opset, ids)
+        yield GRAPH, trunk
     for static in job.graphs():
-        own = model.clone()
-        finish_portable(own, spec, form.opset, job.chosen(), job.kv_rows(), static)
-        yield static.file, own
+        model = trunk.clone()
+        finish_portable(model, spec, form.opset, ids, job.kv_rows(), static)
+        yield static.file, model
 
 
-def _set_tables(model: ir.Model, tables: dict[str, torch.Tensor], store: WeightStore, floats: str) -> None:
+def _set_tables(graph: ir.Graph, tables: dict[str, torch.Tensor], floats: str) -> None:
     """The rotary tables are inputs of the trace and constants of the graph."""
-    graph = model.graph
-    for value in [v for v in graph.inputs if v.name in tables]:
-        array = tables[value.name].numpy().astype(floats)  # type: ignore[index]
+    for value in [value for value in graph.inputs if value.name in tables]:
+        table = constant(f"{ROTARY}{value.name}", tables[value.name].numpy().astype(floats))  # type: ignore[index]
         graph.inputs.remove(value)
-        constant = store.add(f"rotary.{value.name}", array)
-        value.replace_all_uses_with(constant)
-        graph.register_initializer(constant)
+        value.replace_all_uses_with(table)
+        graph.register_initializer(table)

@@ -1,5 +1,7 @@
-"""Exported graphs driven by plain feeds, for the parity check: written apart from the runtime, so that each also checks
-the other. Each holds the KV rows of one sequence; `length` tokens are in them."""
+"""Drivers of exported graphs for the parity check. They share no code with the runtime, so that each checks the other.
+
+A driver holds the KV rows of one sequence.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +16,26 @@ from numpy.typing import NDArray
 from pard_onnx.models.manifest import GRAPH, Manifest, StaticGraph
 from pard_onnx.models.spec import ModelSpec
 
-ROWS = 128  # of the KV buffers of dynamic graphs
+ROWS = 128  # of the KV buffers, for graphs of dynamic shapes
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
 
-class Driven(Protocol):
-    """length may be set back: what lies behind it is forgotten."""
+class Driver(Protocol):
+    """An exported graph on one sequence."""
 
-    length: int
+    length: int  # tokens in the KV rows; a smaller number makes the driver forget the tokens after it
 
     def step(self, ids: Ids, draft_length: int = 1) -> Logits:
-        """Append ids and draft_length - 1 masks; logits of the last rows [n, vocabulary]: of a target's as many as the
-        graph gives, of a draft's the draft_length last ones."""
+        """Append ids, and draft_length - 1 masks for a draft; logits [n, vocabulary].
+
+        Of a target all rows that the graph gives, of a draft the last draft_length rows.
+        """
         ...
 
 
-def drive(folder: Path, manifest: Manifest) -> Driven:
-    """The artifact's graphs on the CPU."""
+def drive(folder: Path, manifest: Manifest) -> Driver:
+    """The driver of an artifact's graphs, on the CPU."""
     spec = manifest.spec
     if manifest.graphs:
         sessions = [(graph, open_session(folder / graph.file)) for graph in manifest.graphs]
@@ -56,17 +60,17 @@ def empty(spec: ModelSpec, floats: str, rows: int) -> Caches:
 
 
 def run(session: ort.InferenceSession, feeds: dict[str, Any], caches: Caches) -> Logits:
-    """One call; the caches are replaced by what it leaves of them. Without logits, no rows."""
+    """Run the graph once and update the caches; its logits, or no rows if it gives no logits."""
     names = [output.name for output in session.get_outputs() if not output.name.startswith("draft_")]
-    found = dict(zip(names, session.run(names, feeds | caches), strict=True))
-    caches.update({name: found[name.replace("past_key_values", "present")] for name in caches})
-    rows: Logits = found["logits"][0] if "logits" in found else np.empty((0, 0), np.float32)
+    outputs = dict(zip(names, session.run(names, feeds | caches), strict=True))
+    caches.update({name: outputs[name.replace("past_key_values", "present")] for name in caches})
+    rows: Logits = outputs["logits"][0] if "logits" in outputs else np.empty((0, 0), np.float32)
     return rows
 
 
 @dataclass(slots=True)
 class DynamicDriver:
-    """What the drivers of one graph of dynamic shapes share."""
+    """The base of drivers of one graph of dynamic shapes."""
 
     session: ort.InferenceSession
     spec: ModelSpec
@@ -103,7 +107,7 @@ class PortableDriver(DynamicDriver):
 
 @dataclass(slots=True)
 class StaticDriver:
-    """The last tokens, up to the widest step, go through a graph with logits; those before through one without."""
+    """Graphs of fixed shapes: leading tokens go through the prefill graph, the rest through a graph with logits."""
 
     sessions: list[tuple[StaticGraph, ort.InferenceSession]]
     spec: ModelSpec

@@ -1,8 +1,8 @@
-"""An export against torch: the check that every export ends with.
+"""The parity check, with which every export ends: the logits of the exported graphs against torch's.
 
-Teacher-forced over one fixed text: a prefill, single-token steps, a step of wrong tokens that is
-rolled back, and a multi-token step over the right ones. Draft graphs are checked the same way, and
-on the rows of their masks. Of a target it is also found out which step widths give equal rows.
+Both read one fixed text: a prefill, steps of single tokens, a step of wrong tokens that is rolled back, and a step of
+several tokens over the right ones. A draft's logits at its masks are compared too. For a target the check also finds
+the step widths whose rows are bitwise equal.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.draft_vocabulary import read_ids
-from pard_onnx.models.manifest import Manifest, Parity
+from pard_onnx.models.manifest import Manifest, Parity, read_draft_ids
 from pard_onnx.quantize.calibration.layers import skeleton, weights
 
-from .drive import Driven, Ids, Logits, drive
+from .drive import Driver, Ids, Logits, drive
 
 TEXT = (
     "def binary_search(items, wanted):\n    low, high = 0, len(items)\n    while low < high:\n"
@@ -34,11 +33,11 @@ WIDEST = LENGTH - PREFILL  # of the steps compared bit for bit
 
 
 def check(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> Parity:
-    """Compare the graphs in `folder` with torch on the checkpoint that they came from."""
+    """Compare the graphs in `folder` with torch on the checkpoint that they were made of."""
     spec = checkpoint.spec
     ids = _ids(checkpoint)
     batch = ids[None]
-    if spec.pard is not None:  # a second sequence, whose end is masks
+    if spec.pard is not None:  # a second sequence that ends with masks
         masked = ids.copy()
         masked[LENGTH - MULTI + 1 :] = spec.pard.mask_id
         batch = np.stack([ids, masked])
@@ -47,15 +46,15 @@ def check(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> Parity:
     rows = _replay(graph, ids, draft=spec.pard is not None)
     expected = [wanted[row.sequence, row.end - len(row.logits) : row.end] for row in rows]
     found = np.concatenate([row.logits for row in rows])
-    # The ids that the logits are of; behind them, ids that the tokenizer does not have are -inf by design
-    ids_of = read_ids(folder) if manifest.draft_vocabulary else np.arange(spec.vocabulary.size)
+    # The ids of the columns; further columns are padding ids, whose logits are -inf by design
+    ids_of = read_draft_ids(folder) if manifest.draft_vocabulary else np.arange(spec.vocabulary.size)
     parity = _compare(found[:, : len(ids_of)], np.concatenate(expected)[:, ids_of], len(rows[-1].logits))
-    free = spec.pard is None and not manifest.graphs  # whose steps have any width, and give all rows
-    return replace(parity, exact_widths=_exact_widths(graph, ids)) if free else parity
+    any_width = spec.pard is None and not manifest.graphs  # steps of any width, with logits of all rows
+    return replace(parity, exact_widths=_exact_widths(graph, ids)) if any_width else parity
 
 
-def _exact_widths(graph: Driven, ids: Ids) -> tuple[int, ...]:
-    """Widths of steps over the same tokens whose logits are, bit for bit, those of the widest step."""
+def _exact_widths(graph: Driver, ids: Ids) -> tuple[int, ...]:
+    """Step widths at which the logits of the same tokens are bitwise those of the widest step."""
     rows = {}
     for width in range(1, WIDEST + 1):
         graph.length = PREFILL
@@ -65,11 +64,11 @@ def _exact_widths(graph: Driven, ids: Ids) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Logits of the last tokens before `end`, of the text or (sequence 1) of the one whose end is masks."""
+    """Logits of the last tokens before the position `end` of a sequence."""
 
     logits: Logits
     end: int
-    sequence: int = 0
+    sequence: int = 0  # 0: the text; 1: the sequence that ends with masks
 
 
 def _ids(checkpoint: Checkpoint) -> Ids:
@@ -78,7 +77,7 @@ def _ids(checkpoint: Checkpoint) -> Ids:
     return np.resize(np.array(encoded, dtype=np.int64), LENGTH)
 
 
-def _replay(graph: Driven, ids: Ids, *, draft: bool) -> list[_Rows]:
+def _replay(graph: Driver, ids: Ids, *, draft: bool) -> list[_Rows]:
     """The graph's rows in the order of the module docstring; the last MULTI follow a rollback."""
     rows = [_Rows(graph.step(ids[:PREFILL]), PREFILL)]
     rows += [_Rows(graph.step(ids[i : i + 1]), i + 1) for i in range(PREFILL, PREFILL + SINGLE)]
@@ -91,7 +90,7 @@ def _replay(graph: Driven, ids: Ids, *, draft: bool) -> list[_Rows]:
     if not draft:
         rows.append(_Rows(graph.step(ids[start:]), LENGTH))
     else:
-        graph.length = PREFILL + SINGLE  # the draft's cache never saw what lies between
+        graph.length = PREFILL + SINGLE  # as if the draft had not read the tokens in between
         rows.append(_Rows(graph.step(ids[PREFILL + SINGLE : start + 1], draft_length=MULTI), LENGTH, 1))
     return rows
 
@@ -107,9 +106,9 @@ def _compare(found: Logits, expected: Logits, rolled_back: int) -> Parity:
 def reference_logits(checkpoint: Checkpoint, ids: Tensor, dtype: torch.dtype | None = None, **inputs: Tensor) -> Tensor:
     """Logits of ids [batch, sequence]: float32 [batch, sequence, vocabulary rows].
 
-    dtype: to compute in, None for the checkpoint's own; integers stand for products that half precision would round,
-    so of a quantized checkpoint it is float32. inputs: for sequences that are not plain text, the model's
-    `position_ids` [batch, sequence] and `attention_mask` [batch, 1, sequence, sequence], added to the scores.
+    dtype: the type to compute in. None: the checkpoint's own, or float32 for a quantized checkpoint, since half
+    precision would round the products of its scales and integers. inputs: for sequences that are not plain text, the
+    model's `position_ids` [batch, sequence] and `attention_mask` [batch, 1, sequence, sequence], added to the scores.
     """
     dtype = dtype or (torch.float32 if checkpoint.quantization else getattr(torch, checkpoint.spec.dtype))
     model = skeleton(checkpoint, "eager", dtype)
@@ -122,7 +121,7 @@ def reference_logits(checkpoint: Checkpoint, ids: Tensor, dtype: torch.dtype | N
 
 
 def _lend_weights(module: nn.Module, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-    """Weights come in before the module runs and go again after it."""
+    """Load the module's weights before it runs, and release them after it."""
     lent: list[AbstractContextManager[None]] = []
 
     def load(*_: Any) -> None:

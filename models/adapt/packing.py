@@ -8,8 +8,8 @@ K-1 mask tokens in a row should predict (arXiv 2504.18583, section 3). For a rea
   x[b+j+1], as if x[0..b] were all that is known.
 
 A mask of base b sees x[0..b] and the masks of its own base in segments 1..j: just what the draft
-sees at run time. COnditional Drop-token (COD) keeps a shrinking random part of each segment, nested,
-so that every mask that is kept finds the masks it must attend to.
+sees at run time. COnditional Drop-token (COD) keeps a shrinking random part of each segment. The parts are
+nested, so that the masks that a kept mask attends to are kept as well.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ IGNORE = -100  # the label that the cross-entropy skips
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """COnditional Drop-token: segment j keeps max(ratio**j, floor) of the bases."""
+    """COnditional Drop-token: segment j keeps a share max(ratio**j, floor) of the bases."""
 
     segments: int = 8  # K
     ratio: float = 0.7
@@ -37,7 +37,7 @@ class Drop:
             raise ValueError(f"ratio {self.ratio} and floor {self.floor} must lie in (0, 1]")
 
     def counts(self, length: int) -> list[int]:
-        """How many bases each segment keeps of a sequence of `length` real tokens; segment 0 keeps all."""
+        """The number of bases that each segment keeps of `length` real tokens; segment 0 keeps all."""
         usable = self._usable(length)
         shares = [max(self.ratio**j, self.floor) for j in range(1, self.segments)]
         return [length, *(int(np.ceil(share * usable)) for share in shares)]
@@ -53,8 +53,8 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """One packed sequence of S tokens; every array is [S]."""
+class PackedSequence:
+    """Real tokens and their mask segments in one sequence of S tokens; every array is [S]."""
 
     ids: NDArray[np.int64]
     positions: NDArray[np.int64]
@@ -63,7 +63,7 @@ class Packed:
     bases: NDArray[np.int64]  # the last real position that the token may see
 
     def mask(self) -> NDArray[np.bool_]:
-        """Which token sees which, [S, S]: row = the one that looks."""
+        """Which tokens each token attends to, [S, S]: entry (i, j) is whether token i sees token j."""
         real = self.segments[None, :] == 0
         prefix = real & (self.positions[None, :] <= self.bases[:, None])
         # The chain of a base begins at its real token, which the prefix has too.
@@ -72,7 +72,7 @@ class Packed:
         return visible
 
 
-def pack(tokens: NDArray[np.int64], mask_id: int, drop: Drop, rng: np.random.Generator) -> Packed:
+def pack(tokens: NDArray[np.int64], mask_id: int, drop: Drop, rng: np.random.Generator) -> PackedSequence:
     """Pack the real tokens [n] and their mask segments into one sequence."""
     length = len(tokens)
     kept = drop.bases(length, rng)
@@ -82,4 +82,4 @@ def pack(tokens: NDArray[np.int64], mask_id: int, drop: Drop, rng: np.random.Gen
     ids = np.where(segments == 0, tokens[bases], mask_id)
     following = np.minimum(positions + 1, length - 1)
     labels = np.where(positions + 1 < length, tokens[following], IGNORE)
-    return Packed(ids, positions, labels, segments, bases)
+    return PackedSequence(ids, positions, labels, segments, bases)

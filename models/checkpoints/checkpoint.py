@@ -1,4 +1,4 @@
-"""`Checkpoint`: a Hugging Face folder whose facts are known and whose weights are known to be there."""
+"""`Checkpoint`: a Hugging Face folder whose config, tokenizer and tensors have been checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pard_onnx.models.spec import ModelSpec, Vocabulary
 
 from . import config as configs
 from .config import MASK_KEYS, Config
-from .quantization import KEY, PackedMatrix, Quantization, packed_matrix, quantization_of
+from .quantization import KEY, PackedMatrix, QuantizationConfig, packed_matrix, quantization_of
 from .tensors import DTYPES, Tensor, TensorEntry, find_tensors, read_tensor, require_finite
 from .vocabulary import chat_template, tokenizer_size
 
@@ -25,14 +25,13 @@ EMBEDDING = "model.embed_tokens.weight"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """tensors: exactly those that `spec` needs, by name, shapes checked; what else the files hold is left out.
-    quantization: None for a checkpoint in floats; packed: matrices in integers, by name without `.weight`."""
+    """A Hugging Face folder. Its tensors are those that `spec` needs; other tensors of its files are ignored."""
 
     folder: Path
     spec: ModelSpec
-    tensors: Mapping[str, Tensor]
-    quantization: Quantization | None = None
-    packed: Mapping[str, PackedMatrix] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor]  # by name, with the shapes that `spec` demands
+    quantization: QuantizationConfig | None = None  # None: all weights are floats
+    packed: Mapping[str, PackedMatrix] = field(default_factory=dict)  # matrices in integers, by name without `.weight`
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -50,12 +49,12 @@ class Checkpoint:
 
     @property
     def bits(self) -> int | None:
-        """Of most matrices of a quantized checkpoint."""
+        """The bits of most matrices of a quantized checkpoint; None for one in floats."""
         counts = Counter(matrix.bits for matrix in self.packed.values())
         return counts.most_common(1)[0][0] if counts else None
 
     def as_role(self, role: Literal["auto", "target", "draft"]) -> Checkpoint:
-        """The same checkpoint taken as `role`; "auto" is what its config says. Raises BadCheckpoint."""
+        """The same checkpoint with this role; "auto": a draft if its config has a mask id. Raises BadCheckpoint."""
         if role == "draft" and self.spec.pard is None:
             raise BadCheckpoint(
                 f"{self.folder / configs.FILE}: a draft without a mask id: none of {', '.join(MASK_KEYS)} is there; "
@@ -98,14 +97,14 @@ def _spec(config: Config, family: Family, size: int, dtype: str) -> ModelSpec:
 
 
 def _needed(
-    folder: Path, spec: ModelSpec, found: Mapping[str, TensorEntry], quantization: Quantization | None
+    folder: Path, spec: ModelSpec, found: Mapping[str, TensorEntry], quantization: QuantizationConfig | None
 ) -> tuple[dict[str, Tensor], dict[str, PackedMatrix]]:
-    """The tensors in floats, and the matrices in integers."""
+    """The tensors in floats, and the matrices in integers, that a model of `spec` needs. Raises BadCheckpoint."""
     tensors: dict[str, Tensor] = {}
     packed: dict[str, PackedMatrix] = {}
     for name, shape in shapes(spec):
         matrix = name.removesuffix(".weight")
-        # Never the embedding: its rows are looked up
+        # The embedding is always in floats: its rows are looked up
         if quantization and len(shape) == 2 and name != EMBEDDING:
             held = packed_matrix(quantization, matrix, (shape[0], shape[1]), found)
             if held:

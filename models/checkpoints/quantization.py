@@ -1,16 +1,16 @@
-"""Quantized checkpoints: how other tools keep integer weights. Two tables: quantization methods, and packings.
+"""Quantized checkpoints: how other tools store integer weights. Two tables: quantization methods, and packings.
 
-A matrix [out, in] is kept as levels of `bits` bits, several in a word of 32; groups of its input columns share a scale
-and a zero point: weight = scale * (level - zero). What the tensors' shapes say holds for each matrix by itself, since
-many tools give some layers other bits or groups than config.json's.
+A matrix [out, in] is stored as levels of `bits` bits, several in a word of 32 bits. Groups of its input columns share a
+scale and a zero point: weight = scale * (level - zero). Bits and groups are read from the shapes of each matrix'
+tensors, since many tools give some layers other bits or groups than config.json names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 
+from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadCheckpoint
 
 from .config import Config
@@ -24,14 +24,13 @@ Shape = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """The tensors of a matrix, by their endings: shapes in terms of out, in, groups; "/word" is packed, the lowest
-    bits first. weight, scale, zero: the endings' roles; order: of the columns' groups, if the tool sorted columns."""
+    """The tensors of one matrix [out, in], by the endings of their names."""
 
-    weight: str
-    scale: str
-    zero: str
-    order: str | None
-    shapes: Mapping[str, Shape]
+    weight: str  # the ending of the levels
+    scale: str  # of the scales
+    zero: str  # of the zero points
+    order: str | None  # of each column's group, if the tool sorted columns
+    shapes: Mapping[str, Shape]  # by ending, in terms of out, in and groups; "/word": packed, the lowest bits first
 
 
 PACKINGS = {
@@ -77,33 +76,27 @@ PACKINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Quantization:
-    """What config.json says.
-
-    bits, group: of every matrix, None where they differ from layer to layer; group -1 is a whole row. zeros: whether
-    there are zero points; without, the middle level stands for 0. interleaved: the levels of a word are those of
-    outputs 0, 2, 4, 6, 1, 3, 5, 7. less: stored zero points are so much less than the true ones. signed: levels and
-    zero points are stored in two's complement.
-    """
+class QuantizationConfig:
+    """The `quantization_config` of config.json, as far as it says how integers are stored."""
 
     method: str  # as in config.json
     packing: str  # a key of PACKINGS
-    bits: int | None
-    group: int | None
-    zeros: bool = True
-    interleaved: bool = False
-    less: int = 0
-    signed: bool = False
+    bits: int | None  # of every matrix; None: they differ from layer to layer
+    group: int | None  # input columns that share a scale, -1 for a whole row; None as for bits
+    zeros: bool = True  # zero points are stored; without them the middle level stands for 0
+    interleaved: bool = False  # the levels of a word are those of outputs 0, 2, 4, 6, 1, 3, 5, 7
+    less: int = 0  # subtracted from the true zero points before they were stored
+    signed: bool = False  # levels and zero points are stored in two's complement
 
 
 @dataclass(frozen=True, slots=True)
 class PackedMatrix:
-    """One matrix [out, in] of a quantized checkpoint. parts: by their endings, dtypes and shapes checked."""
+    """One matrix [out, in] of a quantized checkpoint."""
 
     shape: tuple[int, int]
     bits: int
-    groups: int
-    parts: Mapping[str, TensorEntry]
+    groups: int  # of input columns that share a scale
+    parts: Mapping[str, TensorEntry]  # by the endings of their names; dtypes and shapes are checked
 
     @property
     def group(self) -> int:
@@ -111,16 +104,16 @@ class PackedMatrix:
         return self.shape[1] // self.groups
 
 
-def quantization_of(config: Config) -> Quantization | None:
-    """How the checkpoint is quantized; None if it is not. Raises BadCheckpoint for what cannot be taken over."""
+def quantization_of(config: Config) -> QuantizationConfig | None:
+    """How the checkpoint is quantized; None if it is not. Raises BadCheckpoint for an unsupported method or layout."""
     part = config.inside(KEY)
     if not part.values:
         return None
     method = part.values.get("quant_method")
     reader = METHODS.get(method) if isinstance(method, str) else None
     if reader is None:
-        near = get_close_matches(str(method), METHODS, n=1, cutoff=0.6)
-        hint = f"; the nearest is {near[0]!r}" if near else ""
+        nearest = nearest_name(method, METHODS)
+        hint = f"; the nearest is {nearest!r}" if nearest else ""
         raise part.fault("quant_method", f"is {method!r}; supported: {', '.join(METHODS)}{hint}")
     found = reader(part)
     if found.bits is not None and found.bits not in BITS:
@@ -128,41 +121,41 @@ def quantization_of(config: Config) -> Quantization | None:
     return found
 
 
-def _awq(part: Config) -> Quantization:
+def _awq(part: Config) -> QuantizationConfig:
     if (version := str(part.values.get("version") or "gemm").lower()) != "gemm":
         raise part.fault("version", f"is {version!r}; only 'gemm' is supported")
     bits, group = _bits_and_group(part)
     if bits != 4:
         raise part.fault("bits", f"is {bits}; the gemm layout has 4")
-    return Quantization("awq", "awq", bits, group, interleaved=True)
+    return QuantizationConfig("awq", "awq", bits, group, interleaved=True)
 
 
-def _gptq(part: Config) -> Quantization:
+def _gptq(part: Config) -> QuantizationConfig:
     key = "checkpoint_format" if part.values.get("checkpoint_format") else "format"
     form = part.values.get(key) or "gptq"
     if form not in ("gptq", "gptq_v2"):
         raise part.fault(key, f"is {form!r}; supported: 'gptq', 'gptq_v2'")
     mixed = bool(part.values.get("dynamic"))
-    return Quantization("gptq", "gptq", *_bits_and_group(part, mixed), less=int(form == "gptq"))
+    return QuantizationConfig("gptq", "gptq", *_bits_and_group(part, mixed), less=int(form == "gptq"))
 
 
-def _auto_round(part: Config) -> Quantization:
-    """Its own packing is GPTQ's with the true zero points, and without column order."""
+def _auto_round(part: Config) -> QuantizationConfig:
+    """auto-round's own packing is GPTQ's, with the true zero points and without sorted columns."""
     form = str(part.values.get("packing_format") or part.values.get("backend") or "auto_round:auto_gptq")
     if (kind := str(part.values.get("data_type") or "int")) != "int":
         raise part.fault("data_type", f"is {kind!r}; only 'int' is supported")
     numbers = _bits_and_group(part, mixed=bool(part.values.get("extra_config")))
     if "awq" in form:
-        return Quantization("auto-round", "awq", *numbers, interleaved=True)
+        return QuantizationConfig("auto-round", "awq", *numbers, interleaved=True)
     if "gptq" in form and "gptqmodel" not in form:
-        return Quantization("auto-round", "gptq", *numbers, less=1)
+        return QuantizationConfig("auto-round", "gptq", *numbers, less=1)
     if form.startswith("auto_round") and "llm_compressor" not in form and "fp8" not in form:
-        return Quantization("auto-round", "gptq", *numbers)
+        return QuantizationConfig("auto-round", "gptq", *numbers)
     supported = "auto_round, auto_round:auto_gptq, auto_round:auto_awq"
     raise part.fault("packing_format", f"is {form!r}; supported: {supported}")
 
 
-def _compressed_tensors(part: Config) -> Quantization:
+def _compressed_tensors(part: Config) -> QuantizationConfig:
     if (form := part.values.get("format")) != "pack-quantized":
         raise part.fault("format", f"is {form!r}; only 'pack-quantized' is supported")
     named = part.inside("config_groups")
@@ -177,12 +170,12 @@ def _compressed_tensors(part: Config) -> Quantization:
     first = groups[0]
     zeros = not all(weights.flag("symmetric", True) for weights in groups)
     if len(groups) > 1:
-        return Quantization("compressed-tensors", "compressed-tensors", None, None, zeros)
+        return QuantizationConfig("compressed-tensors", "compressed-tensors", None, None, zeros)
     group = first.integer("group_size") if first.values["strategy"] == "group" else -1
-    return Quantization("compressed-tensors", "compressed-tensors", first.integer("num_bits"), group, zeros)
+    return QuantizationConfig("compressed-tensors", "compressed-tensors", first.integer("num_bits"), group, zeros)
 
 
-def _quark(part: Config) -> Quantization:
+def _quark(part: Config) -> QuantizationConfig:
     weight = part.inside("global_quant_config").inside("weight")
     dtype, scheme = weight.values.get("dtype"), weight.values.get("qscheme")
     if dtype not in ("uint4", "int4"):
@@ -195,7 +188,7 @@ def _quark(part: Config) -> Quantization:
         raise export.fault("pack_method", f"is {method!r}; supported: 'reorder', 'order'")
     mixed = bool(part.values.get("layer_quant_config"))
     group = None if mixed else weight.integer("group_size")
-    return Quantization("quark", "quark", 4, group, interleaved=method == "reorder", signed=dtype == "int4")
+    return QuantizationConfig("quark", "quark", 4, group, interleaved=method == "reorder", signed=dtype == "int4")
 
 
 def _bits_and_group(part: Config, mixed: bool = False) -> tuple[int | None, int | None]:
@@ -206,7 +199,7 @@ def _bits_and_group(part: Config, mixed: bool = False) -> tuple[int | None, int 
     return (None, None) if mixed else (bits, group)
 
 
-METHODS: dict[str, Callable[[Config], Quantization]] = {
+METHODS: dict[str, Callable[[Config], QuantizationConfig]] = {
     "awq": _awq,
     "gptq": _gptq,
     "auto-round": _auto_round,
@@ -217,11 +210,11 @@ METHODS: dict[str, Callable[[Config], Quantization]] = {
 
 
 def packed_matrix(
-    quantization: Quantization, name: str, shape: tuple[int, int], found: Mapping[str, TensorEntry]
+    quantization: QuantizationConfig, name: str, shape: tuple[int, int], found: Mapping[str, TensorEntry]
 ) -> PackedMatrix | None:
-    """The matrix `name` [out, in] among the tensors `found`; None if it is not there in integers.
+    """The matrix `name` [out, in] among the tensors `found`; None if it is not stored in integers.
 
-    Raises BadCheckpoint where parts are missing, or are not what the others and config.json say.
+    Raises BadCheckpoint where parts are missing, or contradict one another or config.json.
     """
     packing = PACKINGS[quantization.packing]
     parts = {end: found[f"{name}.{end}"] for end in packing.shapes if f"{name}.{end}" in found}
@@ -255,7 +248,7 @@ def packed_matrix(
 
 
 def _bits(packing: Packing, weight: TensorEntry, shape: tuple[int, int]) -> int:
-    """Of a level: words along the packed axis, over the levels in them."""
+    """Bits of a level, from the number of words along the packed axis."""
     extents = packing.shapes[packing.weight]
     axis = next(i for i, extent in enumerate(extents) if str(extent).endswith("/word"))
     levels = shape[0] if extents[axis] == "out/word" else shape[1]
@@ -264,8 +257,10 @@ def _bits(packing: Packing, weight: TensorEntry, shape: tuple[int, int]) -> int:
     return words * WORD // levels
 
 
-def _require_numbers(quantization: Quantization, name: str, weight: TensorEntry, numbers: tuple[int, int, int]) -> None:
-    """Bits and groups that can be taken over, and that config.json does not contradict."""
+def _require_numbers(
+    quantization: QuantizationConfig, name: str, weight: TensorEntry, numbers: tuple[int, int, int]
+) -> None:
+    """BadCheckpoint for bits or groups that are not supported, or that config.json contradicts."""
     width, bits, groups = numbers
     if bits not in BITS or (quantization.bits or bits) != bits:
         said = f"{KEY} says {quantization.bits}" if quantization.bits else f"{' and '.join(map(str, BITS))} are taken"

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint: found from the headers of its safetensors files, read by row blocks."""
+"""Tensors of a checkpoint: found by the headers of its safetensors files, read in blocks of rows."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pard_onnx.models.json_files import read_json
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# safetensors' names of the floats that are read, and how they lie in the file
+# safetensors' names of the floats that are read, and their types in the file
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 BLOCK_VALUES = 1 << 22  # 16 MiB as float32
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 
 
 class Tensor(Protocol):
-    """A tensor that need not be in memory. dtype: safetensors' name of its floats."""
+    """A tensor whose rows can be read one block at a time. dtype: safetensors' name of its floats."""
 
     @property
     def dtype(self) -> str: ...
@@ -43,12 +43,12 @@ class Tensor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Where a tensor lies. dtype: safetensors' name (F32, F16, BF16, ...); offset, nbytes: bytes in `file`."""
+    """A tensor in a file."""
 
     file: Path
-    dtype: str
+    dtype: str  # safetensors' name (F32, F16, BF16, ...)
     shape: tuple[int, ...]
-    offset: int
+    offset: int  # bytes from the beginning of the file
     nbytes: int
 
     def read(self, first: int, stop: int) -> NDArray[Any]:
@@ -139,7 +139,7 @@ def _entries(file: Path, header: Mapping[str, Any], start: int) -> Iterator[tupl
 def read_tensor(entry: Tensor, rows: slice | None = None) -> NDArray[np.float32]:
     """The tensor as float32, or a block of its rows (a slice of step 1 over the first axis).
 
-    Only what is asked for is read, so a matrix can be streamed. Raises BadCheckpoint if the file ends early.
+    No other rows are read, so a matrix can be streamed. Raises BadCheckpoint if the file ends early.
     """
     first, stop, step = (rows or slice(None)).indices(entry.shape[0] if entry.shape else 1)
     if step != 1:

@@ -1,4 +1,4 @@
-"""The tokenizer's files as far as a checkpoint's facts need them: its real size and its chat template."""
+"""What a checkpoint's tokenizer files say: the tokenizer's size and the chat template."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _model_ids(vocab: Any) -> range | list[int]:
 
 
 def chat_template(folder: Path) -> str | None:
-    """The jinja text of the chat template (of the one named "default" among several), or None."""
+    """The jinja text of the chat template (of several, the one named "default"); None if there is none."""
     config = folder / CONFIG_FILE
     value = read_json(config, BadCheckpoint).get("chat_template") if config.is_file() else None
     path = folder / TEMPLATE_FILE

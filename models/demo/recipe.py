@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from pard_onnx.models.adapt.fit import Schedule, fit
 from pard_onnx.models.adapt.packing import Drop, pack
+from pard_onnx.models.adapt.training import Schedule, train
 
 from . import corpus, tokenizer
 
@@ -183,7 +183,7 @@ class Recipe:
             windows, rows = (short_windows, 16) if step < long else (long_windows, 4)
             return torch.from_numpy(windows.batch(step, rows)).to(DEVICE)
 
-        fit(net, batch, next_token_loss, schedule, self.work / "target", self.log)
+        train(net, batch, next_token_loss, schedule, self.work / "target", self.log)
         return net
 
     def replies(self, total: int = 600_000, rows: int = 128, prompt: int = 64, new: int = 192) -> Ids:
@@ -213,7 +213,7 @@ class Recipe:
         def batch(step: int) -> Tensor:
             return torch.from_numpy(mixed(step, 32)).to(DEVICE)
 
-        fit(net, batch, next_token_loss, schedule, self.work / "ar-draft", self.log)
+        train(net, batch, next_token_loss, schedule, self.work / "ar-draft", self.log)
         return net
 
     def draft(self, schedule: Schedule = DRAFT_SCHEDULE) -> Qwen2ForCausalLM:
@@ -223,7 +223,7 @@ class Recipe:
         def batch(step: int) -> list[Tensor]:
             return packed_batch(mixed(step, 16), step, DROP)
 
-        fit(net, batch, packed_loss, schedule, self.work / "draft", self.log)
+        train(net, batch, packed_loss, schedule, self.work / "draft", self.log)
         return net
 
     def publish(self, folder: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.families import shapes
-from pard_onnx.models.manifest import Choice
+from pard_onnx.models.manifest import MixedChoice
 from pard_onnx.models.precision import INT8, Format, Recipe
 from pard_onnx.quantize.packing.pack import fit_block, stored_bytes
 from pard_onnx.quantize.packing.prepared import EMBEDDING, HEAD
@@ -32,14 +32,14 @@ class Unit:
         return any(name.endswith(PROTECTED) for name in self.names)
 
 
-def choose(units: Sequence[Unit], room: int) -> tuple[Choice, ...]:
+def choose(units: Sequence[Unit], room: int) -> tuple[MixedChoice, ...]:
     """8 bits for those that lose most a byte, as long as they fit in `room` bytes."""
     ranked = sorted(units, key=_gain, reverse=True)
     found = []
     for unit in ranked:
         fits = unit.extra_bytes <= room
         room -= unit.extra_bytes if fits else 0
-        found.append(Choice(unit.names, 8 if fits else 4, unit.loss, unit.extra_bytes, unit.protected))
+        found.append(MixedChoice(unit.names, 8 if fits else 4, unit.loss, unit.extra_bytes, unit.protected))
     return tuple(found)
 
 
@@ -47,7 +47,7 @@ def _gain(unit: Unit) -> float:
     return unit.loss * (PROTECTION if unit.protected else 1.0) / unit.extra_bytes
 
 
-def mixed(recipe: Recipe, choices: Sequence[Choice]) -> Recipe:
+def mixed(recipe: Recipe, choices: Sequence[MixedChoice]) -> Recipe:
     """The recipe with 8 bits where they were chosen; a tied head is chosen by the head's name."""
     names = [name for choice in choices if choice.bits == 8 for name in choice.names]
     inner = tuple((name, _eight(recipe.matrices)) for name in names if name not in (HEAD, EMBEDDING))

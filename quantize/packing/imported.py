@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.checkpoints.quantization import PACKINGS, WORD, PackedMatrix, Quantization
+from pard_onnx.models.checkpoints.quantization import PACKINGS, WORD, PackedMatrix, QuantizationConfig
 from pard_onnx.models.checkpoints.tensors import TensorEntry, read_tensor, require_finite
 from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.precision import Format
@@ -28,7 +28,7 @@ class Imported:
     """`Prepared` of a quantized checkpoint."""
 
     checkpoint: Checkpoint
-    quantization: Quantization
+    quantization: QuantizationConfig
     _zeros: dict[str, Levels | None] = field(default_factory=dict)
     _orders: dict[str, Order | None] = field(default_factory=dict)
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from pard_onnx.models.checks import nearest_name
+from pard_onnx.models.devices import DEVICES
 from pard_onnx.models.errors import BadProvider
 
 HOST = "cpu"  # I/O binding's name for the host's memory
@@ -27,10 +28,18 @@ class Provider:
     memory: str = HOST  # where its KV caches are, as I/O binding names this memory
     # The attention variants whose past and present may be one buffer there; the others use two buffers that take turns.
     in_place: tuple[str, ...] = ()
-    attention: tuple[str, ...] = ("portable",)  # the attention variants that it can run
-    static: bool = False  # whether it needs graphs of fixed shapes
     plugin: str | None = None  # the Python module that has it as a plugin library; None if there is none
     options: tuple[tuple[str, str], ...] = ()  # the user's options, by `names`
+
+    @property
+    def attention(self) -> tuple[str, ...]:
+        """The attention variants of graphs that it can run."""
+        return DEVICES[self.key].provider_attention
+
+    @property
+    def static(self) -> bool:
+        """Whether it needs graphs of fixed shapes."""
+        return DEVICES[self.key].static
 
     @property
     def device(self) -> int:
@@ -73,20 +82,18 @@ VITISAI = (
     "target", "xclbin", *EP_CONTEXT,
 )  # fmt: skip
 RYZEN_AI = "AMD's Ryzen AI installer, or on Windows by: pip install windowsml"
-BOTH = ("gqa", "portable")
 
 PROVIDERS = {
     provider.key: provider
     for provider in (
-        Provider("cpu", "CPUExecutionProvider", pip("cpu"), device_option="", attention=BOTH),
-        Provider("cuda", "CUDAExecutionProvider", pip("cuda"), CUDA, memory="cuda", in_place=("gqa",),
-                 attention=BOTH),
+        Provider("cpu", "CPUExecutionProvider", pip("cpu"), device_option=""),
+        Provider("cuda", "CUDAExecutionProvider", pip("cuda"), CUDA, memory="cuda", in_place=("gqa",)),
         Provider("directml", "DmlExecutionProvider", pip("directml"), DIRECTML, memory="dml"),
         Provider("rocm", "ROCMExecutionProvider", pip("rocm"), ROCM, memory="cuda"),
-        Provider("migraphx", "MIGraphXExecutionProvider", pip("migraphx"), MIGRAPHX, memory="cuda", static=True),
+        Provider("migraphx", "MIGraphXExecutionProvider", pip("migraphx"), MIGRAPHX, memory="cuda"),
         Provider("webgpu", "WebGpuExecutionProvider", pip("webgpu"), WEBGPU, device_option="deviceId",
-                 memory="webgpu", in_place=("gqa",), attention=BOTH, plugin="onnxruntime_ep_webgpu"),
-        Provider("npu", "VitisAIExecutionProvider", RYZEN_AI, VITISAI, device_option="", static=True),
+                 memory="webgpu", in_place=("gqa",), plugin="onnxruntime_ep_webgpu"),
+        Provider("npu", "VitisAIExecutionProvider", RYZEN_AI, VITISAI, device_option=""),
     )
 }  # fmt: skip
 # The order in which "auto" tries them: providers for one maker's devices, then those for any device, then the CPU.

@@ -60,7 +60,7 @@ class DeviceKvCache(KvCache):
         return np.stack([buffer.read()[0, :, first:last] for buffer in self._past])
 
     def write(self, rows: Sequence[KvRows] | KvRows) -> None:
-        block = self._fitting(rows)
+        block = self._checked(rows)
         whole = np.zeros(self._shape, self._type)
         for i, part in enumerate(block):  # one layer at a time, so that the device needs no memory for a second cache
             whole[0, :, : part.shape[1]] = part

@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pard_onnx import load
-from pard_onnx.demo_command import main as demo_main
 from pard_onnx.export_command import main as export_main
 from pard_onnx.generate_command import main as generate_main
 from pard_onnx.models import demo
@@ -54,22 +53,6 @@ def test_export_and_generate_by_command(demo_folder: Folder, capsys: pytest.Capt
     assert pard["tokens"] == plain["tokens"] and pard["text"] == plain["text"]
     assert pard["mean_accepted"] > 2
     assert plain["mean_accepted"] == 1
-
-
-def test_demo_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo_main(["--json", "--max-new-tokens", "24", "--output", str(tmp_path / "out")]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert len(found["prompts"]) == len(demo.prompts())
-    assert found["all"]["mean_accepted"] > 1.5
-    assert demo_main(["--max-new-tokens", "24", "--output", str(tmp_path / "out")]) == 0
-    text = capsys.readouterr().out
-    assert "speed-up" in text and "accepted" in text
-
-
-@pytest.mark.parametrize("options", (["--draft-length", "0"], ["--draft-length", "33"], ["--max-new-tokens", "1"]))
-def test_bad_options_of_the_demo(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo_main(options) == 2
-    assert capsys.readouterr().err.startswith(f"error: {options[0]} must be ")
 
 
 @pytest.mark.parametrize("precision", ("fp32", "int8", "int4"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pard_onnx import Pair, load
 from pard_onnx.export_command import main
-from pard_onnx.models.draft_vocabulary import read_ids
+from pard_onnx.models.manifest import read_draft_ids
 from pard_onnx.quantize_command import main as quantize_main
 
 Folder = Callable[[str, str], Path]
@@ -46,7 +46,7 @@ def test_the_text_is_the_targets_own(pair: Pair, prompt: list[int], length: int,
 
 def test_what_is_proposed_is_accepted_and_of_the_vocabulary(pair: Pair, reduced: Path) -> None:
     assert pair._draft is not None
-    draft, ids = pair.engine.models[1].session, set(read_ids(reduced).tolist())
+    draft, ids = pair.engine.models[1].session, set(read_draft_ids(reduced).tolist())
     draft.rollback(0)
     found, _ = draft.step([5, 300, 1999], 8)  # 1999: read all the same, whatever it may propose
     assert set(found.tolist()) <= ids and len(ids) == SIZE

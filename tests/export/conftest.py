@@ -7,7 +7,7 @@ import pytest
 
 from pard_onnx.export.exporter import Job, export
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.devices import DEVICES, form
+from pard_onnx.models.devices import DEVICES, form_for
 from pard_onnx.models.manifest import Source
 
 FORM = frozenset(("attention", "floats", "opset", "static", "draft_length"))
@@ -23,7 +23,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]
         if key not in made:
             root = tmp_path_factory.mktemp("export")
             device = DEVICES[str(options.pop("device", "cpu"))]
-            wanted = form(device, **{name: options.pop(name) for name in FORM & options.keys()})  # type: ignore[arg-type]
+            wanted = form_for(device, **{name: options.pop(name) for name in FORM & options.keys()})  # type: ignore[arg-type]
             verify = bool(options.pop("verify", True))
             checkpoint = tiny(root / "checkpoint", family, role, **options)
             export(

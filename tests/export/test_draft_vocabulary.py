@@ -14,10 +14,9 @@ from tiny import weights
 
 from pard_onnx.export.exporter import Job, export
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.devices import DEVICES, form
-from pard_onnx.models.draft_vocabulary import read_ids
+from pard_onnx.models.devices import DEVICES, form_for
 from pard_onnx.models.json_files import read_json
-from pard_onnx.models.manifest import Manifest, Source
+from pard_onnx.models.manifest import Manifest, Source, read_draft_ids
 from pard_onnx.models.precision import INT4, INT8, Format
 from pard_onnx.quantize.draft_vocabulary import proposable
 from pard_onnx.quantize.packing.pack import fit_block, pack
@@ -40,7 +39,7 @@ def made(tmp_path: Path, folder: Path, precision: str = "fp32", **options: Any) 
 
 def require_true_ids(folder: Path, manifest: Manifest) -> None:
     """The ids and probabilities that a session gives are those of its logits' columns."""
-    ids = read_ids(folder)
+    ids = read_draft_ids(folder)
     assert manifest.columns == len(ids) == SIZE and manifest == Manifest.read(folder)
     draft = session_class(manifest)(folder, manifest, providers.provider_named("cpu"), Threads(1))
     logits = draft.logits(IDS, 3).copy()
@@ -62,7 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(("variant", "tied"), (("gqa", False), ("gqa", True), ("portable", True), ("static", False)))
 def test_logits_are_torchs_of_the_chosen_ids(tmp_path: Path, tiny: Tiny, variant: str, tied: bool) -> None:
     options = dict(VARIANTS[variant])
-    wanted = form(DEVICES[options.pop("device", "cpu")], **options)
+    wanted = form_for(DEVICES[options.pop("device", "cpu")], **options)
     folder, manifest = made(tmp_path, tiny(tmp_path / "model", role="draft", tied=tied), form=wanted)
     parity = manifest.parity
     assert parity is not None and parity.top1_agreement == 1
@@ -87,7 +86,7 @@ def test_the_head_is_packed_from_the_chosen_rows(
     folder, manifest = made(tmp_path, model, precision, verify=False)
     floats = weights(read_json(model / "config.json"))
     matrix = floats["model.embed_tokens.weight" if tied else "lm_head.weight"]
-    expected = pack(matrix[read_ids(folder)], fit_block(fmt, matrix.shape[1], "lm_head"))
+    expected = pack(matrix[read_draft_ids(folder)], fit_block(fmt, matrix.shape[1], "lm_head"))
     found = head_of(folder)
     np.testing.assert_array_equal(found["weight"], expected.weight)
     np.testing.assert_array_equal(found["scale"], expected.scale)
@@ -111,7 +110,7 @@ def test_recipes_keep_the_chosen_rows_of_what_they_rounded(tmp_path: Path, tiny:
     assert ("zero_point" in head) == (recipe == "int4-gptq-asym")
     for part, array in head.items():
         whole = stored[f"model.embed_tokens.{'rows' if part == 'weight' else part}"]
-        np.testing.assert_array_equal(array.reshape(SIZE, -1), whole[read_ids(folder)])
+        np.testing.assert_array_equal(array.reshape(SIZE, -1), whole[read_draft_ids(folder)])
     require_true_ids(folder, manifest)
     assert manifest.parity is not None and manifest.parity.mean_error < 0.5
 
@@ -122,7 +121,7 @@ def test_integers_of_quantized_checkpoints(tmp_path: Path) -> None:
         tmp_path / "model", "gptq", role="draft", sorted_columns=True, quantized_head=True, layers=1
     )
     folder, manifest = made(tmp_path, model, "int4")
-    packed, ids = head_of(folder), read_ids(folder)
+    packed, ids = head_of(folder), read_draft_ids(folder)
     levels = np.stack([packed["weight"] & 15, packed["weight"] >> 4], axis=-1).reshape(SIZE, -1)
     head = truth["lm_head"]
     np.testing.assert_array_equal(levels, head.levels[ids][:, np.argsort(head.group_of, kind="stable")])

@@ -11,7 +11,6 @@ import pytest
 from tiny import save_safetensors, weights
 
 from pard_onnx.export.exporter import Job, export
-from pard_onnx.export.output import place, replacing
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadCheckpoint, BadInput, Failure
 from pard_onnx.models.manifest import Manifest, Source
@@ -38,123 +37,6 @@ def test_the_folder_is_what_the_manifest_says(job: Job) -> None:
     assert manifest.capacity == 512 and manifest.kv_rows == 576
     assert manifest.parity is None
     assert all(t.error < 0.2 for t in manifest.tensors)
-    assert left(job) == [job.output.name]
-
-
-def test_an_export_is_replaced_only_by_force(job: Job) -> None:
-    export(job)
-    before = (job.output / "pard_onnx.json").read_bytes()
-    with pytest.raises(BadInput, match="exists already"):
-        export(job)
-    export(replace(job, force=True, precision="fp32"))
-    assert (job.output / "pard_onnx.json").read_bytes() != before
-    assert left(job) == [job.output.name]
-
-
-@pytest.mark.parametrize(
-    "files", (["mine.txt"], ["config.json"], ["pard_onnx.json", "mine.txt"], ["pard_onnx.json", "a/b"])
-)
-def test_force_replaces_nothing_but_exports(job: Job, files: list[str]) -> None:
-    for name in files:
-        (job.output / name).parent.mkdir(parents=True, exist_ok=True)
-        (job.output / name).write_text("mine")
-    with pytest.raises(BadInput, match=f"holds {Path(files[-1]).parts[0]}, which is not an export's"):
-        export(replace(job, force=True))
-    assert [(job.output / name).read_text() for name in files] == ["mine"] * len(files)
-    assert left(job) == [job.output.name]
-
-
-@pytest.mark.parametrize("output", (".", "..", "nested/.."))
-@pytest.mark.parametrize("force", (True, False))
-def test_the_checkpoint_is_never_replaced(job: Job, output: str, force: bool) -> None:
-    folder = job.checkpoint.folder
-    before = sorted(folder.iterdir())
-    with pytest.raises(BadInput, match="holds the checkpoint itself"):
-        export(replace(job, output=folder / output, force=force))
-    assert sorted(folder.iterdir()) == before
-
-
-def test_a_file_is_not_replaced(job: Job) -> None:
-    job.output.write_text("mine")
-    with pytest.raises(BadInput, match="is a file"):
-        export(replace(job, force=True))
-    assert job.output.read_text() == "mine" and left(job) == [job.output.name]
-
-
-def test_an_output_that_cannot_be_made_is_bad_input(job: Job) -> None:
-    job.output.write_text("a file, so no folder to put anything in")
-    with pytest.raises(BadInput, match="choose another --output"):
-        export(replace(job, output=job.output / "deep" / "out"))
-    with pytest.raises(BadInput, match="choose another --output"):
-        export(replace(job, output=job.output.with_name("x" * 5000)))
-    assert left(job) == [job.output.name]
-
-
-def test_the_longest_name_there_is(job: Job) -> None:
-    output = job.output.with_name("o" * 255)
-    with replacing(output, force=False) as folder:
-        (folder / "made").touch()
-    assert left(job) == [output.name]
-
-
-def test_a_home_folder_is_understood(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("HOME", "USERPROFILE"):
-        monkeypatch.setenv(variable, str(tmp_path))
-    assert place(Path("~/out"), job.checkpoint.folder, force=False) == (tmp_path / "out").resolve()
-
-
-def test_a_folder_made_meanwhile_is_kept(job: Job) -> None:
-    """Two exports to one place: the second to finish fails, and neither is mixed with the other."""
-    with pytest.raises(Failure, match="was made by someone else"), replacing(job.output, force=False):
-        job.output.mkdir()
-        (job.output / "theirs").touch()
-    assert [path.name for path in job.output.iterdir()] == ["theirs"] and left(job) == [job.output.name]
-
-
-def test_a_swap_that_fails_puts_the_old_folder_back(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    job.output.mkdir()
-    (job.output / "old").touch()
-    rename = Path.rename
-
-    def fail(path: Path, target: Path) -> Path:
-        if path.name.endswith(".partial"):
-            raise PermissionError("a virus scanner has a file of it open")
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(PermissionError), replacing(job.output, force=True):
-        pass
-    assert [path.name for path in job.output.iterdir()] == ["old"] and left(job) == [job.output.name]
-
-
-def test_parents_made_for_an_export_that_fails_go_with_it(job: Job) -> None:
-    with pytest.raises(KeyboardInterrupt), replacing(job.output / "a" / "b", force=False):
-        raise KeyboardInterrupt
-    assert left(job) == []
-
-
-@pytest.mark.parametrize("stage", ("trace", "weights", "verify"))
-def test_an_interrupted_export_leaves_nothing(job: Job, stage: str) -> None:
-    def interrupt(name: str, done: int, total: int) -> None:
-        if name == stage and (done > 0 or name == "verify"):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        export(replace(job, verify=True), interrupt)
-    assert left(job) == []
-
-
-def test_a_forced_export_that_fails_keeps_the_old_folder(job: Job) -> None:
-    export(job)
-    before = {p.name: p.read_bytes() for p in job.output.iterdir()}
-
-    def interrupt(name: str, done: int, total: int) -> None:
-        if name == "weights" and done:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        export(replace(job, force=True, precision="fp32"), interrupt)
-    assert {p.name: p.read_bytes() for p in job.output.iterdir()} == before
     assert left(job) == [job.output.name]
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pard_onnx.models.checks import DRAFT_LIMIT
-from pard_onnx.models.devices import DEVICES, OPSETS, PLAIN, form, named, require_precision
+from pard_onnx.models.devices import DEVICES, OPSETS, PLAIN, device_named, form_for, require_precision
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.precision import recipe
 
@@ -12,35 +12,35 @@ CPU = DEVICES["cpu"]
 
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
 def test_entries_agree_with_themselves(device):
-    default = form(device)
+    default = form_for(device)
     assert device.attention == default.attention
     assert device.opset == default.opset and default.opset in device.opsets
     for role in ("target", "draft"):
         require_precision(default, device.precision(role))
-        device.fitted(recipe(device.precision(role))).require(role)
+        device.runnable_recipe(recipe(device.precision(role))).require(role)
         widths = [graph.width for graph in default.graphs(role)]
         assert bool(widths) == device.static and widths == sorted(widths)
     for precision in device.precisions:
-        device.fitted(recipe(precision)).require("target")
+        device.runnable_recipe(recipe(precision)).require("target")
     written = {"scatter": "ScatterND", "one-hot": "Equal"}[device.write]
     assert PLAIN - {"ScatterND"} | {written} <= device.operators
 
 
 def test_widths_follow_from_the_draft_length():
-    fixed = form(DEVICES["npu"], draft_length=5)
+    fixed = form_for(DEVICES["npu"], draft_length=5)
     assert [(g.width, g.logits) for g in fixed.graphs("target")] == [(1, True), (6, True), (128, False)]
     assert [(g.width, g.logits) for g in fixed.graphs("draft")] == [(10, True), (128, False)]
-    longest = form(DEVICES["npu"], draft_length=DRAFT_LIMIT)
+    longest = form_for(DEVICES["npu"], draft_length=DRAFT_LIMIT)
     assert len({g.file for role in ("target", "draft") for g in longest.graphs(role)}) == 4
 
 
 def test_overrides():
-    assert form(CPU, attention="portable", opset=18).opset == 18
-    assert form(CPU, attention="portable", static=True).graphs("draft")
-    assert form(DEVICES["webgpu"], floats="float16").floats == "float16"
-    assert DEVICES["webgpu"].fitted(recipe("int4"), "float16").floats == "float16"
-    assert DEVICES["directml"].fitted(recipe("int4")).embedding.kind == "float16"
-    assert DEVICES["directml"].fitted(recipe("int4"), "float32").embedding.kind == "float32"
+    assert form_for(CPU, attention="portable", opset=18).opset == 18
+    assert form_for(CPU, attention="portable", static=True).graphs("draft")
+    assert form_for(DEVICES["webgpu"], floats="float16").floats == "float16"
+    assert DEVICES["webgpu"].runnable_recipe(recipe("int4"), "float16").floats == "float16"
+    assert DEVICES["directml"].runnable_recipe(recipe("int4")).embedding.kind == "float16"
+    assert DEVICES["directml"].runnable_recipe(recipe("int4"), "float32").embedding.kind == "float32"
 
 
 BAD = {
@@ -62,7 +62,7 @@ BAD = {
 def test_contradictions_are_refused_with_the_fix(case):
     device, options, expected = BAD[case]
     with pytest.raises(BadInput) as caught:
-        form(DEVICES[device], **options)
+        form_for(DEVICES[device], **options)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -77,10 +77,10 @@ def test_contradictions_are_refused_with_the_fix(case):
 )
 def test_precisions_that_do_not_fit(device, floats, precision, expected):
     with pytest.raises(BadInput, match=expected.replace("(", r"\(")):
-        require_precision(form(DEVICES[device], floats=floats), precision)
+        require_precision(form_for(DEVICES[device], floats=floats), precision)
 
 
 @pytest.mark.parametrize(("name", "hint"), [("NPU", "npu"), ("webgp", "webgpu"), ("quantum", "known are cpu, cuda")])
 def test_unknown_devices(name, hint):
     with pytest.raises(BadInput, match=hint):
-        named(name)
+        device_named(name)

@@ -27,7 +27,7 @@ from pard_onnx.benchmarks.quality.reading import (
 )
 from pard_onnx.export.exporter import Job, export
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.devices import DEVICES, form
+from pard_onnx.models.devices import DEVICES, form_for
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.runtime.providers.discovery import require_installed
@@ -109,7 +109,7 @@ def test_an_id_that_neither_can_give_costs_nothing() -> None:
 def test_rows_are_torchs_own(tmp_path: Path, tiny: Callable[..., Path], role: str, device: str) -> None:
     """Every row by the artifact and by the streamed checkpoint is transformers' of the tokens that it may see."""
     checkpoint = Checkpoint.open(tiny(tmp_path / "model", "qwen2", role))
-    wanted = form(DEVICES[device])
+    wanted = form_for(DEVICES[device])
     export(Job(checkpoint, Source("tiny"), tmp_path / "out", "fp32", form=wanted, capacity=128, verify=False))
     text = np.random.default_rng(1).integers(0, 290, (2, 45))
     model = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32)

@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from pard_onnx.export.graphs.operators import operators, require_operators
+from pard_onnx.export.graphs.tape import operators, require_operators
 from pard_onnx.models.devices import DEVICES
 from pard_onnx.models.errors import Failure
 from pard_onnx.models.manifest import VITISAI_CONFIG, Manifest

@@ -1,6 +1,5 @@
 """Float exports quantized without their checkpoint: the same as quantizing the checkpoint."""
 
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -11,18 +10,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pard_onnx.export.exporter import Job, export
-from pard_onnx.export.float_export import Columns, FloatExport, tensor_names
-from pard_onnx.export.job import requantized
-from pard_onnx.export.store import joined
+from pard_onnx.export.float_export import FloatExport
+from pard_onnx.export.job import requantize_job
 from pard_onnx.export.verify.drive import drive
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.checkpoints.tensors import read_tensor
-from pard_onnx.models.devices import DEVICES, form
-from pard_onnx.models.errors import BadArtifact, BadInput
+from pard_onnx.models.devices import DEVICES, form_for
+from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.quantize.quantizer import Order
 from pard_onnx.quantize.recipes import named_recipe
@@ -75,10 +70,10 @@ def test_it_is_what_the_checkpoint_gives(
     exported: Exported, tmp_path: Path, text: Path, recipe: str, family: str, role: str, options: dict[str, object]
 ) -> None:
     checkpoint, artifact = exported(family, role, "fp32", verify=False, **options)
-    order, wanted = order_of(recipe, text), form(DEVICES["cpu"], attention=options.get("attention"))  # type: ignore[arg-type]
+    order, wanted = order_of(recipe, text), form_for(DEVICES["cpu"], attention=options.get("attention"))  # type: ignore[arg-type]
     direct = Job(Checkpoint.open(checkpoint), Source("tiny"), tmp_path / "direct", "int4", order=order, form=wanted)
     export(replace(direct, precision=order.named.precision, verify=False))
-    export(requantized(FloatExport.open(artifact), tmp_path / "again", order, verify=False))
+    export(requantize_job(FloatExport.open(artifact), tmp_path / "again", order, verify=False))
     same(tmp_path / "again", tmp_path / "direct")
 
 
@@ -89,9 +84,11 @@ def test_half_precision_is_the_checkpoint_rounded_to_it(
     """migraphx has static graphs over one data file."""
     checkpoint, artifact = exported("qwen2", "target", "fp16", device=device, dtype="float16", verify=False)
     order = order_of("int4-gptq", text)
-    job = Job(Checkpoint.open(checkpoint), Source("tiny"), tmp_path / "direct", order=order, form=form(DEVICES[device]))
+    job = Job(
+        Checkpoint.open(checkpoint), Source("tiny"), tmp_path / "direct", order=order, form=form_for(DEVICES[device])
+    )
     export(replace(job, verify=False))
-    manifest = export(requantized(FloatExport.open(artifact), tmp_path / "again", order, verify=False))
+    manifest = export(requantize_job(FloatExport.open(artifact), tmp_path / "again", order, verify=False))
     same(tmp_path / "again", tmp_path / "direct")
     assert manifest.device == device and manifest.source == Source("tiny", export="fp16")
 
@@ -101,69 +98,19 @@ def test_the_int8_kv_cache_stays_or_comes(exported: Exported, tmp_path: Path, te
     order = order_of("int4-rtn", text)
     whole = Job(Checkpoint.open(checkpoint), Source("tiny"), tmp_path / "whole", "fp32", kv_cache="int8", verify=False)
     export(whole)
-    stays = export(requantized(FloatExport.open(tmp_path / "whole"), tmp_path / "stays", order, verify=False))
-    comes = requantized(FloatExport.open(artifact), tmp_path / "comes", order, kv_cache="int8", verify=False)
+    stays = export(requantize_job(FloatExport.open(tmp_path / "whole"), tmp_path / "stays", order, verify=False))
+    comes = requantize_job(FloatExport.open(artifact), tmp_path / "comes", order, kv_cache="int8", verify=False)
     for manifest in (stays, export(comes)):
         assert (manifest.kv_cache, manifest.kv_dtype) == ("int8", "int8")
         drive(tmp_path / "stays", manifest).step(np.arange(9))
     with pytest.raises(BadInput, match="is int8; leave the option out"):
-        requantized(FloatExport.open(tmp_path / "whole"), tmp_path / "no", order, kv_cache="int8-tensor")
+        requantize_job(FloatExport.open(tmp_path / "whole"), tmp_path / "no", order, kv_cache="int8-tensor")
 
 
 def test_it_is_checked_against_torch_on_its_own_weights(exported: Exported, tmp_path: Path, text: Path) -> None:
     artifact = exported("qwen2", "target", "fp32", verify=False)[1]
-    parity = export(requantized(FloatExport.open(artifact), tmp_path / "again", order_of("int8-rtn", text))).parity
+    parity = export(requantize_job(FloatExport.open(artifact), tmp_path / "again", order_of("int8-rtn", text))).parity
     assert parity is not None and parity.mean_error < 0.05
-
-
-def test_what_is_quantized_already_is_refused(exported: Exported) -> None:
-    with pytest.raises(BadInput, match=r"is quantized already \(int4.* rounding twice .* tiny, or an export"):
-        FloatExport.open(exported("qwen2", "target", "int4")[1])
-
-
-def test_damage_is_found_before_anything_is_read(exported: Exported, tmp_path: Path) -> None:
-    folder = tmp_path / "damaged"
-    shutil.copytree(exported("qwen2", "target", "fp32", verify=False)[1], folder)
-    data = bytearray((folder / "model.onnx.data").read_bytes())
-    data[5000] ^= 1
-    (folder / "model.onnx.data").write_bytes(data)
-    with pytest.raises(BadArtifact, match=r"model\.onnx\.data: has been changed"):
-        FloatExport.open(folder)
-
-
-@pytest.mark.parametrize(("family", "attention"), (("llama", "portable"), ("qwen2", "gqa"), ("qwen3", "gqa")))
-def test_every_weight_is_the_checkpoints(exported: Exported, family: str, attention: str) -> None:
-    folder, artifact = exported(family, "target", "fp32", attention=attention, verify=False)
-    expected, found = Checkpoint.open(folder), FloatExport.open(artifact).checkpoint
-    assert list(found.tensors) == list(expected.tensors) and found.spec == expected.spec
-    for name, tensor in expected.tensors.items():
-        np.testing.assert_array_equal(read_tensor(found.tensors[name]), read_tensor(tensor))
-        np.testing.assert_array_equal(read_tensor(found.tensors[name], slice(3, 8)), read_tensor(tensor, slice(3, 8)))
-
-
-@settings(deadline=None, max_examples=30)
-@given(
-    rows=st.integers(1, 9), width=st.integers(1, 7), before=st.integers(0, 4), after=st.integers(0, 4), data=st.data()
-)
-def test_columns_are_the_rows_of_the_matrix_transposed(
-    tmp_path_factory: pytest.TempPathFactory, rows: int, width: int, before: int, after: int, data: st.DataObject
-) -> None:
-    path = tmp_path_factory.mktemp("columns") / "data"
-    whole = np.random.default_rng(0).normal(size=(width, before + rows + after)).astype(np.float32)
-    path.write_bytes(b"head" + whole.tobytes())
-    tensor = Columns(path, "F32", (rows, width), 4 + 4 * before, whole.shape[1])
-    first, stop = sorted((data.draw(st.integers(0, rows)), data.draw(st.integers(0, rows))))
-    found = read_tensor(tensor, slice(first, stop))
-    np.testing.assert_array_equal(found, whole.T[before + first : before + stop])
-    assert tensor.nbytes == 4 * rows * width and found.flags.writeable
-
-
-def test_names_of_what_is_stored_together() -> None:
-    names = [f"model.layers.3.self_attn.{part}_proj" for part in "qkv"]
-    for kind in ("weight", "bias"):
-        assert tensor_names(f"{joined(names)}.{kind}") == [f"{name}.{kind}" for name in names]
-    assert tensor_names("+".join(f"{name}.bias" for name in names)) == [f"{name}.bias" for name in names]
-    assert tensor_names("plain.model.norm.weight") == ["model.norm.weight"] == tensor_names("model.norm.weight")
 
 
 LIGHT = """

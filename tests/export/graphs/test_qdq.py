@@ -23,7 +23,7 @@ from pard_onnx.export.exporter import Job, export
 from pard_onnx.export.verify.drive import drive
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.tensors import read_tensor
-from pard_onnx.models.devices import DEVICES, Form, form
+from pard_onnx.models.devices import DEVICES, Form, form_for
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import DATA, GRAPH, VITISAI_CONFIG, Manifest, Source
 from pard_onnx.models.spec import ModelSpec
@@ -34,8 +34,8 @@ from pard_onnx.quantize.recipes import named_recipe
 
 Tiny = Callable[..., Path]
 TEXT = "def the quick brown fox: return self\nlazy dogs import for value in range " * 40
-PLAIN = form(DEVICES["cpu"], attention="portable")
-NPU = form(DEVICES["npu"], draft_length=4)
+PLAIN = form_for(DEVICES["cpu"], attention="portable")
+NPU = form_for(DEVICES["npu"], draft_length=4)
 FORMS = {"dynamic": PLAIN, "npu": NPU}
 # What is exported: recipe, form, family, role, and whether the head is tied to the embedding.
 A8 = ("int8-a8w8", "dynamic", "qwen2", "target", False)
@@ -304,9 +304,9 @@ def test_a_form_without_the_operators_is_refused() -> None:
     with pytest.raises(BadInput, match="--attention portable"):
         _job(Form())
     with pytest.raises(BadInput, match="int8-a8w8 on webgpu: it has no kernels for it; use fp32, fp16, int8, int4"):
-        _job(form(DEVICES["webgpu"]))
+        _job(form_for(DEVICES["webgpu"]))
     with pytest.raises(BadInput, match="int8-a8w8 beside activations in float16"):
-        _job(form(DEVICES["npu"], floats="float16"))
+        _job(form_for(DEVICES["npu"], floats="float16"))
     with pytest.raises(BadInput, match="its scales come from text; use pard-quantize --recipe int8-a8w8"):
         _job(NPU, ordered=False)
 

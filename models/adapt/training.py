@@ -19,14 +19,14 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long and how hard to train; `rate` is the peak learning rate of both optimizers."""
+    """The number of steps and the learning rate of each."""
 
     steps: int
-    rate: float
-    warmup: int = 40
+    rate: float  # the peak learning rate of both optimizers
+    warmup: int = 40  # steps over which the rate rises linearly to its peak
     decay: float = 0.5  # the last share of the steps, over which the rate falls linearly to zero
-    weight_decay: float = 0.02
-    save_every: int = 50
+    weight_decay: float = 0.02  # of Muon
+    save_every: int = 50  # steps
 
     def factor(self, step: int) -> float:
         """The share of the peak rate at `step` (0-based)."""
@@ -34,7 +34,7 @@ class Schedule:
         return min(1.0, (step + 1) / max(1, self.warmup), left)
 
 
-def fit(
+def train(
     model: nn.Module,
     batch: Callable[[int], Batch],
     loss: Callable[[nn.Module, Batch], Tensor],
@@ -44,9 +44,9 @@ def fit(
 ) -> None:
     """Train `model` in place, and leave it in eval mode.
 
-    An interrupted run goes on from the last checkpoint in `folder`; a finished one is only loaded.
+    An interrupted run continues from the last checkpoint in `folder`; a finished run is only loaded.
 
-    batch: the training data of a step, a pure function of its number, which makes resuming exact.
+    batch: the training data of a step, a pure function of the step's number, so that a resumed run is exact.
     loss: a scalar, in nats.
     """
     optimizers = _optimizers(model, schedule)
@@ -79,8 +79,8 @@ def _optimizers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimi
     """Muon takes the hidden matrices; embeddings, norms and biases keep AdamW (Jordan et al. 2024)."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     matrices = [p for n, p in named if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
-    chosen = {id(p) for p in matrices}
-    rest = [p for _, p in named if id(p) not in chosen]
+    matrix_ids = {id(p) for p in matrices}
+    rest = [p for _, p in named if id(p) not in matrix_ids]
     return [
         torch.optim.Muon(
             matrices, lr=schedule.rate, weight_decay=schedule.weight_decay, adjust_lr_fn="match_rms_adamw"
@@ -100,7 +100,7 @@ def _save(model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, 
 
 
 def _resume(model: nn.Module, optimizers: list[torch.optim.Optimizer], folder: Path) -> int:
-    """Load the checkpoint, if there is one; the number of steps already done."""
+    """Load the checkpoint, if there is one, and return the number of steps already done."""
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return 0

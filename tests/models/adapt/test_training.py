@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors import SafetensorError, safe_open  # noqa: E402
 
-from pard_onnx.models.adapt.fit import Schedule, fit  # noqa: E402 - it imports torch
+from pard_onnx.models.adapt.training import Schedule, train  # noqa: E402 - it imports torch
 
 SCHEDULE = Schedule(steps=6, rate=1e-2, warmup=2, save_every=3)
 
@@ -44,7 +44,7 @@ def loss(net, ids):
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
-def train(folder, schedule=SCHEDULE, stop_at=None, log=lambda _: None):
+def train_net(folder, schedule=SCHEDULE, stop_at=None, log=lambda _: None):
     """A fresh net, trained; the numbers of the steps whose batch was asked for."""
     net, asked = Net().eval(), []
 
@@ -55,7 +55,7 @@ def train(folder, schedule=SCHEDULE, stop_at=None, log=lambda _: None):
         return batch(step)
 
     try:
-        fit(net, counted, loss, schedule, folder, log)
+        train(net, counted, loss, schedule, folder, log)
     except Interrupted:
         assert stop_at is not None
     return net, asked
@@ -71,34 +71,34 @@ def assert_equal(one, two):
     [pytest.param(3, 3, id="at a checkpoint"), pytest.param(5, 3, id="after one"), pytest.param(1, 0, id="before any")],
 )
 def test_an_interrupted_run_ends_as_one_in_one_go(tmp_path, stop_at, again_from):
-    whole, asked = train(tmp_path / "whole")
+    whole, asked = train_net(tmp_path / "whole")
     assert asked == [0, 1, 2, 3, 4, 5]
 
-    _, asked = train(tmp_path / "parts", stop_at=stop_at)
+    _, asked = train_net(tmp_path / "parts", stop_at=stop_at)
     assert asked == list(range(stop_at))
-    resumed, asked = train(tmp_path / "parts")
+    resumed, asked = train_net(tmp_path / "parts")
     assert asked == list(range(again_from, 6))
     assert_equal(whole, resumed)
     assert not resumed.training
 
 
 def test_training_moves_every_parameter(tmp_path):
-    before, (after, _) = Net(), train(tmp_path)
+    before, (after, _) = Net(), train_net(tmp_path)
     for (name, was), now in zip(before.named_parameters(), after.parameters(), strict=True):
         assert not torch.equal(was, now), name
 
 
 def test_a_finished_run_is_only_loaded(tmp_path):
     schedule = Schedule(steps=6, rate=1e-2, warmup=2, save_every=4)
-    whole, _ = train(tmp_path, schedule)
-    loaded, asked = train(tmp_path, schedule)
+    whole, _ = train_net(tmp_path, schedule)
+    loaded, asked = train_net(tmp_path, schedule)
     assert asked == []
     assert_equal(whole, loaded)
     assert not loaded.training
 
 
 def test_it_learns(tmp_path):
-    net, _ = train(tmp_path, Schedule(steps=60, rate=3e-2, warmup=4, save_every=100))
+    net, _ = train_net(tmp_path, Schedule(steps=60, rate=3e-2, warmup=4, save_every=100))
     seen = batch(0)
     assert loss(net.train(), seen).item() < loss(Net(), seen).item() - 0.05
 
@@ -106,16 +106,16 @@ def test_it_learns(tmp_path):
 @pytest.mark.parametrize("warmup", [1, 20])
 def test_the_rate_is_the_schedules(tmp_path, warmup):
     """Adam's first step moves a parameter by just the rate."""
-    net, _ = train(tmp_path, Schedule(steps=1, rate=1e-2, warmup=warmup))
+    net, _ = train_net(tmp_path, Schedule(steps=1, rate=1e-2, warmup=warmup))
     moved = (net.norm.bias - Net().norm.bias).abs().max().item()
     assert moved == pytest.approx(1e-2 / warmup, rel=1e-3)
 
 
 def test_a_checkpoint_cut_off_while_written_is_not_read(tmp_path):
-    whole, _ = train(tmp_path / "whole")
-    train(tmp_path / "parts", stop_at=4)
+    whole, _ = train_net(tmp_path / "whole")
+    train_net(tmp_path / "parts", stop_at=4)
     (tmp_path / "parts" / "checkpoint.tmp").write_bytes(b"half a checkpoint")
-    resumed, asked = train(tmp_path / "parts")
+    resumed, asked = train_net(tmp_path / "parts")
     assert asked == [3, 4, 5]
     assert_equal(whole, resumed)
     assert [path.name for path in (tmp_path / "parts").iterdir()] == ["checkpoint.safetensors"]
@@ -128,23 +128,23 @@ def test_checkpoints_are_safetensors_alone(tmp_path, monkeypatch):
     for module, names in ((torch, ("load", "save")), (pickle, ("load", "loads", "dump", "dumps", "Unpickler"))):
         for name in names:
             monkeypatch.setattr(module, name, forbidden)
-    train(tmp_path, stop_at=4)
+    train_net(tmp_path, stop_at=4)
     with safe_open(tmp_path / "checkpoint.safetensors", "pt") as file:
         assert file.metadata() == {"step": "3"}
         assert {name.split(".")[0] for name in file.keys()} == {"model", "optimizer"}  # noqa: SIM118 - not a dict
-    train(tmp_path)
+    train_net(tmp_path)
 
 
 def test_a_pickle_under_the_checkpoints_name_is_refused(tmp_path):
     path = tmp_path / "checkpoint.safetensors"
     torch.save({"step": 3}, path)
     with pytest.raises(SafetensorError):
-        train(tmp_path)
+        train_net(tmp_path)
 
 
 def test_every_tenth_step_is_told(tmp_path):
     lines = []
-    train(tmp_path, Schedule(steps=20, rate=1e-3), log=lines.append)
+    train_net(tmp_path, Schedule(steps=20, rate=1e-3), log=lines.append)
     assert [line.split("  ")[0] for line in lines] == ["step 10/20", "step 20/20"]
 
 
