@@ -24,7 +24,7 @@ from rich.table import Table
 
 from pard_onnx.models.manifest import GRAPH, Manifest
 from pard_onnx.runtime import kernels
-from pard_onnx.runtime.kernels.nodes import MODEL_GRAPH, as_bytes, places
+from pard_onnx.runtime.kernels.nodes import MODEL_GRAPH, as_bytes, file_positions
 from pard_onnx.runtime.kernels.protobuf import fields
 from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
@@ -94,7 +94,7 @@ def opened(folder: Path, manifest: Manifest, threads: int) -> tuple[Callable[[in
 def distinct(folder: Path) -> float:
     """The share of the data file that is not a copy of another part of it."""
     graph = next(as_bytes(v) for n, _, v in fields((folder / GRAPH).read_bytes()) if n == MODEL_GRAPH)
-    found = [place for _, place in places(fields(graph))]
+    found = [place for _, place in file_positions(fields(graph))]
     sizes: dict[bytes, int] = {}
     total = 0
     for name in {place.file for place in found}:

@@ -127,7 +127,7 @@ class PositionsSession(GraphSession):
         self._positions: Ids = np.arange(manifest.kv_rows)[None]
 
     def _bind_positions(self, width: int) -> None:
-        super()._place(width)
+        super()._bind_positions(width)
         rows = self._positions[:, self.length : self.length + width]
         self._binding.bind_ortvalue_input("position_ids", self._value(rows))
 

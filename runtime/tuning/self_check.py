@@ -31,7 +31,7 @@ from pard_onnx.runtime.sessions.session import DraftSession, Floats, TargetSessi
 Steps = Literal["any", "single", "none"]  # which steps are correct
 # Runs a step of these tokens and returns the logits of its last rows, [rows, vocabulary]; the second is their number.
 Feed = Callable[[Sequence[int], int], Floats]
-AnySession = TypeVar("AnySession", TargetSession, DraftSession)
+RoleSession = TypeVar("RoleSession", TargetSession, DraftSession)
 
 CONTEXT = 16  # tokens before the step that is compared
 WIDTH = 9  # tokens of the step that is compared
@@ -46,7 +46,7 @@ TOLERANCE: dict[Precision, float] = {
 }
 CACHE = {"float32": 0.0, "float16": 0.02, "int8": 0.04}  # the least tolerance by type of the KV cache
 ACROSS = 2.0  # the tolerance is multiplied by this between a provider and the CPU, which quantizes activations
-HOPELESS = 1e6  # the difference of rows with NaN or infinity
+NOT_FINITE = 1e6  # the difference of rows with NaN or infinity
 SLOW = 3.0  # a device is slow if a single step takes more than this many times the CPU's: a software adapter, say
 
 
@@ -122,10 +122,10 @@ def random_tokens(manifest: Manifest) -> list[int]:
 
 
 def compare_steps(
-    session: AnySession,
+    session: RoleSession,
     ids: Sequence[int],
-    reference: Callable[[], AnySession | None],
-    feed_of: Callable[[AnySession], Feed],
+    reference: Callable[[], RoleSession | None],
+    feed_of: Callable[[RoleSession], Feed],
 ) -> Verdict:
     """Run the steps that are compared, on the session and on the reference.
 
@@ -166,7 +166,7 @@ def difference(rows: Floats, expected: Floats, size: int) -> float:
     padding."""
     rows, expected = rows[:, :size], expected[:, :size]
     if not (np.isfinite(rows).all() and np.isfinite(expected).all()):
-        return HOPELESS
+        return NOT_FINITE
     spread = np.maximum(expected.std(axis=1), 1e-6)
     return float((np.sqrt(np.square(rows - expected).mean(axis=1)) / spread).max())
 

@@ -20,7 +20,7 @@ from pard_onnx.runtime.sessions.dynamic_shapes import FusedDraft, FusedTarget
 from pard_onnx.runtime.tuning.self_check import (  # fmt: skip
     ACROSS,
     CACHE,
-    HOPELESS,
+    NOT_FINITE,
     TOLERANCE,
     Verdict,
     check_draft,
@@ -66,7 +66,7 @@ def test_a_device_that_takes_several_times_as_long_as_the_cpu_is_slow(seconds: f
         (0.0, 0.0101, "none"),
         (1.0, 0.0101, "none"),
         (1.0, None, "single"),
-        (HOPELESS, HOPELESS, "none"),
+        (NOT_FINITE, NOT_FINITE, "none"),
     ],
 )
 def test_which_steps_are_right(several: float, single: float | None, steps: str) -> None:
@@ -90,11 +90,11 @@ def test_the_difference_knows_neither_scale_nor_offset(rows: int, scale: float, 
     assert plain >= difference(other[:1], expected[:1], 50)
 
 
-def test_rows_that_are_no_numbers_are_hopeless_but_for_padding() -> None:
+def test_rows_with_nan_or_infinity_differ_unless_they_are_padding() -> None:
     rows = np.ones((2, 4)) * np.arange(4)
     rows[:, 3] = -np.inf
     assert difference(rows, rows, 3) == 0
-    assert difference(rows, rows, 4) == HOPELESS
+    assert difference(rows, rows, 4) == NOT_FINITE
 
 
 def wrong_steps(monkeypatch: pytest.MonkeyPatch, fake: Any, wrong: Callable[[int], bool]) -> None:
