@@ -87,7 +87,7 @@ def test_targets_agree(targets: tuple[PortableTarget, FixedShapesTarget], steps:
         rows = []
         for session in targets:
             session.rollback(max(0, session.length - back))
-            rows.append(session.step(ids, min(keep, count))[:, :300].copy())
+            rows.append(session.step(ids, min(keep, count)).logits[:, :300].copy())
         np.testing.assert_allclose(rows[1], rows[0], atol=1e-5)
         assert dynamic.length == fixed.length
 
@@ -135,14 +135,14 @@ def test_empty_and_impossible_steps(
             draft.step([1], 0)
 
 
-def test_a_watch_is_asked_before_every_step(targets: tuple[PortableTarget, FixedShapesTarget]) -> None:
+def test_before_step_is_called_before_every_step(targets: tuple[PortableTarget, FixedShapesTarget]) -> None:
     for session in targets:
         session.rollback(0)
-        asked: list[int] = []
-        session.watch(lambda seen=asked: seen.append(1))  # type: ignore[misc]
+        calls: list[int] = []
+        session.attach(session.cache, lambda calls=calls: calls.append(1))  # type: ignore[misc]
         session.step([1] * 30, 1)
-        session.watch()
-        assert asked == [1]
+        session.attach(session.cache)
+        assert calls == [1]
 
 
 PROMPT = list(range(20, 45))
