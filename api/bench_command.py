@@ -16,14 +16,22 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pard_onnx.benchmarks import plot, tables
-from pard_onnx.benchmarks.bench import Bench, bench, ways, with_predictions
-from pard_onnx.benchmarks.measures import peak_memory
+from pard_onnx.benchmarks import display
+from pard_onnx.benchmarks.bench import Bench, reset_peak, summarize_trial, ways, with_predictions
 from pard_onnx.benchmarks.measures.step_costs import CONTEXT, Curve, measure_folder, parse_contexts
-from pard_onnx.benchmarks.peers.comparison import Rivals, TaskOptions, compare, rivals
-from pard_onnx.benchmarks.peers.table import PEERS
-from pard_onnx.benchmarks.statistics import decode_work, speed_up
-from pard_onnx.benchmarks.trial import PLAIN, SHIPPED, PromptSet, Request, Trial, read, run
+from pard_onnx.benchmarks.peers.comparison import PeerSelection, TaskOptions, compare, select_peers
+from pard_onnx.benchmarks.peers.peer import PEERS
+from pard_onnx.benchmarks.trial import (
+    PLAIN,
+    SHIPPED,
+    DecodingRequest,
+    PromptSet,
+    Trial,
+    decode_work,
+    read_prompts,
+    run_trial,
+    speed_up,
+)
 from pard_onnx.benchmarks.trial import Progress as Count
 from pard_onnx.cli import Parser, exit_code, stages
 from pard_onnx.generation_options import add_providers, add_sampling, load_arguments, sampling_arguments
@@ -73,9 +81,9 @@ def measure(options: argparse.Namespace) -> None:
         require_whole("--limit", options.limit, 1)
     lengths = draft_lengths(options.sweep_k, options.draft_length)
     contexts = parse_contexts(options.contexts) if options.contexts else ()
-    sets = [read(path, options.limit) for path in options.prompts or [SHIPPED]]
+    sets = [read_prompts(path, options.limit) for path in options.prompts or [SHIPPED]]
     if options.plot:
-        plot.require_writable(options.plot)
+        display.require_plot_path(options.plot)
     if options.peers and sampling_arguments(options):
         raise BadInput("--peers decode greedily; leave the sampling options out")
     wanted = rivals_from_options(options) if options.peers else None
@@ -86,22 +94,24 @@ def measure(options: argparse.Namespace) -> None:
         context = contexts[0] if contexts else None
         benches, more = with_predictions(benches, lambda name, at: measured_curves(name, (at,), options)[0], context)
         curves += more
-        console.print(tables.of_curves(curves))
+        console.print(display.curves_table(curves))
         for one in benches:
-            console.print(tables.of_predictions(one.title, one.predictions, one.ways))
+            console.print(display.predictions_table(one.title, one.predictions, one.ways))
     if options.plot and benches:
-        plot.save(options.plot, benches)
+        display.save_plot(options.plot, benches)
     if options.json:
         print(json.dumps(report(benches, curves, options)))
     require_agreement(benches)
 
 
-def request_from_options(options: argparse.Namespace) -> Request:
-    return Request(options.max_new_tokens, options.chat, sampling_arguments(options))
+def request_from_options(options: argparse.Namespace) -> DecodingRequest:
+    return DecodingRequest(options.max_new_tokens, options.chat, sampling_arguments(options))
 
 
-def rivals_from_options(options: argparse.Namespace) -> Rivals:
-    return rivals(options.peers, options.peer_target, options.peer_draft, options.peer_models, options.peer_python)
+def rivals_from_options(options: argparse.Namespace) -> PeerSelection:
+    return select_peers(
+        options.peers, options.peer_target, options.peer_draft, options.peer_models, options.peer_python
+    )
 
 
 def draft_lengths(sweep: str | None, single: int) -> list[int]:
@@ -123,29 +133,29 @@ def benches_of_pair(
     lengths: Sequence[int],
     options: argparse.Namespace,
     console: Console,
-    wanted: Rivals | None,
+    wanted: PeerSelection | None,
 ) -> Iterator[Bench]:
     """One bench for each prompt set; the pair's sessions are loaded once."""
     request = request_from_options(options)
-    peak_memory.reset()
+    reset_peak()
     target, draft = names
     with load(target, draft, **load_arguments(options)) as pair:
         for prompts in sets:
             with progress_bar(prompts.name) as tick:
-                trial = run(pair, prompts.prompts, ways(lengths), request, tick)
-            one = bench(pair, prompts, trial)
+                trial = run_trial(pair, prompts.prompts, ways(lengths), request, tick)
+            one = summarize_trial(pair, prompts, trial)
             show(console, one)
             yield with_rivals(wanted, one, pair, prompts, trial, options, console) if wanted else one
 
 
 def show(console: Console, one: Bench) -> None:
-    console.print(tables.of_rates(f"{one.title}, {one.prompt_count} prompts", one.ways))
-    console.print(tables.of_rounds(one.rounds))
+    console.print(display.rates_table(f"{one.title}, {one.prompt_count} prompts", one.ways))
+    console.print(display.rounds_table(one.rounds))
     console.print(f"kernel {one.kernel}, peak memory {one.peak_bytes / 2**20:.0f} MiB\n")
 
 
 def with_rivals(
-    wanted: Rivals,
+    wanted: PeerSelection,
     one: Bench,
     pair: Pair,
     prompts: PromptSet,
@@ -157,9 +167,9 @@ def with_rivals(
     task = TaskOptions(options.max_new_tokens, options.threads or physical_cores(), options.chat)
     with stages() as tick:
         found = tuple(compare(wanted, pair, prompts, trial, task, tick))
-    again = run(pair, prompts.prompts, [PLAIN], request_from_options(options))
+    again = run_trial(pair, prompts.prompts, [PLAIN], request_from_options(options))
     drift = speed_up([decode_work(r) for r in again.results[PLAIN]], [decode_work(r) for r in trial.results[PLAIN]])
-    console.print(tables.of_rivals(one.title, found, drift.value))
+    console.print(display.peers_table(one.title, found, drift.value))
     return replace(one, rivals=found, drift=drift.value)
 
 

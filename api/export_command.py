@@ -28,10 +28,10 @@ from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import KV_CACHE_FORMATS, Manifest, Source
 from pard_onnx.models.precision import DEFAULT_PRECISION, FLOATS, PRECISIONS, Precision, default_precision
-from pard_onnx.quantize.draft_vocabulary import Proposable, proposable
+from pard_onnx.quantize.draft_vocabulary import SelectedVocabulary, select_vocabulary
 
 if TYPE_CHECKING:
-    from pard_onnx.quantize.quantizer import Order
+    from pard_onnx.quantize.quantizer import QuantizationRequest
 
 
 def parser() -> argparse.ArgumentParser:
@@ -125,7 +125,7 @@ def job_from_options(
     checkpoint: Checkpoint,
     source: Source,
     precision: Precision,
-    order: Order | None = None,
+    order: QuantizationRequest | None = None,
 ) -> Job:
     """The export that the options of `add_export_options` ask for; order: by a named recipe of this precision.
 
@@ -134,8 +134,8 @@ def job_from_options(
     form = form_from_options(options)
     require_precision(form, precision)
     vocabulary = vocabulary_from_options(options, checkpoint)
-    name = order.named.name if order else precision
-    name += f"-v{vocabulary.told.size}" if vocabulary else ""
+    name = order.recipe.name if order else precision
+    name += f"-v{vocabulary.record.size}" if vocabulary else ""
     return Job(
         checkpoint,
         source,
@@ -151,12 +151,12 @@ def job_from_options(
     )
 
 
-def vocabulary_from_options(options: argparse.Namespace, checkpoint: Checkpoint) -> Proposable | None:
+def vocabulary_from_options(options: argparse.Namespace, checkpoint: Checkpoint) -> SelectedVocabulary | None:
     """The ids that a draft can propose, None for all; BadInput for options that cannot be met."""
     size, text = options.draft_vocabulary, options.vocabulary_text
     if size is None and text is not None:
         raise BadInput(f"--vocabulary-text {text}: of how many ids? add --draft-vocabulary N, or leave it out")
-    return None if size is None else proposable(checkpoint, size, text)
+    return None if size is None else select_vocabulary(checkpoint, size, text)
 
 
 def default_output(source: Source, device: str, name: str) -> Path:

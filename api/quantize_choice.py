@@ -15,8 +15,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from pard_onnx.benchmarks.measures.draft_choice import FORMATS, best, compare
-from pard_onnx.benchmarks.trial import SHIPPED, read
+from pard_onnx.benchmarks.measures.draft_choice import FORMATS, best_draft, compare_drafts
+from pard_onnx.benchmarks.trial import SHIPPED, read_prompts
 from pard_onnx.cli import export_job, stages
 from pard_onnx.export.output import checked_output_folder, replacing
 from pard_onnx.export_command import default_output, form_from_options, job_from_options, report, summary
@@ -24,8 +24,9 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEFAULT_FORM
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest, Source, Throughput
-from pard_onnx.quantize.calibration import text as calibration
-from pard_onnx.quantize.quantizer import Order
+from pard_onnx.quantize.calibration.text import SHIPPED as SHIPPED_TEXT
+from pard_onnx.quantize.calibration.text import read_text_file
+from pard_onnx.quantize.quantizer import QuantizationRequest
 from pard_onnx.quantize.recipes import named_recipe
 from pard_onnx.runtime.model import Artifact, open_artifact, require_tokenizer_of
 
@@ -63,14 +64,14 @@ def run_choice(options: argparse.Namespace, checkpoint: Checkpoint, source: Sour
     All options are checked before the first export. The folders of the formats are temporary.
     """
     target = target_of(options, checkpoint)
-    prompts = read(options.prompts or SHIPPED).prompts
+    prompts = read_prompts(options.prompts or SHIPPED).prompts
     options = copy(options)
     options.output = options.output or default_output(source, DEFAULT_FORM.device.name, NAME)
     output = checked_output_folder(options.output, checkpoint.folder, force=options.force)
     with replacing(output, force=options.force) as work:
         made = {name: export_candidate(options, checkpoint, source, name, work / name) for name in FORMATS}
         with stages() as progress:
-            found = compare(target, made, prompts, progress)
+            found = compare_drafts(target, made, prompts, progress)
         manifest = keep(made, found, work)
     show(manifest, options.output, found, as_json=options.json)
 
@@ -88,7 +89,7 @@ def target_of(options: argparse.Namespace, checkpoint: Checkpoint) -> Artifact:
         raise BadInput(
             f"{option}: {checkpoint.folder} is quantized already ({method}); pard-export takes its integers as they are"
         )
-    calibration.read(options.calibration or calibration.SHIPPED)
+    read_text_file(options.calibration or SHIPPED_TEXT)
     target = open_artifact(options.target, "target")
     require_tokenizer_of(target, str(checkpoint.folder), checkpoint.folder)
     return target
@@ -100,14 +101,14 @@ def export_candidate(
     """Export the draft in one format."""
     print(f"trying {name}", file=sys.stderr)
     recipe = named_recipe(name)
-    order = Order(recipe, options.calibration if recipe.calibrated else None)
+    order = QuantizationRequest(recipe, options.calibration if recipe.needs_text else None)
     export_job(replace(job_from_options(options, checkpoint, source, recipe.precision, order), output=output))
     return output
 
 
 def keep(made: dict[str, Path], found: Throughput, work: Path) -> Manifest:
     """Move the files of the fastest format to `work`, with the measurements in the manifest; remove all folders."""
-    fastest = made[best(found.tried).recipe]
+    fastest = made[best_draft(found.tried).recipe]
     manifest = Manifest.read(fastest)
     assert manifest.quantization is not None
     manifest = replace(manifest, quantization=replace(manifest.quantization, throughput=found))
@@ -132,7 +133,7 @@ def table(found: Throughput) -> Table:
     plain = f"with {Path(found.target).name}, {found.precision}, which has {found.plain:.1f} tok/s without a draft"
     columns: Sequence[str] = ("format", "MB", "K", "draft step ms", "accepted", "tok/s", "")
     out = Table(*columns, box=SIMPLE_HEAD, title="predicted from step costs and acceptance", caption=plain)
-    fastest = best(found.tried)
+    fastest = best_draft(found.tried)
     for one in found.tried:
         size, step = f"{one.bytes / 1e6:.1f}", f"{1000 * one.step_seconds:.2f}"
         rate = f"{one.tokens_per_second:.1f}"

@@ -21,7 +21,7 @@ from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
 from pard_onnx.models.manifest import FILE_NAME, Manifest, Quantization, Source
 from pard_onnx.models.precision import FLOATS
-from pard_onnx.quantize.quantizer import BUDGET, Order
+from pard_onnx.quantize.quantizer import BUDGET, QuantizationRequest
 from pard_onnx.quantize.recipes import BLOCKS, RECIPES, named_recipe
 from pard_onnx.quantize_choice import add_choice, require_choice, run_choice
 from pard_onnx.quantize_report import add_report, run_report
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
     if options.model is None or options.recipe is None:
         raise BadInput("name what to quantize and how: MODEL --recipe NAME; or what to compare: --report DIR...")
     named = named_recipe(options.recipe, options.block_size)
-    order = Order(named, options.calibration, options.budget)
+    order = QuantizationRequest(named, options.calibration, options.budget)
     folder, source = resolve_checkpoint(options.model, options.revision)
     if (folder / FILE_NAME).is_file():
         job = requantize_job_from_options(options, resolve_artifact(options.model, options.revision), order)
@@ -125,7 +125,7 @@ FIXED: dict[str, Callable[[Manifest], object]] = {
 }
 
 
-def requantize_job_from_options(options: argparse.Namespace, folder: Path, order: Order) -> Job:
+def requantize_job_from_options(options: argparse.Namespace, folder: Path, order: QuantizationRequest) -> Job:
     """The job that quantizes the float export in `folder`; BadInput for options that would change its graphs."""
     manifest = Manifest.read(folder)
     for name, value_of in FIXED.items():
@@ -139,7 +139,7 @@ def requantize_job_from_options(options: argparse.Namespace, folder: Path, order
         from pard_onnx.export.float_export import FloatExport
     return requantize_job(
         FloatExport.open(folder),
-        options.output or default_output(manifest.source, manifest.device, order.named.name),
+        options.output or default_output(manifest.source, manifest.device, order.recipe.name),
         order,
         kv_cache=options.kv_cache,
         verify=options.verify,

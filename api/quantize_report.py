@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pard_onnx.benchmarks import plot, tables
-from pard_onnx.benchmarks.quality.report import Wanted, report
+from pard_onnx.benchmarks import display
+from pard_onnx.benchmarks.quality.report import ReportRequest, make_report
 from pard_onnx.cli import stages
 
 
@@ -34,7 +34,7 @@ def add_report(out: argparse.ArgumentParser) -> None:
 
 def run_report(options: argparse.Namespace) -> None:
     """Measure and show, as `add_report`'s options say. Raises BadInput before anything runs."""
-    wanted = Wanted(
+    wanted = ReportRequest(
         tuple(options.report),
         options.reference,
         options.text,
@@ -43,12 +43,12 @@ def run_report(options: argparse.Namespace) -> None:
         options.target,
     )
     if options.plot:
-        plot.require_writable(options.plot)
+        display.require_plot_path(options.plot)
     with stages() as progress:
-        found = report(wanted, progress)
+        found = make_report(wanted, progress)
     if options.plot:
-        plot.save_quality(options.plot, found)
+        display.save_quality_plot(options.plot, found)
     if options.json:
         print(json.dumps(asdict(found)))
     else:
-        Console(highlight=False).print(tables.of_quality(found), tables.of_usefulness(found))
+        Console(highlight=False).print(display.quality_table(found), display.steps_table(found))

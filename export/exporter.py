@@ -26,11 +26,11 @@ from pard_onnx.models.devices import Form
 from pard_onnx.models.errors import Failure
 from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import DATA, GRAPH, File, Manifest, Parity, TensorReport, write_draft_ids
-from pard_onnx.quantize.calibration.text import SHIPPED
-from pard_onnx.quantize.calibration.text import read as read_calibration
+from pard_onnx.quantize.calibration.text import SHIPPED, read_text_file
+from pard_onnx.quantize.packing.imported import imported_matrices
 from pard_onnx.quantize.packing.pack import pack
 from pard_onnx.quantize.packing.prepared import Formats
-from pard_onnx.quantize.quantizer import Quantized, quantized
+from pard_onnx.quantize.quantizer import QuantizedWeights, quantize
 
 from .graphs.lower import LowerPass
 from .graphs.plain_norm import PlainNormPass
@@ -92,23 +92,24 @@ def weight_count(job: Job) -> int:
 
 
 @contextmanager
-def planned_weights(job: Job, folder: Path, progress: Progress) -> Iterator[Quantized]:
+def planned_weights(job: Job, folder: Path, progress: Progress) -> Iterator[QuantizedWeights]:
     """How each matrix is stored, by a recipe that the device can run; packed matrices are readable inside only."""
     if job.order is None:
-        yield Quantized(job.resolved_recipe(), pack, job.resolved_prepared())
+        # The integers of a quantized checkpoint are kept
+        yield QuantizedWeights(job.resolved_recipe(), pack, job.prepared or imported_matrices(job.checkpoint))
         return
-    with quantized(job.checkpoint, job.order, folder, progress) as weights:
+    with quantize(job.checkpoint, job.order, folder, progress) as weights:
         yield replace(weights, recipe=job.runnable_recipe(weights.recipe))
 
 
-def formats(job: Job, weights: Quantized) -> Formats:
+def formats(job: Job, weights: QuantizedWeights) -> Formats:
     return Formats(weights.recipe, job.checkpoint.spec.tied, weights.prepared)
 
 
 # 2. Graphs
 
 
-def build_graphs(job: Job, weights: Quantized, progress: Progress) -> list[ir.Model]:
+def build_graphs(job: Job, weights: QuantizedWeights, progress: Progress) -> list[ir.Model]:
     """The abstract graphs: those of a float export, or the one trunk of a trace."""
     if job.float_export:
         return abstract_graphs(job.float_export, formats(job, weights))
@@ -121,7 +122,7 @@ def build_graphs(job: Job, weights: Quantized, progress: Progress) -> list[ir.Mo
 
 
 def write_weights(
-    job: Job, weights: Quantized, graphs: list[ir.Model], folder: Path, progress: Progress
+    job: Job, weights: QuantizedWeights, graphs: list[ir.Model], folder: Path, progress: Progress
 ) -> tuple[TensorReport, ...]:
     """Write the data file and lower the graphs in place; the stored matrices.
 
@@ -145,7 +146,7 @@ def write_weights(
     return tuple(store.reports)
 
 
-def lowering_passes(job: Job, weights: Quantized, store: WeightStore) -> list[ir.passes.InPlacePass]:
+def lowering_passes(job: Job, weights: QuantizedWeights, store: WeightStore) -> list[ir.passes.InPlacePass]:
     """What turns an abstract graph into one of ONNX operators whose weights are in the store's file."""
     spec, form, head_ids, known = job.checkpoint.spec, job.form, job.head_ids(), formats(job, weights)
     bias = vocabulary_bias(spec) if head_ids is None else None  # a head of chosen ids has no rows of padding ids
@@ -193,13 +194,13 @@ def save(model: ir.Model, form: Form, path: Path) -> None:
 # 4. Cache
 
 
-def quantize_kv_cache(job: Job, weights: Quantized, folder: Path, progress: Progress) -> None:
+def quantize_kv_cache(job: Job, weights: QuantizedWeights, folder: Path, progress: Progress) -> None:
     """Rewrite the graph to the job's KV cache format, if it has another one."""
     if job.kv_cache == job.kv_cache_before():
         return
     progress("kv cache", 0, 1)
     text = (job.order.calibration if job.order else None) or SHIPPED
-    quantize_cache(job.checkpoint, folder / GRAPH, weights.recipe.floats, job.kv_cache, read_calibration(text))
+    quantize_cache(job.checkpoint, folder / GRAPH, weights.recipe.floats, job.kv_cache, read_text_file(text))
     progress("kv cache", 1, 1)
 
 
@@ -231,7 +232,7 @@ def verify(job: Job, folder: Path, manifest: Manifest, progress: Progress) -> Pa
 # 6. Manifest
 
 
-def describe(job: Job, weights: Quantized, tensors: tuple[TensorReport, ...]) -> Manifest:
+def describe(job: Job, weights: QuantizedWeights, tensors: tuple[TensorReport, ...]) -> Manifest:
     """The manifest, but for `files` and `parity`."""
     checkpoint, form = job.checkpoint, job.form
     method = checkpoint.quantization.method if checkpoint.quantization else None
@@ -253,11 +254,11 @@ def describe(job: Job, weights: Quantized, tensors: tuple[TensorReport, ...]) ->
         device=form.device.name,
         graphs=job.graphs(),
         quantization=weights.quantization,
-        draft_vocabulary=job.vocabulary.told if job.vocabulary else None,
+        draft_vocabulary=job.vocabulary.record if job.vocabulary else None,
     )
 
 
-def write_side_files(job: Job, weights: Quantized, manifest: Manifest, folder: Path) -> None:
+def write_side_files(job: Job, weights: QuantizedWeights, manifest: Manifest, folder: Path) -> None:
     """The checkpoint's tokenizer and configs, and what other runtimes read."""
     if job.vocabulary:
         write_draft_ids(folder, job.vocabulary.ids)

@@ -11,13 +11,13 @@ from pard_onnx.models.devices import DEFAULT_FORM, Form, require_precision
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import GRAPH, KV_MARGIN, Ids, KvCacheFormat, Source, StaticGraph
 from pard_onnx.models.precision import DEFAULT_PRECISION, Precision, Recipe, recipe
-from pard_onnx.quantize.draft_vocabulary import Proposable
-from pard_onnx.quantize.packing.imported import imported
-from pard_onnx.quantize.packing.prepared import Prepared
-from pard_onnx.quantize.quantizer import Order
 
-if TYPE_CHECKING:
-    from .float_export import FloatExport  # needs the export extra, which a command checks for after its options
+if TYPE_CHECKING:  # a command imports this module before it checks that onnxruntime and the export extra are installed
+    from pard_onnx.quantize.draft_vocabulary import SelectedVocabulary
+    from pard_onnx.quantize.packing.prepared import Prepared
+    from pard_onnx.quantize.quantizer import QuantizationRequest
+
+    from .float_export import FloatExport
 
 DEFAULT_CAPACITY = 4096
 
@@ -32,11 +32,11 @@ class Job:
     precision: Precision = DEFAULT_PRECISION
     recipe: Recipe | None = None  # None: the precision's own; a mixed one keeps the precision as its name
     prepared: Prepared | None = None  # packed matrices of the same checkpoint; the recipe is for all others
-    order: Order | None = None  # quantize by a named recipe instead, of the same precision
+    order: QuantizationRequest | None = None  # quantize by a named recipe instead, of the same precision
     capacity: int | None = None  # tokens; None: the model's own, at most DEFAULT_CAPACITY
     form: Form = DEFAULT_FORM
     kv_cache: KvCacheFormat = "float"
-    vocabulary: Proposable | None = None  # the ids that a draft's head keeps; None: all
+    vocabulary: SelectedVocabulary | None = None  # the ids that a draft's head keeps; None: all
     verify: bool = True  # compare the graphs with torch
     force: bool = False  # replace an earlier export in `output`
     float_export: FloatExport | None = None  # whose graphs and weights are used, instead of a trace of the checkpoint
@@ -47,7 +47,7 @@ class Job:
         if self.recipe is None:
             require_precision(self.form, self.precision)
         own = self.recipe or recipe(self.precision, imported=self.checkpoint.quantization is not None)
-        used = self.runnable_recipe(self.order.named.formats(role) if self.order else own)
+        used = self.runnable_recipe(self.order.recipe.formats(role) if self.order else own)
         used.require(role)
         if used.matrices.kind == "qdq" and not self.order:
             raise BadInput(f"{self.precision}: its scales come from text; use pard-quantize --recipe {self.precision}")
@@ -71,10 +71,6 @@ class Job:
     def runnable_recipe(self, recipe: Recipe) -> Recipe:
         """The recipe as the job's device runs it; a recipe that the job states itself is not changed."""
         return recipe if self.recipe else self.form.device.runnable_recipe(recipe, self.form.floats)
-
-    def resolved_prepared(self) -> Prepared | None:
-        """The packed matrices that the job states, or else the integers of a quantized checkpoint."""
-        return self.prepared or imported(self.checkpoint)
 
     def head_ids(self) -> Ids | None:
         """The ids that the LM head gives logits of; None: all."""
@@ -114,7 +110,7 @@ class Job:
 def requantize_job(
     float_export: FloatExport,
     output: Path,
-    order: Order,
+    order: QuantizationRequest,
     *,
     kv_cache: KvCacheFormat | None = None,
     verify: bool = True,
@@ -135,7 +131,7 @@ def requantize_job(
         float_export.checkpoint,
         manifest.source,
         output,
-        order.named.precision,
+        order.recipe.precision,
         order=order,
         capacity=manifest.capacity,
         form=float_export.form(),

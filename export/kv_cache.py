@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from pard_onnx.export.graphs.tape import constant
 from pard_onnx.export.verify.drive import FusedDriver, empty, open_session
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.quantize.calibration.text import Calibration
+from pard_onnx.quantize.calibration.text import TextFile
 
 OPERATOR = "GroupQueryAttention"
 INPUTS = {"key": (3, 12), "value": (4, 13)}  # of the operator: the past, and its scale
@@ -59,7 +59,7 @@ INT8_FORMATS = {
 }
 
 
-def quantize_cache(checkpoint: Checkpoint, path: Path, floats: str, name: str, text: Calibration) -> None:
+def quantize_cache(checkpoint: Checkpoint, path: Path, floats: str, name: str, text: TextFile) -> None:
     """Rewrite the graph at `path`, whose cache is of the type `floats`, to the KV cache format `name`."""
     ids = windows(checkpoint, text)
     caches = empty(checkpoint.spec, floats, ids.shape[1] + MASKS)
@@ -67,7 +67,7 @@ def quantize_cache(checkpoint: Checkpoint, path: Path, floats: str, name: str, t
     rewrite(path, INT8_FORMATS[name], largest_magnitudes(driver, ids))
 
 
-def windows(checkpoint: Checkpoint, text: Calibration) -> NDArray[np.int64]:
+def windows(checkpoint: Checkpoint, text: TextFile) -> NDArray[np.int64]:
     """Windows of tokens from all parts of the text: [windows, tokens]."""
     ids = text.tokens(Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json")))
     length = min(WINDOW, checkpoint.spec.max_positions - MASKS)

@@ -20,10 +20,9 @@ from pard_onnx.models.checkpoints.tensors import read_tensor, require_finite, ro
 from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import TensorReport
 from pard_onnx.models.precision import Floats, Format
-from pard_onnx.quantize.algorithms.table import Round
-from pard_onnx.quantize.packing.pack import Packed, fit_block, in_order, pack
+from pard_onnx.quantize.algorithms.grid import Round
+from pard_onnx.quantize.packing.pack import PackedRows, RoundingError, format_for_width, map_in_order, pack
 from pard_onnx.quantize.packing.prepared import Prepared
-from pard_onnx.quantize.packing.report import Error
 
 ALIGNMENT = 4096  # of tensors in the data file: pages, so that they can be memory-mapped
 Advance = Callable[[int], None]  # called with the number of weights stored since the last call
@@ -119,16 +118,18 @@ class WeightStore:
     def _store(self, names: tuple[str, ...], fmt: Format, transposed: bool, selection: RowSelection | None) -> Matrix:
         extents = [self._shapes[f"{n}.weight"] for n in names]
         rows, width = sum(extent[0] for extent in extents) if selection is None else len(selection.rows), extents[0][1]
-        fmt = fit_block(fmt, width, names[0])
+        fmt = format_for_width(fmt, width, names[0])
         error, rest = self._known_error(names), []
         label = selection.label if selection else joined(names)
         if selection is None and any(names == stored for stored, *_ in self._matrices):  # a tied matrix in two formats
             label += f".{fmt.name}"
 
         def weights() -> Iterator[NDArray[np.generic]]:
-            for packed, block_error in in_order(lambda block: self._pack(block, fmt), self._blocks(names, selection)):
+            for packed, block_error in map_in_order(
+                lambda block: self._pack(block, fmt), self._blocks(names, selection)
+            ):
                 error.add(block_error)
-                rest.append(Packed(packed.weight[:0], packed.scale, packed.zero_point))
+                rest.append(PackedRows(packed.weight[:0], packed.scale, packed.zero_point))
                 self.advance(packed.weight.shape[0] * width)
                 yield packed.weight
 
@@ -156,22 +157,22 @@ class WeightStore:
                 if isinstance(kept, slice) or len(kept):
                     yield RowBlock(name, rows, kept)
 
-    def _pack(self, block: RowBlock, fmt: Format) -> tuple[Packed, Error]:
+    def _pack(self, block: RowBlock, fmt: Format) -> tuple[PackedRows, RoundingError]:
         name, kept = block.name, block.kept
         if self.prepared and self.prepared.format(name) and fmt.kind == "nbits":
-            return self.prepared.rows(name, block.rows).keep(kept), Error()  # the error of the whole matrix is known
+            return self.prepared.rows(name, block.rows).select(kept), RoundingError()  # known of the whole matrix
         weight = self._read(f"{name}.weight", block.rows)[kept]
         with np.errstate(over="ignore"):  # an error below names the tensor
             packed = self.round(weight, fmt) if fmt.kind == "nbits" else pack(weight, fmt)
         if fmt.kind == "float16":
             require_finite(f"{name}.weight", packed.weight.astype(np.float32))  # beyond float16's range
-        return packed, Error.of(weight, packed, fmt)
+        return packed, RoundingError.of(weight, packed, fmt)
 
     def _is_prepared(self, name: str) -> bool:
         return self.prepared is not None and self.prepared.format(name) is not None
 
-    def _known_error(self, names: tuple[str, ...]) -> Error:
-        error = Error()
+    def _known_error(self, names: tuple[str, ...]) -> RoundingError:
+        error = RoundingError()
         for name in names:
             if self.prepared and self._is_prepared(name):
                 error.add(self.prepared.error(name))

@@ -1,4 +1,4 @@
-"""Which ids a draft's LM head keeps: those that a text has most often, and what a target may need besides."""
+"""The ids that a draft's LM head keeps: the most frequent ones of a text, and all that a target may need besides."""
 
 from __future__ import annotations
 
@@ -12,48 +12,51 @@ from tokenizers import Tokenizer
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import DraftVocabulary, Ids
-from pard_onnx.quantize.calibration import text as texts
+from pard_onnx.quantize.calibration.text import SHIPPED, read_text_file
 
-LEAST = 64  # ids; fewer than that leave a draft nothing to say
+LEAST = 64  # ids; with fewer a draft can propose next to nothing
 
 
 @dataclass(frozen=True, slots=True)
-class Proposable:
-    """ids: rising, [N]: the rows of the head that stay; told: what the manifest says of them."""
+class SelectedVocabulary:
+    """The ids that a draft can propose."""
 
-    ids: Ids
-    told: DraftVocabulary
+    ids: Ids  # [N], ascending: the rows of the LM head that are kept
+    record: DraftVocabulary  # the manifest's record
 
 
-def proposable(checkpoint: Checkpoint, size: int, text: Path | None = None) -> Proposable:
-    """`size` ids for a draft; text: a file as `calibration.read` takes it, None for the one that ships.
+def select_vocabulary(checkpoint: Checkpoint, size: int, text: Path | None = None) -> SelectedVocabulary:
+    """Select `size` ids for a draft. text: a file as `read_text_file` takes it; None: the text that ships.
 
-    What ends a turn and all added tokens (a chat template makes targets say them) are always in, the mask never is.
-    Raises BadInput for a target, a size that cannot be, and a text without tokens.
+    The ids that end a turn and all added tokens (targets use them in chat templates) are always selected, the mask
+    never is. Raises BadInput for a target, for a size that is not possible, and for a text without tokens.
     """
-    told, spec = f"--draft-vocabulary {size}", checkpoint.spec
+    option, spec = f"--draft-vocabulary {size}", checkpoint.spec
     if spec.pard is None:
-        raise BadInput(f"{told}: {checkpoint.folder} is a target, which must be able to say every token; leave it out")
+        raise BadInput(
+            f"{option}: {checkpoint.folder} is a target, which must be able to say every token; leave it out"
+        )
     tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
     known = set(tokenizer.get_vocab(with_added_tokens=True).values()) - {spec.pard.mask_id}
     always = (set(tokenizer.get_added_tokens_decoder()) | set(spec.vocabulary.eos_ids)) & known
     least = max(LEAST, len(always))
     if not least <= size <= len(known):
         raise BadInput(
-            f"{told}: takes {least} to {len(known)}, of which {len(always)} are always in (ends of turns, added tokens)"
+            f"{option}: takes {least} to {len(known)}, of which {len(always)} are always in (ends of turns, added "
+            "tokens)"
         )
-    seen = texts.read(text or texts.SHIPPED, "--vocabulary-text")
-    counts = np.bincount(seen.tokens(tokenizer), minlength=spec.vocabulary.size)
+    sample = read_text_file(text or SHIPPED, "--vocabulary-text")
+    counts = np.bincount(sample.tokens(tokenizer), minlength=spec.vocabulary.size)
     ids = most_frequent(counts, known, always, size)
     covered = float(counts[ids].sum() / counts.sum())
-    return Proposable(ids, DraftVocabulary(size, seen.name, seen.sha256, covered))
+    return SelectedVocabulary(ids, DraftVocabulary(size, sample.name, sample.sha256, covered))
 
 
 def most_frequent(counts: Ids, known: Iterable[int], always: Iterable[int], size: int) -> Ids:
-    """The `size` of the known ids with the highest counts, rising. `always`: in whatever their count.
+    """The `size` known ids with the highest counts, ascending. `always`: ids that are selected whatever their count.
 
-    Of equal counts, those that the text does not have among them, lower ids come first: byte-pair encodings number
-    their tokens in the order of merging, the most frequent ones of the tokenizer's own training text first.
+    Of ids with equal counts, and so of all that the text does not contain, the lower ones come first: byte-pair
+    encodings number tokens in the order of merging, and merge first what is most frequent in their training text.
     """
     rank = np.full(len(counts), -1, np.int64)
     allowed = list(known)

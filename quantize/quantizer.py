@@ -1,8 +1,8 @@
-"""What a named recipe makes of a checkpoint: a format for every matrix, and prepared weights if it looks at text."""
+"""Quantize a checkpoint by a named recipe: a format for every matrix, and packed weights if the recipe needs text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +15,11 @@ from pard_onnx.models.checks import Progress
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import CalibrationText, Quantization
 from pard_onnx.models.precision import Recipe
-from pard_onnx.quantize.algorithms.mixed import budget_bytes, choose, mixed, size
-from pard_onnx.quantize.algorithms.table import Round
-from pard_onnx.quantize.calibration import text as texts
-from pard_onnx.quantize.calibration.activations import Scales
-from pard_onnx.quantize.calibration.text import Calibration, Row
-from pard_onnx.quantize.packing.prepared import Formats, Prepared
-from pard_onnx.quantize.packing.spool import Spool
+from pard_onnx.quantize.algorithms.grid import Round
+from pard_onnx.quantize.algorithms.mixed import budget_bytes, choose_bits, matrix_bytes, with_choices
+from pard_onnx.quantize.calibration.magnitudes import ActivationScales
+from pard_onnx.quantize.calibration.text import SHIPPED, CalibrationRow, TextFile, calibration_rows, read_text_file
+from pard_onnx.quantize.packing.prepared import Formats, Prepared, Spool
 
 from .recipes import NamedRecipe
 
@@ -29,75 +27,79 @@ BUDGET = "0.6"
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What is asked for. calibration: None for the text that ships; budget: of a mixed recipe, for `budget_bytes`."""
+class QuantizationRequest:
+    """A recipe with the options that users can give it. Raises BadInput for an option that the recipe does not take."""
 
-    named: NamedRecipe
-    calibration: Path | None = None
-    budget: str | None = None
+    recipe: NamedRecipe
+    calibration: Path | None = None  # a text file; None: the text that ships
+    budget: str | None = None  # size of a mixed recipe, as `budget_bytes` takes it; None: BUDGET
 
     def __post_init__(self) -> None:
-        if self.budget is not None and not self.named.mixed:
-            raise BadInput(f"--budget {self.budget}: {self.named.name} is not mixed; take --recipe int4-mixed")
-        if self.calibration is not None and not self.named.calibrated:
-            raise BadInput(f"--calibration {self.calibration}: {self.named.name} looks at no text; leave it out")
+        if self.budget is not None and not self.recipe.mixed:
+            raise BadInput(f"--budget {self.budget}: {self.recipe.name} is not mixed; take --recipe int4-mixed")
+        if self.calibration is not None and not self.recipe.needs_text:
+            raise BadInput(f"--calibration {self.calibration}: {self.recipe.name} looks at no text; leave it out")
 
 
 @dataclass(frozen=True, slots=True)
-class Quantized:
-    """What the exporter needs; round: for matrices that are not prepared; scales: of static recipes."""
+class QuantizedWeights:
+    """What the exporter needs to store a checkpoint's weights."""
 
     recipe: Recipe
-    round: Round
+    round: Round  # for matrices that are not in `prepared`
     prepared: Prepared | None = None
-    quantization: Quantization | None = None
-    scales: Scales | None = None
+    quantization: Quantization | None = None  # the manifest's record
+    scales: ActivationScales | None = None  # of recipes whose activations are quantized
 
 
 @contextmanager
-def quantized(checkpoint: Checkpoint, order: Order, work: Path, progress: Progress) -> Iterator[Quantized]:
-    """work: a folder for packed weights until they are exported; as large as the export, and empty afterwards."""
-    named, role = order.named, checkpoint.spec.role
+def quantize(
+    checkpoint: Checkpoint, request: QuantizationRequest, work: Path, progress: Progress
+) -> Iterator[QuantizedWeights]:
+    """Weights that can be stored while the context is open.
+
+    work: a folder for packed weights until they are exported; they take as much room as the export and are deleted at
+    the end. Raises BadInput for a checkpoint that is quantized already.
+    """
+    named, role = request.recipe, checkpoint.spec.role
     if checkpoint.quantization:
         raise BadInput(
             f"{checkpoint.folder}: is quantized already (quantization_config: {checkpoint.quantization.method}); "
             "pard-export takes its integers as they are, or name the checkpoint in floats"
         )
-    recipe, free = named.formats(role), named.algorithm.free
-    if not named.calibrated:
-        yield Quantized(recipe, free, None, Quantization(named.name, named.rounding))
+    recipe, by_weights = named.formats(role), named.algorithm.from_weights
+    if not named.needs_text:
+        yield QuantizedWeights(recipe, by_weights, None, Quantization(named.name, named.rounding))
         return
-    seen = texts.read(order.calibration or texts.SHIPPED)
-    budget = budget_bytes(order.budget or BUDGET, checkpoint, recipe) if named.mixed else None
-    rows = texts.rows(seen, Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json")), checkpoint.spec)
-    told = Quantization(named.name, named.rounding, _told(seen, rows), budget)
+    text = read_text_file(request.calibration or SHIPPED)
+    budget = budget_bytes(request.budget or BUDGET, checkpoint, recipe) if named.mixed else None
+    rows = calibration_rows(text, Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json")), checkpoint.spec)
+    record = Quantization(named.name, named.rounding, _text_record(text, rows), budget)
     layers = checkpoint.spec.layers
-    if named.static:
-        from pard_onnx.quantize.calibration.ranges import (  # torch takes seconds to import; bad input is told before
-            ranges,
-            some,
-        )
+    if named.qdq:
+        # Imported here, as the modules below: torch takes seconds to import, and bad input is refused before.
+        from pard_onnx.quantize.calibration.ranges import measure_ranges, spread_rows
 
-        rows = some(rows)
-        told = replace(told, calibration=_told(seen, rows))
-        found = ranges(checkpoint, rows, lambda done: progress("calibrate", done, layers))
-        yield Quantized(recipe, free, None, told, found.scales(named.format.activations))
+        rows = spread_rows(rows)
+        record = replace(record, calibration=_text_record(text, rows))
+        ranges = measure_ranges(checkpoint, rows, lambda done: progress("calibrate", done, layers))
+        yield QuantizedWeights(recipe, by_weights, None, record, ranges.scales(named.format.activations))
         return
     if budget is not None:
-        from pard_onnx.quantize.calibration.sensitivity import units
+        from pard_onnx.quantize.calibration.sensitivity import measure_losses
 
-        losses = units(checkpoint, recipe, rows, lambda done: progress("measure", done, layers))
-        told = replace(told, choices=choose(losses, budget - size(checkpoint, recipe)))
-        recipe = mixed(recipe, told.choices)
-    from pard_onnx.quantize.calibration.calibrated import Pass
+        losses = measure_losses(checkpoint, recipe, rows, lambda done: progress("measure", done, layers))
+        record = replace(record, choices=choose_bits(losses, budget - matrix_bytes(checkpoint, recipe)))
+        recipe = with_choices(recipe, record.choices)
+    from pard_onnx.quantize.calibration.rounding_pass import RoundingPass
 
     with TemporaryFile(dir=work) as file:
         spool = Spool(file)
-        Pass(checkpoint, named, Formats(recipe, checkpoint.spec.tied), spool).run(
+        RoundingPass(checkpoint, named, Formats(recipe, checkpoint.spec.tied), spool).run(
             rows, lambda done: progress("quantize", done, layers)
         )
-        yield Quantized(recipe, free, spool, told)
+        yield QuantizedWeights(recipe, by_weights, spool, record)
 
 
-def _told(seen: Calibration, rows: list[Row]) -> CalibrationText:
-    return CalibrationText(seen.name, seen.sha256, sum(len(row.ids) for row in rows))
+def _text_record(text: TextFile, rows: Sequence[CalibrationRow]) -> CalibrationText:
+    return CalibrationText(text.name, text.sha256, sum(len(row.ids) for row in rows))

@@ -1,58 +1,93 @@
-"""The recipes that users name: a table. What a name stands for is a format, how weights are rounded to it, and more."""
+"""Two tables: the recipes that users name, and the algorithms that round weights.
+
+A recipe is a format and the way in which weights are rounded to it. Another recipe or algorithm is another entry here;
+an algorithm's functions are in algorithms/.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.precision import A8W8, A16W8, DYNAMIC_INT8, INT4, INT8, Format, Precision, Recipe
 from pard_onnx.models.spec import Role
-from pard_onnx.quantize.algorithms.table import ALGORITHMS, Algorithm
-from pard_onnx.quantize.packing.pack import SMALLEST_BLOCK
+from pard_onnx.quantize.algorithms.grid import Round, hqq, kquant, round_by_search
+from pard_onnx.quantize.packing.pack import SMALLEST_BLOCK, pack
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INT4_ZERO = replace(INT4, symmetric=False)
 BLOCKS = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True, slots=True)
+class Algorithm:
+    """How the rows of a matrix are rounded to a format."""
+
+    from_weights: Round  # rounds by the weights alone, without calibration text
+    # Makes the rounding function for a matrix from X X^T [in, in] of its calibration inputs; None: it takes no text.
+    from_gram: Callable[[Tensor], Round] | None = None
+
+
+def _gptq(gram: Tensor) -> Round:
+    from pard_onnx.quantize.algorithms import gptq  # torch takes seconds to import, and most algorithms do without
+
+    return partial(gptq.gptq, gptq.GramFactor.of(gram))
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "rtn": Algorithm(pack),
+    "kquant": Algorithm(kquant),
+    "hqq": Algorithm(hqq),
+    "search": Algorithm(round_by_search),
+    "gptq": Algorithm(round_by_search, _gptq),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class NamedRecipe:
-    """rounding: a key of ALGORITHMS; scaled: AWQ's scales are folded in before; mixed: 8 bits for what suffers most."""
+    """A quantization recipe under the name that `--recipe` takes."""
 
     name: str
-    format: Format
-    rounding: str
-    scaled: bool = False
-    mixed: bool = False
+    format: Format  # of every matrix, unless `mixed` gives some of them more bits
+    rounding: str  # a key of ALGORITHMS
+    awq: bool = False  # input columns are scaled by AWQ before the weights are rounded
+    mixed: bool = False  # the matrices that lose most by 4 bits get 8 bits
 
     @property
     def algorithm(self) -> Algorithm:
         return ALGORITHMS[self.rounding]
 
     @property
-    def calibrated(self) -> bool:
-        """Whether it has to see text."""
-        return self.scaled or self.mixed or self.static or self.algorithm.given is not None
+    def needs_text(self) -> bool:
+        """Whether the recipe runs calibration text through the model."""
+        return self.awq or self.mixed or self.qdq or self.algorithm.from_gram is not None
 
     @property
-    def static(self) -> bool:
-        """Whether activations have scales of their own."""
+    def qdq(self) -> bool:
+        """Whether activations are quantized too, by scales that are measured beforehand (QuantizeLinear pairs)."""
         return self.format.kind == "qdq"
 
     @property
     def precision(self) -> Precision:
-        if self.static:
+        if self.qdq:
             return "int8-a8w8" if self.format.activations == 8 else "int8-a16w8"
         return "int4" if self.format.bits == 4 else "int8"
 
     def formats(self, role: Role) -> Recipe:
-        """The format of every matrix, before any is given more bits. Raises BadInput for what the role cannot take."""
+        """The format of every matrix, before any is given more bits. Raises BadInput for a role that cannot have it."""
         lookup = INT8 if self.format.kind == "dynamic" else self.format  # dynamic int8 has no embedding lookup
-        found = Recipe(self.format, lookup, lookup)
-        found.require(role)
-        return found
+        recipe = Recipe(self.format, lookup, lookup)
+        recipe.require(role)
+        return recipe
 
     def with_block(self, block: int) -> NamedRecipe:
+        """The recipe with another block size. Raises BadInput if its format does not have that size."""
         if block not in BLOCKS or self.format.kind != "nbits":
             known = ", ".join(map(str, BLOCKS)) if self.format.kind == "nbits" else "none: it has one scale a row"
             raise BadInput(f"--block-size {block}: blocks of {self.name} are {known}")
@@ -60,8 +95,8 @@ class NamedRecipe:
 
 
 RECIPES = {
-    named.name: named
-    for named in (
+    recipe.name: recipe
+    for recipe in (
         NamedRecipe("int4-rtn", INT4, "rtn"),
         NamedRecipe("int4-rtn-asym", INT4_ZERO, "rtn"),
         NamedRecipe("int4-search", INT4, "search"),
@@ -69,8 +104,8 @@ RECIPES = {
         NamedRecipe("int4-hqq", INT4_ZERO, "hqq"),
         NamedRecipe("int4-gptq", INT4, "gptq"),
         NamedRecipe("int4-gptq-asym", INT4_ZERO, "gptq"),
-        NamedRecipe("int4-awq", INT4, "search", scaled=True),
-        NamedRecipe("int4-awq-gptq", INT4, "gptq", scaled=True),
+        NamedRecipe("int4-awq", INT4, "search", awq=True),
+        NamedRecipe("int4-awq-gptq", INT4, "gptq", awq=True),
         NamedRecipe("int4-mixed", INT4, "gptq", mixed=True),
         NamedRecipe("int8-rtn", INT8, "rtn"),
         NamedRecipe("int8-gptq", INT8, "gptq"),
@@ -83,9 +118,12 @@ assert min(BLOCKS) == SMALLEST_BLOCK
 
 
 def named_recipe(name: str, block: int | None = None) -> NamedRecipe:
-    """Raises BadInput for a name that is not in the table, with the nearest one that is."""
+    """The recipe of that name, with blocks of `block` weights if given.
+
+    Raises BadInput for a name that is not in the table, with the nearest one that is.
+    """
     if name not in RECIPES:
         nearest = nearest_name(name, RECIPES, least_similarity=0)
         raise BadInput(f"--recipe {name}: no such recipe; the nearest is {nearest} (all: {', '.join(RECIPES)})")
-    found = RECIPES[name]
-    return found if block is None or block == found.format.block else found.with_block(block)
+    recipe = RECIPES[name]
+    return recipe if block is None or block == recipe.format.block else recipe.with_block(block)

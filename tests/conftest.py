@@ -1,10 +1,15 @@
-"""Fixtures that several folders of tests share. Helper modules lie beside: pytest's `pythonpath` has these folders."""
+"""Fixtures that several folders of tests share, and the profiles of property tests.
 
+Helper modules are in tests/support, which is on pytest's `pythonpath`.
+"""
+
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import tiny as checkpoints
+from hypothesis import settings
 from toy_artifacts import (  # noqa: F401 fixtures, which pytest finds here
     device,
     fakes,
@@ -15,6 +20,12 @@ from toy_artifacts import (  # noqa: F401 fixtures, which pytest finds here
 )
 
 from pard_onnx.export_command import main as export_main
+
+# Every run of the default profile tries the same examples, so that no result depends on luck; `explore` looks for new
+# ones. A profile is chosen by --hypothesis-profile or the environment variable HYPOTHESIS_PROFILE.
+settings.register_profile("fixed", derandomize=True, database=None, deadline=None)
+settings.register_profile("explore", max_examples=2000, database=None, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,9 +1,9 @@
-"""Mean accepted length of the shipped pair on held-out prompts, by draft length.
+"""The mean accepted length of the shipped pair on held-out prompts, by draft length.
 
     python benchmarks/measures/accepted_length.py [--precision fp32] [--draft-precision fp32] [--lengths 4 8 12]
 
-Prompts are the documented functions of the standard library's held-out modules (the pair never saw
-them), up to and including the docstring; a mean is over all rounds of all prompts.
+The prompts are documented functions of the standard library's held-out modules, which the pair was not trained on, up
+to and including their docstrings. A mean is over all rounds of all prompts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pard_onnx.models.precision import PRECISIONS
 
 
 def prompts(count: int) -> list[str]:
-    """The first functions of every held-out module in turn, so that no module dominates."""
+    """The first functions of all held-out modules, one from each module in turn, so that no module dominates."""
     heads = [[h + "\n" for h, _ in corpus.functions(m) if len(h) > 60] for m in corpus.modules() if m.held_out]
     turns = (h[i] for i in range(max(map(len, heads))) for h in heads if i < len(h))
     return list(islice(turns, count))

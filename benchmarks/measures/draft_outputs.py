@@ -1,9 +1,8 @@
-"""What a draft step costs with and without each of its outputs, interleaved in one run.
+"""The cost of a draft's step with and without each of its outputs, measured interleaved in one run.
 
     python benchmarks/measures/draft_outputs.py --draft DIR [--tokens 3] [--draft-length 8] [--past 256]
 
-The runtime binds ids and probabilities; the logits rows are computed in any case, but only a caller who
-binds them pays for their copy.
+The runtime binds ids and probabilities. The rows of logits are always computed, but copied only if they are bound.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ CASES = {
 
 
 def bound(session: Any, manifest: Manifest, outputs: tuple[str, ...], tokens: int, k: int, past: int) -> Any:
-    """A binding with shared caches for one step of `tokens` after `past`."""
+    """An IO binding for one step of `tokens` tokens after `past`, which writes the KV cache in place."""
     binding, value = session.io_binding(), ort.OrtValue.ortvalue_from_numpy
     shape = (1, manifest.spec.kv_heads, manifest.kv_rows, manifest.spec.head_dim)
     for layer in range(manifest.spec.layers):

@@ -1,9 +1,10 @@
-"""Whole steps with this package's kernels and with ONNX Runtime's, interleaved in one process.
+"""The time of whole steps with this package's kernels and with ONNX Runtime's, interleaved in one process.
 
     python benchmarks/measures/kernel.py --model DIR [--widths 1,2,5,9] [--context 256] [--threads 2] [--json]
 
-ONNX Runtime keeps one packed copy of matrices that are equal. A made-up checkpoint that repeats its layers then fits
-its caches, and its steps are faster than those of any true model; `distinct` says how much of the weights differs.
+ONNX Runtime keeps one packed copy of matrices that are equal. The weights of an artificial checkpoint that repeats its
+layers then fit into the processor's caches, and its steps are faster than those of any true model. `distinct` is the
+share of the weights that are not copies of others.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ from pard_onnx.runtime.providers.threads import Threads
 from pard_onnx.runtime.sessions.dynamic_shapes import FusedDraft, FusedTarget
 
 WIDTHS = "1,2,4,5,8,9,12,16,32,64,512"
-VERIFIED = 64  # a wider step is a prefill, which needs the last row of logits only
+VERIFIED = 64  # the most tokens of a step with all rows of logits; wider steps are prefills, with the last row only
 NEW_TOKENS = 4  # of a draft's step; the rest are masks
 SMAPS = Path("/proc/self/smaps_rollup")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """Milliseconds of a step of `width` tokens: medians, and the fastest."""
+class StepTimes:
+    """Milliseconds of a step of `width` tokens: medians and minima."""
 
     width: int
     ort: float
@@ -48,15 +49,16 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """What opening took. memory: MiB that the process alone holds more than before, None where that is not told."""
+class OpeningCost:
+    """The cost of opening a model."""
 
     seconds: float
-    memory: int | None
+    memory: int | None  # MiB by which the process's private memory grew; None if the system does not report it
 
 
 @contextmanager
-def kernel(value: str | None) -> Iterator[None]:
+def kernel_variable(value: str | None) -> Iterator[None]:
+    """Set the environment variable that chooses the kernels while the context is open; None: unset it."""
     before = os.environ.pop(kernels.VARIABLE, None)
     if value is not None:
         os.environ[kernels.VARIABLE] = value
@@ -73,8 +75,8 @@ def private_memory() -> int | None:
     return sum(int(line[1]) for line in lines if line[0] == "Private_Dirty:") >> 10
 
 
-def opened(folder: Path, manifest: Manifest, threads: int) -> tuple[Callable[[int, int], None], Opened]:
-    """A step as a function of context and width."""
+def open_step(folder: Path, manifest: Manifest, threads: int) -> tuple[Callable[[int, int], None], OpeningCost]:
+    """Open a model: a function that runs a step of some width at some context, and the cost of opening."""
     memory, start = private_memory(), perf_counter()
     make = FusedDraft if manifest.role == "draft" else FusedTarget
     session = make(folder, manifest, require_installed("cpu"), Threads(threads))
@@ -88,11 +90,11 @@ def opened(folder: Path, manifest: Manifest, threads: int) -> tuple[Callable[[in
             real = min(width, NEW_TOKENS)
             session.step([0] * real, width - real + 1)
 
-    return step, Opened(seconds, None if memory is None or after is None else after - memory)
+    return step, OpeningCost(seconds, None if memory is None or after is None else after - memory)
 
 
-def distinct(folder: Path) -> float:
-    """The share of the data file that is not a copy of another part of it."""
+def distinct_share(folder: Path) -> float:
+    """The share of the data files' bytes in tensors that are not copies of other tensors."""
     graph = next(as_bytes(v) for n, _, v in fields((folder / GRAPH).read_bytes()) if n == MODEL_GRAPH)
     found = [place for _, place in file_positions(fields(graph))]
     sizes: dict[bytes, int] = {}
@@ -106,7 +108,7 @@ def distinct(folder: Path) -> float:
     return sum(sizes.values()) / total
 
 
-def measure(steps: dict[str, Callable[[int, int], None]], context: int, width: int, repeat: int) -> Row:
+def measure(steps: dict[str, Callable[[int, int], None]], context: int, width: int, repeat: int) -> StepTimes:
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for round_number in range(repeat + 1):
         for name, step in steps.items():
@@ -114,10 +116,10 @@ def measure(steps: dict[str, Callable[[int, int], None]], context: int, width: i
             step(context, width)
             if round_number:  # the first warms up
                 seconds[name].append(1000 * (perf_counter() - start))
-    return Row(width, median(seconds["ort"]), median(seconds["ours"]), min(seconds["ort"]), min(seconds["ours"]))
+    return StepTimes(width, median(seconds["ort"]), median(seconds["ours"]), min(seconds["ort"]), min(seconds["ours"]))
 
 
-def table(rows: list[Row], title: str) -> Table:
+def table(rows: list[StepTimes], title: str) -> Table:
     out = Table("tokens", "ONNX Runtime", "ours", "faster", "of one token", title=title)
     for row in rows:
         one = f"{row.ours / rows[0].ours:.2f}" if rows[0].width == 1 else ""
@@ -136,29 +138,29 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     manifest = Manifest.read(options.model)
-    name = kernels.isa()
-    if name is None:
+    isa = kernels.isa()
+    if isa is None:
         parser.error("the kernels are not built, or switched off")
     steps, costs = {}, {}
-    for way, variable in (("ort", kernels.OFF), ("ours", os.environ.get(kernels.VARIABLE))):
-        with kernel(variable):
-            steps[way], costs[way] = opened(options.model, manifest, options.threads)
+    for name, variable in (("ort", kernels.OFF), ("ours", os.environ.get(kernels.VARIABLE))):
+        with kernel_variable(variable):
+            steps[name], costs[name] = open_step(options.model, manifest, options.threads)
     rows = []
     for width in map(int, options.widths.split(",")):
         repeat = max(3, options.repeat // max(1, width // 16))
         rows.append(measure(steps, options.context, width, repeat))
-    share = distinct(options.model)
+    share = distinct_share(options.model)
     if options.json:
-        opening = {way: asdict(cost) for way, cost in costs.items()}
-        result = {"kernel": name, "distinct": share, "opened": opening, "steps": [asdict(row) for row in rows]}
+        opening = {name: asdict(cost) for name, cost in costs.items()}
+        result = {"kernel": isa, "distinct": share, "opened": opening, "steps": [asdict(row) for row in rows]}
         print(json.dumps(result, indent=2))
         return
     console = Console()
-    title = f"{options.model.name}, {name}: ms a step, {options.context} tokens of context, {options.threads} threads"
+    title = f"{options.model.name}, {isa}: ms a step, {options.context} tokens of context, {options.threads} threads"
     console.print(table(rows, title))
-    for way, cost in costs.items():
+    for name, cost in costs.items():
         memory = "" if cost.memory is None else f", {cost.memory} MiB"
-        console.print(f"{way}: opened in {cost.seconds:.2f} s{memory}")
+        console.print(f"{name}: opened in {cost.seconds:.2f} s{memory}")
     console.print(f"{100 * share:.0f} % of the weights are distinct")
 
 

@@ -1,9 +1,9 @@
-"""What a round costs outside of ONNX Runtime's runs, and where it goes.
+"""The time of a round outside of ONNX Runtime's runs, and the functions in which it is spent.
 
     python benchmarks/measures/overhead.py --pair TARGET DRAFT [--draft-length 7] [--max-new-tokens 128] [--json]
 
-The sessions' run calls are timed; whatever else a round takes is the loop's own. A second pass under cProfile says
-where: its times are longer than the real ones, so it is read as shares.
+The run calls of the sessions are timed, and the rest of a round's time is overhead. A second pass under cProfile shows
+the functions. Times under cProfile are longer than real ones, so only their shares are reported.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 
 from rich.console import Console
 
-from pard_onnx.benchmarks.tables import table
-from pard_onnx.benchmarks.trial import SHIPPED, read
+from pard_onnx.benchmarks.display import new_table
+from pard_onnx.benchmarks.trial import SHIPPED, read_prompts
 from pard_onnx.cli import Parser, exit_code
 from pard_onnx.models.checks import DRAFT_LENGTH
 from pard_onnx.models.errors import BadInput
@@ -47,39 +47,39 @@ class Timed:
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """Milliseconds of a mean round after the first; functions: the share of the overhead spent in each itself."""
+    """The mean round, without the first ones of each text."""
 
     rounds: int
     round_ms: float
-    run_ms: float
-    overhead_ms: float
-    share: float
-    functions: tuple[tuple[str, float], ...]
+    run_ms: float  # in ONNX Runtime's runs
+    overhead_ms: float  # outside of them
+    share: float  # of the overhead in the round
+    functions: tuple[tuple[str, float], ...]  # with the share of the overhead in each function itself
 
 
-def measure(pair: Pair, prompts: Sequence[str], draft_length: int, max_new_tokens: int) -> Overhead:
+def measure_overhead(pair: Pair, prompts: Sequence[str], draft_length: int, max_new_tokens: int) -> Overhead:
     pair.generate(prompts[0], max_new_tokens=max_new_tokens, draft_length=draft_length)  # warm-up
-    timed = timers(pair)
+    timed = add_timers(pair)
     seconds = runs = 0.0
     rounds = 0
     for prompt in prompts:
         with pair.stream(prompt, max_new_tokens=max_new_tokens, draft_length=draft_length) as stream:
-            if next(stream, None) and next(stream, None):  # the prompt's step, and the draft's prefill
+            if next(stream, None) and next(stream, None):  # the target's prefill, and the draft's
                 start, before = perf_counter(), sum(t.seconds for t in timed)
                 rounds += sum(1 for _ in stream)
                 seconds += perf_counter() - start
                 runs += sum(t.seconds for t in timed) - before
     if not rounds:
         raise BadInput("every text ended within its first round; raise --max-new-tokens or name other prompts")
-    functions = profile(pair, prompts, draft_length, max_new_tokens)
+    functions = profile_functions(pair, prompts, draft_length, max_new_tokens)
     per_round = 1000 / rounds
     return Overhead(
         rounds, seconds * per_round, runs * per_round, (seconds - runs) * per_round, 1 - runs / seconds, functions
     )
 
 
-def timers(pair: Pair) -> list[Timed]:
-    """Put a timer in front of each session of a pair; they are private, and nobody else needs to reach them."""
+def add_timers(pair: Pair) -> list[Timed]:
+    """Put a timer in front of each session of a pair."""
     sessions: list[Any] = [model.session for model in pair.engine.models if model]
     out = []
     for session in sessions:
@@ -88,7 +88,7 @@ def timers(pair: Pair) -> list[Timed]:
     return out
 
 
-def profile(
+def profile_functions(
     pair: Pair, prompts: Sequence[str], draft_length: int, max_new_tokens: int
 ) -> tuple[tuple[str, float], ...]:
     profiler = cProfile.Profile()
@@ -96,13 +96,13 @@ def profile(
         for prompt in prompts:
             pair.generate(prompt, max_new_tokens=max_new_tokens, draft_length=draft_length)
     rows: dict[Any, Any] = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
-    own = {named(key): row[2] for key, row in rows.items() if RUN not in key[2]}
+    own = {function_name(key): row[2] for key, row in rows.items() if RUN not in key[2]}
     total = sum(own.values())
     ranked = sorted(own.items(), key=lambda item: -item[1])[:LINES]
     return tuple((name, seconds / total) for name, seconds in ranked)
 
 
-def named(key: tuple[str, int, str]) -> str:
+def function_name(key: tuple[str, int, str]) -> str:
     path, line, function = key
     return function if path == "~" else f"{path.rsplit('/', 1)[-1]}:{line} {function}"
 
@@ -119,11 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report(options: argparse.Namespace) -> None:
     with load(*options.pair) as pair:
-        found = measure(pair, read(SHIPPED, 8).prompts, options.draft_length, options.max_new_tokens)
+        found = measure_overhead(pair, read_prompts(SHIPPED, 8).prompts, options.draft_length, options.max_new_tokens)
     if options.json:
         print(json.dumps(asdict(found)))
         return
-    out = table(
+    out = new_table(
         f"{found.rounds} rounds of {found.round_ms:.2f} ms: {found.run_ms:.2f} in ONNX Runtime's runs, "
         f"{found.overhead_ms:.3f} ({100 * found.share:.2f} %) outside",
         ("where the time outside goes (profiled)", "%"),

@@ -1,10 +1,10 @@
-"""What choosing a token costs, per row of logits.
+"""The time to choose a token from a row of logits, by sampling settings.
 
     python benchmarks/measures/sampling_cost.py [--vocabulary 151936] [--context 4096] [--json]
 
-Rows of two kinds: `peaked`, probabilities as a language's (rank ** -1.5, so 0.95 of the mass is in a few hundred
-ids), and `flat`, normal logits of deviation 1, where nearly every id counts: the worst case of top_p. Each is one row
-without drafts; a round costs a row for each token that it gives.
+There are rows of two kinds. `peaked` rows have probabilities like those of a language, rank ** -1.5, so that 0.95 of
+the mass is in a few hundred ids. `flat` rows are normal logits with a standard deviation of 1, in which nearly every id
+counts: the worst case of top_p. The time is for one row; a round chooses from one row for each of its tokens.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DRAWN: dict[str, dict[str, Any]] = {
 
 
 def settings() -> Iterator[tuple[str, Sampling]]:
-    """Each combination of filters, without and with penalties and bias."""
+    """Each combination of filters, without and with penalties and a bias."""
     yield "greedy", Sampling()
     yield "greedy, penalties", Sampling(**PENALTIES)
     for name, filters in DRAWN.items():
@@ -60,7 +60,7 @@ def logits(kind: str, rows: int, vocabulary: int) -> NDArray[np.float32]:
 
 
 def milliseconds(sampling: Sampling, rows: NDArray[np.float32], context: list[int], repeat: int) -> float:
-    """The median of one row's choice; the context was counted before, as in a generation's later rounds."""
+    """The median time for one row, after the context's tokens were counted, as in all rounds but the first."""
     chosen = chooser(sampling, rows.shape[1], len(context) // 2, 0)
     chosen.choose(rows[:1], context, ())
     times = []

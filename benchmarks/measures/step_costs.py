@@ -1,10 +1,13 @@
-"""Step-cost curves of exported folders, and what they predict for a pair."""
+"""Curves of step costs, measured on exported folders, and the rates that they predict for a pair."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
+from statistics import median
+from time import perf_counter
 
 from pard_onnx.models.errors import BadInput, TooLong
 from pard_onnx.models.spec import Role
@@ -13,24 +16,48 @@ from pard_onnx.runtime.providers.choice import ProviderCandidates, open_first, p
 from pard_onnx.runtime.providers.table import CPU
 from pard_onnx.runtime.providers.threads import Threads
 from pard_onnx.runtime.sessions.session import DraftSession, TargetSession
-from pard_onnx.runtime.tuning.steps import WIDTHS, RoundCosts, StepCosts, Widths, measure, measure_in_turn, throughput
+from pard_onnx.runtime.tuning.steps import RoundCosts, StepCosts, Widths, throughput
 
-TOKEN = 0  # which one it is makes no difference to the cost
+WIDTHS = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32)
+REPEATS = 5
+TOKEN = 0  # the cost of a step does not depend on its tokens
+NEW_TOKENS = 4  # the usual number of new tokens in a round
 CONTEXT = 256
 Step = Callable[[int, int], None]  # context, width
 
 
+def measure(step: Callable[[int], None], widths: Sequence[int] = WIDTHS, repeats: int = REPEATS) -> StepCosts:
+    """The median of `repeats` rounds over all widths, so that a slow moment affects one round and not one width."""
+    (costs,) = measure_interleaved([step], widths, repeats)
+    return costs
+
+
+def measure_interleaved(
+    steps: Sequence[Callable[[int], None]], widths: Sequence[int] = WIDTHS, repeats: int = REPEATS
+) -> list[StepCosts]:
+    """The same for several models that are compared: each width is measured on all models before the next width."""
+    for step, width in product(steps, widths):  # the first run of a shape allocates memory
+        step(width)
+    seconds: list[dict[int, list[float]]] = [{width: [] for width in widths} for _ in steps]
+    for _ in range(repeats):
+        for width in widths:
+            for step, own in zip(steps, seconds, strict=True):
+                start = perf_counter()
+                step(width)
+                own[width].append(perf_counter() - start)
+    return [StepCosts(tuple((width, median(own[width])) for width in sorted(own))) for own in seconds]
+
+
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A folder's steps at one context; a target's with all rows of logits, as verifying needs them; a draft's
-    with its masks counted as tokens. provider: on which they were measured."""
+    """The step costs of a folder's model at one context."""
 
     folder: str
     role: Role
     precision: str
     context: int
-    provider: str
-    costs: StepCosts
+    provider: str  # on which they were measured
+    costs: StepCosts  # a target's with all rows of logits, as in verification; a draft's with masks counted as tokens
 
 
 def measure_folder(
@@ -44,10 +71,10 @@ def measure_folder(
     fallback: bool = False,
     threads: int | None = None,
 ) -> Iterator[Curve]:
-    """The curves of one folder, at each context; TooLong for one that its KV cache cannot hold.
+    """Measure the curve of one folder at each context. Raises TooLong for a context that its KV cache cannot hold.
 
-    Where it runs: as of `load`, a draft where the draft would. What `load` keeps about the folder on this machine is
-    found out anew on the way.
+    The options are those of `load`, and a draft runs where `load` would run it. What `load` remembers about the folder
+    on this machine is measured again.
     """
     artifact = open_artifact(name)
     manifest = artifact.manifest
@@ -58,7 +85,7 @@ def measure_folder(
     on, own = provider_candidates(provider, provider_options, fallback=fallback), draft_provider_options
     if manifest.role == "draft" and (draft_provider or own):
         on = provider_candidates(draft_provider or provider, own, fallback=fallback)
-    step, title = opened(artifact, on, Threads(threads))
+    step, title = open_step(artifact, on, Threads(threads))
     for context in contexts:
         costs = measure(partial(step, context))
         yield Curve(name, manifest.role, manifest.precision, context, title, costs)
@@ -67,36 +94,37 @@ def measure_folder(
 def measure_folders(
     names: Sequence[str], context: int, *, provider: str = CPU.key, threads: int | None = None
 ) -> list[Curve]:
-    """The curves of several folders, all loaded, whose steps take turns, so that they can be compared."""
+    """Measure the curves of several folders that are compared: all are loaded, and their steps are interleaved."""
     artifacts = [open_artifact(name) for name in names]
-    running = [opened(one, provider_candidates(provider), Threads(threads)) for one in artifacts]
-    found = measure_in_turn([partial(step, context) for step, _ in running])
+    running = [open_step(one, provider_candidates(provider), Threads(threads)) for one in artifacts]
+    found = measure_interleaved([partial(step, context) for step, _ in running])
     return [
         Curve(one.name, one.manifest.role, one.manifest.precision, context, title, costs)
         for one, (_, title), costs in zip(artifacts, running, found, strict=True)
     ]
 
 
-def opened(artifact: Artifact, on: ProviderCandidates, threads: Threads) -> tuple[Step, str]:
-    """A function that runs one step, and the provider that runs it."""
+def open_step(artifact: Artifact, on: ProviderCandidates, threads: Threads) -> tuple[Step, str]:
+    """Open a model: a function that runs one step, and the title of the provider."""
     model, choice = open_first(on, lambda provider: open_model(artifact, provider, threads, measure_again=True))
-    return partial(propose if model.manifest.role == "draft" else verify, model.session), choice.provider.title
+    step = draft_step if artifact.manifest.role == "draft" else target_step
+    return partial(step, model.session), choice.provider.title
 
 
-def propose(draft: DraftSession, context: int, width: int) -> None:
+def draft_step(draft: DraftSession, context: int, width: int) -> None:
     draft.cache.set_length(context)
-    real = min(width, 4)  # a round's usual number of new tokens; the rest are masks
-    draft.step([TOKEN] * real, width - real + 1)
+    new = min(width, NEW_TOKENS)  # the rest are masks
+    draft.step([TOKEN] * new, width - new + 1)
 
 
-def verify(target: TargetSession, context: int, width: int) -> None:
+def target_step(target: TargetSession, context: int, width: int) -> None:
     target.cache.set_length(context)
     target.step([TOKEN] * width, width)
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Tokens a second by draft length, from curves and an acceptance profile."""
+    """The tokens a second that curves and acceptance predict for a draft length."""
 
     draft_length: int
     tokens_per_second: float
@@ -105,13 +133,13 @@ class Prediction:
 def predict(
     draft: Curve, target: Curve, acceptance: Sequence[float], overhead: float, widths: Widths
 ) -> list[Prediction]:
-    """From plain decoding (0) to as many drafts as the profile knows."""
+    """Predictions from plain decoding (0) to as many drafts as `acceptance` has positions."""
     costs = RoundCosts(draft.costs, target.costs, overhead, widths)
     return [Prediction(k, throughput(costs, acceptance, k)) for k in range(len(acceptance) + 1)]
 
 
 def parse_contexts(text: str) -> tuple[int, ...]:
-    """'256,1024' to numbers; BadInput if it is anything else."""
+    """Parse '256,1024'. Raises BadInput for anything else."""
     try:
         contexts = tuple(int(part) for part in text.split(","))
     except ValueError:

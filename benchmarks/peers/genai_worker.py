@@ -1,6 +1,6 @@
-"""onnxruntime-genai: plain, with its own draft-model speculation, or with its n-gram lookup.
+"""onnxruntime-genai: plain, with its own speculative decoding by a draft model, or with its n-gram lookup.
 
-Models are exported folders: an export of role target has the genai_config.json that genai reads.
+Models are exported folders: an export with the role of a target has the genai_config.json that genai reads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def load(request: Request) -> Generate:
 
 
 def overlay(request: Request) -> dict[str, Any]:
-    """What the run changes of genai_config.json: threads, the end ids, and the draft."""
+    """The entries of genai_config.json that the request changes: threads, the ids that end a text, and the draft."""
     session = {"intra_op_num_threads": request.threads}
     model: dict[str, Any] = {"decoder": {"session_options": session}, "eos_token_id": request.eos_ids}
     if request.mode == "speculative":

@@ -1,7 +1,7 @@
 """llama.cpp through llama-cpp-python's plain bindings: plain, with an autoregressive draft, or with prompt lookup.
 
-The loop is that of llama.cpp's own speculative examples: the draft stops where it is unsure, the target
-checks all proposals in one step. llama_cpp.Llama.generate would do it too, but copies every row of logits.
+The loop is that of llama.cpp's own speculative examples: the draft stops before a token of low probability, and the
+target verifies all proposals in one step. llama_cpp.Llama.generate would do so too, but it copies every row of logits.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 from worker_protocol import Emit, Generate, Request, serve
 
-Propose = Callable[[list[int], int], list[int]]  # (all tokens so far, at most so many) -> proposals
+Propose = Callable[[list[int], int], list[int]]  # (all tokens so far, most proposals) -> proposals
 
 
 class Model:
-    """A GGUF file with its cache; `held`: the tokens in it."""
+    """A GGUF model with its KV cache; `cached`: the tokens in the cache."""
 
     def __init__(self, path: str, threads: int, length: int) -> None:
         import llama_cpp
@@ -33,11 +33,11 @@ class Model:
             raise RuntimeError(f"llama.cpp cannot make a context of {length} tokens for {path}")
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.batch = llama_cpp.llama_batch_init(length, 0, 1)
-        self.held: list[int] = []
+        self.cached: list[int] = []
 
     def feed(self, tokens: list[int], keep: int) -> list[Any]:
-        """Append tokens to the cache; logits of the last `keep` of them, each [vocab]."""
-        batch, past = self.batch, len(self.held)
+        """Append tokens to the cache and return the logits of the last `keep` of them, each [vocab]."""
+        batch, past = self.batch, len(self.cached)
         batch.n_tokens = len(tokens)
         for i, token in enumerate(tokens):
             batch.token[i], batch.pos[i] = token, past + i
@@ -46,7 +46,7 @@ class Model:
         status = self.lib.llama_decode(self.context, batch)
         if status:
             raise RuntimeError(f"llama_decode gave {status}")
-        self.held += tokens
+        self.cached += tokens
         return [self.row(i) for i in range(len(tokens) - keep, len(tokens))]
 
     def row(self, index: int) -> Any:
@@ -55,11 +55,11 @@ class Model:
 
     def rewind(self, length: int) -> None:
         self.lib.llama_memory_seq_rm(self.lib.llama_get_memory(self.context), -1, length, -1)
-        del self.held[length:]
+        del self.cached[length:]
 
 
 def load(request: Request) -> Generate:
-    length = request.longest + request.farthest + 1
+    length = request.longest + request.longest_draft + 1
     target = Model(request.models["target"], request.threads, length)
     propose = proposer(request, length)
 
@@ -86,11 +86,12 @@ def proposer(request: Request, length: int) -> Propose:
     if request.mode == "plain":
         return lambda tokens, most: []
     if request.mode == "prompt-lookup":
-        return looked_up(request)
-    return drafted(Model(request.models["draft"], request.threads, length), request.settings.get("sure", 0.0))
+        return lookup_proposer(request)
+    draft = Model(request.models["draft"], request.threads, length)
+    return draft_proposer(draft, request.settings.get("min_probability", 0.0))
 
 
-def looked_up(request: Request) -> Propose:
+def lookup_proposer(request: Request) -> Propose:
     import numpy as np
     from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
@@ -105,19 +106,21 @@ def looked_up(request: Request) -> Propose:
     return propose
 
 
-def drafted(draft: Model, sure: float) -> Propose:
-    """Greedy proposals of the draft, as long as their probability is `sure` at least."""
+def draft_proposer(draft: Model, min_probability: float) -> Propose:
+    """Greedy proposals of the draft, up to the first with a probability below `min_probability`."""
     np = draft.np
 
     def propose(tokens: list[int], most: int) -> list[int]:
-        same = next((i for i, (a, b) in enumerate(zip(draft.held, tokens, strict=False)) if a != b), len(draft.held))
+        same = next(
+            (i for i, (a, b) in enumerate(zip(draft.cached, tokens, strict=False)) if a != b), len(draft.cached)
+        )
         draft.rewind(min(same, len(tokens) - 1))
         found: list[int] = []
-        pending = tokens[len(draft.held) :]
+        pending = tokens[len(draft.cached) :]
         while len(found) < most:
             logits = draft.feed(pending, 1)[0]
             best = int(logits.argmax())
-            if sure and sure * float(np.exp(logits - logits[best]).sum()) > 1:
+            if min_probability and min_probability * float(np.exp(logits - logits[best]).sum()) > 1:
                 break
             found.append(best)
             pending = [best]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker_protocol import Emit, Generate, Request, serve
+from worker_protocol import Emit, Generate, Request, serve, token_streamer
 
 
 def load(request: Request) -> Generate:
     import torch
     import transformers
-    from token_streamer import token_streamer
 
-    library: Any = transformers  # it declares types, and leaves them out
+    library: Any = transformers  # its type declarations are incomplete
     torch.set_num_threads(request.threads)
     dtype = getattr(torch, request.format)
 

@@ -1,4 +1,4 @@
-"""A report on exported models: what each loses against the unquantized one, and what it saves."""
+"""A report on exported models: the quality of each compared with the unquantized model, its size and its speed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pard_onnx.benchmarks import trial
 from pard_onnx.benchmarks.measures.step_costs import CONTEXT, measure_folder
-from pard_onnx.benchmarks.trial import SHIPPED, read
+from pard_onnx.benchmarks.trial import SHIPPED, read_prompts
 from pard_onnx.models import hub
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checks import Progress, no_progress, require_whole
@@ -23,130 +23,140 @@ from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
 from pard_onnx.runtime.text.tokenizer import Text
 
-from .perplexity import Quality, Report, score
-from .reading import DRAFTS, LEAST, Rows, Windows, by_artifact, by_checkpoint, count, windows
+from .perplexity import (
+    DRAFTS,
+    LEAST_TOKENS,
+    Quality,
+    Report,
+    TextRows,
+    Windows,
+    artifact_rows,
+    checkpoint_rows,
+    cut_windows,
+    row_count,
+    score_rows,
+)
 
-WINDOW = 512  # tokens that are read in one piece
-PROMPTS, NEW_TOKENS = 8, 64  # that the mean accepted length is of
+WINDOW = 512  # tokens
+PROMPTS, NEW_TOKENS = 8, 64  # from which the mean accepted length is measured
 HELD_OUT = "held-out modules of Python's library"
-SAME = ("family", "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary", "pard")
-Source = Artifact | Checkpoint
+# Fields of ModelSpec that are equal in a model and its reference.
+SAME_FACTS = ("family", "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary", "pard")
+Model = Artifact | Checkpoint
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What to report on. models: exported folders of one role; reference: the unquantized model, an exported folder
-    or a checkpoint; text: a file, None for HELD_OUT; tokens: of it, at most; draft: of a pair with each target, target:
-    with each draft."""
+class ReportRequest:
+    """The models to report on, with the options of the report."""
 
-    models: tuple[str, ...]
-    reference: str | None = None
-    text: Path | None = None
-    tokens: int = 2048
-    draft: str | None = None
-    target: str | None = None
+    models: tuple[str, ...]  # exported folders of one role
+    reference: str | None = None  # the unquantized model: an exported folder or a checkpoint
+    text: Path | None = None  # a file; None: HELD_OUT
+    tokens: int = 2048  # the most that are read of the text
+    draft: str | None = None  # forms a pair with each target
+    target: str | None = None  # forms a pair with each draft
     provider: str = "cpu"
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        require_whole("--tokens", self.tokens, LEAST)
+        require_whole("--tokens", self.tokens, LEAST_TOKENS)
 
     def partner(self, role: Role) -> str | None:
-        """Who makes a pair with models of this role; BadInput if one for the other role is given."""
-        fitting, other = (self.target, self.draft) if role == "draft" else (self.draft, self.target)
+        """The model that forms a pair with models of this role. Raises BadInput for a model of the same role."""
+        partner_name, other = (self.target, self.draft) if role == "draft" else (self.draft, self.target)
         if other is not None:
             partner = "target" if role == "draft" else "draft"
             raise BadInput(f"{other}: the models to report on are {role}s; their partner is a --{partner} DIR")
-        return fitting
+        return partner_name
 
 
-def report(wanted: Wanted, progress: Progress = no_progress) -> Report:
+def make_report(request: ReportRequest, progress: Progress = no_progress) -> Report:
     """Read the text with every model, the reference first. Everything is checked before the first model runs.
 
-    Raises BadInput for what cannot be compared (roles, tokenizers, models) and for a text that is too short.
+    Raises BadInput for models that cannot be compared (by role, tokenizer or shape) and for a text that is too short.
     """
-    models = [open_artifact(name) for name in wanted.models]
+    models = [open_artifact(name) for name in request.models]
     role = models[0].manifest.role
     for other in models[1:]:
         require_role(other, role)
         require_same_tokenizer(models[0], other)
-    reference = None if wanted.reference is None else opened(wanted.reference, role)
+    reference = None if request.reference is None else open_model(request.reference, role)
     if reference is not None:
         for one in models:
-            require_same_model(one, reference, wanted.reference)
+            require_same_model(one, reference, request.reference)
         require_whole_vocabulary(reference)
-    partner = wanted.partner(role)
+    partner = request.partner(role)
     if partner is not None:
         require_same_tokenizer(models[0], open_artifact(partner, "target" if role == "draft" else "draft"))
     artifacts = [one for one in (*models, reference) if isinstance(one, Artifact)]
     capacity = min(one.manifest.capacity for one in artifacts)
-    text = cut(text_of(wanted.text), models[0].text(), min(WINDOW, capacity), wanted.tokens)
-    base, found = qualities(models, reference, text, wanted, progress)
+    text = tokenized_windows(read_text(request.text), models[0].text(), min(WINDOW, capacity), request.tokens)
+    base, found = measure_models(models, reference, text, request, progress)
     drafts = DRAFTS if partner is not None or role == "draft" else None
-    title = HELD_OUT if wanted.text is None else wanted.text.name
+    title = HELD_OUT if request.text is None else request.text.name
     return Report(role, title, text.size, base, tuple(found), partner, drafts)
 
 
-def qualities(
-    models: list[Artifact], reference: Source | None, text: Windows, wanted: Wanted, progress: Progress
+def measure_models(
+    models: list[Artifact], reference: Model | None, text: Windows, request: ReportRequest, progress: Progress
 ) -> tuple[Quality | None, list[Quality]]:
-    """Of the reference, whose log probabilities wait in a file meanwhile, and of the models."""
+    """The quality of the reference, whose log probabilities are kept in a temporary file, and of the models."""
     with tempfile.TemporaryFile() as file:
         base = None
         if reference is not None:
-            rows = counted(reference, rows_of(reference, text, wanted), text, progress)
-            base = replace(quality(reference), fidelity=score(rows, vocabulary(reference), keep=file))
+            rows = with_progress(reference, model_rows(reference, text, request), text, progress)
+            base = replace(describe(reference), fidelity=score_rows(rows, vocabulary_size(reference), keep=file))
         found = []
         for one in models:
             file.seek(0)
-            rows = counted(one, rows_of(one, text, wanted), text, progress)
-            scored = score(rows, vocabulary(one), against=file if base else None)
-            found.append(replace(quality(one), fidelity=scored))
+            rows = with_progress(one, model_rows(one, text, request), text, progress)
+            scored = score_rows(rows, vocabulary_size(one), against=file if base else None)
+            found.append(replace(describe(one), fidelity=scored))
     for i, one in enumerate(models):
         progress("steps", i, len(models))
         context = min(CONTEXT, one.manifest.capacity)
-        (curve,) = measure_folder(one.name, (context,), provider=wanted.provider, threads=wanted.threads)
-        partner = wanted.partner(one.manifest.role)
-        accepted = None if partner is None else accepted_length(one, partner, wanted)
+        (curve,) = measure_folder(one.name, (context,), provider=request.provider, threads=request.threads)
+        partner = request.partner(one.manifest.role)
+        accepted = None if partner is None else accepted_length(one, partner, request)
         found[i] = replace(found[i], accepted=accepted, costs=curve.costs)
     progress("steps", len(models), len(models))
     return base, found
 
 
-def rows_of(source: Source, text: Windows, wanted: Wanted) -> Iterator[Rows]:
-    if isinstance(source, Checkpoint):
-        return by_checkpoint(source, text)
-    return by_artifact(
-        source.folder, source.manifest, text, require_installed(wanted.provider), Threads(wanted.threads)
+def model_rows(model: Model, text: Windows, request: ReportRequest) -> Iterator[TextRows]:
+    if isinstance(model, Checkpoint):
+        return checkpoint_rows(model, text)
+    return artifact_rows(
+        model.folder, model.manifest, text, require_installed(request.provider), Threads(request.threads)
     )
 
 
-def counted(source: Source, rows: Iterable[Rows], text: Windows, progress: Progress) -> Iterator[Rows]:
-    done, total = 0, count(spec_of(source), text)
-    progress(name_of(source), done, total)
+def with_progress(model: Model, rows: Iterable[TextRows], text: Windows, progress: Progress) -> Iterator[TextRows]:
+    done, total = 0, row_count(model_spec(model), text)
+    progress(model_name(model), done, total)
     for part in rows:
         yield part
         done += len(part.wanted)
-        progress(name_of(source), done, total)
+        progress(model_name(model), done, total)
 
 
-def quality(source: Source) -> Quality:
-    """What is known before anything runs."""
-    if isinstance(source, Checkpoint):
-        size = sum(entry.nbytes for entry in source.tensors.values())
-        return Quality(name_of(source), source.spec.dtype, size, ())
-    return Quality(source.name, source.manifest.precision, source.manifest.bytes, ())
+def describe(model: Model) -> Quality:
+    """The facts about a model that are known before it runs."""
+    if isinstance(model, Checkpoint):
+        size = sum(entry.nbytes for entry in model.tensors.values())
+        return Quality(model_name(model), model.spec.dtype, size, ())
+    return Quality(model.name, model.manifest.precision, model.manifest.bytes, ())
 
 
-def accepted_length(one: Artifact, partner: str, wanted: Wanted) -> float:
-    """Of the pair, on shipped prompts."""
+def accepted_length(one: Artifact, partner: str, request: ReportRequest) -> float:
+    """Mean accepted length of the pair, on the shipped prompts."""
     target, draft = (partner, one.name) if one.manifest.role == "draft" else (one.name, partner)
-    with load(target, draft, provider=wanted.provider, threads=wanted.threads) as pair:
-        return trial.accepted_length(pair, read(SHIPPED, PROMPTS).prompts, NEW_TOKENS, DRAFTS)
+    with load(target, draft, provider=request.provider, threads=request.threads) as pair:
+        return trial.accepted_length(pair, read_prompts(SHIPPED, PROMPTS).prompts, NEW_TOKENS, DRAFTS)
 
 
-def text_of(path: Path | None) -> str:
-    """The file's text, or HELD_OUT; BadInput for what is none."""
+def read_text(path: Path | None) -> str:
+    """The file's text, or HELD_OUT. Raises BadInput for a file that cannot be read or is empty."""
     if path is None:
         return "\n".join(module.source for module in corpus.modules() if module.held_out)
     try:
@@ -158,13 +168,13 @@ def text_of(path: Path | None) -> str:
     return text
 
 
-def cut(text: str, tokenizer: Text, length: int, tokens: int) -> Windows:
+def tokenized_windows(text: str, tokenizer: Text, length: int, tokens: int) -> Windows:
     before = tokenizer.encode("")
-    return windows(tokenizer.encode(text)[len(before) :], length, tokens, before)
+    return cut_windows(tokenizer.encode(text)[len(before) :], length, tokens, before)
 
 
-def opened(name: str, role: Role) -> Source:
-    """An exported folder, or else a checkpoint."""
+def open_model(name: str, role: Role) -> Model:
+    """The model of an exported folder or of a checkpoint. Raises BadInput for another role."""
     if (Path(name).expanduser() / FILE_NAME).is_file():
         artifact = open_artifact(name)
         require_role(artifact, role)
@@ -178,26 +188,26 @@ def require_role(one: Artifact, role: Role) -> None:
         raise BadInput(f"{one.name}: is a {one.manifest.role}; a report is on {role}s alone, ask for another one")
 
 
-def require_same_model(one: Artifact, reference: Source, name: str | None) -> None:
-    for field in SAME:
-        ours, theirs = getattr(one.manifest.spec, field), getattr(spec_of(reference), field)
+def require_same_model(one: Artifact, reference: Model, name: str | None) -> None:
+    for field in SAME_FACTS:
+        ours, theirs = getattr(one.manifest.spec, field), getattr(model_spec(reference), field)
         if ours != theirs:
             raise BadInput(f"{name}: is not the model of {one.name}: {field} is {theirs} there and {ours} here")
 
 
-def require_whole_vocabulary(reference: Source) -> None:
+def require_whole_vocabulary(reference: Model) -> None:
     if isinstance(reference, Artifact) and reference.manifest.draft_vocabulary:
         size = reference.manifest.draft_vocabulary.size
         raise BadInput(f"--reference {reference.name}: proposes {size} ids alone; name one exported with all of them")
 
 
-def spec_of(source: Source) -> ModelSpec:
-    return source.spec if isinstance(source, Checkpoint) else source.manifest.spec
+def model_spec(model: Model) -> ModelSpec:
+    return model.spec if isinstance(model, Checkpoint) else model.manifest.spec
 
 
-def vocabulary(source: Source) -> int:
-    return spec_of(source).vocabulary.size
+def vocabulary_size(model: Model) -> int:
+    return model_spec(model).vocabulary.size
 
 
-def name_of(source: Source) -> str:
-    return source.folder.resolve().name if isinstance(source, Checkpoint) else Path(source.name).name
+def model_name(model: Model) -> str:
+    return model.folder.resolve().name if isinstance(model, Checkpoint) else Path(model.name).name

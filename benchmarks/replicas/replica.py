@@ -1,11 +1,12 @@
-"""A checkpoint of a public model's exact geometry that computes what a shipped demo model computes.
+"""A replica: a checkpoint with the shape of a public model that computes the same function as a shipped demo model.
 
     python benchmarks/replicas/replica.py --like Qwen2.5-1.5B --role target --output DIR
     python benchmarks/replicas/replica.py --like Qwen2.5-0.5B --role draft --output DIR
 
-It costs what the true model costs and its tokens and acceptance are the demo pair's, so speed can be measured
-offline by any program that reads Hugging Face checkpoints. Weights are written tensor by tensor, in bfloat16; how
-they are made: widening.py. The demo models know contexts of up to 2048 tokens, whatever the geometry allows.
+Its steps take as long as the public model's, and its tokens and its acceptance are the demo pair's. So speed can be
+measured offline, by any program that reads Hugging Face checkpoints. Weights are written tensor by tensor in bfloat16;
+widening.py describes how they are made. The demo models support contexts of up to 2048 tokens, whatever the public
+model's limit is.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from pard_onnx.benchmarks.replicas.widening import Widening, obstacles
 from pard_onnx.cli import Parser, exit_code, stages
 from pard_onnx.export.output import replacing
 from pard_onnx.models import demo
@@ -32,159 +34,17 @@ from pard_onnx.models.errors import BadInput
 from pard_onnx.models.families import shapes
 from pard_onnx.models.spec import ModelSpec, Rope
 
-from .widening import Widening, misfits
-
 ROLES = {"target": demo.TARGET, "draft": demo.DRAFT, "ar-draft": demo.AR_DRAFT}
 COPIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
-SHARD = 4_000_000_000  # bytes; a file at most, unless one tensor alone is larger
-ITEM = 2  # bytes of a bfloat16
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    name: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return ITEM * prod(self.shape)
-
-
-def widened(small: ModelSpec, like: Geometry) -> ModelSpec:
-    """The facts of `small` in another geometry."""
-    return replace(
-        small,
-        family=like.family,
-        layers=like.layers,
-        hidden=like.hidden,
-        intermediate=like.intermediate,
-        heads=like.heads,
-        kv_heads=like.kv_heads,
-        head_dim=like.head_dim,
-        norm_eps=like.norm_eps,
-        rope=Rope(like.theta),
-        tied=like.tied,
-        max_positions=like.max_positions,
-        vocabulary=replace(small.vocabulary, rows=like.rows),
-    )
-
-
-def config(small: Checkpoint, wide: ModelSpec) -> dict[str, Any]:
-    """config.json as published checkpoints of the family have it, which older programs read too."""
-    own = read_config(small.folder).values
-    kept = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id", "pard_token", "spd_type")
-    implied = wide.hidden == wide.heads * wide.head_dim  # published ones leave it out then
-    facts = {key: own[key] for key in kept if key in own} | ({} if implied else {"head_dim": wide.head_dim})
-    return facts | {
-        "model_type": wide.family,
-        "hidden_act": "silu",
-        "hidden_size": wide.hidden,
-        "intermediate_size": wide.intermediate,
-        "num_hidden_layers": wide.layers,
-        "max_window_layers": wide.layers,
-        "num_attention_heads": wide.heads,
-        "num_key_value_heads": wide.kv_heads,
-        "max_position_embeddings": wide.max_positions,
-        "rms_norm_eps": wide.norm_eps,
-        "rope_theta": wide.rope.theta,
-        "tie_word_embeddings": wide.tied,
-        "torch_dtype": "bfloat16",
-        "use_cache": True,
-        "use_sliding_window": False,
-        "vocab_size": wide.vocabulary.rows,
-    }
-
-
-def shards(tensors: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-    """The tensors of each file, in order; one file has the name that needs no index."""
-    parts: list[list[Tensor]] = [[]]
-    for tensor in tensors:
-        if parts[-1] and sum(t.nbytes for t in parts[-1]) + tensor.nbytes > SHARD:
-            parts.append([])
-        parts[-1].append(tensor)
-    if len(parts) == 1:
-        return {ONE_FILE: parts[0]}
-    return {f"model-{i:05}-of-{len(parts):05}.safetensors": part for i, part in enumerate(parts, 1)}
-
-
-def header(tensors: Sequence[Tensor]) -> bytes:
-    """The beginning of a safetensors file: tensors lie one behind the other."""
-    ends = list(accumulate((t.nbytes for t in tensors), initial=0))
-    facts: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    for tensor, start, end in zip(tensors, ends, ends[1:], strict=False):
-        facts[tensor.name] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": [start, end]}
-    text = json.dumps(facts).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def write(small: Checkpoint, wide: ModelSpec, folder: Path) -> Iterator[tuple[int, int]]:
-    """Write the checkpoint into an empty folder; yields (bytes written, bytes in all) as it goes."""
-    for name in COPIED:
-        shutil.copyfile(small.folder / name, folder / name)
-    write_json(folder / "config.json", config(small, wide))
-    tensors = [Tensor(name, shape) for name, shape in shapes(wide)]
-    files, total, done = shards(tensors), sum(t.nbytes for t in tensors), 0
-    if len(files) > 1:
-        index = {t.name: file for file, part in files.items() for t in part}
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
-    widening = Widening.of(small, wide)
-    for file, part in files.items():
-        with (folder / file).open("wb") as stream:
-            stream.write(header(part))
-            for tensor in part:
-                for block in widening.tensor(tensor.name):
-                    stream.write(block.data)
-                    done += block.nbytes
-                    yield done, total
-
-
-def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8", newline="\n")
-
-
-def require_fit(name: str, role: str, small: ModelSpec) -> ModelSpec:
-    """The facts of the replica of a role like `name`, or BadInput."""
-    wide = widened(small, geometry(name))
-    if faults := list(misfits(small, wide)):
-        fitting = [key for key, like in GEOMETRIES.items() if not list(misfits(small, widened(small, like)))]
-        raise BadInput(
-            f"--like {name}: the demo {role} cannot be made so: {', '.join(faults)}; possible: {', '.join(fitting)}"
-        )
-    return wide
-
-
-def parser() -> argparse.ArgumentParser:
-    out = Parser(prog="replica.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    out.add_argument("--like", required=True, metavar="MODEL", help=", ".join(GEOMETRIES))
-    out.add_argument("--role", choices=ROLES, default="target", help="which demo model (default: target)")
-    out.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    return out
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(argv)
-    return exit_code(lambda: run(options))
-
-
-def run(options: argparse.Namespace) -> None:
-    small = Checkpoint.open(ROLES[options.role])
-    wide = require_fit(options.like, options.role, small.spec)
-    if options.output.exists():
-        raise BadInput(f"{options.output} exists already; choose another --output")
-    with replacing(options.output.absolute(), force=False) as folder, stages() as progress:
-        for done, total in write(small, wide, folder):
-            progress("writing", done, total)
-    print(f"{options.output}: {options.role} like {options.like}, {total / 1e9:.2f} GB")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+SHARD = 4_000_000_000  # bytes of a file at most, unless a single tensor is larger
+BFLOAT16_BYTES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    family: str  # the config's model_type
+    """The shape of a public model."""
+
+    family: str  # `model_type` in config.json
     layers: int
     hidden: int
     heads: int
@@ -211,10 +71,154 @@ GEOMETRIES = {
 }
 
 
-def geometry(name: str) -> Geometry:
-    """The geometry called `name`; BadInput names the nearest known one."""
+def geometry_by_name(name: str) -> Geometry:
+    """The geometry of the model `name`. Raises BadInput for an unknown one, with the nearest known one."""
     if name not in GEOMETRIES:
         nearest = nearest_name(name, GEOMETRIES, least_similarity=0.5)
         hint = f"the nearest known one is {nearest!r}" if nearest else f"known: {', '.join(GEOMETRIES)}"
         raise BadInput(f"--like {name!r}: no such geometry; {hint}")
     return GEOMETRIES[name]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorShape:
+    """A tensor of the replica."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return BFLOAT16_BYTES * prod(self.shape)
+
+
+def widened_spec(small: ModelSpec, like: Geometry) -> ModelSpec:
+    """The spec of `small` with the shape of another model."""
+    return replace(
+        small,
+        family=like.family,
+        layers=like.layers,
+        hidden=like.hidden,
+        intermediate=like.intermediate,
+        heads=like.heads,
+        kv_heads=like.kv_heads,
+        head_dim=like.head_dim,
+        norm_eps=like.norm_eps,
+        rope=Rope(like.theta),
+        tied=like.tied,
+        max_positions=like.max_positions,
+        vocabulary=replace(small.vocabulary, rows=like.rows),
+    )
+
+
+def config(small: Checkpoint, wide: ModelSpec) -> dict[str, Any]:
+    """The values of config.json, as in published checkpoints of the family, so that older programs can read it."""
+    own = read_config(small.folder).values
+    kept = ("architectures", "bos_token_id", "eos_token_id", "pad_token_id", "pard_token", "spd_type")
+    implied = wide.hidden == wide.heads * wide.head_dim  # published files then leave it out
+    facts = {key: own[key] for key in kept if key in own} | ({} if implied else {"head_dim": wide.head_dim})
+    return facts | {
+        "model_type": wide.family,
+        "hidden_act": "silu",
+        "hidden_size": wide.hidden,
+        "intermediate_size": wide.intermediate,
+        "num_hidden_layers": wide.layers,
+        "max_window_layers": wide.layers,
+        "num_attention_heads": wide.heads,
+        "num_key_value_heads": wide.kv_heads,
+        "max_position_embeddings": wide.max_positions,
+        "rms_norm_eps": wide.norm_eps,
+        "rope_theta": wide.rope.theta,
+        "tie_word_embeddings": wide.tied,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": wide.vocabulary.rows,
+    }
+
+
+def shards(tensors: Sequence[TensorShape]) -> dict[str, list[TensorShape]]:
+    """The tensors of each file, in order; a single file has the name that needs no index."""
+    parts: list[list[TensorShape]] = [[]]
+    for tensor in tensors:
+        if parts[-1] and sum(t.nbytes for t in parts[-1]) + tensor.nbytes > SHARD:
+            parts.append([])
+        parts[-1].append(tensor)
+    if len(parts) == 1:
+        return {ONE_FILE: parts[0]}
+    return {f"model-{i:05}-of-{len(parts):05}.safetensors": part for i, part in enumerate(parts, 1)}
+
+
+def header(tensors: Sequence[TensorShape]) -> bytes:
+    """The header of a safetensors file in which tensors follow one another without gaps."""
+    ends = list(accumulate((t.nbytes for t in tensors), initial=0))
+    facts: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for tensor, start, end in zip(tensors, ends, ends[1:], strict=False):
+        facts[tensor.name] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": [start, end]}
+    text = json.dumps(facts).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def write(small: Checkpoint, wide: ModelSpec, folder: Path) -> Iterator[tuple[int, int]]:
+    """Write the checkpoint into an empty folder; yields (bytes written, all bytes) after each block."""
+    for name in COPIED:
+        shutil.copyfile(small.folder / name, folder / name)
+    write_json(folder / "config.json", config(small, wide))
+    tensors = [TensorShape(name, shape) for name, shape in shapes(wide)]
+    files, total, done = shards(tensors), sum(t.nbytes for t in tensors), 0
+    if len(files) > 1:
+        index = {t.name: file for file, part in files.items() for t in part}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": index})
+    widening = Widening.of(small, wide)
+    for file, part in files.items():
+        with (folder / file).open("wb") as stream:
+            stream.write(header(part))
+            for tensor in part:
+                for block in widening.tensor(tensor.name):
+                    stream.write(block.data)
+                    done += block.nbytes
+                    yield done, total
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8", newline="\n")
+
+
+def replica_spec(name: str, role: str, small: ModelSpec) -> ModelSpec:
+    """The spec of a role's replica like the model `name`. Raises BadInput for a model whose shape is not possible."""
+    wide = widened_spec(small, geometry_by_name(name))
+    if reasons := list(obstacles(small, wide)):
+        possible = [key for key, like in GEOMETRIES.items() if not list(obstacles(small, widened_spec(small, like)))]
+        raise BadInput(
+            f"--like {name}: the demo {role} cannot be made so: {', '.join(reasons)}; possible: {', '.join(possible)}"
+        )
+    return wide
+
+
+def parser() -> argparse.ArgumentParser:
+    out = Parser(prog="replica.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out.add_argument("--like", required=True, metavar="MODEL", help=", ".join(GEOMETRIES))
+    out.add_argument("--role", choices=ROLES, default="target", help="which demo model (default: target)")
+    out.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(argv)
+    return exit_code(lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    small = Checkpoint.open(ROLES[options.role])
+    wide = replica_spec(options.like, options.role, small.spec)
+    if options.output.exists():
+        raise BadInput(f"{options.output} exists already; choose another --output")
+    with replacing(options.output.absolute(), force=False) as folder, stages() as progress:
+        for done, total in write(small, wide, folder):
+            progress("writing", done, total)
+    print(f"{options.output}: {options.role} like {options.like}, {total / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pard_onnx.export.store import Matrix
-from pard_onnx.quantize.calibration.activations import Scales
+from pard_onnx.quantize.calibration.magnitudes import ActivationScales
 
 from .tape import MICROSOFT, constant
 
@@ -20,7 +20,7 @@ SIXTEEN_BITS = 21  # the first opset whose operators take them; before it ONNX R
 class QdqPairs:
     """Pairs of QuantizeLinear and DequantizeLinear. Ranges are symmetric, so zero points are the middle level."""
 
-    scales: Scales  # of activations; the weights' scales, one a row, are stored with them
+    scales: ActivationScales  # of activations; the weights' scales, one a row, are stored with them
     kind: Literal["int8", "uint8", "int16"]  # the type of activations; weights are int8
     opset: int
     _inputs: dict[ir.Value, ir.Value] = field(default_factory=dict)

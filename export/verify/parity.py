@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.manifest import Manifest, Parity, read_draft_ids
-from pard_onnx.quantize.calibration.layers import skeleton, weights
+from pard_onnx.quantize.calibration.layers import loaded_weights, model_without_weights
 
 from .drive import Driver, Ids, Logits, drive
 
@@ -111,7 +111,7 @@ def reference_logits(checkpoint: Checkpoint, ids: Tensor, dtype: torch.dtype | N
     model's `position_ids` [batch, sequence] and `attention_mask` [batch, 1, sequence, sequence], added to the scores.
     """
     dtype = dtype or (torch.float32 if checkpoint.quantization else getattr(torch, checkpoint.spec.dtype))
-    model = skeleton(checkpoint, "eager", dtype)
+    model = model_without_weights(checkpoint, "eager", dtype)
     for name, module in model.named_modules():
         if module._parameters:
             _lend_weights(module, name, checkpoint, dtype)
@@ -125,7 +125,7 @@ def _lend_weights(module: nn.Module, name: str, checkpoint: Checkpoint, dtype: t
     lent: list[AbstractContextManager[None]] = []
 
     def load(*_: Any) -> None:
-        lent.append(weights(module, name, checkpoint, dtype))
+        lent.append(loaded_weights(module, name, checkpoint, dtype))
         lent[-1].__enter__()
 
     def drop(*_: Any) -> None:

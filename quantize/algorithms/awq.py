@@ -1,7 +1,8 @@
-"""AWQ (arXiv 2306.00978): input columns that carry large activations are scaled up before they are rounded.
+"""AWQ (arXiv 2306.00978): columns of weights with large inputs are scaled up before they are rounded.
 
-The inverse scale goes into what makes the input: a norm, or the matrix before it. A column's scale is its root mean
-square to the power a; a is tried out, and that with the least error of the outputs is taken.
+The inverse scale is multiplied into the source of the input: a norm, or the matrix before it. The scale of a column is
+the root mean square of its input to the power a. Several values of a are tried, and the one with the least error of the
+outputs is taken.
 """
 
 from __future__ import annotations
@@ -15,29 +16,34 @@ from torch import Tensor, nn
 from pard_onnx.models.precision import Format
 from pard_onnx.models.spec import ModelSpec
 from pard_onnx.quantize.calibration.layers import GROUPS, Group
-from pard_onnx.quantize.packing.pack import fit_block, pack, unpack
-from pard_onnx.quantize.packing.spool import Spool
+from pard_onnx.quantize.packing.pack import format_for_width, pack, unpack
+from pard_onnx.quantize.packing.prepared import Spool
 
 POWERS = np.linspace(0, 1, 11)
-SAMPLED = 256  # rows of a matrix whose errors are computed
-FLOOR = 1e-3  # of the mean: columns that the text hardly uses
-# Who makes the input of each group.
-MAKERS = ("input_layernorm", "self_attn.v_proj", "post_attention_layernorm", "mlp.up_proj")
-SOURCES = dict(zip(GROUPS, MAKERS, strict=True))
+SAMPLED_ROWS = 256  # of a matrix, whose errors are computed
+FLOOR = 1e-3  # least root mean square over the mean one, for columns that the text hardly uses
+# The module whose output is the input of each group.
+SOURCES = dict(
+    zip(GROUPS, ("input_layernorm", "self_attn.v_proj", "post_attention_layernorm", "mlp.up_proj"), strict=True)
+)
 
 
-def fold(layer: nn.Module, prefix: str, spec: ModelSpec, fmt: Format, grams: dict[Group, Tensor], spool: Spool) -> None:
-    """Scale the layer's matrices, and their sources by the inverse. Changes the layer, its grams and, for the vectors
-    that the checkpoint has otherwise, the spool."""
+def fold_scales(
+    layer: nn.Module, prefix: str, spec: ModelSpec, fmt: Format, grams: dict[Group, Tensor], spool: Spool
+) -> None:
+    """Scale the columns of a layer's matrices, and divide their sources by the same scales.
+
+    Changes the layer and its Gram matrices in place. Norms and biases that change are stored in the spool.
+    """
     for group, source in SOURCES.items():
         readers = [layer.get_parameter(f"{name}.weight").data for name in group]
         shared = spec.heads // spec.kv_heads if source == "self_attn.v_proj" else 1
-        scale = _scale(readers, grams[group], fmt, shared, spec.head_dim)
+        scale = _best_scale(readers, grams[group], fmt, shared, spec.head_dim)
         for reader in readers:
             reader *= scale
         grams[group] /= torch.outer(scale, scale)
         module = layer.get_submodule(source)
-        _divide(module, _of_source(scale, shared, spec.head_dim))
+        _divide(module, _source_scale(scale, shared, spec.head_dim))
         for part, parameter in module.named_parameters():
             if parameter.ndim == 1:
                 spool.replace(f"{prefix}.{source}.{part}", parameter.detach().numpy().copy())
@@ -48,30 +54,30 @@ def _divide(module: nn.Module, scale: Tensor) -> None:
         parameter.data /= scale if parameter.ndim == 1 else scale[:, None]
 
 
-def _scale(readers: Sequence[Tensor], gram: Tensor, fmt: Format, shared: int, head_dim: int) -> Tensor:
-    """The input's scales [in]; equal for the `shared` query heads of one value head."""
+def _best_scale(readers: Sequence[Tensor], gram: Tensor, fmt: Format, shared: int, head_dim: int) -> Tensor:
+    """The best scales of the input's columns, [in]; equal for the `shared` query heads of one value head."""
     squares = gram.diagonal()
     grouped = squares.reshape(-1, shared, head_dim if shared > 1 else 1)
-    size = grouped.mean(dim=1, keepdim=True).expand_as(grouped).reshape(-1).sqrt()
-    size = size.clamp_min(FLOOR * float(size.mean()) or 1.0)
-    sampled = [reader[:: -(-len(reader) // SAMPLED)].contiguous() for reader in readers]
+    magnitude = grouped.mean(dim=1, keepdim=True).expand_as(grouped).reshape(-1).sqrt()
+    magnitude = magnitude.clamp_min(FLOOR * float(magnitude.mean()) or 1.0)
+    sampled = [reader[:: -(-len(reader) // SAMPLED_ROWS)].contiguous() for reader in readers]
     tried = []
     for power in POWERS:
-        scale = size**power
+        scale = magnitude**power
         scale /= (scale.max() * scale.min()).sqrt()
         tried.append((sum(_error(rows, scale, gram, fmt) for rows in sampled), scale))
     best: Tensor = min(tried, key=lambda pair: pair[0])[1]
     return best
 
 
-def _of_source(scale: Tensor, shared: int, head_dim: int) -> Tensor:
-    """By the source's own rows: a value head's stand once, however many query heads read it."""
+def _source_scale(scale: Tensor, shared: int, head_dim: int) -> Tensor:
+    """The scale of each output of the source: a value head has one output for all query heads that read it."""
     return scale.reshape(-1, shared, head_dim)[:, 0].reshape(-1) if shared > 1 else scale
 
 
 def _error(rows: Tensor, scale: Tensor, gram: Tensor, fmt: Format) -> float:
-    """Squared error of the outputs."""
+    """Squared error of the outputs when rows are scaled, rounded to nearest and scaled back."""
     scaled = (rows * scale).numpy()
-    fmt = fit_block(fmt, scaled.shape[1], "")
-    off = torch.from_numpy(unpack(pack(scaled, fmt), fmt)) / scale - rows
-    return float(((off @ gram) * off).sum())
+    fmt = format_for_width(fmt, scaled.shape[1], "")
+    difference = torch.from_numpy(unpack(pack(scaled, fmt), fmt)) / scale - rows
+    return float(((difference @ gram) * difference).sum())

@@ -1,34 +1,46 @@
-"""The grid that a matrix is rounded to: a scale and a zero point a block, as MatMulNBits has them."""
+"""The grid that a matrix is rounded to, a scale and a zero point for each block as in MatMulNBits, and its search.
+
+search    The grid of the least squared error, among ranges that shrink step by step.
+k-quant   The scale and minimum that llama.cpp's search finds, by ONNX Runtime's implementation.
+HQQ       Zero points that minimize a p-norm of the errors with p < 1, which weighs outliers less (Badri and Shaji,
+          "Half-Quadratic Quantization of Large Machine Learning Models", 2023). HQQ's own solver, which ONNX Runtime
+          ships, moves zero points by fractions of a level; with such zero points MatMulNBits does not use integer
+          arithmetic on the CPU. Here zero points are whole numbers, so that few are possible, and each of them is
+          tried. With whole zero points there is little to gain (docs/quantization.md).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pard_onnx.models.precision import Format
-from pard_onnx.quantize.packing.pack import SMALLEST_SCALE, Float, Packed, pack_levels
+from pard_onnx.quantize.packing.pack import SMALLEST_SCALE, Float, PackedRows, pack_levels
 
-SHRINKS = np.linspace(1.05, 0.5, 23, dtype=np.float32)  # of the range; beyond 1 the end levels are rarely met
-TILE = 512  # rows whose blocks are searched together: what is computed of them stays in a core's cache
+SHRINKS = np.linspace(1.05, 0.5, 23, dtype=np.float32)  # factors of the range; above 1 the end levels are rarely used
+TILE = 512  # rows whose blocks are searched together: their intermediate results stay in a core's cache
+HQQ_NORM = 0.7  # p
+HQQ_MOVES = (0, -1, 1, -2, 2)  # of the zero point, in levels
 Levels = NDArray[np.uint8]
+Round = Callable[[Float, Format], PackedRows]  # rounds rows [n, in] independently of one another
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Level q of a block stands for (q - zero) * scale. scale, zero: [n, blocks]; scale may be negative."""
+    """Level q of a block stands for the value (q - zero) * scale."""
 
     format: Format
-    scale: Float
-    zero: Float
+    scale: Float  # [n, blocks], may be negative
+    zero: Float  # [n, blocks]
 
     def levels(self, weight: Float) -> Levels:
         """The nearest levels, [n, in]."""
-        found = self.steps(in_blocks(weight, self.format))
-        found += self.zero[..., None]
-        return found.astype(np.uint8).reshape(weight.shape)
+        levels = self.steps(in_blocks(weight, self.format))
+        levels += self.zero[..., None]
+        return levels.astype(np.uint8).reshape(weight.shape)
 
     def steps(self, blocks: Float) -> Float:
         """The nearest levels of weights [n, blocks, block], counted from the zero point."""
@@ -37,36 +49,64 @@ class Grid:
         _clip(steps, self.zero[..., None], self.format)
         return steps
 
-    def pack(self, levels: Levels) -> Packed:
+    def pack(self, levels: Levels) -> PackedRows:
+        """Levels [n, in] with this grid's scales and zero points."""
         zero = None if self.format.symmetric else self.zero.astype(np.uint8)
         return pack_levels(levels, self.scale, zero, self.format)
 
 
-def top(fmt: Format) -> int:
+def highest_level(fmt: Format) -> int:
     """The highest level."""
     return (1 << fmt.bits) - 1
 
 
 def in_blocks(array: Float, fmt: Format) -> Float:
-    """[n, in] as [n, blocks, block]."""
+    """Reshape [n, in] to [n, blocks, block]."""
     return array.reshape(len(array), -1, fmt.block)
 
 
-def usable(scale: Float) -> Float:
-    """Scales too small to divide by become 1: such a block is rounded to zeros."""
+def without_tiny(scale: Float) -> Float:
+    """Replace scales that are too small to divide by with 1, by which their blocks are rounded to zeros."""
     return np.where(np.abs(scale) < SMALLEST_SCALE, np.float32(1), scale).astype(np.float32)
 
 
-def searched(weight: Float, fmt: Format) -> Packed:
-    """Rows [n, in] under the grid of `search`."""
-    grid = search(weight, fmt)
+def round_by_search(weight: Float, fmt: Format) -> PackedRows:
+    """Round rows [n, in] to the grid of `search_grid`."""
+    grid = search_grid(weight, fmt)
     return grid.pack(grid.levels(weight))
 
 
-def search(weight: Float, fmt: Format, importance: Float | None = None) -> Grid:
-    """Per block the grid of the least squared error, of those that shrink the block's range and refit its scale.
+def hqq(weight: Float, fmt: Format) -> PackedRows:
+    """Round rows [n, in] to zero points by HQQ's norm."""
+    blocks = in_blocks(weight, fmt)
+    start = full_range_grid(blocks, fmt)
+    moved = (Grid(fmt, start.scale, np.clip(start.zero + move, 0, highest_level(fmt))) for move in HQQ_MOVES)
+    grid = best_grid(blocks, moved, power=HQQ_NORM)
+    return grid.pack(grid.levels(weight))
 
-    importance: [in], what a column's squared error counts; None: all alike.
+
+def kquant(weight: Float, fmt: Format) -> PackedRows:
+    """Round rows [n, in] to zero points by k-quant's search.
+
+    The search rounds its minimum to a zero point at the end, and finds no zero point for blocks of one sign. Where
+    rounding to nearest over the full range has a smaller error, that is taken.
+    """
+    # Imported here: it imports onnx, which only exporting needs.
+    from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
+
+    with np.errstate(all="ignore"):  # blocks without a range
+        _, scale, zero = quant_tensor_k_quant_cpu(weight, fmt.bits, fmt.block)
+    blocks = in_blocks(weight, fmt)
+    scale = np.where(np.isfinite(scale), scale, 0).astype(np.float32).reshape(blocks.shape[:2])
+    searched = Grid(fmt, without_tiny(scale), zero.astype(np.float32).reshape(scale.shape))
+    grid = best_grid(blocks, (full_range_grid(blocks, fmt), searched))
+    return grid.pack(grid.levels(weight))
+
+
+def search_grid(weight: Float, fmt: Format, importance: Float | None = None) -> Grid:
+    """The grid of the least squared error of each block, among shrunk ranges and their least-squares scales.
+
+    importance: [in], the weight of each column's squared error; None: equal weights.
     """
     found = np.empty((2, len(weight), weight.shape[1] // fmt.block), np.float32)
     roots = np.ones(weight.shape[1], np.float32) if importance is None else np.sqrt(importance.astype(np.float32))
@@ -80,18 +120,19 @@ def search(weight: Float, fmt: Format, importance: Float | None = None) -> Grid:
 
 
 class _Tile:
-    """Blocks of the same columns, one a column [block, m], so that all that is computed of a block runs along memory.
+    """The search for a few rows' blocks of the same columns, transposed to [block, m]: one block in each column.
 
-    roots: of what a squared error counts [block, 1].
+    In this layout sums over a block add whole rows, which are contiguous in memory. roots: square roots of the weights
+    of squared errors, [block, 1].
     """
 
     def __init__(self, fmt: Format, blocks: Float, roots: Float) -> None:
         self.format, self.blocks, self.roots = fmt, blocks, roots
         self.weighted = blocks * roots
-        self._steps, self._off = np.empty_like(blocks), np.empty_like(blocks)
+        self._steps, self._difference = np.empty_like(blocks), np.empty_like(blocks)
 
     def search(self) -> tuple[Float, Float]:
-        """The best scales and zero points [m]: of each start, and of the start with its scale refitted."""
+        """The best scales and zero points [m], among all starts and the starts with a least-squares scale."""
         least = np.full(self.blocks.shape[1], np.inf, np.float32)
         best = np.ones_like(least), np.zeros_like(least)
         for scale, zero in _symmetric(self.blocks, self.format) if self.format.symmetric else self._asymmetric():
@@ -104,91 +145,94 @@ class _Tile:
         return best
 
     def _asymmetric(self) -> Iterator[tuple[Float, Float]]:
-        """The range shrinks from above, or from both ends."""
+        """Starts with zero points: the range shrinks at its upper end, or at both ends."""
         low, high = _range(self.blocks, axis=0)
         return (_levels_of(low, high, self.format, s, lower) for s in SHRINKS for lower in (1.0, float(s)))
 
     def _round(self, scale: Float, zero: Float) -> None:
-        """The nearest levels, counted from the zero point, times the roots."""
+        """Set `_steps` to the nearest levels, counted from the zero point, times the roots."""
         steps = np.divide(self.blocks, scale, out=self._steps)
         np.rint(steps, out=steps)
         _clip(steps, zero, self.format)
         steps *= self.roots
 
     def _error(self, scale: Float) -> Float:
-        off = np.multiply(self._steps, scale, out=self._off)
-        off -= self.weighted
-        off *= off
-        total: Float = off.sum(axis=0)
+        """Weighted squared error of each block under `_steps`, [m]."""
+        difference = np.multiply(self._steps, scale, out=self._difference)
+        difference -= self.weighted
+        difference *= difference
+        total: Float = difference.sum(axis=0)
         return total
 
     def _refitted(self, scale: Float) -> Float:
-        """The least-squares scale of the levels."""
-        square = np.multiply(self._steps, self._steps, out=self._off).sum(axis=0)
-        product = np.multiply(self._steps, self.weighted, out=self._off).sum(axis=0)
-        return usable(np.where(square > 0, product / np.where(square > 0, square, 1), scale))
+        """The least-squares scale for the levels in `_steps`, [m]."""
+        square = np.multiply(self._steps, self._steps, out=self._difference).sum(axis=0)
+        product = np.multiply(self._steps, self.weighted, out=self._difference).sum(axis=0)
+        return without_tiny(np.where(square > 0, product / np.where(square > 0, square, 1), scale))
 
     def _keep(self, error: Float, found: tuple[Float, Float], least: Float, best: tuple[Float, Float]) -> None:
-        """Of equals, the first."""
+        """Update `least` and `best` in place where the error is smaller; of equal ones the first stays."""
         better = error < least
         for old, new in zip((least, *best), (error, *found), strict=True):
             np.copyto(old, new, where=better)
 
 
 def _symmetric(blocks: Float, fmt: Format) -> Iterator[tuple[Float, Float]]:
-    """Of blocks [block, m], the largest magnitude at the far level: there is one more below zero than above."""
+    """Starts without zero points, for blocks [block, m]: the largest magnitude is at the lowest level, or opposite it.
+
+    There is one level more below zero than above.
+    """
     half = 1 << (fmt.bits - 1)
     extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=0)[None], axis=0)[0]
     zero = np.full_like(extreme, half)
-    return ((usable(extreme * (sign * shrink / half)), zero) for shrink in SHRINKS for sign in (-1, 1))
+    return ((without_tiny(extreme * (sign * shrink / half)), zero) for shrink in SHRINKS for sign in (-1, 1))
 
 
 def _clip(steps: Float, zero: Float, fmt: Format) -> None:
-    """In place, to the levels that there are; a zero point is broadcast against the steps."""
-    if fmt.symmetric:  # one bound for all is twice as fast
+    """Clip steps in place to the format's levels; zero points are broadcast against the steps."""
+    if fmt.symmetric:  # scalar bounds are twice as fast
         half = 1 << (fmt.bits - 1)
-        np.clip(steps, -half, top(fmt) - half, out=steps)
+        np.clip(steps, -half, highest_level(fmt) - half, out=steps)
     else:
         np.maximum(steps, -zero, out=steps)
-        np.minimum(steps, top(fmt) - zero, out=steps)
+        np.minimum(steps, highest_level(fmt) - zero, out=steps)
 
 
-def best(blocks: Float, grids: Iterable[Grid], power: float = 2.0) -> Grid:
-    """Per block [n, blocks, block] the one of `grids` under which the errors' `power` sums to the least; of equals, the
-    first."""
+def best_grid(blocks: Float, grids: Iterable[Grid], power: float = 2.0) -> Grid:
+    """For each block [n, blocks, block] the grid with the least sum of |error|^power; of equal ones the first."""
     remaining = iter(grids)
-    found = next(remaining)
-    least = _error(blocks, found, power)
+    best = next(remaining)
+    least = _error(blocks, best, power)
     for grid in remaining:
         error = _error(blocks, grid, power)
         better = error < least
         least = np.where(better, error, least)
-        scale, zero = (np.where(better, getattr(grid, part), getattr(found, part)) for part in ("scale", "zero"))
-        found = Grid(found.format, scale, zero)
-    return found
+        scale, zero = (np.where(better, getattr(grid, part), getattr(best, part)) for part in ("scale", "zero"))
+        best = Grid(best.format, scale, zero)
+    return best
 
 
 def _error(blocks: Float, grid: Grid, power: float) -> Float:
-    """[n, blocks]"""
-    off = grid.steps(blocks)
-    off *= grid.scale[..., None]
-    off -= blocks
-    off = off * off if power == 2 else np.power(np.abs(off, out=off), power)
-    total: Float = off.sum(axis=-1)
+    """Sums of |error|^power, [n, blocks]."""
+    difference = grid.steps(blocks)
+    difference *= grid.scale[..., None]
+    difference -= blocks
+    difference = difference * difference if power == 2 else np.power(np.abs(difference, out=difference), power)
+    total: Float = difference.sum(axis=-1)
     return total
 
 
-def whole_range(blocks: Float, fmt: Format) -> Grid:
-    """Zero points; levels from end to end of each block's range [n, blocks, block]."""
+def full_range_grid(blocks: Float, fmt: Format) -> Grid:
+    """The grid with zero points whose levels span each block's range, for blocks [n, blocks, block]."""
     return Grid(fmt, *_levels_of(*_range(blocks, axis=-1), fmt))
 
 
 def _range(blocks: Float, axis: int) -> tuple[Float, Float]:
-    """Of each block, zero included."""
+    """The least and the greatest value of each block, and of zero."""
     return np.minimum(blocks.min(axis=axis), 0), np.maximum(blocks.max(axis=axis), 0)
 
 
 def _levels_of(low: Float, high: Float, fmt: Format, shrink: float = 1.0, lower: float = 1.0) -> tuple[Float, Float]:
-    """Scales and zero points of levels over a range times `shrink`, and `lower` below zero."""
-    scale = usable((high - low) * np.float32(shrink / top(fmt)))
-    return scale, np.clip(np.rint(-low * np.float32(lower) / scale), 0, top(fmt))
+    """Scales and zero points for a range times `shrink`, whose lower end is multiplied by `lower` too."""
+    scale = without_tiny((high - low) * np.float32(shrink / highest_level(fmt)))
+    return scale, np.clip(np.rint(-low * np.float32(lower) / scale), 0, highest_level(fmt))

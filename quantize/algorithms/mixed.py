@@ -1,4 +1,7 @@
-"""Mixed precision: which matrices get 8 bits, for a given size; pure, from the losses that sensitivity.py measures."""
+"""Mixed precision: which matrices get 8 bits for a given size, from the losses that sensitivity.py measures.
+
+The functions are pure: they run no model.
+"""
 
 from __future__ import annotations
 
@@ -11,44 +14,45 @@ from pard_onnx.models.errors import BadInput
 from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import MixedChoice
 from pard_onnx.models.precision import INT8, Format, Recipe
-from pard_onnx.quantize.packing.pack import fit_block, stored_bytes
+from pard_onnx.quantize.packing.pack import format_for_width, stored_bytes
 from pard_onnx.quantize.packing.prepared import EMBEDDING, HEAD
 
-PROTECTED = ("self_attn.k_proj", "self_attn.v_proj")  # what they err stays in the cache for all later tokens,
-PROTECTION = 4.0  # of which calibration text has few: their loss counts so many times
+# Errors of keys and values stay in the KV cache for all later tokens, of which calibration text has few.
+PROTECTED = ("self_attn.k_proj", "self_attn.v_proj")
+PROTECTION = 4.0  # the factor of their losses
 BUDGET = re.compile(r"(\d+(?:\.\d+)?)(MB)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Matrices that get the same format: they share their input and what they are for."""
+    """Matrices that get the same format, because they have the same input and the same purpose."""
 
     names: tuple[str, ...]
-    loss: float
-    extra_bytes: int  # of 8 bits over 4
+    loss: float  # by 4 bits, as sensitivity.py defines it
+    extra_bytes: int  # at 8 bits, compared to 4
 
     @property
     def protected(self) -> bool:
         return any(name.endswith(PROTECTED) for name in self.names)
 
 
-def choose(units: Sequence[Unit], room: int) -> tuple[MixedChoice, ...]:
-    """8 bits for those that lose most a byte, as long as they fit in `room` bytes."""
+def choose_bits(units: Sequence[Unit], room: int) -> tuple[MixedChoice, ...]:
+    """Give 8 bits to the units that lose most for each extra byte, as long as `room` bytes suffice."""
     ranked = sorted(units, key=_gain, reverse=True)
-    found = []
+    choices = []
     for unit in ranked:
-        fits = unit.extra_bytes <= room
-        room -= unit.extra_bytes if fits else 0
-        found.append(MixedChoice(unit.names, 8 if fits else 4, unit.loss, unit.extra_bytes, unit.protected))
-    return tuple(found)
+        affordable = unit.extra_bytes <= room
+        room -= unit.extra_bytes if affordable else 0
+        choices.append(MixedChoice(unit.names, 8 if affordable else 4, unit.loss, unit.extra_bytes, unit.protected))
+    return tuple(choices)
 
 
 def _gain(unit: Unit) -> float:
     return unit.loss * (PROTECTION if unit.protected else 1.0) / unit.extra_bytes
 
 
-def mixed(recipe: Recipe, choices: Sequence[MixedChoice]) -> Recipe:
-    """The recipe with 8 bits where they were chosen; a tied head is chosen by the head's name."""
+def with_choices(recipe: Recipe, choices: Sequence[MixedChoice]) -> Recipe:
+    """The recipe with 8 bits for the matrices of such choices; a tied matrix is chosen by the head's name."""
     names = [name for choice in choices if choice.bits == 8 for name in choice.names]
     inner = tuple((name, _eight(recipe.matrices)) for name in names if name not in (HEAD, EMBEDDING))
     head = _eight(recipe.head) if HEAD in names else recipe.head
@@ -57,35 +61,38 @@ def mixed(recipe: Recipe, choices: Sequence[MixedChoice]) -> Recipe:
 
 
 def _eight(fmt: Format) -> Format:
-    """8 bits have levels enough without zero points."""
+    """The format at 8 bits, which have enough levels to need no zero points."""
     return replace(INT8, block=fmt.block)
 
 
 def budget_bytes(text: str, checkpoint: Checkpoint, recipe: Recipe) -> int:
-    """'0.6' of what all matrices take at 8 bits, or '600MB'. Raises BadInput for what is not enough for 4 bits."""
+    """The bytes of a budget: '0.6' is a share of all matrices' size at 8 bits, '600MB' a size.
+
+    Raises BadInput for other text, and for a budget that is less than the size at 4 bits.
+    """
     matched = BUDGET.fullmatch(text.replace(" ", ""))
     if not matched:
         raise BadInput(f"--budget {text}: give a share of the size at 8 bits as 0.6, or a size as 600MB")
-    least, most = size(checkpoint, recipe), size(checkpoint, Recipe(*(_eight(recipe.matrices),) * 3))
+    least, most = matrix_bytes(checkpoint, recipe), matrix_bytes(checkpoint, Recipe(*(_eight(recipe.matrices),) * 3))
     budget = int(float(matched[1]) * (1e6 if matched[2] else most))
     if budget < least:
         raise BadInput(f"--budget {text}: is less than the {least / 1e6:.1f} MB that 4 bits take ({least / most:.2f})")
     return budget
 
 
-def size(checkpoint: Checkpoint, recipe: Recipe) -> int:
-    """Bytes of all matrices."""
-    return sum(_bytes(shape, recipe.of(name)) for name, shape in matrices(checkpoint))
+def matrix_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Bytes of all matrices in the recipe's formats."""
+    return sum(_bytes(shape, recipe.of(name)) for name, shape in matrix_shapes(checkpoint))
 
 
 def extra_bytes(checkpoint: Checkpoint, recipe: Recipe, names: Sequence[str]) -> int:
-    """What the matrices `names` take more at 8 bits."""
-    shape = dict(matrices(checkpoint))
+    """The bytes that the matrices `names` take more at 8 bits than in the recipe's formats."""
+    shape = dict(matrix_shapes(checkpoint))
     return sum(_bytes(shape[n], _eight(recipe.of(n))) - _bytes(shape[n], recipe.of(n)) for n in names)
 
 
-def matrices(checkpoint: Checkpoint) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Stored matrices by the names that recipes know; a tied one is the head's."""
+def matrix_shapes(checkpoint: Checkpoint) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Names, as recipes have them, and shapes of all stored matrices; a tied matrix has the head's name."""
     for name, shape in shapes(checkpoint.spec):
         stem = name.removesuffix(".weight")
         if len(shape) == 2:
@@ -93,4 +100,4 @@ def matrices(checkpoint: Checkpoint) -> Iterator[tuple[str, tuple[int, int]]]:
 
 
 def _bytes(shape: tuple[int, int], fmt: Format) -> int:
-    return stored_bytes(*shape, fit_block(fmt, shape[1], ""))
+    return stored_bytes(*shape, format_for_width(fmt, shape[1], ""))

@@ -1,4 +1,4 @@
-"""Calibration text on its way through a checkpoint's layers, one layer's weights in memory at a time."""
+"""Run calibration text through a checkpoint's layers, with the weights of one layer in memory at a time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from transformers import AutoConfig
 
 from pard_onnx.models.checkpoints.checkpoint import EMBEDDING, Checkpoint
 from pard_onnx.models.checkpoints.tensors import read_tensor, require_finite, row_blocks
-from pard_onnx.quantize.packing.imported import imported
+from pard_onnx.quantize.packing.imported import imported_matrices
 
-from .text import Row
+from .text import CalibrationRow
 
-# Matrices of a layer that read the same input, in the order in which they run.
+# Matrices of a layer with the same input, in the order in which they run.
 GROUPS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
@@ -28,93 +28,95 @@ GROUPS = (
     ("mlp.down_proj",),
 )
 Group = tuple[str, ...]
-SIDE = 1024  # of the blocks of a Gram matrix, of which those above the diagonal are computed
+SIDE = 1024  # of the square blocks of a Gram matrix; blocks below the diagonal are copied, not computed
 
 
-class _Known(Exception):
-    """The input of a layer's last matrix: what the layer makes of it is not asked for."""
+class _AllInputsSeen(Exception):
+    """Ends a layer's run at its last matrix, when the inputs of all its matrices have been seen."""
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a layer computes of one row besides its hidden states."""
+class AttentionInputs:
+    """A layer's inputs for one row, apart from its hidden states."""
 
     rotary: tuple[Tensor, Tensor]  # cos, sin [1, S, head_dim]
     mask: Tensor | None  # [1, 1, S, S], added to the scores
 
 
 class Layers:
-    """The hidden states [1, S, hidden] of every row; `advance` takes them through a layer."""
+    """The hidden states [1, S, hidden] of every row, before the layer that runs next."""
 
-    def __init__(self, checkpoint: Checkpoint, rows: Sequence[Row]) -> None:
+    def __init__(self, checkpoint: Checkpoint, rows: Sequence[CalibrationRow]) -> None:
         self.checkpoint = checkpoint
-        self.model = skeleton(checkpoint, "sdpa", torch.float32)
+        self.model = model_without_weights(checkpoint, "sdpa", torch.float32)
         self.hidden = [states[None] for states in _embedded(checkpoint, rows)]
         rotary = self.model.model.rotary_emb
         self._inputs = [_inputs(rotary, row) for row in rows]
 
     @contextmanager
     def loaded(self, index: int) -> Iterator[nn.Module]:
-        """A layer with its weights in float32, which may be changed while it is there."""
+        """A layer with its weights in float32, which may be changed while the context is open."""
         layer: nn.Module = self.model.model.layers[index]
         prefix = f"model.layers.{index}"
-        with weights(layer, prefix, self.checkpoint, torch.float32):
+        with loaded_weights(layer, prefix, self.checkpoint, torch.float32):
             for name, parameter in layer.named_parameters():
                 require_finite(f"{prefix}.{name}", parameter.numpy())
             yield layer
 
     def run(self, layer: nn.Module) -> Iterator[Tensor]:
-        """The layer's output for each row."""
+        """The layer's output for each row; the hidden states stay."""
         for states, inputs in zip(self.hidden, self._inputs, strict=True):
             yield self._output(layer, states, inputs)
 
-    def _output(self, layer: nn.Module, states: Tensor, inputs: Inputs) -> Tensor:
-        with self._products():
+    def _output(self, layer: nn.Module, states: Tensor, inputs: AttentionInputs) -> Tensor:
+        with self._matmul_precision():
             found = layer(states, attention_mask=inputs.mask, position_embeddings=inputs.rotary)
         output: Tensor = found[0] if isinstance(found, tuple) else found
         return output
 
     def advance(self, layer: nn.Module) -> None:
-        """Every row through the layer."""
+        """Replace the hidden states of every row by the layer's output."""
         for index, states in enumerate(self.run(layer)):
             self.hidden[index] = states
 
     def grams(self, layer: nn.Module) -> dict[Group, Tensor]:
-        """X X^T over all rows of each group's input, [in, in]."""
+        """X X^T of each group's input over all rows, [in, in]."""
         modules: dict[Group, nn.Module] = {group: layer.get_submodule(group[0]) for group in GROUPS}
         found = {group: _zeros(module) for group, module in modules.items()}
-        hooks = [module.register_forward_pre_hook(_adds_to(found[group])) for group, module in modules.items()]
-        hooks.append(modules[GROUPS[-1]].register_forward_pre_hook(_stop))
+        hooks = [module.register_forward_pre_hook(_gram_hook(found[group])) for group, module in modules.items()]
+        hooks.append(modules[GROUPS[-1]].register_forward_pre_hook(_stop_at_last_matrix))
         try:
             for states, inputs in zip(self.hidden, self._inputs, strict=True):
-                with suppress(_Known):
+                with suppress(_AllInputsSeen):
                     self._output(layer, states, inputs)
         finally:
             for hook in hooks:
                 hook.remove()
         for gram in found.values():
-            _mirror(gram)
+            _fill_lower_half(gram)
         return found
 
-    def normed(self, states: Tensor) -> Tensor:
-        """What the LM head reads, of the last layer's output."""
+    def head_inputs(self, states: Tensor) -> Tensor:
+        """The input of the LM head: the last layer's output after the final norm."""
         norm = self.model.model.norm
-        with weights(norm, "model.norm", self.checkpoint, torch.float32):
+        with loaded_weights(norm, "model.norm", self.checkpoint, torch.float32):
             found: Tensor = norm(states)
         return found
 
     def head_gram(self) -> Tensor:
-        """X X^T of what the LM head reads."""
+        """X X^T of the LM head's input over all rows, [hidden, hidden]."""
         gram = torch.zeros(self.checkpoint.spec.hidden, self.checkpoint.spec.hidden)
         for states in self.hidden:
-            _add(gram, self.normed(states))
-        _mirror(gram)
+            _add(gram, self.head_inputs(states))
+        _fill_lower_half(gram)
         return gram
 
     @contextmanager
-    def _products(self) -> Iterator[None]:
-        """A checkpoint in bfloat16 is multiplied in bfloat16, as it was trained, where the processor has instructions
-        for it: several times faster than float32. Sums are of float32 in any case."""
+    def _matmul_precision(self) -> Iterator[None]:
+        """Multiply a checkpoint in bfloat16 in bfloat16, as it was trained, and add in float32.
+
+        On processors with bfloat16 instructions this is several times faster than float32.
+        """
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("medium" if self.checkpoint.spec.dtype == "bfloat16" else "highest")
         try:
@@ -128,32 +130,32 @@ def _zeros(module: nn.Module) -> Tensor:
     return torch.zeros(width, width)
 
 
-def _adds_to(gram: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+def _gram_hook(gram: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # what a pre-hook returns becomes the input
         _add(gram, arguments[0])
 
     return hook
 
 
-def _stop(*_: object) -> None:
-    raise _Known
+def _stop_at_last_matrix(*_: object) -> None:
+    raise _AllInputsSeen
 
 
 def _add(gram: Tensor, x: Tensor) -> None:
-    """X X^T of these tokens, on and above the diagonal."""
+    """Add X X^T of these tokens, in the blocks on and above the diagonal."""
     flat = x.flatten(0, -2)
     for start in range(0, len(gram), SIDE):
         gram[start : start + SIDE, start:].addmm_(flat[:, start : start + SIDE].T, flat[:, start:])
 
 
-def _mirror(gram: Tensor) -> None:
-    """What lies below the diagonal's blocks, from above."""
+def _fill_lower_half(gram: Tensor) -> None:
+    """Copy the blocks above the diagonal to those below it."""
     for start in range(0, len(gram), SIDE):
         gram[start + SIDE :, start : start + SIDE] = gram[start : start + SIDE, start + SIDE :].T
 
 
-def _embedded(checkpoint: Checkpoint, rows: Sequence[Row]) -> list[Tensor]:
-    """The rows' embeddings; of the matrix only the rows that are used stay in memory."""
+def _embedded(checkpoint: Checkpoint, rows: Sequence[CalibrationRow]) -> list[Tensor]:
+    """The embeddings of the rows' tokens; only the embedding's rows that are used stay in memory."""
     entry = checkpoint.tensors[EMBEDDING]
     used = np.unique(np.concatenate([row.ids for row in rows]))
     table = np.empty((len(used), entry.shape[1]), np.float32)
@@ -165,16 +167,19 @@ def _embedded(checkpoint: Checkpoint, rows: Sequence[Row]) -> list[Tensor]:
     return [torch.from_numpy(table[np.searchsorted(used, row.ids)]) for row in rows]
 
 
-def _inputs(rotary: nn.Module, row: Row) -> Inputs:
+def _inputs(rotary: nn.Module, row: CalibrationRow) -> AttentionInputs:
     tables = rotary(torch.zeros(1), torch.from_numpy(row.positions)[None])
     if row.mask is None:
-        return Inputs(tables, None)
+        return AttentionInputs(tables, None)
     mask = torch.from_numpy(row.mask)
-    return Inputs(tables, torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))[None, None])
+    return AttentionInputs(tables, torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))[None, None])
 
 
-def skeleton(checkpoint: Checkpoint, attention: str, dtype: torch.dtype) -> Any:
-    """The family's own model on the meta device, rotary tables aside. attention: a key of AttentionInterface."""
+def model_without_weights(checkpoint: Checkpoint, attention: str, dtype: torch.dtype) -> Any:
+    """The family's transformers model on the meta device, apart from its rotary tables.
+
+    attention: a key of transformers' AttentionInterface.
+    """
     config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
     build = TasksManager.get_model_class_for_task("text-generation", framework="pt", model_type=checkpoint.spec.family)
     with torch.device("meta"):
@@ -184,8 +189,11 @@ def skeleton(checkpoint: Checkpoint, attention: str, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def weights(module: nn.Module, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[None]:
-    """Of a module and all inside it; name: the module's in the model, as the checkpoint's tensors are named."""
+def loaded_weights(module: nn.Module, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[None]:
+    """Load the parameters of a module and its children; they are dropped when the context ends.
+
+    name: the module's name in the model, which the names of the checkpoint's tensors begin with.
+    """
     empty = [(child, part, p) for child in module.modules() for part, p in child._parameters.items() if p is not None]
     prefixes = {child: f"{name}.{inner}" if inner else name for inner, child in module.named_modules()}
     try:
@@ -199,11 +207,11 @@ def weights(module: nn.Module, name: str, checkpoint: Checkpoint, dtype: torch.d
 
 
 def _weight(checkpoint: Checkpoint, name: str, part: str, dtype: torch.dtype) -> Tensor:
-    """A parameter, filled by blocks of rows: the float32 copy is never whole."""
-    integers = imported(checkpoint)
-    if integers and part == "weight" and name in checkpoint.packed:
+    """A parameter in `dtype`, filled by blocks of rows, so that there is never a whole copy in float32."""
+    matrices = imported_matrices(checkpoint)
+    if matrices and part == "weight" and name in checkpoint.packed:
         shape: tuple[int, ...] = checkpoint.packed[name].shape
-        read = partial(integers.dequantized, name)
+        read = partial(matrices.dequantized, name)
     else:
         entry = checkpoint.tensors.get(f"{name}.{part}") or checkpoint.tensors[EMBEDDING]  # a tied head
         shape, read = entry.shape, partial(read_tensor, entry)

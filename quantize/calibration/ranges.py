@@ -1,7 +1,8 @@
-"""Scales of activations for static quantization: of what the matrices' products read and give over calibration text.
+"""Ranges of activations over calibration text, and the scales by which recipes with QuantizeLinear quantize them.
 
-The text goes through the float model a layer at a time (layers.py), so that neither the float graph nor its inner
-values are ever whole. Zero points, and scales for a range, are onnxruntime.quantization's.
+The inputs and the products of all matrices are measured. The text goes through the float model a layer at a time
+(layers.py), so that the whole model and its activations are never in memory. The scale for a range is computed by
+onnxruntime.quantization.
 """
 
 from __future__ import annotations
@@ -20,65 +21,66 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
 from pard_onnx.quantize.packing.prepared import HEAD
 
-from .activations import Scales
 from .layers import GROUPS, Layers
-from .magnitudes import Magnitudes
-from .text import Row
+from .magnitudes import ActivationScales, Magnitudes
+from .text import CalibrationRow
 
-ENOUGH = 32  # rows of text, spread over it; more change no scale by much
+MOST_ROWS = 32  # of text; more rows hardly change the scales
 TYPES = {8: QuantType.QInt8, 16: QuantType.QInt16}
 Progress = Callable[[int], None]  # layers done
 
 
 @dataclass(slots=True)
-class Ranges:
-    """Magnitudes by the names of matrices: what their products read, and what they give before a bias is added."""
+class ActivationRanges:
+    """The magnitudes of activations, by the names of the matrices that they are multiplied by."""
 
-    inputs: dict[str, Magnitudes] = field(default_factory=dict)
-    outputs: dict[str, Magnitudes] = field(default_factory=dict)
+    inputs: dict[str, Magnitudes] = field(default_factory=dict)  # of the product's input
+    outputs: dict[str, Magnitudes] = field(default_factory=dict)  # of the product, before a bias is added
 
-    def scales(self, bits: int) -> Scales:
-        return Scales(*({n: scale(m, bits) for n, m in part.items()} for part in (self.inputs, self.outputs)))
+    def scales(self, bits: int) -> ActivationScales:
+        """The scales for symmetric integers of so many bits."""
+        parts = (self.inputs, self.outputs)
+        return ActivationScales(*({name: activation_scale(m, bits) for name, m in part.items()} for part in parts))
 
 
-def scale(found: Magnitudes, bits: int) -> np.float32:
-    """Of symmetric integers of so many bits, whose zero point is 0; 1 for what is always 0."""
-    largest = found.clip(bits)
+def activation_scale(magnitudes: Magnitudes, bits: int) -> np.float32:
+    """The scale for symmetric integers of so many bits, whose zero point is 0; 1 if all values are 0."""
+    largest = magnitudes.clip(bits)
     lowest, highest = get_qmin_qmax_for_qType(TYPES[bits].tensor_type, symmetric=True)
     _, scale = compute_scale_zp(-largest, largest, lowest, highest, symmetric=True)
     return np.float32(scale)
 
 
-def some(rows: Sequence[Row]) -> list[Row]:
-    """At most ENOUGH, from all over the text."""
-    return [rows[i * len(rows) // ENOUGH] for i in range(ENOUGH)] if len(rows) > ENOUGH else list(rows)
+def spread_rows(rows: Sequence[CalibrationRow]) -> list[CalibrationRow]:
+    """At most MOST_ROWS rows, spread evenly over the text."""
+    return [rows[i * len(rows) // MOST_ROWS] for i in range(MOST_ROWS)] if len(rows) > MOST_ROWS else list(rows)
 
 
-def ranges(checkpoint: Checkpoint, rows: Sequence[Row], progress: Progress) -> Ranges:
-    """BadInput where the model's own numbers are not finite."""
-    found = Ranges()
+def measure_ranges(checkpoint: Checkpoint, rows: Sequence[CalibrationRow], progress: Progress) -> ActivationRanges:
+    """Measure the ranges over rows of text; progress: layers done. Raises BadInput if an activation is not finite."""
+    found = ActivationRanges()
     with torch.inference_mode():
         layers = Layers(checkpoint, rows)
         for index in range(checkpoint.spec.layers):
-            with layers.loaded(index) as layer, _watched(layer, f"model.layers.{index}", found):
+            with layers.loaded(index) as layer, _recorded(layer, f"model.layers.{index}", found):
                 layers.advance(layer)
             progress(index + 1)
         found.inputs[HEAD] = Magnitudes()
         for states in layers.hidden:
-            _add(found.inputs[HEAD], layers.normed(states), HEAD)
+            _add(found.inputs[HEAD], layers.head_inputs(states), HEAD)
     return found
 
 
 @contextmanager
-def _watched(layer: nn.Module, prefix: str, found: Ranges) -> Iterator[None]:
-    """While the layer runs its matrices' inputs and products go into `found`. Those of one input share its entry."""
+def _recorded(layer: nn.Module, prefix: str, found: ActivationRanges) -> Iterator[None]:
+    """Record the layer's activations in `found` while the context is open. Matrices with one input share its record."""
     hooks = []
     for group in GROUPS:
         shared = Magnitudes()
         for name in group:
             module, full = layer.get_submodule(name), f"{prefix}.{name}"
             found.inputs[full], found.outputs[full] = shared, Magnitudes()
-            hooks.append(module.register_forward_hook(_adds(full, found, reads=name == group[0])))
+            hooks.append(module.register_forward_hook(_recording_hook(full, found, reads=name == group[0])))
     try:
         yield
     finally:
@@ -86,7 +88,9 @@ def _watched(layer: nn.Module, prefix: str, found: Ranges) -> Iterator[None]:
             hook.remove()
 
 
-def _adds(name: str, found: Ranges, *, reads: bool) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+def _recording_hook(
+    name: str, found: ActivationRanges, *, reads: bool
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def hook(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
         if reads:
             _add(found.inputs[name], arguments[0], name)

@@ -1,4 +1,4 @@
-"""Calibration text: what the algorithms that look at inputs are shown."""
+"""Calibration text: read from a file, and cut into rows of tokens for the algorithms that need a layer's inputs."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from pard_onnx.models.errors import BadInput
 from pard_onnx.models.json_files import text_lines
 from pard_onnx.models.spec import ModelSpec
 
-OPTION = "--calibration"  # of the commands, that names a text
+OPTION = "--calibration"  # the commands' option that names a text
 SHIPPED = Path(__file__).parent / "calibration.jsonl"
 FIELDS = ("text", "prompt", "data")
-ROW, ROWS = 512, 128  # tokens a row, rows at most
-DRAFT_ROW = 192  # real tokens; the masks behind them make it three times as long
+ROW, ROWS = 512, 128  # tokens in a row; the most rows
+DRAFT_ROW = 192  # tokens in a draft's row, without its masks, which make it three times as long
 SEED = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """name: the file's; sha256: of its bytes; option: that named it, for what is told of it."""
+class TextFile:
+    """A file of texts."""
 
-    name: str
-    sha256: str
+    name: str  # the file's
+    sha256: str  # of the file's bytes
     texts: tuple[str, ...]
-    option: str = OPTION
+    option: str = OPTION  # the command's option that named the file, for error messages
 
     def tokens(self, tokenizer: Tokenizer) -> NDArray[np.int64]:
-        """The texts' ids, one text behind the other; BadInput if there are none."""
+        """The token ids of all texts, concatenated. Raises BadInput if there are none."""
         encoded = (tokenizer.encode(text, add_special_tokens=False).ids for text in self.texts)
         ids = np.concatenate([np.array(part, np.int64) for part in encoded])
         if not len(ids):
@@ -42,18 +42,18 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """Tokens as the model runs them: [S] each, and which sees which [S, S]; None: those before it."""
+class CalibrationRow:
+    """Tokens that go through the model as one sequence."""
 
-    ids: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    mask: NDArray[np.bool_] | None = None
+    ids: NDArray[np.int64]  # [S]
+    positions: NDArray[np.int64]  # [S]
+    mask: NDArray[np.bool_] | None = None  # [S, S], True where a token attends to another; None: causal attention
 
 
-def read(path: Path = SHIPPED, option: str = OPTION) -> Calibration:
-    """A .jsonl file (one object a line, its text under "text", "prompt" or "data"), or any other as one plain text.
+def read_text_file(path: Path = SHIPPED, option: str = OPTION) -> TextFile:
+    """Read a .jsonl file (one object a line, its text under "text", "prompt" or "data"), or any other as one text.
 
-    Raises BadInput, naming the line that is broken.
+    Raises BadInput for a file that cannot be read or has no text, with the number of a broken line.
     """
     try:
         data = path.read_bytes()
@@ -65,20 +65,20 @@ def read(path: Path = SHIPPED, option: str = OPTION) -> Calibration:
     texts = tuple(text_lines(whole, f"{option} {path}", FIELDS, empty=True)) if lines else (whole,)
     if not any(text.strip() for text in texts):
         raise BadInput(f"{option} {path}: has no text; leave the option out for the text that ships")
-    return Calibration(path.name, hashlib.sha256(data).hexdigest(), texts, option)
+    return TextFile(path.name, hashlib.sha256(data).hexdigest(), texts, option)
 
 
-def rows(calibration: Calibration, tokenizer: Tokenizer, spec: ModelSpec) -> list[Row]:
-    """The texts' tokens, one behind the other, cut to rows; of a draft with the masks that it is run with.
+def calibration_rows(text: TextFile, tokenizer: Tokenizer, spec: ModelSpec) -> list[CalibrationRow]:
+    """Cut the texts' tokens into rows; a draft's rows contain masks, as its inputs do when it runs.
 
-    A draft proposes behind every prefix: PARD's packing puts the K - 1 masks of many prefixes into one row.
+    A draft proposes tokens after every prefix. PARD's packing puts the K - 1 masks of many prefixes into one row.
     """
     length = min(ROW if spec.pard is None else DRAFT_ROW, spec.max_positions)
-    ids = calibration.tokens(tokenizer)
+    ids = text.tokens(tokenizer)
     count = max(1, min(ROWS, len(ids) // length))
     cut = [ids[i * length : (i + 1) * length] for i in range(count)]
     if spec.pard is None:
-        return [Row(part, np.arange(len(part))) for part in cut]
+        return [CalibrationRow(part, np.arange(len(part))) for part in cut]
     rng = np.random.default_rng(SEED)
     packed = [pack(part, spec.pard.mask_id, Drop(), rng) for part in cut]
-    return [Row(p.ids, p.positions, p.mask()) for p in packed]
+    return [CalibrationRow(p.ids, p.positions, p.mask()) for p in packed]

@@ -1,4 +1,4 @@
-"""Matrices of a quantized checkpoint as MatMulNBits takes them: the same integers, packed anew, never dequantized."""
+"""Matrices of a quantized checkpoint in MatMulNBits' layout: the same integers, packed again without dequantizing."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from pard_onnx.models.checkpoints.tensors import TensorEntry, read_tensor, requi
 from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.precision import Format
 
-from .pack import SMALLEST_BLOCK, Float, Packed, level_bytes, unpack
-from .prepared import Order
-from .report import Error
+from .pack import SMALLEST_BLOCK, Float, PackedRows, RoundingError, level_bytes, unpack
+from .prepared import ColumnOrder
 
-LARGEST_BLOCK = 128  # of this package's kernels; a group of more columns becomes several blocks of one scale
-INTERLEAVED = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word the levels of eight consecutive outputs are
+LARGEST_BLOCK = 128  # of this package's kernels; a larger group becomes several blocks with the same scale
+INTERLEAVED = (0, 4, 1, 5, 2, 6, 3, 7)  # places in a word of the levels of eight consecutive outputs
 Levels = NDArray[np.uint8]
 
 
 @dataclass
-class Imported:
-    """`Prepared` of a quantized checkpoint."""
+class ImportedMatrices:
+    """The matrices of a quantized checkpoint, as `Prepared`."""
 
     checkpoint: Checkpoint
     quantization: QuantizationConfig
     _zeros: dict[str, Levels | None] = field(default_factory=dict)
-    _orders: dict[str, Order | None] = field(default_factory=dict)
+    _orders: dict[str, ColumnOrder | None] = field(default_factory=dict)
 
     def format(self, name: str) -> Format | None:
         matrix = self.checkpoint.packed.get(name)
@@ -44,7 +43,7 @@ class Imported:
             )
         return Format("nbits", matrix.bits, block, symmetric=self.zeros(name) is None)
 
-    def rows(self, name: str, rows: slice) -> Packed:
+    def rows(self, name: str, rows: slice) -> PackedRows:
         matrix, fmt = self.checkpoint.packed[name], self.format(name)
         assert fmt is not None
         levels, order = self.levels(name, rows), self.order(name)
@@ -54,10 +53,10 @@ class Imported:
         scale = np.repeat(self._scales(name, matrix)[rows], per_group, axis=1)
         zeros = self.zeros(name)
         zero = None if zeros is None else level_bytes(np.repeat(zeros[rows], per_group, axis=1), fmt.bits)
-        return Packed(level_bytes(levels, fmt.bits).reshape(len(levels), blocks, -1), scale, zero)
+        return PackedRows(level_bytes(levels, fmt.bits).reshape(len(levels), blocks, -1), scale, zero)
 
     def dequantized(self, name: str, rows: slice) -> Float:
-        """The floats that a block of rows stands for, its columns in the checkpoint's order."""
+        """The floats that rows stand for, [n, in], with columns in the checkpoint's order."""
         fmt = self.format(name)
         assert fmt is not None
         weight, order = unpack(self.rows(name, rows), fmt), self.order(name)
@@ -67,20 +66,20 @@ class Imported:
         out[:, order] = weight
         return out
 
-    def error(self, name: str) -> Error:
-        """Nothing is rounded here."""
-        return Error()
+    def error(self, name: str) -> RoundingError:
+        """No error: importing rounds nothing."""
+        return RoundingError()
 
     def vector(self, name: str) -> Float | None:
         return None
 
-    def order(self, name: str) -> Order | None:
-        """Columns by group, where the tool sorted them by importance (GPTQ's act-order)."""
+    def order(self, name: str) -> ColumnOrder | None:
+        """Columns sorted by group, if the tool made groups of columns of similar importance (GPTQ's act-order)."""
         if name not in self._orders:
             self._orders[name] = self._read_order(name) if name in self.checkpoint.packed else None
         return self._orders[name]
 
-    def _read_order(self, name: str) -> Order | None:
+    def _read_order(self, name: str) -> ColumnOrder | None:
         matrix = self.checkpoint.packed[name]
         end = PACKINGS[self.quantization.packing].order
         entry = matrix.parts.get(end) if end else None
@@ -92,36 +91,36 @@ class Imported:
             raise BadCheckpoint(
                 f"{entry.file}: tensor {name}.{end} does not give each of {matrix.groups} groups {matrix.group} columns"
             )
-        order: Order = np.argsort(group_of, kind="stable").astype(np.int64)
+        order: ColumnOrder = np.argsort(group_of, kind="stable").astype(np.int64)
         return None if (np.diff(order) == 1).all() else order
 
     def levels(self, name: str, rows: slice) -> Levels:
-        """The integers of a block of rows as they are stored, [n, in]."""
+        """The integers of rows as they are stored, [n, in]."""
         matrix = self.checkpoint.packed[name]
         return self._unpacked(matrix, PACKINGS[self.quantization.packing].weight, rows)
 
     def zeros(self, name: str) -> Levels | None:
-        """The zero points [out, groups]; None where all are the middle level, as MatMulNBits' are without any."""
+        """The zero points [out, groups]; None if all are the middle level, which MatMulNBits takes without any."""
         if name not in self._zeros:
             matrix = self.checkpoint.packed[name]
             end = PACKINGS[self.quantization.packing].zero
-            found = self._unpacked(matrix, end, slice(0, matrix.shape[0])) if end in matrix.parts else None
+            zeros = self._unpacked(matrix, end, slice(0, matrix.shape[0])) if end in matrix.parts else None
             middle = 1 << (matrix.bits - 1)
-            self._zeros[name] = None if found is None or (found == middle).all() else found
+            self._zeros[name] = None if zeros is None or (zeros == middle).all() else zeros
         return self._zeros[name]
 
     def _unpacked(self, matrix: PackedMatrix, end: str, rows: slice) -> Levels:
-        """A block of outputs of a packed tensor as unsigned levels, [n, in or groups]."""
+        """Outputs `rows` of a packed tensor as unsigned levels, [n, in or groups]."""
         packing, bits = PACKINGS[self.quantization.packing], matrix.bits
         shape, per_word = packing.shapes[end], WORD // bits
-        outputs, packed = ("out" in str(shape[0]), "word" in str(shape[0]))  # whether axis 0 is so
+        outputs, packed = ("out" in str(shape[0]), "word" in str(shape[0]))  # whether axis 0 is of outputs, of words
         by_output = outputs == packed
         first, last, _ = rows.indices(matrix.shape[0])
         low, high = (first // per_word, -(-last // per_word)) if by_output else (first, last)
         stored = _mapped(matrix.parts[end])
         words = (stored[low:high] if outputs else stored[:, low:high]).astype(np.uint32)
         if end == packing.zero:
-            # On whole words, as the tools that write them do: what a level borrowed from the next one comes back
+            # Added to whole words, as the tools that write them subtract from whole words: borrows cancel
             words += np.uint32(self.quantization.less * sum(1 << shift for shift in range(0, WORD, bits)))
         if packed:
             words = words.T
@@ -137,18 +136,18 @@ class Imported:
         return flat[:, : matrix.shape[1]]
 
     def _scales(self, name: str, matrix: PackedMatrix) -> Float:
-        """[out, groups]"""
+        """The scales, [out, groups]."""
         packing = PACKINGS[self.quantization.packing]
         scale = read_tensor(matrix.parts[packing.scale])
         require_finite(f"{name}.{packing.scale}", scale)
         return scale if packing.shapes[packing.scale][0] == "out" else scale.T
 
 
-def imported(checkpoint: Checkpoint) -> Imported | None:
-    """The integers of a quantized checkpoint; None of one in floats."""
-    return Imported(checkpoint, checkpoint.quantization) if checkpoint.quantization else None
+def imported_matrices(checkpoint: Checkpoint) -> ImportedMatrices | None:
+    """The matrices of a quantized checkpoint; None for a checkpoint in floats."""
+    return ImportedMatrices(checkpoint, checkpoint.quantization) if checkpoint.quantization else None
 
 
 def _mapped(entry: TensorEntry) -> NDArray[np.int32]:
-    """Whole numbers of 32 bits as they lie in the file; what is not looked at is not read."""
+    """A tensor of 32-bit integers by memory map: only the parts that are used are read."""
     return np.memmap(entry.file, np.dtype("<i4"), "r", entry.offset, entry.shape)

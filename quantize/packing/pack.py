@@ -1,7 +1,7 @@
-"""One matrix to one storage format, a block of rows at a time.
+"""Pack a matrix into a storage format, a block of rows at a time, and measure the rounding error.
 
-Rows are outputs, as in a checkpoint's [out, in] layout; every format is quantized independently
-per row, so blocks of rows may be packed one after the other. ONNX Runtime's own packers do the work.
+Rows are outputs, as in a checkpoint's [out, in] layout. Every format quantizes each row independently of the others, so
+blocks of rows can be packed one after the other. Formats with blocks are packed by ONNX Runtime's own functions.
 """
 
 from __future__ import annotations
@@ -22,32 +22,31 @@ from pard_onnx.models.precision import Format
 
 Float = NDArray[np.float32]
 SMALLEST_BLOCK = 16  # of MatMulNBits
-SMALLEST_SCALE = np.finfo(np.float32).tiny  # below it floats lose bits, and a weight over its scale leaves int8
+SMALLEST_SCALE = np.finfo(np.float32).tiny  # smaller floats have fewer bits, and weight / scale could exceed int8
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """A block of n rows. Every array has n as its first axis.
+class PackedRows:
+    """n rows of a matrix in a storage format. Every array has n as its first axis."""
 
-    weight: float [n, in]; nbits uint8 [n, blocks, block * bits / 8]; dynamic and qdq int8 [n, in].
-    scale: nbits [n, blocks]; dynamic and qdq [n]. zero_point: nbits with zero points only, uint8 [n, bytes].
-    """
+    weight: NDArray[np.generic]  # floats [n, in]; nbits uint8 [n, blocks, block * bits / 8]; dynamic, qdq int8 [n, in]
+    scale: Float | None = None  # nbits [n, blocks]; dynamic, qdq [n]
+    zero_point: NDArray[np.uint8] | None = None  # nbits with zero points only: uint8 [n, bytes]
 
-    weight: NDArray[np.generic]
-    scale: Float | None = None
-    zero_point: NDArray[np.uint8] | None = None
-
-    def keep(self, rows: slice | NDArray[np.int64]) -> Packed:
-        """Some of the rows."""
-        return Packed(
+    def select(self, rows: slice | NDArray[np.int64]) -> PackedRows:
+        """The rows of a slice, or of an array of indices."""
+        return PackedRows(
             self.weight[rows],
             None if self.scale is None else self.scale[rows],
             None if self.zero_point is None else self.zero_point[rows],
         )
 
 
-def fit_block(fmt: Format, width: int, name: str) -> Format:
-    """The format with the largest block that divides the matrix's input width."""
+def format_for_width(fmt: Format, width: int, name: str) -> Format:
+    """The format with the largest block, up to its own, that divides a matrix's input width.
+
+    Raises BadInput, with the matrix's name, if that block is smaller than MatMulNBits allows.
+    """
     if fmt.kind != "nbits":
         return fmt
     block = fmt.block
@@ -58,37 +57,37 @@ def fit_block(fmt: Format, width: int, name: str) -> Format:
     return Format("nbits", fmt.bits, block, fmt.symmetric)
 
 
-def pack(weight: Float, fmt: Format) -> Packed:
-    """Pack rows [n, in] of finite floats; `fmt` comes from fit_block.
+def pack(weight: Float, fmt: Format) -> PackedRows:
+    """Pack rows [n, in] of finite floats; `fmt` comes from format_for_width.
 
-    Blocks (dynamic: rows) with no weight above about 1e-36 are too small for a float32 scale; the error is then
-    of their own size. With zero points a block may span 3e38 at most.
+    A block (dynamic, qdq: a row) whose weights are all below about 1e-36 is too small for a float32 scale, and is
+    rounded to zeros. With zero points the range of a block is 3e38 at most.
     """
-    return _PACKERS[fmt.kind](weight, fmt)
+    return PACKERS[fmt.kind](weight, fmt)
 
 
-def unpack(packed: Packed, fmt: Format) -> Float:
-    """The floats that the packed rows stand for, [n, in]."""
+def unpack(packed: PackedRows, fmt: Format) -> Float:
+    """The floats that packed rows stand for, [n, in]."""
     if fmt.kind == "nbits":
         return _unpack_nbits(packed, fmt)
     weight = packed.weight.astype(np.float32)
     return weight if packed.scale is None else weight * packed.scale[:, None]
 
 
-def _pack_nbits(weight: Float, fmt: Format) -> Packed:
+def _pack_nbits(weight: Float, fmt: Format) -> PackedRows:
     rows, width = weight.shape
     blocks = width // fmt.block
     data = np.zeros((rows, blocks, fmt.block * fmt.bits // 8), dtype=np.uint8)
     scale = np.zeros(rows * blocks, dtype=np.float32)
     zero = np.zeros((rows, (blocks * fmt.bits + 7) // 8), dtype=np.uint8)
     quantize = getattr(ort_native, f"quantize_matmul_{fmt.bits}bits")
-    # The packer takes the [in, out] layout of a MatMul.
+    # ONNX Runtime's function takes the [in, out] layout of a MatMul.
     transposed = np.ascontiguousarray(weight.T)
     quantize(data, transposed, scale, zero.reshape(-1), fmt.block, rows, width, fmt.symmetric)
-    return Packed(data, scale.reshape(rows, blocks), None if fmt.symmetric else zero)
+    return PackedRows(data, scale.reshape(rows, blocks), None if fmt.symmetric else zero)
 
 
-def _unpack_nbits(packed: Packed, fmt: Format) -> Float:
+def _unpack_nbits(packed: PackedRows, fmt: Format) -> Float:
     rows, blocks, _ = packed.weight.shape
     assert packed.scale is not None
     levels = _nibbles(packed.weight.astype(np.uint8, copy=False), fmt.bits).reshape(rows, blocks, fmt.block)
@@ -103,12 +102,12 @@ def _unpack_nbits(packed: Packed, fmt: Format) -> Float:
 
 
 def _nibbles(data: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """The unsigned levels in order; two a byte at 4 bits, the low one first."""
+    """Unsigned levels in order, [..., n, 2] at 4 bits: two in a byte, the low half first."""
     return data if bits == 8 else np.stack([data & 15, data >> 4], axis=-1)
 
 
 def stored_bytes(rows: int, width: int, fmt: Format) -> int:
-    """Of a matrix, scales and zero points included; `fmt` comes from fit_block."""
+    """Bytes of a packed matrix, with its scales and zero points; `fmt` comes from format_for_width."""
     if fmt.kind != "nbits":
         return rows * width * {"float32": 4, "float16": 2, "dynamic": 1, "qdq": 1}[fmt.kind]
     blocks = width // fmt.block
@@ -116,15 +115,15 @@ def stored_bytes(rows: int, width: int, fmt: Format) -> int:
     return rows * (width * fmt.bits // 8 + 4 * blocks + zero)
 
 
-def pack_levels(levels: NDArray[np.uint8], scale: Float, zero: NDArray[np.uint8] | None, fmt: Format) -> Packed:
-    """Unsigned levels [n, in] under scales and zero points [n, blocks] in the layout of `Packed`."""
+def pack_levels(levels: NDArray[np.uint8], scale: Float, zero: NDArray[np.uint8] | None, fmt: Format) -> PackedRows:
+    """Pack unsigned levels [n, in] with their scales and zero points [n, blocks]."""
     rows, blocks = scale.shape
     data = level_bytes(levels.reshape(rows, blocks, fmt.block), fmt.bits)
-    return Packed(data, scale.astype(np.float32), None if zero is None else level_bytes(zero, fmt.bits))
+    return PackedRows(data, scale.astype(np.float32), None if zero is None else level_bytes(zero, fmt.bits))
 
 
 def level_bytes(levels: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Levels along the last axis, two a byte at 4 bits, the low one first; an odd one has an empty neighbour."""
+    """Pack levels along the last axis: at 4 bits two in a byte, the low half first; an odd number is padded with 0."""
     if bits == 8:
         return np.ascontiguousarray(levels)
     if levels.shape[-1] % 2:
@@ -132,35 +131,89 @@ def level_bytes(levels: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return levels[..., 0::2] | levels[..., 1::2] << np.uint8(4)
 
 
-def _pack_rows(weight: Float, fmt: Format) -> Packed:
-    """Symmetric int8 per output row; a row of zeros, or too small for a scale, is stored as zeros of scale 1."""
+def _pack_rows(weight: Float, fmt: Format) -> PackedRows:
+    """Symmetric int8, one scale a row; a row that is too small for a scale is stored as zeros with scale 1."""
     scale = np.abs(weight).max(axis=1) / np.float32(127)
     scale = np.where(scale < SMALLEST_SCALE, np.float32(1), scale)
-    return Packed(np.rint(weight / scale[:, None]).astype(np.int8), scale)
+    return PackedRows(np.rint(weight / scale[:, None]).astype(np.int8), scale)
 
 
-_PACKERS: dict[str, Callable[[Float, Format], Packed]] = {
-    "float32": lambda weight, _: Packed(weight),
-    "float16": lambda weight, _: Packed(weight.astype(np.float16)),
+PACKERS: dict[str, Callable[[Float, Format], PackedRows]] = {
+    "float32": lambda weight, _: PackedRows(weight),
+    "float16": lambda weight, _: PackedRows(weight.astype(np.float16)),
     "nbits": _pack_nbits,
     "dynamic": _pack_rows,
     "qdq": _pack_rows,
 }
 
 
+@dataclass(slots=True)
+class RoundingError:
+    """How far stored weights are from the checkpoint's: sums over all weights that were added."""
+
+    squared: float = 0.0  # of the differences
+    weight_squared: float = 0.0  # of the checkpoint's weights
+    output: float = 0.0  # squared differences of the products with calibration inputs; 0 without such inputs
+    output_squared: float = 0.0  # of the products of the checkpoint's weights
+
+    @classmethod
+    def of(cls, weight: Float, packed: PackedRows, fmt: Format) -> RoundingError:
+        """The error of packed rows against the weights [n, in] that they were packed from."""
+        if fmt.kind == "float32":
+            return cls(0.0, _square(weight))
+        return cls.between(weight, unpack(packed, fmt))
+
+    @classmethod
+    def between(cls, weight: Float, rounded: Float) -> RoundingError:
+        return cls(_square(rounded - weight), _square(weight))
+
+    def add_outputs(self, weight: Float, rounded: Float, gram: Float) -> None:
+        """Add the error of the products of rows [n, in]; gram: X X^T of the inputs, [in, in]."""
+        difference: Float = rounded - weight
+        self.output += _inner((difference @ gram).astype(np.float32, copy=False), difference)
+        self.output_squared += _inner((weight @ gram).astype(np.float32, copy=False), weight)
+
+    def add(self, other: RoundingError) -> None:
+        self.squared += other.squared
+        self.weight_squared += other.weight_squared
+        self.output += other.output
+        self.output_squared += other.output_squared
+
+    @property
+    def relative(self) -> float:
+        """Root mean square of the differences over that of the weights."""
+        return float(np.sqrt(self.squared / self.weight_squared)) if self.weight_squared else 0.0
+
+    @property
+    def relative_output(self) -> float | None:
+        """The same of the products; None if there were no calibration inputs."""
+        return float(np.sqrt(max(0.0, self.output) / self.output_squared)) if self.output_squared else None
+
+
+def _square(array: Float) -> float:
+    return _inner(array, array)
+
+
+def _inner(one: Float, other: Float) -> float:
+    return float(np.dot(one.reshape(-1), other.reshape(-1)))
+
+
 WORKERS = os.cpu_count() or 1
-Job = TypeVar("Job")
-Found = TypeVar("Found")
+Item = TypeVar("Item")
+Output = TypeVar("Output")
 
 
-def in_order(
-    work: Callable[[Job], Found], jobs: Iterable[Job], start: Callable[[], object] = lambda: None
-) -> Iterator[Found]:
-    """work(job) of each job, in the jobs' order; one result for each worker waits at most. start: in each thread."""
-    pending: deque[Future[Found]] = deque()
+def map_in_order(
+    function: Callable[[Item], Output], items: Iterable[Item], start: Callable[[], object] = lambda: None
+) -> Iterator[Output]:
+    """`function` of each item, by threads, in the items' order; at most one result a thread waits to be taken.
+
+    start: is called once in each thread.
+    """
+    pending: deque[Future[Output]] = deque()
     with ThreadPoolExecutor(WORKERS, initializer=start) as pool:
-        for job in jobs:
-            pending.append(pool.submit(work, job))
+        for item in items:
+            pending.append(pool.submit(function, item))
             if len(pending) > WORKERS:
                 yield pending.popleft().result()
         while pending:

@@ -7,11 +7,9 @@ bit, so that greedy tokens cannot depend on how they were drafted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
-from statistics import median
-from time import perf_counter
+from itertools import pairwise
 
 PREFILL_CHUNK = 256  # tokens in a step of prefill; a multiple of every step width
 FOLLOW_RATE = 0.1  # the share of a step's deviation by which live costs change
@@ -116,32 +114,3 @@ def throughput(costs: RoundCosts, acceptance: Sequence[float], k: int) -> float:
     """The expected tokens per second with k drafts in every round; k = 0 is plain decoding."""
     tokens = tokens_per_round(acceptance, k)
     return tokens / costs.seconds(k, tokens)
-
-
-WIDTHS = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32)
-REPEATS = 5
-
-
-def measure(step: Callable[[int], None], widths: Sequence[int] = WIDTHS, repeats: int = REPEATS) -> StepCosts:
-    """The median time of each width; step: runs a step of so many tokens.
-
-    All widths are run in turn, `repeats` times: so a slow moment of the machine affects one turn, not one width.
-    """
-    (costs,) = measure_in_turn([step], widths, repeats)
-    return costs
-
-
-def measure_in_turn(
-    steps: Sequence[Callable[[int], None]], widths: Sequence[int] = WIDTHS, repeats: int = REPEATS
-) -> list[StepCosts]:
-    """As `measure`, of several models that are compared: all models run a width before the next width is run."""
-    for step, width in product(steps, widths):  # the first run of a shape allocates memory, so it is not timed
-        step(width)
-    seconds: list[dict[int, list[float]]] = [{width: [] for width in widths} for _ in steps]
-    for _ in range(repeats):
-        for width in widths:
-            for step, times in zip(steps, seconds, strict=True):
-                start = perf_counter()
-                step(width)
-                times[width].append(perf_counter() - start)
-    return [StepCosts(tuple((width, median(times[width])) for width in sorted(times))) for times in seconds]

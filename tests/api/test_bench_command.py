@@ -146,7 +146,7 @@ def test_a_context_that_does_not_fit(demo_folder: Folder, capsys: pytest.Capture
 def test_tokens_that_differ_are_a_failure(
     short: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pard_onnx.benchmarks.statistics.disagreements", lambda trial, way: [0])
+    monkeypatch.setattr("pard_onnx.benchmarks.trial.disagreements", lambda trial, way: [0])
     assert main([*short, "--draft-length", "4"]) == 1
     out, err = capsys.readouterr()
     assert "PARD K=4" in out and "differ on 33 % of the prompts" in err

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -223,3 +225,16 @@ def test_sigterm_leaves_nothing(tmp_path: Path, tiny: Tiny) -> None:
         assert main(["--model", "model", "--output", "out"]) == 143
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+LIGHT = """
+import sys
+import pard_onnx.chat_command, pard_onnx.doctor_command, pard_onnx.export_command, pard_onnx.generate_command
+heavy = {"torch", "transformers", "onnx", "onnx_ir", "onnxruntime"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+
+
+def test_commands_begin_without_heavy_imports() -> None:
+    """So that a missing onnxruntime or export extra is one line that names what to install."""
+    subprocess.run([sys.executable, "-c", LIGHT], check=True)

@@ -9,7 +9,7 @@ import quantized
 from rich.console import Console
 
 from pard_onnx import load, quantize_choice
-from pard_onnx.benchmarks.measures.draft_choice import FORMATS, best
+from pard_onnx.benchmarks.measures.draft_choice import FORMATS, best_draft
 from pard_onnx.models.manifest import FILE_NAME, Manifest, MeasuredFormat, Throughput
 from pard_onnx.quantize_command import main
 
@@ -47,7 +47,7 @@ def test_the_shipped_pair(demo_folder: Folder, here: Path, monkeypatch: pytest.M
     assert all(f"trying {name}" in err for name in SOME)
     manifest = Manifest.read(here / "out")
     assert manifest.quantization is not None and manifest.quantization.throughput is not None
-    assert manifest.quantization.recipe == told["recipe"] == best(manifest.quantization.throughput.tried).recipe
+    assert manifest.quantization.recipe == told["recipe"] == best_draft(manifest.quantization.throughput.tried).recipe
     assert sorted(path.name for path in here.iterdir()) == ["out", "prompts.jsonl", "text.txt"]
     assert not [path for path in (here / "out").iterdir() if path.is_dir()]
     with load(target, here / "out") as pair:
@@ -73,7 +73,7 @@ def test_an_interruption_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(quantize_choice, "FORMATS", ("int4-rtn",))
-    monkeypatch.setattr(quantize_choice, "compare", interrupt)
+    monkeypatch.setattr(quantize_choice, "compare_drafts", interrupt)
     target = demo_folder("demo-target", "int4")
     before = sorted(here.iterdir())
     assert main(["demo-draft", "--optimize-for", "throughput", "--target", str(target), *WITH]) == 130

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pard_onnx import Pair, load
-from pard_onnx.benchmarks.trial import SHIPPED, read
+from pard_onnx.benchmarks.trial import SHIPPED, read_prompts
 from pard_onnx.models.demo import corpus
 from pard_onnx.runtime import pair as pair_module
 from pard_onnx.runtime.decoding.ahead import AheadPolicy
@@ -68,7 +68,7 @@ def test_drafts_change_no_bit(
 ) -> None:
     with load(demo_folder("demo-target", precision), demo_folder("demo-draft", "int8")) as pair:
         ways = [{}, {"draft_length": 7}, {"lookup": False}, {"draft_length": 4}]
-        require_equal(pair, read(SHIPPED, 4).prompts, 48, ways, monkeypatch)
+        require_equal(pair, read_prompts(SHIPPED, 4).prompts, 48, ways, monkeypatch)
 
 
 def test_drafting_ahead_changes_no_bit(demo_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_drafting_ahead_changes_no_bit(demo_folder: Folder, monkeypatch: pytest.
     monkeypatch.setattr(AheadPolicy, "length_to_request", lambda self, lag, k: k + 1)
     monkeypatch.setattr(AheadPolicy, "pays", lambda *_: True)
     with load(demo_folder("demo-target", "int4"), demo_folder("demo-draft", "int8"), threads=1) as pair:
-        prompts = read(SHIPPED, 3).prompts
+        prompts = read_prompts(SHIPPED, 3).prompts
         require_equal(pair, prompts, 40, [{"draft_length": 2}, {}, {"draft_length": 5}], monkeypatch)
         stats = pair.generate(prompts[0], max_new_tokens=40, draft_length=1).stats
     assert stats.ahead >= stats.ahead_used > 0

@@ -15,8 +15,7 @@ from pard_onnx.export.verify.drive import drive
 from pard_onnx.export_command import main
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.manifest import Manifest, Source
-from pard_onnx.quantize.calibration.text import Calibration
-from pard_onnx.quantize.calibration.text import read as read_calibration
+from pard_onnx.quantize.calibration.text import TextFile, read_text_file
 from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
 from pard_onnx.runtime.sessions.dynamic_shapes import FusedTarget
@@ -181,6 +180,6 @@ def test_the_command(tmp_path: Path, tiny: Tiny, capsys: pytest.CaptureFixture[s
 def test_windows_of_the_calibration_text(tmp_path: Path, tiny: Tiny) -> None:
     """They fit the model's context, masks included; a text of less than one is repeated."""
     checkpoint = Checkpoint.open(tiny(tmp_path / "model", max_positions=64))
-    assert windows(checkpoint, read_calibration()).shape == (8, 56)
-    (only,) = windows(checkpoint, Calibration("short", "", ("the quick brown fox",)))
+    assert windows(checkpoint, read_text_file()).shape == (8, 56)
+    (only,) = windows(checkpoint, TextFile("short", "", ("the quick brown fox",)))
     assert len(only) == 56 and only[0] in only[1:]

@@ -12,7 +12,7 @@ from pard_onnx.export.exporter import Job, export
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.demo import TARGET, corpus
 from pard_onnx.models.manifest import Manifest, Source
-from pard_onnx.quantize.quantizer import Order
+from pard_onnx.quantize.quantizer import QuantizationRequest
 from pard_onnx.quantize.recipes import named_recipe
 
 LENGTH, WINDOWS = 512, 6
@@ -41,7 +41,7 @@ def perplexity(tmp_path_factory: pytest.TempPathFactory, held_out: np.ndarray) -
     def measure(name: str | None) -> float:
         if name not in found:
             folder = tmp_path_factory.mktemp("gate") / "out"
-            order = Order(named_recipe(name)) if name else None
+            order = QuantizationRequest(named_recipe(name)) if name else None
             job = Job(Checkpoint.open(TARGET), Source("demo-target"), folder, "fp32", order=order, verify=False)
             export(job)
             found[name] = _perplexity(folder, held_out)

@@ -18,9 +18,9 @@ from pard_onnx.models.devices import DEVICES, form_for
 from pard_onnx.models.json_files import read_json
 from pard_onnx.models.manifest import Manifest, Source, read_draft_ids
 from pard_onnx.models.precision import INT4, INT8, Format
-from pard_onnx.quantize.draft_vocabulary import proposable
-from pard_onnx.quantize.packing.pack import fit_block, pack
-from pard_onnx.quantize.quantizer import Order
+from pard_onnx.quantize.draft_vocabulary import select_vocabulary
+from pard_onnx.quantize.packing.pack import format_for_width, pack
+from pard_onnx.quantize.quantizer import QuantizationRequest
 from pard_onnx.quantize.recipes import named_recipe
 from pard_onnx.runtime.model import session_class
 from pard_onnx.runtime.providers import table as providers
@@ -33,7 +33,7 @@ IDS = [5, 17, 250, 3, 99, 299, 41]
 
 def made(tmp_path: Path, folder: Path, precision: str = "fp32", **options: Any) -> tuple[Path, Manifest]:
     checkpoint = Checkpoint.open(folder)
-    job = Job(checkpoint, Source("tiny"), tmp_path / "out", vocabulary=proposable(checkpoint, SIZE))
+    job = Job(checkpoint, Source("tiny"), tmp_path / "out", vocabulary=select_vocabulary(checkpoint, SIZE))
     return tmp_path / "out", export(replace(job, precision=precision, **options))
 
 
@@ -86,7 +86,7 @@ def test_the_head_is_packed_from_the_chosen_rows(
     folder, manifest = made(tmp_path, model, precision, verify=False)
     floats = weights(read_json(model / "config.json"))
     matrix = floats["model.embed_tokens.weight" if tied else "lm_head.weight"]
-    expected = pack(matrix[read_draft_ids(folder)], fit_block(fmt, matrix.shape[1], "lm_head"))
+    expected = pack(matrix[read_draft_ids(folder)], format_for_width(fmt, matrix.shape[1], "lm_head"))
     found = head_of(folder)
     np.testing.assert_array_equal(found["weight"], expected.weight)
     np.testing.assert_array_equal(found["scale"], expected.scale)
@@ -101,7 +101,7 @@ def test_recipes_keep_the_chosen_rows_of_what_they_rounded(tmp_path: Path, tiny:
     named = named_recipe(recipe)
     text = tmp_path / "text.txt"
     text.write_text("def the quick brown fox " * 50)
-    order = Order(named, text if named.calibrated else None)
+    order = QuantizationRequest(named, text if named.needs_text else None)
     model = tiny(tmp_path / "model", role="draft", tied=True)
     folder, manifest = made(tmp_path, model, named.precision, order=order)
     graph = onnx.load(folder / "model.onnx").graph

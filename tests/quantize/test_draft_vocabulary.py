@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
-from pard_onnx.quantize.draft_vocabulary import LEAST, most_frequent, proposable
+from pard_onnx.quantize.draft_vocabulary import LEAST, most_frequent, select_vocabulary
 
 Tiny = Callable[..., Path]
 SPECIAL = {297, 298, 299}  # of tests/tiny.py's tokenizer, its last ids
@@ -45,17 +45,17 @@ def test_a_text_of_ones_own_comes_first_and_the_rest_in_the_order_of_ids(draft: 
     text.write_text("return range return dogs")
     tokenizer = Tokenizer.from_file(str(draft.folder / "tokenizer.json"))
     counted = Counter(tokenizer.encode(text.read_text()).ids)
-    found = proposable(draft, 70, text)
+    found = select_vocabulary(draft, 70, text)
     ids = found.ids.tolist()
     assert ids == sorted(set(ids)) and len(ids) == 70
     assert SPECIAL | counted.keys() <= set(ids)
     filled = sorted(set(ids) - SPECIAL - counted.keys())
     assert filled == [i for i in range(300) if i not in counted][: len(filled)]
-    assert (found.told.size, found.told.text, found.told.coverage) == (70, "mine.txt", 1)
+    assert (found.record.size, found.record.text, found.record.coverage) == (70, "mine.txt", 1)
 
 
 def test_coverage_is_of_the_texts_tokens(draft: Checkpoint) -> None:
-    some, more, most = (proposable(draft, size).told.coverage for size in (LEAST, 150, 300))
+    some, more, most = (select_vocabulary(draft, size).record.coverage for size in (LEAST, 150, 300))
     assert 0 < some < more < most == 1
 
 
@@ -64,20 +64,20 @@ def test_the_mask_is_never_in(tmp_path: Path, tiny: Tiny) -> None:
     folder = tiny(tmp_path / "draft", role="draft", pard_token=297)
     checkpoint = Checkpoint.open(folder)
     assert checkpoint.spec.pard is not None and checkpoint.spec.pard.mask_id == 297
-    assert 297 not in proposable(checkpoint, 299).ids
+    assert 297 not in select_vocabulary(checkpoint, 299).ids
     with pytest.raises(BadInput, match="takes 64 to 299"):
-        proposable(checkpoint, 300)
+        select_vocabulary(checkpoint, 300)
 
 
 @pytest.mark.parametrize("size", (0, -5, LEAST - 1, 301, 10**9))
 def test_sizes_that_cannot_be(draft: Checkpoint, size: int) -> None:
     with pytest.raises(BadInput, match=f"--draft-vocabulary {size}: takes {LEAST} to 300, of which 3 are always in"):
-        proposable(draft, size)
+        select_vocabulary(draft, size)
 
 
 def test_targets_say_every_token(tmp_path: Path, tiny: Tiny) -> None:
     with pytest.raises(BadInput, match="is a target, which must be able to say every token"):
-        proposable(Checkpoint.open(tiny(tmp_path / "target")), 100)
+        select_vocabulary(Checkpoint.open(tiny(tmp_path / "target")), 100)
 
 
 @pytest.mark.parametrize(("content", "reason"), ((" \n", "has no text"), (None, "No such file")))
@@ -85,4 +85,4 @@ def test_texts_that_hold_nothing(draft: Checkpoint, tmp_path: Path, content: str
     if content is not None:
         (tmp_path / "text.txt").write_text(content)
     with pytest.raises(BadInput, match=f"--vocabulary-text .*{reason}"):
-        proposable(draft, 100, tmp_path / "text.txt")
+        select_vocabulary(draft, 100, tmp_path / "text.txt")

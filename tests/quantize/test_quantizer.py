@@ -16,23 +16,21 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadCheckpoint, BadInput
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.models.precision import INT4, Format
-from pard_onnx.quantize.algorithms.awq import fold
-from pard_onnx.quantize.calibration import text as calibration
-from pard_onnx.quantize.calibration.calibrated import Pass
+from pard_onnx.quantize.algorithms.awq import fold_scales
 from pard_onnx.quantize.calibration.layers import GROUPS, Layers
-from pard_onnx.quantize.packing.pack import Packed, pack, unpack
-from pard_onnx.quantize.packing.prepared import EMBEDDING, HEAD, Formats
-from pard_onnx.quantize.packing.report import Error
-from pard_onnx.quantize.packing.spool import Spool
-from pard_onnx.quantize.quantizer import Order, quantized
+from pard_onnx.quantize.calibration.rounding_pass import RoundingPass
+from pard_onnx.quantize.calibration.text import CalibrationRow, calibration_rows, read_text_file
+from pard_onnx.quantize.packing.pack import PackedRows, RoundingError, pack, unpack
+from pard_onnx.quantize.packing.prepared import EMBEDDING, HEAD, Formats, Spool
+from pard_onnx.quantize.quantizer import QuantizationRequest, quantize
 from pard_onnx.quantize.recipes import RECIPES, named_recipe
 
 Tiny = Callable[..., Path]
 
 
-def rows_of(checkpoint: Checkpoint, text: Path) -> list[calibration.Row]:
+def rows_of(checkpoint: Checkpoint, text: Path) -> list[CalibrationRow]:
     tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
-    return calibration.rows(calibration.read(text), tokenizer, checkpoint.spec)
+    return calibration_rows(read_text_file(text), tokenizer, checkpoint.spec)
 
 
 def silent(*_: object) -> None: ...
@@ -49,7 +47,7 @@ def test_the_layers_compute_what_the_model_does(tmp_path: Path, tiny: Tiny, text
         for index in range(2):
             with layers.loaded(index) as layer:
                 layers.advance(layer)
-        streamed = layers.normed(layers.hidden[0]) @ torch.from_numpy(_head(checkpoint)).T
+        streamed = layers.head_inputs(layers.hidden[0]) @ torch.from_numpy(_head(checkpoint)).T
     inputs = {"position_ids": torch.from_numpy(row.positions)[None]}
     if row.mask is not None:
         hidden = torch.from_numpy(~row.mask)
@@ -72,7 +70,7 @@ def test_awqs_scales_change_no_output(tmp_path: Path, tiny: Tiny, text: Path, he
         with layers.loaded(0) as layer:
             before = next(layers.run(layer))
             weights = {name: layer.get_parameter(f"{name}.weight").clone() for group in GROUPS for name in group}
-            fold(layer, "model.layers.0", checkpoint.spec, INT4, layers.grams(layer), spool)
+            fold_scales(layer, "model.layers.0", checkpoint.spec, INT4, layers.grams(layer), spool)
             changed = [not torch.equal(layer.get_parameter(f"{name}.weight"), w) for name, w in weights.items()]
             torch.testing.assert_close(next(layers.run(layer)), before, atol=1e-4, rtol=1e-4)
             norm = spool.vector("model.layers.0.input_layernorm.weight")
@@ -85,14 +83,14 @@ def test_awqs_scales_change_no_output(tmp_path: Path, tiny: Tiny, text: Path, he
 def test_the_pass_prepares_every_matrix_that_is_multiplied_by(
     tmp_path: Path, tiny: Tiny, text: Path, tied: bool
 ) -> None:
-    """In float32's place what was packed: the next layer is calibrated with it."""
+    """In float32's place what was packed: the next layer is needs_text with it."""
     checkpoint = Checkpoint.open(tiny(tmp_path / "model", tied=tied))
     named = named_recipe("int4-gptq")
     formats = Formats(named.formats("target"), tied)
     done: list[int] = []
     with TemporaryFile() as file:
         spool = Spool(file)
-        Pass(checkpoint, named, formats, spool).run(rows_of(checkpoint, text), done.append)
+        RoundingPass(checkpoint, named, formats, spool).run(rows_of(checkpoint, text), done.append)
         names = [f"model.layers.{index}.{name}" for index in range(2) for group in GROUPS for name in group]
         for name in (*names, EMBEDDING if tied else HEAD):
             shape = checkpoint.tensors[f"{name}.weight"].shape
@@ -110,13 +108,15 @@ def test_a_spool_gives_rows_across_its_blocks() -> None:
     fmt = Format("nbits", 4, 32, symmetric=False)
     with TemporaryFile() as file:
         spool = Spool(file)
-        spool.add("a", fmt, (pack(weight[i : i + 3].copy(), fmt) for i in range(0, 10, 3)), Error())
+        spool.add("a", fmt, (pack(weight[i : i + 3].copy(), fmt) for i in range(0, 10, 3)), RoundingError())
         whole = pack(weight, fmt)
         for rows in (slice(0, 10), slice(2, 4), slice(3, 6), slice(9, 10), slice(1, 8)):
             found = spool.rows("a", rows)
             for part in ("weight", "scale", "zero_point"):
                 np.testing.assert_array_equal(getattr(found, part), getattr(whole, part)[rows])
-        spool.add("b", INT4, [Packed(np.zeros((1, 1, 64), np.uint8), np.zeros((1, 1), np.float32))], Error())
+        spool.add(
+            "b", INT4, [PackedRows(np.zeros((1, 1, 64), np.uint8), np.zeros((1, 1), np.float32))], RoundingError()
+        )
         assert spool.rows("b", slice(0, 1)).zero_point is None
 
 
@@ -134,14 +134,14 @@ def test_recipes_export(
 ) -> None:
     checkpoint = Checkpoint.open(tiny(tmp_path / "model", family, role, **options))
     named = named_recipe(name)
-    order = Order(named, text if named.calibrated else None, "0.8" if named.mixed else None)
+    order = QuantizationRequest(named, text if named.needs_text else None, "0.8" if named.mixed else None)
     job = Job(checkpoint, Source("tiny"), tmp_path / "out", named.precision, order=order)
     manifest = export(job)
     assert manifest == Manifest.read(tmp_path / "out") and manifest.parity is not None
     assert manifest.parity.mean_error < 0.5
     told = manifest.quantization
     assert told is not None and told.recipe == name
-    assert (told.calibration is not None) is named.calibrated
+    assert (told.calibration is not None) is named.needs_text
     assert {f.name for f in manifest.files} == {p.name for p in (tmp_path / "out").iterdir()} - {"pard_onnx.json"}
     if named.mixed:
         formats = {tensor.name: tensor.format for tensor in manifest.tensors}
@@ -161,7 +161,7 @@ def test_weights_that_are_not_finite_are_refused_by_tensor(tmp_path: Path, tiny:
     tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
     save_safetensors(folder / "model.safetensors", tensors)
     named = named_recipe(name)
-    order = Order(named, text if named.calibrated else None)
+    order = QuantizationRequest(named, text if named.needs_text else None)
     job = Job(Checkpoint.open(folder), Source("tiny"), tmp_path / "out", order=order, verify=False)
     with pytest.raises(BadCheckpoint, match=r"model\.layers\.1\.mlp\.up_proj"):
         export(job)
@@ -171,7 +171,11 @@ def test_weights_that_are_not_finite_are_refused_by_tensor(tmp_path: Path, tiny:
 def test_groups_that_do_not_divide_are_refused(tmp_path: Path, tiny: Tiny, text: Path) -> None:
     checkpoint = Checkpoint.open(tiny(tmp_path / "model", intermediate=104))
     with pytest.raises(BadInput, match=r"down_proj: input width 104 is no multiple of 16"):
-        export(Job(checkpoint, Source("tiny"), tmp_path / "out", order=Order(named_recipe("int4-gptq"), text)))
+        export(
+            Job(
+                checkpoint, Source("tiny"), tmp_path / "out", order=QuantizationRequest(named_recipe("int4-gptq"), text)
+            )
+        )
 
 
 def test_names() -> None:
@@ -185,14 +189,16 @@ def test_names() -> None:
     with pytest.raises(BadInput, match="neighbours"):
         named_recipe("int8-dynamic").formats("target")
     with pytest.raises(BadInput, match="--budget"):
-        Order(named_recipe("int4-gptq"), budget="0.6")
+        QuantizationRequest(named_recipe("int4-gptq"), budget="0.6")
     with pytest.raises(BadInput, match="--calibration"):
-        Order(named_recipe("int4-rtn"), calibration=Path("a.txt"))
+        QuantizationRequest(named_recipe("int4-rtn"), calibration=Path("a.txt"))
 
 
 def test_the_work_folder_is_empty_again(tmp_path: Path, tiny: Tiny, text: Path) -> None:
     checkpoint = Checkpoint.open(tiny(tmp_path / "model"))
     (tmp_path / "work").mkdir()
-    with quantized(checkpoint, Order(named_recipe("int4-gptq"), text), tmp_path / "work", silent) as result:
+    with quantize(
+        checkpoint, QuantizationRequest(named_recipe("int4-gptq"), text), tmp_path / "work", silent
+    ) as result:
         assert result.prepared is not None
     assert list((tmp_path / "work").iterdir()) == []

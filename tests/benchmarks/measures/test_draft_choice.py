@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pard_onnx.benchmarks.measures.draft_choice import CLOSE, best, weighed
+from pard_onnx.benchmarks.measures.draft_choice import CLOSE, at_best_length, best_draft
 from pard_onnx.models.manifest import MeasuredFormat
-from pard_onnx.runtime.tuning.steps import RoundCosts, StepCosts, measure_in_turn
+from pard_onnx.runtime.tuning.steps import RoundCosts, StepCosts
 
 FLAT = StepCosts(((1, 0.010), (32, 0.010)))  # verifying costs the same at any width
 STEEP = StepCosts(((1, 0.010), (32, 0.320)))
@@ -19,10 +19,10 @@ def draft(milliseconds: float) -> StepCosts:
 def test_a_format_is_weighed_at_its_best_length() -> None:
     """A round of 1 + .8 + .6 tokens; where verifying is free, all positions pay, where each costs as much as the
     first, none beyond it does."""
-    free = weighed("a", 5, RoundCosts(draft(2), FLAT), (0.8, 0.6))
+    free = at_best_length("a", 5, RoundCosts(draft(2), FLAT), (0.8, 0.6))
     assert (free.draft_length, free.accepted, free.step_seconds) == (2, pytest.approx(2.4), 0.002)
     assert free.tokens_per_second == pytest.approx(2.4 / 0.012)
-    dear = weighed("b", 5, RoundCosts(draft(2), STEEP), (0.8, 0.1))
+    dear = at_best_length("b", 5, RoundCosts(draft(2), STEEP), (0.8, 0.1))
     assert dear.draft_length == 1 and dear.tokens_per_second == pytest.approx(1.8 / 0.022)
 
 
@@ -32,21 +32,13 @@ def test_speed_is_weighed_against_acceptance() -> None:
     steps = {"fast": draft(1), "good": draft(8)}
     for verify, expected in ((0.002, "fast"), (0.1, "good")):
         target = StepCosts(((1, verify), (32, verify)))
-        tried = [weighed(name, 1, RoundCosts(steps[name], target), profiles[name]) for name in profiles]
-        assert best(tried).recipe == expected
+        tried = [at_best_length(name, 1, RoundCosts(steps[name], target), profiles[name]) for name in profiles]
+        assert best_draft(tried).recipe == expected
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.floats(1, 100)), min_size=1, max_size=5))
 def test_the_smallest_of_about_the_fastest(facts: list[tuple[int, float]]) -> None:
     tried = [MeasuredFormat(str(i), size, 1, 0.1, 2.0, rate) for i, (size, rate) in enumerate(facts)]
-    chosen, most = best(tried), max(rate for _, rate in facts)
+    chosen, most = best_draft(tried), max(rate for _, rate in facts)
     assert chosen.tokens_per_second >= CLOSE * most
     assert all(one.bytes >= chosen.bytes for one in tried if one.tokens_per_second >= CLOSE * most)
-
-
-def test_models_take_turns() -> None:
-    calls: list[tuple[str, int]] = []
-    steps = [lambda width, name=name: calls.append((name, width)) for name in "ab"]
-    found = measure_in_turn(steps, (1, 4), 2)
-    assert [[width for width, _ in curve.points] for curve in found] == [[1, 4], [1, 4]]
-    assert calls[4:] == [("a", 1), ("b", 1), ("a", 4), ("b", 4)] * 2

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from pard_onnx import load
-from pard_onnx.benchmarks.peers.process import HERE, events
-from pard_onnx.benchmarks.peers.run import Models, PeerRun, Task, missing, run
-from pard_onnx.benchmarks.peers.table import PEERS, Peer, named
+from pard_onnx.benchmarks.peers.peer import PEERS, Models, Peer, PeerRun, Task, missing, peer_by_name, run_peer
+from pard_onnx.benchmarks.peers.process import FOLDER, events
 from pard_onnx.export.exporter import Job, export
 from pard_onnx.models import demo
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
@@ -26,7 +25,7 @@ TASK = Task(prompts=((5, 6, 7), (8, 9)), max_new_tokens=4, eos_ids=(2,), threads
 # A worker that decodes without a model: each token is one more than the one before; `%s`: what it does first.
 COUNTING = f"""
 import sys
-sys.path.insert(0, {str(HERE)!r})
+sys.path.insert(0, {str(FOLDER)!r})
 from worker_protocol import serve
 
 def load(request):
@@ -48,26 +47,26 @@ def fake(tmp_path: Path) -> Any:
         worker = tmp_path / "fake_worker.py"
         worker.write_text(script)
         peer = replace(PEERS["transformers"], name="fake", worker=str(worker), modules=("json",))
-        return run(peer, "plain", Models(tmp_path, tmp_path / "cache"), task, **options)
+        return run_peer(peer, "plain", Models(tmp_path, tmp_path / "cache"), task, **options)
 
     return ran
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(BadInput, match=r"no peer 'llamacpp'; did you mean llama.cpp\? known: transformers, .*openvino"):
-        named("llamacpp")
+        peer_by_name("llamacpp")
     with pytest.raises(BadInput, match=r"transformers has no mode 'asisted'; did you mean assisted\? known: plain,"):
-        named("transformers").mode("asisted")
+        peer_by_name("transformers").mode("asisted")
     with pytest.raises(BadInput, match=r"llama.cpp has no format 'int3'; known: q4_0, q8_0"):
-        named("llama.cpp").format("int3")
+        peer_by_name("llama.cpp").format("int3")
 
 
 @pytest.mark.parametrize("peer", PEERS.values(), ids=lambda peer: peer.name)
 def test_the_table_is_whole(peer: Peer) -> None:
-    assert (HERE / peer.worker).is_file()
+    assert (FOLDER / peer.worker).is_file()
     assert peer.mode("plain").draft is False
     assert peer.format(None) == peer.formats[0]
-    assert named(peer.name) is peer
+    assert peer_by_name(peer.name) is peer
 
 
 def test_tokens_are_cut_and_timed(fake: Any) -> None:
@@ -92,6 +91,17 @@ def test_what_a_framework_prints_is_no_event(fake: Any) -> None:
     event = '{"event": "end", "peak_bytes": 1, "draft_length": 0}'
     noise = f"""import os; print("hello"); os.write(1, b'{event}\\n'); os.system("echo 1")"""
     assert len(fake(COUNTING % noise).samples) == 2
+
+
+def test_workers_make_forms(tmp_path: Path) -> None:
+    worker, output = tmp_path / "worker.py", tmp_path / "form"
+    made = COUNTING % "pass"
+    made = made.replace("load)\n", "load, lambda form: open(form['output'], 'w').write('form'))\n")
+    worker.write_text(made)
+    (event,) = events(Path(sys.executable), worker, {"form": {"output": str(output)}}, 60.0)
+    assert event == {"event": "end"} and output.read_text() == "form"
+    (event,) = events(Path(sys.executable), worker, {"form": {}}, 60.0)
+    assert event == {"event": "failed", "reason": "KeyError: 'output'"}
 
 
 @pytest.mark.parametrize(
@@ -145,9 +155,9 @@ list(events(Path({sys.executable!r}), Path({str(script)!r}), {request | {"warm_u
 def test_what_is_not_there_is_skipped_by_name(tmp_path: Path, fake: Any) -> None:
     peer = replace(PEERS["llama.cpp"], modules=("json", "no_such_module"))
     models = Models(tmp_path, tmp_path / "cache")
-    found = run(peer, "plain", models, TASK)
+    found = run_peer(peer, "plain", models, TASK)
     assert found.skipped == "no_such_module is not installed; run: pip install llama-cpp-python"
-    assert run(peer, "speculative", models, TASK).skipped == (
+    assert run_peer(peer, "speculative", models, TASK).skipped == (
         "speculative decoding needs an autoregressive draft, and none was given"
     )
     assert fake(COUNTING % "import no_such_module.part").skipped == "no_such_module is not installed"
@@ -209,19 +219,19 @@ def ours(demo_task: Task, cache: Path) -> list[tuple[int, ...]]:
 def test_real_peers_give_the_same_greedy_tokens(
     demo_task: Task, cache: Path, ours: list[tuple[int, ...]], name: str, mode: str, form: str
 ) -> None:
-    peer = named(name)
+    peer = peer_by_name(name)
     if reason := missing(peer):
         pytest.skip(reason)
     models = Models(demo.TARGET, cache, draft=demo.TARGET)  # its own draft: same vocabulary
-    found = run(peer, mode, models, demo_task, format=form)
+    found = run_peer(peer, mode, models, demo_task, format=form)
     assert (found.failed, found.skipped) == (None, None)
     assert [sample.tokens for sample in found.samples] == ours
     assert len(list(cache.glob("*"))) == len({path.name.lstrip(".") for path in cache.glob("*")})  # nothing half made
 
 
 def test_pairs_of_other_vocabulary_rows_are_refused_by_genai(demo_task: Task, cache: Path) -> None:
-    peer = named("onnxruntime-genai")
+    peer = peer_by_name("onnxruntime-genai")
     if reason := missing(peer):
         pytest.skip(reason)
-    found = run(peer, "speculative", Models(demo.TARGET, cache, draft=demo.DRAFT), demo_task, format="fp32")
+    found = run_peer(peer, "speculative", Models(demo.TARGET, cache, draft=demo.DRAFT), demo_task, format="fp32")
     assert found.failed and "share the same vocabulary" in found.failed

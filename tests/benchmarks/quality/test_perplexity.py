@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from pard_onnx.benchmarks.quality.perplexity import score
-from pard_onnx.benchmarks.quality.reading import (
+from pard_onnx.benchmarks.quality.perplexity import (
     DRAFTS,
-    LEAST,
+    LEAST_TOKENS,
     STRIDE,
-    Rows,
-    by_artifact,
-    by_checkpoint,
-    count,
-    rounds,
-    windows,
+    TextRows,
+    artifact_rows,
+    checkpoint_rows,
+    cut_windows,
+    round_starts,
+    row_count,
+    score_rows,
 )
 from pard_onnx.export.exporter import Job, export
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
@@ -36,14 +36,19 @@ from pard_onnx.runtime.providers.threads import Threads
 Floats = NDArray[np.float32]
 
 
-@given(st.integers(0, 400), st.integers(LEAST, 64), st.integers(LEAST, 300), st.lists(st.just(999), max_size=1))
+@given(
+    st.integers(0, 400),
+    st.integers(LEAST_TOKENS, 64),
+    st.integers(LEAST_TOKENS, 300),
+    st.lists(st.just(999), max_size=1),
+)
 def test_windows_are_pieces_of_the_text(size: int, length: int, most: int, before: list[int]) -> None:
     ids = list(range(size))
-    if len(before) + size < LEAST:
+    if len(before) + size < LEAST_TOKENS:
         with pytest.raises(BadInput, match=f"the text has {size} tokens"):
-            windows(ids, length, most, before)
+            cut_windows(ids, length, most, before)
         return
-    found = windows(ids, length, most, before)
+    found = cut_windows(ids, length, most, before)
     assert found.size <= most and found.shape[1] == min(length, most, len(before) + size)
     for row in found.tolist():
         piece = row[len(before) :]
@@ -78,14 +83,14 @@ def test_scores_are_those_of_a_literal_loop(seed: int, many: int, noise: float) 
     wanted = random.integers(size, size=many)
     masks = np.arange(many) % 3
 
-    def parts(logits: Floats) -> Iterator[Rows]:
-        yield Rows(wanted[:1], masks[:1], logits[:1])
-        yield Rows(wanted[1:], masks[1:], logits[1:])
+    def parts(logits: Floats) -> Iterator[TextRows]:
+        yield TextRows(wanted[:1], masks[:1], logits[:1])
+        yield TextRows(wanted[1:], masks[1:], logits[1:])
 
     file = io.BytesIO()
-    alone = score(parts(base), size, keep=file)
+    alone = score_rows(parts(base), size, keep=file)
     file.seek(0)
-    found = score(parts(model), size, against=file)
+    found = score_rows(parts(model), size, against=file)
     for kind, row, unaware in zip((masks == 0, masks > 0), found, alone, strict=True):
         expected = literal_scores(base[kind, :size], model[kind, :size], wanted[kind].tolist())
         assert row.ratio is not None and row.divergence is not None
@@ -99,9 +104,9 @@ def test_scores_are_those_of_a_literal_loop(seed: int, many: int, noise: float) 
 def test_an_id_that_neither_can_give_costs_nothing() -> None:
     logits = np.array([[0.0, 1.0, -np.inf]] * 2, np.float32)
     file = io.BytesIO()
-    score([Rows(np.array([0, 1]), np.zeros(2, np.int64), logits)], 3, keep=file)
+    score_rows([TextRows(np.array([0, 1]), np.zeros(2, np.int64), logits)], 3, keep=file)
     file.seek(0)
-    (found,) = score([Rows(np.array([0, 1]), np.zeros(2, np.int64), logits)], 3, against=file)
+    (found,) = score_rows([TextRows(np.array([0, 1]), np.zeros(2, np.int64), logits)], 3, against=file)
     assert found.divergence == pytest.approx(0, abs=1e-7) and found.agreement == 1
 
 
@@ -119,7 +124,7 @@ def test_rows_are_torchs_own(tmp_path: Path, tiny: Callable[..., Path], role: st
             if role == "target":
                 yield from ((ids[i + 1], 0, torchs(ids[: i + 1])[-1]) for i in range(len(ids) - 1))
                 continue
-            for known in rounds(len(ids)):
+            for known in round_starts(len(ids)):
                 logits = torchs(ids[:known] + [300] * (DRAFTS - 1))[-DRAFTS:]
                 yield from ((ids[known + j], j, logits[j]) for j in range(DRAFTS))
 
@@ -130,10 +135,10 @@ def test_rows_are_torchs_own(tmp_path: Path, tiny: Callable[..., Path], role: st
 
     expected = list(literal())
     manifest = Manifest.read(tmp_path / "out")
-    assert count(manifest.spec, text) == len(expected) > STRIDE
+    assert row_count(manifest.spec, text) == len(expected) > STRIDE
     for rows in (
-        by_artifact(tmp_path / "out", manifest, text, require_installed("cpu"), Threads(1)),
-        by_checkpoint(checkpoint, text),
+        artifact_rows(tmp_path / "out", manifest, text, require_installed("cpu"), Threads(1)),
+        checkpoint_rows(checkpoint, text),
     ):
         found = [item for part in rows for item in zip(part.wanted, part.masks, part.logits.copy(), strict=True)]
         assert [(int(a), int(b)) for a, b, _ in found] == [(a, b) for a, b, _ in expected]

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from pard_onnx.benchmarks.replicas import replica
-from pard_onnx.benchmarks.replicas.replica import GEOMETRIES, Geometry, geometry
-from pard_onnx.benchmarks.replicas.widening import misfits, shares, used_rows
+from pard_onnx.benchmarks.replicas.replica import GEOMETRIES, Geometry, geometry_by_name
+from pard_onnx.benchmarks.replicas.widening import obstacles, powers_of_two_shares, used_rows
 from pard_onnx.models import demo
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint, read_tensor
 from pard_onnx.models.checkpoints.vocabulary import FILE as TOKENIZER
@@ -80,7 +80,7 @@ def test_logits_are_the_demo_models(
     role, like = CASES[case]
     made = make(monkeypatch, tmp_path / "out", role, like)
     small = Checkpoint.open(replica.ROLES[role]).spec
-    assert made.spec == replica.widened(small, like)
+    assert made.spec == replica.widened_spec(small, like)
     ids = torch.cat([text, torch.full((1, 7), small.pard.mask_id if small.pard else 5)], 1)
     expected, found = logits_of_demo(role, ids), logits(load(tmp_path / "out"), ids)
     kept = used_rows(small)
@@ -129,7 +129,7 @@ def test_weights_lie_in_shards_beyond_a_size(
 
 @given(st.integers(1, 64))
 def test_shares_are_powers_of_two_that_sum_to_one(copies: int) -> None:
-    found = shares(copies)
+    found = powers_of_two_shares(copies)
     assert len(found) == copies and found.sum() == 1
     assert set(np.frexp(found)[0]) == {0.5}
     assert found.max() <= 2 * found.min()
@@ -150,7 +150,7 @@ def test_which_geometries_fit(role: str, fitting: list[str]) -> None:
 
 def fits(name: str, role: str, small: ModelSpec) -> bool:
     try:
-        return replica.require_fit(name, role, small) == replica.widened(small, geometry(name))
+        return replica.replica_spec(name, role, small) == replica.widened_spec(small, geometry_by_name(name))
     except BadInput:
         return False
 
@@ -176,7 +176,7 @@ def test_bad_input(options: list[str], message: str, tmp_path: Path, capsys: pyt
 def test_sizes_that_are_too_small() -> None:
     small = Checkpoint.open(demo.TARGET).spec
     like = replace(TARGET, layers=5, intermediate=767, heads=2, kv_heads=1, rows=2048)
-    found = ", ".join(misfits(small, replica.widened(small, like)))
+    found = ", ".join(obstacles(small, replica.widened_spec(small, like)))
     assert found == (
         "layers 5 is less than 6, kv_heads 1 is less than 2, intermediate 767 is less than 768, "
         "vocabulary rows 2048 is less than 2176"

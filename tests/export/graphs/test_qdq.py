@@ -27,9 +27,9 @@ from pard_onnx.models.devices import DEVICES, Form, form_for
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import DATA, GRAPH, VITISAI_CONFIG, Manifest, Source
 from pard_onnx.models.spec import ModelSpec
-from pard_onnx.quantize.calibration import text as calibration
-from pard_onnx.quantize.calibration.ranges import Ranges, ranges
-from pard_onnx.quantize.quantizer import Order
+from pard_onnx.quantize.calibration.ranges import ActivationRanges, measure_ranges
+from pard_onnx.quantize.calibration.text import CalibrationRow, calibration_rows, read_text_file
+from pard_onnx.quantize.quantizer import QuantizationRequest
 from pard_onnx.quantize.recipes import named_recipe
 
 Tiny = Callable[..., Path]
@@ -63,9 +63,9 @@ class Made:
         return {path.name: onnx.load(path, load_external_data=False).graph for path in paths}
 
     @property
-    def rows(self) -> list[calibration.Row]:
+    def rows(self) -> list[CalibrationRow]:
         tokenizer = Tokenizer.from_file(str(self.checkpoint.folder / "tokenizer.json"))
-        return calibration.rows(calibration.read(self.text), tokenizer, self.checkpoint.spec)
+        return calibration_rows(read_text_file(self.text), tokenizer, self.checkpoint.spec)
 
 
 Make = Callable[..., Made]
@@ -84,7 +84,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Make:
             (root / "text.txt").write_text(TEXT)
             checkpoint = Checkpoint.open(tiny(root / "model", family, role, tied=tied))
             named, out = named_recipe(recipe), root / "out"
-            order = Order(named, root / "text.txt")
+            order = QuantizationRequest(named, root / "text.txt")
             export(Job(checkpoint, Source("tiny"), out, named.precision, order=order, form=FORMS[kind], capacity=128))
             done[key] = Made(checkpoint, root / "out", root / "text.txt")
         return done[key]
@@ -187,7 +187,7 @@ def test_ranges_are_what_onnxruntimes_calibrater_finds(exported: Callable[..., t
     folder, artifact = exported("qwen2", "target", "fp32", device="cpu", attention="portable")
     checkpoint = Checkpoint.open(folder)
     rows = [replace(row, ids=row.ids[:100], positions=row.positions[:100]) for row in made(*A8).rows]
-    found = ranges(checkpoint, rows, lambda _: None)
+    found = measure_ranges(checkpoint, rows, lambda _: None)
     graph = onnx.load(artifact / GRAPH, load_external_data=False).graph
     calibrater = MinMaxCalibrater(artifact / GRAPH, augmented_model_path=made(*A8).text.with_suffix(".onnx"))
     calibrater.augment_graph()
@@ -219,7 +219,7 @@ def _same(largest: np.float32, theirs: TensorData) -> None:
 def test_the_graph_is_onnxruntimes_own(made: Make, which: Which) -> None:
     """Taken back to floats and quantized by QDQQuantizer with the same ranges it gives the same logits, bit for bit."""
     artifact, bits = made(*which), named_recipe(which[0]).format.activations
-    known = ranges(artifact.checkpoint, artifact.rows, lambda _: None)
+    known = measure_ranges(artifact.checkpoint, artifact.rows, lambda _: None)
     static = next((graph for graph in artifact.manifest.graphs if graph.width > 1), None)
     path = artifact.folder / (static.file if static else GRAPH)
     model = onnx.load(path)
@@ -259,7 +259,9 @@ def _to_floats(graph: onnx.GraphProto, checkpoint: Checkpoint) -> dict[str, onnx
     return found
 
 
-def _quantized(model: onnx.ModelProto, names: dict[str, onnx.NodeProto], known: Ranges, bits: int) -> onnx.ModelProto:
+def _quantized(
+    model: onnx.ModelProto, names: dict[str, onnx.NodeProto], known: ActivationRanges, bits: int
+) -> onnx.ModelProto:
     limits = {node.input[0]: known.inputs[name].clip(bits) for name, node in names.items()}
     limits |= {node.output[0]: known.outputs[name].clip(bits) for name, node in names.items()}
     quantizer = QDQQuantizer(
@@ -314,7 +316,7 @@ def test_a_form_without_the_operators_is_refused() -> None:
 def _job(wanted: Form, *, ordered: bool = True) -> None:
     from pard_onnx.models.demo import TARGET
 
-    order = Order(named_recipe("int8-a8w8")) if ordered else None
+    order = QuantizationRequest(named_recipe("int8-a8w8")) if ordered else None
     Job(Checkpoint.open(TARGET), Source("demo"), Path("out"), "int8-a8w8", order=order, form=wanted).resolved_recipe()
 
 
@@ -323,6 +325,6 @@ def test_numbers_beyond_floats_are_refused(tmp_path: Path, tiny: Tiny) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.1.mlp.down_proj.weight"][:] = 3e38
     save_file(weights, folder / "model.safetensors")
-    row = calibration.Row(np.arange(8), np.arange(8))
+    row = CalibrationRow(np.arange(8), np.arange(8))
     with pytest.raises(BadInput, match=r"layers\.1\.mlp\.down_proj: .* is not finite over this text"):
-        ranges(Checkpoint.open(folder), [row], lambda _: None)
+        measure_ranges(Checkpoint.open(folder), [row], lambda _: None)

@@ -19,16 +19,16 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.devices import DEVICES, form_for
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest, Source
-from pard_onnx.quantize.quantizer import Order
+from pard_onnx.quantize.quantizer import QuantizationRequest
 from pard_onnx.quantize.recipes import named_recipe
 
 Exported = Callable[..., tuple[Path, Path]]
 Tiny = Callable[..., Path]
 
 
-def order_of(name: str, text: Path) -> Order:
+def order_of(name: str, text: Path) -> QuantizationRequest:
     named = named_recipe(name)
-    return Order(named, text if named.calibrated else None, "0.8" if named.mixed else None)
+    return QuantizationRequest(named, text if named.needs_text else None, "0.8" if named.mixed else None)
 
 
 def operators(folder: Path) -> dict[str, Counter[str]]:
@@ -72,7 +72,7 @@ def test_it_is_what_the_checkpoint_gives(
     checkpoint, artifact = exported(family, role, "fp32", verify=False, **options)
     order, wanted = order_of(recipe, text), form_for(DEVICES["cpu"], attention=options.get("attention"))  # type: ignore[arg-type]
     direct = Job(Checkpoint.open(checkpoint), Source("tiny"), tmp_path / "direct", "int4", order=order, form=wanted)
-    export(replace(direct, precision=order.named.precision, verify=False))
+    export(replace(direct, precision=order.recipe.precision, verify=False))
     export(requantize_job(FloatExport.open(artifact), tmp_path / "again", order, verify=False))
     same(tmp_path / "again", tmp_path / "direct")
 

@@ -6,9 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pard_onnx.models.precision import Format
-from pard_onnx.quantize.algorithms.grid import SHRINKS, Grid, best, in_blocks, search, searched, top
-from pard_onnx.quantize.algorithms.hqq import NORM, hqq
-from pard_onnx.quantize.algorithms.kquant import kquant
+from pard_onnx.quantize.algorithms.grid import (
+    HQQ_NORM,
+    SHRINKS,
+    Grid,
+    best_grid,
+    highest_level,
+    hqq,
+    in_blocks,
+    kquant,
+    round_by_search,
+    search_grid,
+)
 from pard_onnx.quantize.packing.pack import pack, unpack
 
 FORMATS = [Format("nbits", bits, block, sym) for bits in (4, 8) for block in (16, 32) for sym in (True, False)]
@@ -40,9 +49,9 @@ def dequantized(grid: Grid, levels: np.ndarray) -> np.ndarray:
 @given(seed=st.integers(0, 1000))
 def test_packed_bytes_stand_for_the_levels(fmt: Format, seed: int) -> None:
     weight = random(seed=seed)
-    grid = search(weight, fmt)
+    grid = search_grid(weight, fmt)
     levels = grid.levels(weight)
-    assert levels.max() <= top(fmt)
+    assert levels.max() <= highest_level(fmt)
     np.testing.assert_array_equal(unpack(grid.pack(levels), fmt), dequantized(grid, levels))
 
 
@@ -52,7 +61,7 @@ def test_the_search_is_trying_everything(fmt: Format) -> None:
     weight = random()
     importance = np.random.default_rng(1).uniform(0.01, 10, weight.shape[1]).astype(np.float32)
     for counts in (None, importance):
-        grid = search(weight, fmt, counts)
+        grid = search_grid(weight, fmt, counts)
         off = (dequantized(grid, grid.levels(weight)) - weight) ** 2 * (1 if counts is None else counts)
         found = in_blocks(off, fmt).sum(axis=-1)
         plain = (unpack(pack(weight, fmt), fmt) - weight) ** 2 * (1 if counts is None else counts)
@@ -63,7 +72,9 @@ def test_the_search_is_trying_everything(fmt: Format) -> None:
 @by_name
 def test_searched_rounding_errs_less(fmt: Format) -> None:
     weight = np.random.default_rng(0).normal(size=(40, 256)).astype(np.float32)
-    plain, found = (np.square(unpack(p, fmt) - weight).mean() for p in (pack(weight, fmt), searched(weight, fmt)))
+    plain, found = (
+        np.square(unpack(p, fmt) - weight).mean() for p in (pack(weight, fmt), round_by_search(weight, fmt))
+    )
     assert found < plain * (0.98 if fmt.bits == 4 else 1)
 
 
@@ -71,7 +82,7 @@ def test_the_best_of_equals_is_the_first() -> None:
     fmt = FORMATS[0]
     blocks = np.zeros((1, 1, 16), np.float32)
     first, second = (Grid(fmt, np.full((1, 1), scale, np.float32), np.full((1, 1), 8.0)) for scale in (1, 2))
-    assert best(blocks, [first, second]).scale == 1
+    assert best_grid(blocks, [first, second]).scale == 1
 
 
 @pytest.mark.parametrize("fmt", WITH_ZERO, ids=lambda fmt: fmt.name)
@@ -89,13 +100,13 @@ def test_zero_point_algorithms_pack_what_they_mean(fmt: Format, algorithm) -> No
 def test_each_algorithm_is_best_at_what_it_minimizes() -> None:
     fmt = Format("nbits", 4, 32, symmetric=False)
     weight = (np.random.default_rng(0).standard_t(3, size=(60, 256)) * 0.02).astype(np.float32)  # heavy tails
-    off = {f.__name__: np.abs(unpack(f(weight, fmt), fmt) - weight) for f in (pack, kquant, hqq, searched)}
-    squares, norms = ({name: np.power(o, p).sum() for name, o in off.items()} for p in (2, NORM))
-    assert squares["searched"] < squares["kquant"] < squares["pack"]
+    off = {f.__name__: np.abs(unpack(f(weight, fmt), fmt) - weight) for f in (pack, kquant, hqq, round_by_search)}
+    squares, norms = ({name: np.power(o, p).sum() for name, o in off.items()} for p in (2, HQQ_NORM))
+    assert squares["round_by_search"] < squares["kquant"] < squares["pack"]
     assert norms["hqq"] <= norms["pack"]
 
 
-@pytest.mark.parametrize("algorithm", (searched, kquant, hqq))
+@pytest.mark.parametrize("algorithm", (round_by_search, kquant, hqq))
 def test_rows_are_rounded_on_their_own(algorithm) -> None:
     """So that blocks of rows may be packed one after the other."""
     fmt = WITH_ZERO[0]

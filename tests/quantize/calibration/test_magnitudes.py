@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -28,13 +28,15 @@ def loss(x: Floats, clip: float, bits: int) -> float:
 
 
 @given(st.lists(arrays(np.float32, 5, elements=FINITE), min_size=1, max_size=6))
+@example([np.ones(5, np.float32), np.zeros(5, np.float32), np.zeros(5, np.float32)])  # zeros before the first number
+@example([np.full(5, 1e-45, np.float32), np.ones(5, np.float32)])  # the smallest float32
 def test_counts_do_not_depend_on_the_order(parts: list[Floats]) -> None:
     forth, back = seen(*parts), seen(*parts[::-1])
     assert forth.limit == back.limit and forth.largest == back.largest == np.abs(parts).max()
     if forth.limit:
         assert forth.largest < forth.limit <= 2 * forth.largest
-    # What lies on the border of two bins may be counted in either.
-    np.testing.assert_allclose(np.cumsum(forth.counts)[1::2], np.cumsum(back.counts)[1::2], atol=5)
+    np.testing.assert_array_equal(forth.counts, back.counts)
+    assert forth.counts.sum() == 5 * len(parts)
 
 
 def test_growing_loses_nothing() -> None:
@@ -43,13 +45,17 @@ def test_growing_loses_nothing() -> None:
     found = seen(*parts)
     whole, _ = np.histogram(np.abs(np.concatenate(parts)), BINS, range=(0, found.limit))
     assert found.counts.sum() == 1600
-    assert np.abs(found.counts - whole)[1:].sum() <= 8  # float32 edges
+    np.testing.assert_array_equal(found.counts, whole)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from((0.3, 1.0, 3.0)), st.sampled_from((8, 16)))
+@example(2484, 3.0, 8)  # 1.12 times the best: few values are rounded to other levels than 0
 def test_the_clip_errs_hardly_more_than_the_best(seed: int, tail: float, bits: int) -> None:
-    """Among all clips at the edges of bins, tried one by one. tail: from even values to rare large ones."""
+    """Among all clips at the edges of bins, tried one by one. tail: from even values to rare large ones.
+
+    `clip` assumes uniform rounding errors within a step. Over n values the mean square of such errors has a relative
+    standard deviation of sqrt(4 / 5 / n), and the best of all clips is the one with the luckiest errors.
+    """
     random = np.random.default_rng(seed)
     x = (random.normal(size=3000) * np.exp(tail * random.normal(size=3000))).astype(np.float32)
     found = seen(x)
@@ -57,7 +63,8 @@ def test_the_clip_errs_hardly_more_than_the_best(seed: int, tail: float, bits: i
     candidates = [*(np.arange(8, BINS + 1, 8) * found.limit / BINS), found.largest]
     best = min(loss(x, min(c, found.largest), bits) for c in candidates)
     assert 0 < clip <= found.largest
-    assert loss(x, clip, bits) <= 1.1 * best
+    rounded = int((np.abs(x) > clip / (2**bits - 2)).sum())  # to other levels than 0
+    assert loss(x, clip, bits) <= (1 + max(0.1, 3 * np.sqrt(0.8 / rounded))) * best
 
 
 def test_sixteen_bits_keep_everything() -> None:

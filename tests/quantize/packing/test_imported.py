@@ -12,7 +12,7 @@ from tiny import edit_json
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadCheckpoint
-from pard_onnx.quantize.packing.imported import Imported, imported
+from pard_onnx.quantize.packing.imported import ImportedMatrices, imported_matrices
 from pard_onnx.quantize.packing.pack import _nibbles
 
 EIGHT_BITS = ("gptq", "gptq_v2", "compressed-tensors", "auto-round", "auto-round gptq")
@@ -29,8 +29,8 @@ CASES = [
 WANTED = ("q_proj", "down_proj", "lm_head")  # of layer 0; tests of all matrices export whole models
 
 
-def opened(folder: Path) -> Imported:
-    found = imported(Checkpoint.open(folder))
+def opened(folder: Path) -> ImportedMatrices:
+    found = imported_matrices(Checkpoint.open(folder))
     assert found is not None
     return found
 

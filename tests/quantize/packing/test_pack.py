@@ -1,4 +1,4 @@
-"""Packing one matrix: what the stored form stands for, and what ONNX Runtime's operators make of it."""
+"""Packing one matrix: the values of its stored form, what ONNX Runtime's operators compute with it, and its error."""
 
 import numpy as np
 import onnxruntime as ort
@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pard_onnx.models.errors import BadInput
-from pard_onnx.models.precision import DYNAMIC_INT8, FLOAT16, FLOAT32, INT4, Format
-from pard_onnx.quantize.packing.pack import Packed, fit_block, pack, unpack
+from pard_onnx.models.precision import DYNAMIC_INT8, FLOAT16, FLOAT32, INT4, INT8, Format
+from pard_onnx.quantize.packing.pack import PackedRows, RoundingError, format_for_width, pack, unpack
 
 MICROSOFT = "com.microsoft"
 NBITS = [
@@ -43,13 +43,13 @@ def matrices(draw, most=1e30):
     return weight
 
 
-def steps(packed: Packed, weight: np.ndarray) -> np.ndarray:
+def steps(packed: PackedRows, weight: np.ndarray) -> np.ndarray:
     """The distance of two levels at every weight, [n, in]."""
     scale = np.abs(packed.scale).reshape(len(weight), -1)
     return np.repeat(scale, weight.shape[1] // scale.shape[1], axis=1)
 
 
-def off(weight: np.ndarray, packed: Packed, fmt: Format) -> np.ndarray:
+def off(weight: np.ndarray, packed: PackedRows, fmt: Format) -> np.ndarray:
     """Every weight's error in steps; rounding of the scale itself is worth 1e-4 of one at most."""
     error, step = np.abs(unpack(packed, fmt) - weight), steps(packed, weight)
     return np.divide(error, step, out=np.where(error > 0, np.inf, 0.0), where=step > 0)
@@ -161,19 +161,19 @@ def test_the_block_is_the_largest_that_divides_the_width(block, width, bits, sym
     fmt = Format("nbits", bits, block, symmetric)
     fitting = [size for size in (16, 32, 64, 128, 256) if size <= block and width % size == 0]
     if fitting:
-        assert fit_block(fmt, width, "w") == Format("nbits", bits, max(fitting), symmetric)
+        assert format_for_width(fmt, width, "w") == Format("nbits", bits, max(fitting), symmetric)
     else:
         with pytest.raises(BadInput, match=rf"a\.b: input width {width} .*fp32"):
-            fit_block(fmt, width, "a.b")
+            format_for_width(fmt, width, "a.b")
 
 
 @pytest.mark.parametrize("fmt", [FLOAT32, FLOAT16, DYNAMIC_INT8], ids=lambda fmt: fmt.name)
 def test_formats_without_blocks_take_any_width(fmt):
-    assert fit_block(fmt, 7, "w") == fmt
+    assert format_for_width(fmt, 7, "w") == fmt
 
 
 def test_qwens_widths_keep_the_default_block():
-    assert {fit_block(INT4, width, "w").block for width in (896, 1536, 3584, 4864, 8960, 18944)} == {128}
+    assert {format_for_width(INT4, width, "w").block for width in (896, 1536, 3584, 4864, 8960, 18944)} == {128}
 
 
 # What the operators compute
@@ -249,3 +249,53 @@ def test_dynamicquantizematmul_computes_with_what_unpack_says():
     y = run("DynamicQuantizeMatMul", weights, {}, x, at=0)
     expected = x @ unpack(packed, DYNAMIC_INT8).T
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-3)
+
+
+ERROR_FORMATS = [FLOAT16, INT8, INT4, DYNAMIC_INT8, Format("nbits", 4, 32, symmetric=False)]
+
+
+@pytest.fixture
+def weight():
+    return np.random.default_rng(0).normal(0, 0.02, (40, 256)).astype(np.float32)
+
+
+def direct(weight, fmt):
+    difference = unpack(pack(weight, fmt), fmt).astype(np.float64) - weight
+    return np.sqrt(np.mean(difference**2) / np.mean(weight.astype(np.float64) ** 2))
+
+
+@pytest.mark.parametrize("fmt", ERROR_FORMATS, ids=lambda fmt: fmt.name)
+def test_the_relative_error_is_the_direct_one(weight, fmt):
+    before = weight.copy()
+    error = RoundingError.of(weight, pack(weight, fmt), fmt)
+    assert error.relative == pytest.approx(direct(weight, fmt), rel=1e-4)
+    assert error.weight_squared == pytest.approx(np.sum(weight.astype(np.float64) ** 2), rel=1e-4)
+    np.testing.assert_array_equal(before, weight)
+
+
+@pytest.mark.parametrize("fmt", ERROR_FORMATS, ids=lambda fmt: fmt.name)
+def test_blocks_of_rows_add_up(weight, fmt):
+    total = RoundingError()
+    for rows in (weight[:7], weight[7:30] * 5, weight[30:] * 0):
+        total.add(RoundingError.of(rows, pack(rows, fmt), fmt))
+    scaled = np.concatenate([weight[:7], weight[7:30] * 5, weight[30:] * 0])
+    assert total.relative == pytest.approx(direct(scaled, fmt), rel=1e-4)
+
+
+def test_fewer_bits_err_more(weight):
+    errors = [RoundingError.of(weight, pack(weight, fmt), fmt).relative for fmt in (FLOAT16, INT8, INT4)]
+    assert errors == sorted(errors)
+    assert errors[2] > 10 * errors[1] > 100 * errors[0] / 10 > 0
+
+
+def test_float32_has_no_error_and_dilutes_that_of_others(weight):
+    total = RoundingError.of(weight, pack(weight, FLOAT32), FLOAT32)
+    assert total.relative == 0
+    total.add(RoundingError.of(weight, pack(weight, INT4), INT4))
+    assert total.relative == pytest.approx(direct(weight, INT4) / np.sqrt(2), rel=1e-4)
+
+
+def test_no_weights_have_no_error():
+    assert RoundingError().relative == 0
+    zeros = np.zeros((2, 128), dtype=np.float32)
+    assert RoundingError.of(zeros, pack(zeros, INT4), INT4).relative == 0

@@ -14,9 +14,8 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.json_files import read_json
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.models.precision import INT4, INT8, Format, Recipe
-from pard_onnx.quantize.packing.pack import Float, Packed, pack
-from pard_onnx.quantize.packing.prepared import EMBEDDING, HEAD, Formats, Order
-from pard_onnx.quantize.packing.report import Error
+from pard_onnx.quantize.packing.pack import Float, PackedRows, RoundingError, pack
+from pard_onnx.quantize.packing.prepared import EMBEDDING, HEAD, ColumnOrder, Formats
 
 Tiny = Callable[..., Path]
 ZP32 = Format("nbits", 4, 32, symmetric=False)
@@ -29,7 +28,7 @@ class Held:
     def __init__(
         self,
         matrices: dict[str, tuple[Float, Format]],
-        orders: dict[str, Order] | None = None,
+        orders: dict[str, ColumnOrder] | None = None,
         vectors: dict[str, Float] | None = None,
     ) -> None:
         self.matrices, self.orders, self.vectors = matrices, orders or {}, vectors or {}
@@ -37,14 +36,14 @@ class Held:
     def format(self, name: str) -> Format | None:
         return self.matrices[name][1] if name in self.matrices else None
 
-    def rows(self, name: str, rows: slice) -> Packed:
+    def rows(self, name: str, rows: slice) -> PackedRows:
         weight, fmt = self.matrices[name]
         return pack(np.ascontiguousarray(weight[rows]), fmt)
 
-    def error(self, name: str) -> Error:
-        return Error(1.0, 4.0)
+    def error(self, name: str) -> RoundingError:
+        return RoundingError(1.0, 4.0)
 
-    def order(self, name: str) -> Order | None:
+    def order(self, name: str) -> ColumnOrder | None:
         return self.orders.get(name)
 
     def vector(self, name: str) -> Float | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pard_onnx.benchmarks.peers.gguf_file import NAMES, UNUSED, gguf_name, rope_factors, write_gguf
+from pard_onnx.benchmarks.peers.forms import NAMES, UNUSED, gguf_name, rope_factors, write_gguf
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.tensors import read_tensor
 from pard_onnx.models.errors import BadCheckpoint
