@@ -15,7 +15,7 @@ from rich.text import Text
 
 from pard_onnx.cli import Parser, exit_code
 from pard_onnx.models.records import to_json
-from pard_onnx.runtime.doctor import ArtifactReport, ProviderReport, Report, examine
+from pard_onnx.runtime.doctor import ArtifactReport, DoctorReport, ProviderReport, examine
 from pard_onnx.runtime.model import open_artifact
 
 STYLES = {"ready": "green", "right": "green", "token by token": "yellow", "absent": "dim", "does not fit": "dim"}
@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 if anything can be run, 1 if nothing can, 2 for a folder that pard-export has not written."""
     options = parser().parse_args(argv)
-    found: list[Report] = []
+    found: list[DoctorReport] = []
 
     def run() -> None:
         found.append(examine([open_artifact(name) for name in options.artifacts]))
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code or int(not found[0].usable)
 
 
-def show(report: Report, *, as_json: bool) -> None:
+def show(report: DoctorReport, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(to_json(report) | {"usable": report.usable}))
         return
@@ -55,7 +55,7 @@ def show(report: Report, *, as_json: bool) -> None:
         console.print(artifacts_table(report.artifacts))
 
 
-def summary(report: Report) -> Text:
+def summary(report: DoctorReport) -> Text:
     """Versions, CPU kernels, memory and devices, one line each."""
     lines = [", ".join(f"{name} {version}" for name, version in (*report.versions, *report.onnxruntime))]
     lines.append(f"CPU kernels: {report.kernel or 'ONNX Runtime’s own'}")

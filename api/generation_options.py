@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from pard_onnx.runtime.options import AUTO
-from pard_onnx.runtime.providers.table import PROVIDERS, read_options
+from pard_onnx.runtime.providers.table import PROVIDERS, parse_options
 
 # Name, type, metavar, help; the defaults are those of `Sampling`.
 SAMPLING = (
@@ -52,8 +52,8 @@ def load_arguments(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "provider": options.provider,
         "draft_provider": options.draft_provider,
-        "provider_options": read_options(options.provider_option),
-        "draft_provider_options": read_options(options.draft_provider_option),
+        "provider_options": parse_options(options.provider_option),
+        "draft_provider_options": parse_options(options.draft_provider_option),
         "fallback": options.fallback,
         "threads": options.threads,
     }

@@ -12,7 +12,7 @@ from pard_onnx.benchmarks.measures.step_costs import Curve, Prediction, predict
 from pard_onnx.benchmarks.peers.comparison import PeerResult
 from pard_onnx.runtime.options import AUTO
 from pard_onnx.runtime.pair import Pair
-from pard_onnx.runtime.tuning.widths import ANY, Widths
+from pard_onnx.runtime.tuning.steps import ANY, Widths
 
 from .trial import PLAIN, REFERENCE, TUNED, PromptSet, Summary, Trial, Way, pard_way, summarize
 

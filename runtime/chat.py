@@ -20,19 +20,23 @@ from .stream import Generation, Stream
 from .text.prompt import Messages, copy_messages, known_ids
 from .text.tokenizer import Message
 
-CUT = ("cancelled", "timeout")  # reasons that say nothing of the model
+INTERRUPTED = ("cancelled", "timeout")  # the finish reasons of a text that the model did not end
 
 
 class Chat:
-    """`messages` (role and content) may be edited between turns: from the first difference on, the prompt is computed
-    anew. Rows that are kept come from steps of decoding, new ones from wider steps: with exact widths they are equal.
+    """A conversation with a model, whose KV cache is kept from turn to turn.
 
-    A turn adds its two messages when its stream ends, cancelled or timed out with the text that is there. A turn that
-    fails, is closed early, or is cut before it has any text leaves the conversation as it was.
+    `messages` (role and content) may be edited between turns. The next turn then computes the prompt anew from the
+    first token that differs. KV rows that are kept come from decoding steps, and new rows come from the wider steps of
+    prefill; with exact widths, both are equal.
+
+    A turn adds two messages when its stream ends, the question and the answer. If the turn is cancelled or times out,
+    the answer is the text so far. A turn leaves the conversation as it was if it fails, if its stream is closed early,
+    or if it is cancelled or times out before there is any text.
     """
 
     def __init__(self, engine: Engine, messages: Iterable[Message], sequence: Sequence | None = None) -> None:
-        """See `Pair.chat`. sequence: holds the beginning of the conversation, made by this engine."""
+        """See `Pair.chat`. sequence: made by this engine, with the beginning of the conversation."""
         self.messages: Messages = copy_messages(messages)
         self._engine = engine
         self._sequence: Sequence | None = sequence or engine.new_sequence()
@@ -71,13 +75,13 @@ class Chat:
             if self.messages != before:
                 raise Failure("the conversation has changed since this stream was made; send the message again")
             result = yield from generation
-            if result.text or result.finish_reason not in CUT:
+            if result.text or result.finish_reason not in INTERRUPTED:
                 self.messages += [question, {"role": "assistant", "content": result.text}]
             return result
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """While a turn runs, or something else that no turn may disturb."""
+        """A context that keeps other turns out; Failure if a turn runs."""
         if not self._lock.acquire(blocking=False):
             raise Failure("this conversation is being answered; read that stream to its end, or close it")
         try:
@@ -91,9 +95,9 @@ class Chat:
         return self._sequence
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write messages, tokens and KV rows to one file, whole or not at all, for `Pair.restore`.
+        """Write messages, tokens and KV rows to one file for `Pair.restore`, completely or not at all.
 
-        Raises BadInput if the file cannot be written, or is there and is no saved conversation; Failure during a turn.
+        Raises BadInput if the file cannot be written, or exists and is not a saved conversation; Failure during a turn.
         """
         sequence = self._open()
         with self.busy():
@@ -101,7 +105,7 @@ class Chat:
             snapshot.write(path, sequence, self.messages, *manifests)
 
     def close(self) -> None:
-        """Free the KV cache; a turn that runs goes on to its end first."""
+        """Free the KV cache. If a turn runs, the cache is freed when the turn ends."""
         self._sequence = None
 
     def __enter__(self) -> Chat:

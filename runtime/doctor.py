@@ -1,87 +1,107 @@
-"""What works here: providers that start, and artifacts that they run right."""
+"""What pard-doctor reports: what is installed, which providers start, and which artifacts they run correctly."""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import platform
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
+from typing import Any, Literal
 
-from pard_onnx.models.errors import BadInput
+from pard_onnx.models.errors import BadInput, BadProvider
 from pard_onnx.models.manifest import Manifest
 
 from . import kernels
 from .model import Artifact, open_model
-from .providers import environment
 from .providers.choice import incompatibility
 from .providers.discovery import provider_source
-from .providers.environment import Memory
 from .providers.memory import start_provider
-from .providers.table import AUTO_ORDER, CPU, PROVIDERS, Provider
+from .providers.table import AUTO_ORDER, CPU, PROVIDERS, Provider, onnxruntime
 from .providers.threads import Threads
 from .sessions.device_cache import cache_bytes
 
 State = Literal["ready", "absent", "fails"]
-Result = Literal["right", "token by token", "does not fit", "fails"]
+Outcome = Literal["right", "token by token", "does not fit", "fails"]
+
+PACKAGES = ("pard-onnx", "numpy", "tokenizers")
+MODULE = "onnxruntime"
+MEMINFO = Path("/proc/meminfo")
+GRAPHICS = Path("/sys/class/drm")  # where the amdgpu driver says how much memory a card has
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """The host's memory in bytes; None where the system does not say."""
+
+    total: int | None
+    available: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderReport:
-    """detail: where it comes from, or why it does not work; install: what brings it."""
+    """What was found of one provider."""
 
     key: str
     state: State
-    detail: str
-    install: str
+    detail: str  # where the provider comes from, or why it does not work
+    install: str  # how to install it
 
 
 @dataclass(frozen=True, slots=True)
 class ArtifactReport:
-    """One artifact on one provider that is ready. bytes: of weights and KV cache; detail: the self-check's numbers, or
-    what went wrong."""
+    """What was found of one artifact on one provider that is ready."""
 
     artifact: str
     provider: str
-    result: Result
-    bytes: int
-    detail: str
+    result: Outcome
+    bytes: int  # of the weights and the KV cache
+    detail: str  # the differences and times of the self-check, or what went wrong
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    versions: tuple[tuple[str, str], ...]
-    onnxruntime: tuple[tuple[str, str], ...]
-    conflict: str | None
-    kernel: str | None
-    memory: Memory
-    devices: tuple[str, ...]
+class DoctorReport:
+    """Everything that pard-doctor shows; the fields are the keys of its JSON output."""
+
+    versions: tuple[tuple[str, str], ...]  # (name, version)
+    onnxruntime: tuple[tuple[str, str], ...]  # (distribution, version) of the installed onnxruntime
+    conflict: str | None  # what is wrong with `onnxruntime`, and the fix
+    kernel: str | None  # the instruction set of this package's CPU kernels; None where they are not used
+    memory: HostMemory
+    devices: tuple[str, ...]  # one description each
     providers: tuple[ProviderReport, ...]
     artifacts: tuple[ArtifactReport, ...]
 
     @property
     def usable(self) -> bool:
-        """Whether anything can be run: a provider, and of the artifacts, if any were named, one on one of them."""
+        """Whether a provider is ready and, if artifacts were named, runs at least one of them."""
         ready = any(provider.state == "ready" for provider in self.providers)
-        runs = any(found.result in ("right", "token by token") for found in self.artifacts)
+        runs = any(artifact.result in ("right", "token by token") for artifact in self.artifacts)
         return ready and (runs or not self.artifacts)
 
 
-def examine(artifacts: Sequence[Artifact]) -> Report:
-    found = environment.flavours()
+def examine(artifacts: Sequence[Artifact]) -> DoctorReport:
+    """Start every provider, and run the self-check of the artifacts on those that start."""
+    distributions = onnxruntime_distributions()
     providers = tuple(provider_report(PROVIDERS[key]) for key in AUTO_ORDER)
     ready = [PROVIDERS[report.key] for report in providers if report.state == "ready"]
-    return Report(
-        versions=environment.versions(),
-        onnxruntime=found,
-        conflict=environment.conflict(found),
+    return DoctorReport(
+        versions=versions(),
+        onnxruntime=distributions,
+        conflict=conflict(distributions),
         kernel=kernels.isa(),
-        memory=environment.memory(),
-        devices=environment.devices(),
+        memory=host_memory(),
+        devices=devices(),
         providers=providers,
         artifacts=tuple(artifact_reports(artifacts, ready)),
     )
 
 
 def provider_report(provider: Provider) -> ProviderReport:
+    """Find and start one provider."""
     try:
         origin = provider_source(provider).origin
     except BadInput as error:
@@ -95,15 +115,16 @@ def provider_report(provider: Provider) -> ProviderReport:
 
 
 def artifact_reports(artifacts: Sequence[Artifact], providers: Sequence[Provider]) -> Iterator[ArtifactReport]:
+    """Every artifact on every one of these providers."""
     for artifact in artifacts:
         for provider in providers:
-            size = weights(artifact.manifest) + cache_bytes(artifact.manifest, provider)
-            result, detail = tried(artifact, provider)
+            size = weight_bytes(artifact.manifest) + cache_bytes(artifact.manifest, provider)
+            result, detail = try_artifact(artifact, provider)
             yield ArtifactReport(artifact.name, provider.key, result, size, detail)
 
 
-def tried(artifact: Artifact, provider: Provider) -> tuple[Result, str]:
-    """The artifact opened on the provider, self-check included."""
+def try_artifact(artifact: Artifact, provider: Provider) -> tuple[Outcome, str]:
+    """Open the artifact on the provider, which runs the self-check; the outcome and its details."""
     if reason := incompatibility(artifact.manifest, provider):
         return "does not fit", reason
     try:
@@ -118,5 +139,90 @@ def tried(artifact: Artifact, provider: Provider) -> tuple[Result, str]:
     return "right", f"{model.verdict.describe()}; {model.verdict.pace()}{passed}"
 
 
-def weights(manifest: Manifest) -> int:
+def weight_bytes(manifest: Manifest) -> int:
+    """The size of the artifact's graphs and weights."""
     return sum(file.size for file in manifest.files if file.name.startswith("model"))
+
+
+def versions() -> tuple[tuple[str, str], ...]:
+    """(name, version) of Python, then of PACKAGES."""
+    return (("Python", platform.python_version()), *((name, installed_version(name)) for name in PACKAGES))
+
+
+def installed_version(distribution: str) -> str:
+    """The version of a distribution, or "not installed"."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def onnxruntime_distributions() -> tuple[tuple[str, str], ...]:
+    """(name, version) of every installed distribution that has the module onnxruntime; there should be exactly one."""
+    names = sorted(set(packages_distributions().get(MODULE, ())))
+    return tuple((name, installed_version(name)) for name in names)
+
+
+def conflict(distributions: tuple[tuple[str, str], ...]) -> str | None:
+    """What is wrong with these distributions of onnxruntime, with the fix; None if there is exactly one."""
+    if len(distributions) == 1:
+        return None
+    if not distributions:
+        return 'onnxruntime is not installed; pip install "pard-onnx[cpu]", or another extra for your device'
+    names = [name for name, _ in distributions]
+    return (
+        f"{' and '.join(names)} are installed together and overwrite one another's files: which one runs is chance; "
+        f"pip uninstall -y {' '.join(names)}, then install the one you want"
+    )
+
+
+def devices() -> tuple[str, ...]:
+    """Descriptions of the devices that ONNX Runtime lists, then of graphics memory."""
+    try:
+        ort = onnxruntime()
+    except BadProvider:
+        return ()
+    listed = ort.get_ep_devices() if hasattr(ort, "get_ep_devices") else ()
+    return tuple(dict.fromkeys(describe_device(entry) for entry in listed)) + graphics_memory()
+
+
+def describe_device(entry: Any) -> str:
+    """A description of an OrtEpDevice."""
+    kind = str(entry.device.type).rpartition(".")[2]
+    name = entry.device.metadata.get("Description") or entry.device.vendor or "unnamed"
+    return f"{kind}: {name} ({entry.ep_name})"
+
+
+def graphics_memory() -> tuple[str, ...]:
+    """The memory of the graphics cards whose driver says it."""
+    out = []
+    for file in sorted(GRAPHICS.glob("card*/device/mem_info_vram_total")):
+        try:
+            out.append(f"GPU: {file.parts[-3]}, {int(file.read_text()) / 2**30:.1f} GiB of its own")
+        except (OSError, ValueError):
+            continue
+    return tuple(out)
+
+
+def host_memory() -> HostMemory:
+    """The host's memory, on Linux, macOS and Windows."""
+    if sys.platform == "win32":
+        return windows_memory()
+    try:
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return HostMemory(None, None)
+    try:
+        lines = MEMINFO.read_text().splitlines()
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        return HostMemory(total, available)
+    except (OSError, StopIteration, ValueError):
+        return HostMemory(total, None)
+
+
+def windows_memory() -> HostMemory:
+    """The host's memory by GlobalMemoryStatusEx, whose structure has two 32-bit numbers and seven 64-bit ones."""
+    status = (ctypes.c_uint64 * 8)()
+    ctypes.cast(status, ctypes.POINTER(ctypes.c_uint32))[0] = ctypes.sizeof(status)
+    done = ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined,unused-ignore]
+    return HostMemory(int(status[1]), int(status[2])) if done else HostMemory(None, None)

@@ -14,10 +14,10 @@ from pard_onnx.models.checks import DRAFT_LIMIT
 from pard_onnx.models.errors import Failure, PardWarning
 
 from . import kernels
+from .decoding.auto import DrafterFactory
 from .decoding.drafter import Drafter, PardDrafter
-from .decoding.drafters import Drafters
 from .decoding.loop import Halted, Settings, Step, decode
-from .model import Model
+from .model import LoadedModel
 from .options import AUTO, Options
 from .providers.choice import on_separate_devices
 from .providers.table import CPU
@@ -26,21 +26,21 @@ from .sampling.sampler import chooser, require_known
 from .sequence import Sequence
 from .sessions.kv_cache import KvCache
 from .sessions.session import BeforeStep, DraftSession, Floats, Ids, Rows, Session, TargetSession, do_nothing
-from .stream import Stream, Writer, chunks
-from .text.stop import stop_strings
+from .stream import Stream, chunks
 from .text.tokenizer import Text
-from .tuning.widths import ANY, Widths
+from .text.writer import Writer, stop_strings
+from .tuning.steps import ANY, Widths
 
 ORT_KERNEL = "onnxruntime"  # whose matmuls run where this package's own do not
 WIDEST = DRAFT_LIMIT + 2  # a step of all drafts, padded
-Models = tuple[Model[TargetSession], Model[DraftSession] | None]
+Models = tuple[LoadedModel[TargetSession], LoadedModel[DraftSession] | None]
 MakeDrafter = Callable[[Sequence, Options, Settings], Drafter]
 
 
 class Engine:
     """A target, with or without a draft. Any number of sequences may be alive, and their runs may take turns."""
 
-    def __init__(self, target: Model[TargetSession], draft: Model[DraftSession] | None = None) -> None:
+    def __init__(self, target: LoadedModel[TargetSession], draft: LoadedModel[DraftSession] | None = None) -> None:
         """Warns with PardWarning where a model runs token by token."""
         for model in (target, draft):
             if model and model.warning:
@@ -50,7 +50,7 @@ class Engine:
         self.text: Text = target.artifact.text()
         self.kernel = kernels.isa() or ORT_KERNEL if target.provider.key == CPU.key else ORT_KERNEL
         self._models: Models | None = (target, draft)
-        self._drafters = Drafters(
+        self._drafters = DrafterFactory(
             target.tuning.costs,
             draft.tuning.costs if draft else None,
             draft is not None and on_separate_devices(target.provider, draft.provider),

@@ -1,4 +1,4 @@
-"""A pair's models: verified artifact folders, and the sessions that run them on this machine."""
+"""The models of a pair: artifact folders that are verified, opened on a provider, checked and measured."""
 
 from __future__ import annotations
 
@@ -18,37 +18,35 @@ from .providers.memory import start_provider
 from .providers.opening import first_line
 from .providers.table import CPU, Provider
 from .providers.threads import Threads
+from .sessions.dynamic_shapes import FusedDraft, FusedTarget, PortableDraft, PortableTarget
 from .sessions.fixed_shapes import FixedShapesDraft, FixedShapesTarget
-from .sessions.fused import FusedDraft, FusedTarget
-from .sessions.portable import PortableDraft, PortableTarget
 from .sessions.session import Session
 from .sessions.single_step import SingleStepDraft, SingleStepTarget
 from .text.tokenizer import TOKENIZER, Text, first_difference
-from .tuning.costs import StepCosts
 from .tuning.measurement import Tuning, measure_draft, measure_prefill_chunk, measure_target
 from .tuning.remembered import load_or_measure, record_path
 from .tuning.self_check import (
     Verdict,
     check_draft,
     check_target,
-    no_gain,
     remedy,
     require_right,
     single_steps_warning,
+    slow_reason,
 )
-from .tuning.widths import ANY
+from .tuning.steps import ANY, StepCosts
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A folder that was read and verified."""
+    """An artifact folder that was read and verified."""
 
     name: str  # as the user gave it
     folder: Path
     manifest: Manifest
 
     def text(self) -> Text:
-        """Its tokenizer and chat template."""
+        """The artifact's tokenizer and chat template."""
         return Text(self.folder, self.manifest.spec.chat_template)
 
 
@@ -56,16 +54,16 @@ AnySession = TypeVar("AnySession", bound=Session)
 
 
 @dataclass(frozen=True, slots=True)
-class Model(Generic[AnySession]):
-    """An artifact that was opened on a provider."""
+class LoadedModel(Generic[AnySession]):
+    """An artifact that was opened on a provider, checked and measured."""
 
     artifact: Artifact
     session: AnySession
     tuning: Tuning
-    verdict: Verdict | None = None  # of the self-check; None on the CPU, which others are compared with
-    warning: str | None = None  # why every token takes a step of its own; None where wider steps are right
+    verdict: Verdict | None = None  # of the self-check; None on the CPU, with which other providers are compared
+    warning: str | None = None  # why every token is run in a step of its own; None where wider steps are correct
     reason: str = ""  # why it runs on this provider
-    slow: str | None = None  # why the CPU would be faster; None where it would not
+    slow: str | None = None  # why the CPU is the better choice; None where it is not
 
     @property
     def manifest(self) -> Manifest:
@@ -81,7 +79,7 @@ class Model(Generic[AnySession]):
 
 
 def open_artifact(name: str | PathLike[str], role: Role | None = None) -> Artifact:
-    """Resolve, read and verify a folder; BadArtifact if it has another role."""
+    """Find the artifact's folder, read and verify it; BadArtifact if its role is another one."""
     folder = hub.resolve_artifact(fspath(name))
     manifest = Manifest.read(folder)
     if role and manifest.role != role:
@@ -91,12 +89,13 @@ def open_artifact(name: str | PathLike[str], role: Role | None = None) -> Artifa
 
 
 def require_same_tokenizer(target: Artifact, draft: Artifact) -> None:
-    """BadArtifact names the first id whose tokens differ. Padded vocabularies may have different sizes."""
+    """Raise BadArtifact, with the first id whose tokens differ, unless both have the same tokens. The padding of the
+    vocabularies may differ."""
     require_tokenizer_of(target, draft.name, draft.folder)
 
 
 def require_tokenizer_of(target: Artifact, name: str, folder: Path) -> None:
-    """As `require_same_tokenizer`, of any folder that has a tokenizer; name: how the user calls it."""
+    """As `require_same_tokenizer`, for any folder that has a tokenizer; name: of the folder, as the user gave it."""
     if (target.folder / TOKENIZER).read_bytes() == (folder / TOKENIZER).read_bytes():
         return
     difference = first_difference(target.text().vocabulary(), Text(folder, None).vocabulary())
@@ -113,7 +112,7 @@ class Opening:
     """How the models of one role are opened, checked and measured."""
 
     classes: dict[tuple[str, bool], type[Any]]  # by attention variant, and whether shapes are fixed
-    single_step: Callable[[Any], Any]  # the session that feeds another one token by token
+    single_step: Callable[[Any], Any]  # makes a session that runs another session token by token
     check: Callable[[Any, Callable[[], Any]], Verdict]
     measure: Callable[[Any], Tuning]
 
@@ -142,21 +141,23 @@ OPENINGS: dict[Role, Opening] = {
 }
 
 
-def open_model(artifact: Artifact, provider: Provider, threads: Threads, *, measure_again: bool = False) -> Model[Any]:
-    """Open the artifact as its role says: the model's session is a `TargetSession` or a `DraftSession`.
+def open_model(
+    artifact: Artifact, provider: Provider, threads: Threads, *, measure_again: bool = False
+) -> LoadedModel[Any]:
+    """Open an artifact; by its role, the model's session is a `TargetSession` or a `DraftSession`.
 
-    Off the CPU its steps are checked; what its steps cost, and which widths are exact, is measured unless it is
-    remembered from an earlier time.
+    On providers other than the CPU, its steps are checked. Then what its steps cost and which widths are exact is
+    measured, unless an earlier measurement is kept in the user's cache folder.
 
-    measure_again: check and measure in any case, and the prefill chunk too, which takes seconds on a large model.
-    Raises BadProvider or BadArtifact where the provider does not start, lacks what the artifact needs, or is wrong.
+    measure_again: check and measure in any case; also the prefill chunk, which takes some seconds on a large model.
+    Raises BadProvider or BadArtifact if the provider does not start, cannot run the artifact, or computes wrongly.
     """
     opening = OPENINGS[artifact.manifest.role]
     session = open_session(artifact, provider, threads)
     verdict = self_check(artifact, session, threads, opening, measure_again)
     if verdict and verdict.steps == "single":
         warning = single_steps_warning(verdict, artifact.name, provider)
-        return Model(artifact, opening.single_step(session), single_step_tuning(verdict), verdict, warning)
+        return LoadedModel(artifact, opening.single_step(session), single_step_tuning(verdict), verdict, warning)
 
     def measure() -> Tuning:
         tuning = opening.measure(session)
@@ -166,22 +167,21 @@ def open_model(artifact: Artifact, provider: Provider, threads: Threads, *, meas
 
     path = record_path(artifact.manifest, provider, threads, "tuning")
     tuning = load_or_measure(path, Tuning, measure, measure_again=measure_again)
-    return Model(artifact, session, tuning, verdict, slow=no_gain(verdict, artifact.name, provider))
+    return LoadedModel(artifact, session, tuning, verdict, slow=slow_reason(verdict, artifact.name, provider))
 
 
 def open_session(artifact: Artifact, provider: Provider, threads: Threads) -> Any:
-    """The artifact's session; BadArtifact if the provider cannot run its graphs, or this version does not know them."""
+    """The artifact's session; BadArtifact if its graphs cannot run on the provider, or are unknown to this version."""
     if reason := incompatibility(artifact.manifest, provider):
         raise BadArtifact(f"{artifact.name}: {reason}")
     if provider.key != CPU.key:
-        start_provider(
-            provider
-        )  # a provider that does not start is reported as that, not as a graph that fails to load
+        # Otherwise the error would be that the graph cannot be loaded.
+        start_provider(provider)
     return session_class(artifact.manifest)(artifact.folder, artifact.manifest, provider, threads)
 
 
 def session_class(manifest: Manifest) -> type[Any]:
-    """The class of sessions for the artifact's graphs; BadArtifact for an unknown attention variant."""
+    """The class of the artifact's session; BadArtifact for an unknown attention variant."""
     classes = OPENINGS[manifest.role].classes
     found = classes.get((manifest.attention, bool(manifest.graphs)))
     if found is None:
@@ -193,7 +193,10 @@ def session_class(manifest: Manifest) -> type[Any]:
 def self_check(
     artifact: Artifact, session: Any, threads: Threads, opening: Opening, measure_again: bool
 ) -> Verdict | None:
-    """The self-check's verdict, remembered as tuning is; None on the CPU, where tuning compares more steps."""
+    """The verdict of the self-check, which is kept in a file as the tuning is; None on the CPU.
+
+    The CPU needs no self-check: tuning compares its steps bit for bit.
+    """
     provider: Provider = session.provider
     if provider.key == CPU.key:
         return None
@@ -207,7 +210,7 @@ def self_check(
     path = record_path(artifact.manifest, provider, threads, "self-check")
     try:
         verdict = load_or_measure(path, Verdict, lambda: opening.check(session, reference), measure_again=measure_again)
-    except Failure as error:  # what the provider lacks may show in a step only, such as half precision on WebGPU
+    except Failure as error:  # some limits show only in a step, such as missing half precision on WebGPU
         problem = f"provider {provider.title!r} cannot run {artifact.name}: {first_line(error)}"
         raise BadProvider(f"{problem}; {remedy(provider)}") from error
     require_right(verdict, artifact.name, provider)
@@ -215,5 +218,5 @@ def self_check(
 
 
 def single_step_tuning(verdict: Verdict) -> Tuning:
-    """Of a session that takes a step for each token."""
+    """The tuning of a session that runs each token in a step of its own."""
     return Tuning(StepCosts(((1, verdict.seconds), (2, 2 * verdict.seconds))), ANY, (1,))

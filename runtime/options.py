@@ -15,7 +15,7 @@ AUTO: Literal["auto"] = "auto"
 
 
 class OptionArguments(TypedDict, total=False):
-    """The keyword arguments of `Pair.generate` and its kin; see `Options`."""
+    """The keyword arguments of `generate`, `stream`, `chat.send` and `chat.stream`; see `Options` and `Sampling`."""
 
     max_new_tokens: int
     draft_length: int | Literal["auto"]
@@ -44,14 +44,14 @@ class Options:
     """How one generation runs. BadInput names the value and the fix."""
 
     max_new_tokens: int = 128
-    # Tokens that are proposed a round, 1 to 32; 0 is plain decoding; "auto" decides it anew each round, from measured
-    # step costs and acceptance.
+    # The number of tokens that are drafted in a round, 1 to 32; 0 is plain decoding; "auto" decides it anew for each
+    # round, from the measured costs of steps and the acceptance of drafts.
     draft_length: int | Literal["auto"] = AUTO
-    lookup: bool = True  # with "auto": text that occurred before proposes tokens too
-    stop: str | Sequence[str] = ()  # strings that end the text, themselves left out
+    lookup: bool = True  # with "auto": repetitions of earlier text are proposed, too
+    stop: str | Sequence[str] = ()  # strings that end the text, of which they are not a part
     exact: bool = True  # plain decoding and any draft give the same tokens, bit for bit, on quantized targets too
-    chat: bool = False  # a text prompt is a user's message
-    timeout: float | None = None  # seconds after which the text ends as it is
+    chat: bool = False  # a text prompt is a user's message, to which the chat template is applied
+    timeout: float | None = None  # seconds after which the generation ends with the text so far
     sampling: Sampling = GREEDY
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class Options:
 
     @classmethod
     def from_keywords(cls, arguments: Mapping[str, Any]) -> Options:
-        """From keyword arguments; BadInput names the nearest known one for one that is not."""
+        """The options from keyword arguments; for an unknown one, BadInput names the most similar known one."""
         known = [field.name for field in fields(cls) if field.name != "sampling"] + list(SAMPLING)
         for name in arguments:
             if name not in known:

@@ -13,7 +13,7 @@ from pard_onnx.models.errors import BadInput
 from . import snapshot
 from .chat import Chat
 from .engine import Engine
-from .model import Artifact, Model, open_artifact, open_model, require_same_tokenizer
+from .model import Artifact, LoadedModel, open_artifact, open_model, require_same_tokenizer
 from .options import OptionArguments, Options
 from .providers.choice import ProviderCandidates, ProviderChoice, draft_candidates, open_first, provider_candidates
 from .providers.threads import Threads
@@ -21,7 +21,7 @@ from .result import Result
 from .stream import Stream
 from .text.prompt import Prompt, encode, opening_messages
 from .text.tokenizer import Message, Text
-from .tuning.widths import Widths
+from .tuning.steps import Widths
 
 
 def load(
@@ -73,7 +73,7 @@ def load(
     return Pair(Engine(target_model, draft_model))
 
 
-def open_on_first(artifact: Artifact, candidates: ProviderCandidates, threads: Threads) -> Model[Any]:
+def open_on_first(artifact: Artifact, candidates: ProviderCandidates, threads: Threads) -> LoadedModel[Any]:
     """The artifact on the first of these providers that runs it."""
     model, choice = open_first(candidates, lambda provider: open_model(artifact, provider, threads))
     return replace(model, reason=choice.reason)

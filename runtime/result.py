@@ -1,4 +1,4 @@
-"""What a generation gives back."""
+"""The results of a generation: chunks, the text, and the stats."""
 
 from __future__ import annotations
 
@@ -12,58 +12,58 @@ class Facts:
     """What is known of a generation before its first round."""
 
     prompt_tokens: int
-    # Plain decoding and any draft give the same tokens under this setting: every step has one of `widths`.
+    # Whether plain decoding and decoding with any draft give the same tokens: every step then has one of `widths`.
     exact: bool
-    # Numbers of tokens in a target's step. If exact, their rows were found to be bitwise equal on this machine; (1,)
-    # alone: the provider computes no wider steps correctly.
+    # The numbers of tokens that a step of the target may have. If exact, their rows are bitwise equal on this machine.
+    # (1,) alone means that the provider does not compute wider steps correctly.
     widths: tuple[int, ...]
     provider: str  # where the target runs
     draft_provider: str | None  # where the draft runs; None without one
     provider_reason: str  # why they run there
-    kernel: str  # of the quantized matmuls: an instruction set of this package's own kernels, or "onnxruntime"
-    seed: int | None = None  # of the tokens that were drawn; None where none are
-    cached_tokens: int = 0  # of the prompt's: those that the target had computed before (see `Chat`)
+    kernel: str  # what computes quantized matmuls: the instruction set of this package's kernels, or "onnxruntime"
+    seed: int | None = None  # of the random draws; None where tokens are not drawn
+    cached_tokens: int = 0  # tokens of the prompt that were in the KV cache already (see `Chat`)
 
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
     """Where the time of a generation went."""
 
-    prefill: float  # the prompt through the target, and the draft's first call, which reads the prompt too
+    prefill: float  # the target's and the draft's first call, which read the prompt
     draft: float  # the draft's later calls
-    verify: float  # the target's later calls, acceptance included
+    verify: float  # the target's later calls, with the acceptance of drafts
     other: float  # the rest of `total`
-    total: float  # from the prompt as text or ids; without the time that a stream's consumer takes
+    total: float  # from the request to the last token, without the time that the reader of a stream takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats(Facts):
-    """Counts and times of a generation, beside the `Facts`. The prompt's step, which gives the first token, is no
-    round."""
+    """The `Facts` of a generation, with its counts and times. The step that reads the prompt and gives the first token
+    does not count as a round."""
 
     new_tokens: int
     rounds: int
-    accepted: tuple[int, ...]  # by round: tokens that the target committed, its own and EOS included (at most K + 1)
+    accepted: tuple[int, ...]  # by round: tokens that were committed, with the target's own and EOS (at most K + 1)
     proposed: tuple[int, ...]  # by round: drafts that were verified
     matched: tuple[int, ...]  # by round: drafts that were accepted
-    accepted_per_position: tuple[float, ...]  # of the drafts at each position, the accepted share
+    accepted_per_position: tuple[float, ...]  # by position: the share of its drafts that was accepted
     mean_accepted: float  # mean of `accepted`
     seconds: Seconds
-    # Of the tokens after the first, over the time after the first: the draft's prefill counts against it.
+    # The number of tokens after the first one, divided by the time after it, in which the draft reads the prompt, too.
     tokens_per_second: float
     time_to_first_token: float  # seconds
-    sources: tuple[str, ...]  # by round, who drafted: "pard", "lookup" or "none"
-    ahead: int  # rounds during whose verification the next one was drafted, on a device of the draft's own
-    ahead_used: int  # of those, the rounds whose guess of the target's next token came true
+    sources: tuple[str, ...]  # by round: what drafted, "pard", "lookup" or "none"
+    ahead: int  # rounds in which the next round was drafted while the target verified, on a device of the draft's own
+    ahead_used: int  # of these rounds, those whose guess of the target's next token was right
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
     """A whole generation."""
 
-    text: str  # what follows the prompt, cut in front of a stop string
-    tokens: tuple[int, ...]  # without EOS, and up to the one that completed a stop string
-    # "stop" for EOS and stop strings, "length" for limits, "cancelled" and "timeout" where it was ended from outside.
+    text: str  # what follows the prompt, up to the first stop string
+    tokens: tuple[int, ...]  # without EOS, and up to the token that completes a stop string
+    # "stop" for EOS and stop strings, "length" for max_new_tokens and the capacity, "cancelled" and "timeout".
     finish_reason: FinishReason
     stats: Stats
 
@@ -74,30 +74,33 @@ class Chunk:
 
     text: str
     tokens: tuple[int, ...]
-    drafted: tuple[bool, ...]  # by token: whether the draft had proposed it
-    pieces: tuple[str, ...]  # the text that each token made certain; `text` when joined
+    drafted: tuple[bool, ...]  # by token: whether it was an accepted draft
+    pieces: tuple[str, ...]  # by token: the text that it completes; joined, they are `text`
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of a generation while it runs."""
+    """The counts and times of a running generation."""
 
+    # By round, and sums over rounds, as in `Stats`:
     accepted: list[int] = field(default_factory=list)
     proposed: list[int] = field(default_factory=list)
     matched: list[int] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
     ahead: int = 0
     ahead_used: int = 0
+    # Seconds, as in `Seconds`:
     prefill: float = 0.0
     draft: float = 0.0
     verify: float = 0.0
-    prompt_seen: bool = False
+    prompt_counted: bool = False  # whether the prompt's step was added
 
     def add(self, step: Step) -> None:
-        if not step.accepted:  # a halt
+        """Count a round, or the prompt's step, which comes first."""
+        if not step.accepted:  # the generation was halted
             return
-        if not self.prompt_seen:
-            self.prompt_seen = True
+        if not self.prompt_counted:
+            self.prompt_counted = True
             self.prefill = step.verify_seconds
             return
         if self.accepted:
@@ -112,7 +115,8 @@ class Tally:
         self.ahead += step.ran_ahead
         self.ahead_used += step.ahead
 
-    def per_position(self) -> tuple[float, ...]:
+    def accepted_per_position(self) -> tuple[float, ...]:
+        """By position: the share of its drafts that was accepted."""
         rounds = list(zip(self.proposed, self.matched, strict=True))
         return tuple(
             sum(matched > i for _, matched in rounds) / sum(proposed > i for proposed, _ in rounds)
@@ -120,7 +124,10 @@ class Tally:
         )
 
     def stats(self, facts: Facts, new: int, total: float, first: float) -> Stats:
-        """new: tokens; total, first: seconds to the end, and to the first token."""
+        """The stats of a generation that has ended.
+
+        new: the number of new tokens; total, first: seconds to the end, and to the first token.
+        """
         rounds = len(self.accepted)
         later = total - first
         return Stats(
@@ -130,7 +137,7 @@ class Tally:
             accepted=tuple(self.accepted),
             proposed=tuple(self.proposed),
             matched=tuple(self.matched),
-            accepted_per_position=self.per_position(),
+            accepted_per_position=self.accepted_per_position(),
             mean_accepted=sum(self.accepted) / rounds if rounds else 0.0,
             seconds=Seconds(
                 self.prefill, self.draft, self.verify, total - self.prefill - self.draft - self.verify, total

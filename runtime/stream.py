@@ -1,8 +1,8 @@
-"""A generation as it runs: rounds become text, stop strings end it, counts become stats."""
+"""A running generation: the loop's rounds become chunks of text, and then the result with its stats."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from threading import Event
 from time import perf_counter
@@ -11,51 +11,13 @@ from pard_onnx.models.errors import Failure
 
 from .decoding.loop import FinishReason, Step
 from .result import Chunk, Facts, Result, Tally
-from .text.stop import scan
-from .text.tokenizer import Detokenizer
+from .text.writer import Writer
 
 Generation = Generator[Chunk, None, Result]
 
 
-class Writer:
-    """Tokens in, certain text out; `stopped` once a stop string was complete."""
-
-    def __init__(self, detokenizer: Detokenizer, stops: tuple[str, ...]) -> None:
-        self._detokenizer = detokenizer
-        self._stops = stops
-        self._hold = ""
-        self.stopped = False
-        self.tokens: list[int] = []
-        self.parts: list[str] = []
-
-    def write(self, tokens: Iterable[int]) -> list[str]:
-        """The text of each token, up to the one that completes a stop string."""
-        pieces: list[str] = []
-        for token in tokens:
-            self.tokens.append(token)
-            pieces.append(self._release(self._detokenizer.push(token)))
-            if self.stopped:
-                break
-        self.parts += pieces
-        return pieces
-
-    def finish(self) -> str:
-        """What was held back, unless it belongs to a stop string."""
-        if self.stopped:
-            return ""
-        rest = self._release(self._detokenizer.finish()) + self._hold
-        self._hold = ""
-        self.parts.append(rest)
-        return rest
-
-    def _release(self, text: str) -> str:
-        seen = scan(self._hold + text, self._stops)
-        self._hold, self.stopped = seen.hold, seen.stopped
-        return seen.release
-
-
 def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts, start: float) -> Generation:
-    """Turn rounds into chunks, the last of which has all text that was held back; returns the result.
+    """Turn rounds into chunks and return the result. The last chunk includes the text that was held back.
 
     start: perf_counter() when the request came.
     """
@@ -83,14 +45,18 @@ def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts, st
 
 
 def chunk(step: Step, pieces: list[str]) -> Chunk:
-    """pieces: of the step's first tokens; one more than tokens where EOS let go of text held back."""
+    """The chunk of a round.
+
+    pieces: the text of each of the round's first tokens; one more than tokens if EOS ends the text while text is held
+    back.
+    """
     tokens = step.tokens[: len(pieces)]
     drafted = tuple(i < step.matched for i in range(len(tokens)))
     return Chunk("".join(pieces), tokens, drafted, tuple(pieces))
 
 
 class Stream(Iterator[Chunk]):
-    """Chunks of one generation; closing it early leaves the pair ready for the next."""
+    """The chunks of one generation. A stream that is closed early leaves the pair ready for the next generation."""
 
     def __init__(self, generation: Generation, cancelled: Event) -> None:
         self._generation = generation
@@ -117,23 +83,25 @@ class Stream(Iterator[Chunk]):
         self.close()
 
     def within(self, wrap: Callable[[Generation], Generation]) -> Stream:
-        """This stream as part of something larger: `wrap` does what comes before its first chunk and after its last."""
+        """A stream of the same chunks, whose generator is wrapped to act before the first chunk and after the last."""
         return Stream(wrap(self._generation), self._cancelled)
 
     def read(self) -> Result:
-        """Read the stream to its end; the whole generation."""
-        with self:  # an interruption between rounds must not leave it running as long as its traceback lives
+        """Read the stream to its end and return the whole generation."""
+        with self:  # otherwise an interruption between rounds would leave it open as long as the traceback is kept
             for _ in self:
                 pass
         return self.result
 
     def cancel(self) -> None:
-        """End the generation before its next step; for any thread. Its reader gets the result of what is there,
-        with the finish_reason "cancelled"."""
+        """End the generation before its next step. Any thread may call this.
+
+        The thread that reads the stream gets the result so far, with the finish_reason "cancelled".
+        """
         self._cancelled.set()
 
     def close(self) -> None:
-        """End the generation; there will be no more chunks. For the thread that reads: see `cancel`."""
+        """End the generation: there are no more chunks. For the thread that reads; other threads call `cancel`."""
         try:
             self._generation.close()
         except ValueError as error:
@@ -142,13 +110,13 @@ class Stream(Iterator[Chunk]):
 
     @property
     def result(self) -> Result:
-        """The whole generation, once the last chunk was taken; Failure before."""
+        """The whole generation; Failure before the last chunk was read."""
         if self._result is None:
             raise Failure("the stream has no result: it was not read to its end")
         return self._result
 
 
 def refuse_second_reader(error: ValueError) -> None:
-    """Failure if `error` is what Python says of a generator that is asked while it runs."""
+    """Raise Failure if `error` is Python's error for a generator that is used while it runs in another thread."""
     if "already executing" in str(error):
         raise Failure("another thread is reading this stream; leave its loop there, or cancel() the stream") from None

@@ -12,8 +12,7 @@ from pard_onnx.models.manifest import Manifest, MeasuredFormat, Throughput
 from pard_onnx.runtime.model import Artifact
 from pard_onnx.runtime.pair import Pair, load
 from pard_onnx.runtime.result import Result
-from pard_onnx.runtime.tuning.costs import RoundCosts, throughput, tokens_per_round
-from pard_onnx.runtime.tuning.widths import ANY
+from pard_onnx.runtime.tuning.steps import ANY, RoundCosts, throughput, tokens_per_round
 
 from .step_costs import CONTEXT, measure_folders
 

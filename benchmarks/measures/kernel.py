@@ -25,11 +25,11 @@ from rich.table import Table
 
 from pard_onnx.models.manifest import GRAPH, Manifest
 from pard_onnx.runtime import kernels
-from pard_onnx.runtime.kernels.nodes import MODEL_GRAPH, as_bytes, places
+from pard_onnx.runtime.kernels.nodes import MODEL_GRAPH, as_bytes, file_positions
 from pard_onnx.runtime.kernels.protobuf import fields
 from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.fused import FusedDraft, FusedTarget
+from pard_onnx.runtime.sessions.dynamic_shapes import FusedDraft, FusedTarget
 
 WIDTHS = "1,2,4,5,8,9,12,16,32,64,512"
 VERIFIED = 64  # the most tokens of a step with all rows of logits; wider steps are prefills, with the last row only
@@ -96,7 +96,7 @@ def open_step(folder: Path, manifest: Manifest, threads: int) -> tuple[Callable[
 def distinct_share(folder: Path) -> float:
     """The share of the data files' bytes in tensors that are not copies of other tensors."""
     graph = next(as_bytes(v) for n, _, v in fields((folder / GRAPH).read_bytes()) if n == MODEL_GRAPH)
-    found = [place for _, place in places(fields(graph))]
+    found = [place for _, place in file_positions(fields(graph))]
     sizes: dict[bytes, int] = {}
     total = 0
     for name in {place.file for place in found}:

@@ -16,8 +16,7 @@ from pard_onnx.runtime.providers.choice import ProviderCandidates, open_first, p
 from pard_onnx.runtime.providers.table import CPU
 from pard_onnx.runtime.providers.threads import Threads
 from pard_onnx.runtime.sessions.session import DraftSession, TargetSession
-from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts, throughput
-from pard_onnx.runtime.tuning.widths import Widths
+from pard_onnx.runtime.tuning.steps import RoundCosts, StepCosts, Widths, throughput
 
 WIDTHS = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32)
 REPEATS = 5

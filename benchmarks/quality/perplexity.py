@@ -27,7 +27,7 @@ from pard_onnx.runtime.model import session_class
 from pard_onnx.runtime.providers.table import Provider
 from pard_onnx.runtime.providers.threads import Threads
 from pard_onnx.runtime.sessions.session import DraftSession, TargetSession
-from pard_onnx.runtime.tuning.costs import StepCosts
+from pard_onnx.runtime.tuning.steps import StepCosts
 
 CHUNK = 32  # rows of logits at a time; with Qwen's vocabulary 20 MB
 STRIDE = 4  # the usual number of new tokens of a round

@@ -1,7 +1,11 @@
-"""Drafting while the target verifies, where the draft has a device of its own.
+"""Drafting ahead: the draft model drafts the next round while the target verifies this one, on a device of its own.
 
-A session runs in one thread at a time: while a run is under way the draft's belongs to the run's thread, and everybody
-else waits for its end first.
+The next round begins with the target's own token, which is not known yet. So the draft model is asked for one token
+more than is verified, and that token is the guess of it. If all drafts are accepted and the guess is right, the next
+round's drafts are there already.
+
+A session runs in one thread at a time. While an `AheadTask` runs, the draft's session belongs to the task's thread, and
+every other use of the session waits for the task's end first.
 """
 
 from __future__ import annotations
@@ -12,34 +16,85 @@ from threading import Event, Thread
 from time import perf_counter
 
 from pard_onnx.models.checks import common_prefix
+from pard_onnx.runtime.tuning.steps import LiveCosts, RoundCosts
 
 from .drafter import NOTHING, Drafter, PardDrafter, Proposal
-from .policy import Prospect
+from .policy import DraftAcceptance
 
-ORDINARY = 32  # tokens to read: catching up with more is no measure of a round's step
+POSITIONS = 33  # DRAFT_LIMIT drafts and the guess
+LEAST_SAVING = 0.01  # of a round's time; a smaller saving does not justify the work of a second device
+MEASURED_LAG = 32  # tokens; a step that reads more of them first says nothing about the time of a round's step
 
 
-class Run:
-    """A proposal made in a thread of its own, on the assumption that `tail` follows the first `base` tokens.
+def saved_seconds(chance: float, draft: float, verify: float, guess: float = 0.0) -> float:
+    """The seconds that a round saves on average if the next round is drafted ahead.
 
-    The caller's side may be called any number of times: Ctrl-C may end it anywhere.
+    chance: the probability that the drafts and the guess are right, which saves the next round's draft step. draft,
+    verify: seconds of the steps; guess: seconds that drafting the guess takes. A step cannot be stopped, so a draft
+    step that takes longer than the verification is waited for even if its drafts are of no use.
+    """
+    return chance * draft - max(0.0, draft - verify) - guess
+
+
+class AheadPolicy:
+    """Decides for one pair whether to draft ahead; what it has learned outlives a generation. Pure."""
+
+    def __init__(self, costs: RoundCosts) -> None:
+        self._widths = costs.widths
+        self._draft = LiveCosts(costs.draft, 3 * POSITIONS)
+        self._verify = LiveCosts(costs.verify, POSITIONS)
+        self._acceptance = DraftAcceptance(POSITIONS)
+
+    def length_to_request(self, lag: int, k: int) -> int:
+        """The number of tokens to draft if k are to be verified: k, or k + 1 where the guess pays.
+
+        lag: the tokens that the draft's step reads first.
+        """
+        guess = self._draft(lag + k) - self._draft(lag + k - 1)
+        return k + self._pays(self._acceptance.profile()[k], k, k, guess)
+
+    def pays(self, probabilities: Sequence[float], drafts: int, k: int) -> bool:
+        """Whether to draft k tokens ahead while `drafts` are verified; probabilities: of the drafts and the guess."""
+        return self._pays(self._acceptance.estimate(probabilities)[drafts], drafts, k)
+
+    def _pays(self, chance: float, drafts: int, k: int, guess: float = 0.0) -> bool:
+        draft, verify = self._draft(drafts + k), self._verify(self._widths.width_for(drafts + 1))
+        return saved_seconds(chance, draft, verify, guess) > LEAST_SAVING * (draft + verify)
+
+    def observe_draft_step(self, width: int, seconds: float) -> None:
+        """The draft model took so many seconds for a step of so many tokens."""
+        self._draft.observe(width, seconds)
+
+    def observe_verify_step(self, drafts: int, seconds: float) -> None:
+        """The target took so many seconds for a step that verified so many drafts."""
+        self._verify.observe(self._widths.width_for(drafts + 1), seconds)
+
+    def observe_proposal(self, probabilities: Sequence[float], compared: int, matched: int) -> None:
+        """The first `compared` tokens of a proposal were compared with the text; the first `matched` were the same."""
+        self._acceptance.observe(probabilities, compared, matched)
+
+
+class AheadTask:
+    """A proposal that is made in a thread of its own, as if `assumed` followed the first `base` tokens.
+
+    Ctrl-C may interrupt the caller's thread anywhere, so the caller may call `wait` again.
     """
 
-    def __init__(self, base: int, tail: Sequence[int], propose: Callable[[], Proposal]) -> None:
-        self.base, self.tail = base, list(tail)
+    def __init__(self, base: int, assumed: Sequence[int], propose: Callable[[], Proposal]) -> None:
+        self.base, self.assumed = base, list(assumed)
         self.proposal = NOTHING
         self.error: BaseException | None = None
         self._propose = propose
-        self._begun = self._unwanted = False
+        self._begun = self._cancelled = False
         self._done = Event()
 
     def start(self) -> None:
         Thread(target=self._work, name="pard-onnx draft").start()
 
     def _work(self) -> None:
-        self._begun = True  # before the look at _unwanted, as `wait` has it the other way round
+        self._begun = True  # before _cancelled is read: `wait` writes and reads the two in the opposite order
         try:
-            if not self._unwanted:
+            if not self._cancelled:
                 self.proposal = self._propose()
         except BaseException as error:  # for the caller, who decides whether it matters
             self.error = error
@@ -47,8 +102,8 @@ class Run:
             self._done.set()
 
     def wait(self) -> None:
-        """Until the thread is through; one that has not begun does nothing any more. Ctrl-C is raised after that."""
-        self._unwanted = True
+        """Wait until the thread has ended. A thread that has not begun will do nothing. Ctrl-C is raised afterwards."""
+        self._cancelled = True
         interrupt = None
         while self._begun and not self._done.is_set():
             try:
@@ -60,88 +115,89 @@ class Run:
 
 
 class AheadDrafter(Drafter):
-    """A `PardDrafter` that goes on with the next round while the target verifies, as long as that pays."""
+    """A `PardDrafter` that drafts the next round while the target verifies this one, where that pays."""
 
-    def __init__(self, pard: PardDrafter, prospect: Prospect, eos_ids: frozenset[int] = frozenset()) -> None:
-        """eos_ids: after which nothing needs to be drafted."""
+    def __init__(self, pard: PardDrafter, policy: AheadPolicy, eos_ids: frozenset[int] = frozenset()) -> None:
+        """eos_ids: tokens after which nothing needs to be drafted."""
         self._pard = pard
-        self._prospect = prospect
+        self._policy = policy
         self._eos_ids = eos_ids
-        self._made, self._made_at = NOTHING, 0  # the last proposal, guess included, and the tokens before it
-        self._run: Run | None = None
-        self._verifying: float | None = None  # since when, if this drafter was told
+        self._last, self._last_at = NOTHING, 0  # the last proposal with its guess, and the number of tokens before it
+        self._task: AheadTask | None = None
+        self._verify_start: float | None = None  # perf_counter() when the target began, if `run_ahead` was called
 
     @property
     def length(self) -> int:
-        """Rows that are certain: not those of a run that is under way."""
-        return self._run.base if self._run else self._pard.length
+        """The tokens in the draft's cache that are certain, without those of a task that is running."""
+        return self._task.base if self._task else self._pard.length
 
     def rollback(self, length: int) -> None:
-        if run := self._run:
+        if task := self._task:
             try:
-                run.wait()
-            finally:  # what it raised does not matter: nobody needs its proposal
-                self._pard.rollback(min(self._pard.length, run.base))
-                self._run = None
-        self._made = NOTHING
+                task.wait()
+            finally:  # an error of the task does not matter: its proposal is not used
+                self._pard.rollback(min(self._pard.length, task.base))
+                self._task = None
+        self._last = NOTHING
         self._pard.rollback(length)
 
     def lag(self, committed: Sequence[int]) -> int:
-        """See PardDrafter.lag; what was drafted ahead is there now."""
-        self._settle(committed)
+        """See PardDrafter.lag. A task that runs is ended first, so that its rows count."""
+        self._end_task(committed)
         return self._pard.lag(committed)
 
     def propose(self, committed: Sequence[int], k: int, window: int | None = None) -> Proposal:
-        """See PardDrafter.propose. `Proposal.ahead`: it was there already."""
-        self._settle(committed)
-        if not (self._made.ahead and self._made_at == len(committed)):
-            wanted = self._prospect.ask(min(self._pard.lag(committed), window or ORDINARY), k)
-            self._made, self._made_at = self._draft(committed, wanted, window), len(committed)
-        return self._made.first(k)
+        """See PardDrafter.propose. `Proposal.ahead` says that the proposal was made ahead."""
+        self._end_task(committed)
+        if not (self._last.ahead and self._last_at == len(committed)):
+            lag = min(self._pard.lag(committed), window or MEASURED_LAG)
+            length = self._policy.length_to_request(lag, k)
+            self._last, self._last_at = self._draft(committed, length, window), len(committed)
+        return self._last.first(k)
 
     def run_ahead(self, committed: Sequence[int], proposal: Proposal, k: int) -> bool:
         """See Drafter.run_ahead."""
-        self._verifying = perf_counter()
-        count, made = len(proposal.ids), self._made
-        tail = made.ids[: count + 1]
-        if k < 1 or self._made_at != len(committed) or len(tail) <= count or tail[:count] != proposal.ids:
+        self._verify_start = perf_counter()
+        count, last = len(proposal.ids), self._last
+        assumed = last.ids[: count + 1]
+        if k < 1 or self._last_at != len(committed) or len(assumed) <= count or assumed[:count] != proposal.ids:
             return False
-        if self._eos_ids.intersection(tail) or not self._prospect.pays(made.probabilities, count, k):
+        if self._eos_ids.intersection(assumed) or not self._policy.pays(last.probabilities, count, k):
             return False
-        assumed, wanted = [*committed, *tail], self._prospect.ask(count + 1, k)
-        self._run = Run(len(committed), tail, lambda: self._draft(assumed, wanted))
-        self._run.start()
+        conversation, length = [*committed, *assumed], self._policy.length_to_request(count + 1, k)
+        self._task = AheadTask(len(committed), assumed, lambda: self._draft(conversation, length))
+        self._task.start()
         return True
 
     def observe(self, drafted: int, matched: int) -> None:
-        if self._verifying is not None:
-            self._prospect.saw_step(drafted, perf_counter() - self._verifying)
-        self._verifying = None
+        if self._verify_start is not None:
+            self._policy.observe_verify_step(drafted, perf_counter() - self._verify_start)
+        self._verify_start = None
 
     def _draft(self, committed: Sequence[int], k: int, window: int | None = None) -> Proposal:
-        """The model's own proposal, timed if the step was an ordinary one."""
+        """The draft model's proposal. Its step is timed, unless it reads more tokens than a round's step does."""
         lag = max(1, self._pard.lag(committed))
         start = perf_counter()
         proposal = self._pard.propose(committed, k, window)
-        if lag <= ORDINARY:
-            self._prospect.saw_draft(lag + k - 1, perf_counter() - start)
+        if lag <= MEASURED_LAG:
+            self._policy.observe_draft_step(lag + k - 1, perf_counter() - start)
         return proposal
 
-    def _settle(self, committed: Sequence[int]) -> None:
-        """End what is under way, now that its assumptions can be checked; learn from the last proposal."""
-        after = list(committed[self._made_at :])
-        if after and self._made.ids:
-            made, self._made = self._made, NOTHING
-            checked = min(len(made.ids), len(after))
-            self._prospect.saw_text(made.probabilities, checked, common_prefix(made.ids, after))
-        if (run := self._run) is None:
+    def _end_task(self, committed: Sequence[int]) -> None:
+        """Learn from the last proposal, end the task that runs, and keep what it computed for tokens that are true."""
+        after = list(committed[self._last_at :])
+        if after and self._last.ids:
+            last, self._last = self._last, NOTHING
+            compared = min(len(last.ids), len(after))
+            self._policy.observe_proposal(last.probabilities, compared, common_prefix(last.ids, after))
+        if (task := self._task) is None:
             return
-        run.wait()
-        after = list(committed[run.base :])
-        self._pard.rollback(min(self._pard.length, run.base + common_prefix(run.tail, after)))
-        right = run.tail == after
+        task.wait()
+        after = list(committed[task.base :])
+        self._pard.rollback(min(self._pard.length, task.base + common_prefix(task.assumed, after)))
+        right = task.assumed == after
         if right:
-            self._made, self._made_at = replace(run.proposal, ahead=bool(run.proposal.ids)), len(committed)
-        self._run = None
-        if right and run.error:  # as it would have come without a thread; otherwise nobody asked for it
-            raise run.error
+            self._last, self._last_at = replace(task.proposal, ahead=bool(task.proposal.ids)), len(committed)
+        self._task = None
+        if right and task.error:  # raised here as without a thread; if the assumption was wrong, it does not matter
+            raise task.error

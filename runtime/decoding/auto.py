@@ -1,4 +1,4 @@
-"""The drafter that tunes itself: lookup and the draft model propose, the policy decides."""
+"""The drafter of a generation, and what all generations of a pair learn."""
 
 from __future__ import annotations
 
@@ -6,28 +6,36 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
-from .ahead import ORDINARY, AheadDrafter
-from .drafter import NOTHING, Drafter, PardDrafter, Proposal
+from pard_onnx.runtime.options import AUTO, Options
+from pard_onnx.runtime.tuning.steps import RoundCosts, StepCosts, Widths
+
+from .ahead import MEASURED_LAG, AheadDrafter, AheadPolicy
+from .drafter import NOTHING, Drafter, NoDraft, PardDrafter, Proposal
 from .lookup import NO_MATCH, Lookup, Match
-from .policy import Draft, Policy
+from .policy import DraftRequest, Policy
+
+OVERHEAD = 1e-4  # seconds of a round outside of both models' steps
+NO_COSTS = StepCosts(((1, 0.0),))
 
 ModelDrafter = PardDrafter | AheadDrafter
 
 
 class AutoDrafter(Drafter):
-    """A `Drafter` for one generation; draft None: lookup alone; lookup None: the draft alone."""
+    """The drafter of one generation with draft_length "auto": lookup and the draft model propose, a policy decides."""
 
     def __init__(self, policy: Policy, draft: ModelDrafter | None, lookup: Lookup | None) -> None:
+        """draft: None for a target alone; lookup: None where only the draft model shall propose."""
         self._policy = policy
         policy.new_text()
         self._draft = draft
         self._lookup = lookup
-        self._asked: Draft | None = None
-        self._match = NO_MATCH
-        self._proposal = NOTHING  # the draft model's, all of it
-        self._passed: list[float] = []  # the chances of its tokens, where lookup's were taken
-        self._drafting = 0.0  # seconds that drafting takes of this round
-        self._verifying = perf_counter()
+        # Of the present round:
+        self._request: DraftRequest | None = None  # None where the draft model is not used
+        self._match = NO_MATCH  # the match whose proposal was taken; NO_MATCH if the draft model's was
+        self._proposal = NOTHING  # the draft model's, in full length
+        self._unused_chances: list[float] = []  # of the draft model's tokens, if the lookup proposal was taken
+        self._draft_seconds = 0.0
+        self._verify_start = perf_counter()
 
     @property
     def length(self) -> int:
@@ -48,35 +56,37 @@ class AutoDrafter(Drafter):
     def propose(self, committed: Sequence[int], k: int) -> Proposal:
         start = perf_counter()
         lag = self._draft.lag(committed) if self._draft else 0
-        waited = perf_counter() - start  # for what was drafted ahead
-        found = self._lookup.find(committed, k) if self._lookup else NO_MATCH
-        chances = self._policy.lookups.estimate(found.length, len(found.ids))
-        self._asked = self._policy.ask(chances, lag, k) if self._draft else None
-        worth, length = self._policy.value(chances)
-        if self._draft and self._asked:
-            self._proposal = self._drafted(self._draft, committed, self._asked, lag)
+        waited = perf_counter() - start  # for a proposal that is made ahead
+        match = self._lookup.find(committed, k) if self._lookup else NO_MATCH
+        chances = self._policy.lookups.estimate(match.length, len(match.ids))
+        self._request = self._policy.request(chances, lag, k) if self._draft else None
+        lookup_gain, length = self._policy.best_prefix(chances)
+        if self._draft and self._request:
+            self._proposal = self._propose_by_model(self._draft, committed, self._request, lag)
             ahead = self._proposal.ahead
-            self._drafting = waited + (0.0 if ahead else self._policy.draft_costs(self._asked.length + 2))
-            own = self._policy.drafts.estimate(self._proposal.probabilities)
-            drafted, count = self._policy.value(own)
-            if drafted >= worth:
+            self._draft_seconds = waited + (0.0 if ahead else self._policy.draft_costs(self._request.length + 2))
+            draft_chances = self._policy.drafts.estimate(self._proposal.probabilities)
+            draft_gain, count = self._policy.best_prefix(draft_chances)
+            if draft_gain >= lookup_gain:
                 return self._take(NO_MATCH, self._proposal.first(count))
-            self._passed = own[:count]
-        return self._take(found, Proposal(found.ids[:length], tuple(chances[:length]), "lookup"))
+            self._unused_chances = draft_chances[:count]
+        return self._take(match, Proposal(match.ids[:length], tuple(chances[:length]), "lookup"))
 
     def run_ahead(self, committed: Sequence[int], proposal: Proposal, k: int) -> bool:
         ran = False
-        if self._draft and self._asked:
-            ran = self._draft.run_ahead(committed, proposal, min(k, self._asked.length))
-        self._verifying = perf_counter()
+        if self._draft and self._request:
+            ran = self._draft.run_ahead(committed, proposal, min(k, self._request.length))
+        self._verify_start = perf_counter()
         return ran
 
-    def _drafted(self, draft: ModelDrafter, committed: Sequence[int], asked: Draft, lag: int) -> Proposal:
-        """The draft model's proposal, timed if the step was an ordinary one."""
+    def _propose_by_model(
+        self, draft: ModelDrafter, committed: Sequence[int], request: DraftRequest, lag: int
+    ) -> Proposal:
+        """The draft model's proposal. Its step is timed, unless it reads more tokens than a round's step does."""
         start = perf_counter()
-        proposal = draft.propose(committed, asked.length, asked.window)
-        if lag <= ORDINARY and not proposal.ahead:
-            self._policy.draft_costs.observe(lag + asked.length - 1, perf_counter() - start)
+        proposal = draft.propose(committed, request.length, request.window)
+        if lag <= MEASURED_LAG and not proposal.ahead:
+            self._policy.draft_costs.observe(lag + request.length - 1, perf_counter() - start)
         return proposal
 
     def _take(self, match: Match, proposal: Proposal) -> Proposal:
@@ -84,16 +94,56 @@ class AutoDrafter(Drafter):
         return proposal if proposal.ids else NOTHING
 
     def observe(self, drafted: int, matched: int) -> None:
-        self._policy.saw_step(drafted, perf_counter() - self._verifying)
+        self._policy.observe_step(drafted, perf_counter() - self._verify_start)
         if self._draft:
             self._draft.observe(drafted, matched)
-        if self._asked and self._match is NO_MATCH:
-            self._policy.saw_draft(self._drafting, self._proposal.probabilities, drafted, matched)
-        elif self._asked:
-            self._policy.passed_over(self._drafting, self._passed)
-            self._policy.saw_lookup(self._match.length, drafted, matched)
+        if self._request and self._match is NO_MATCH:
+            self._policy.observe_draft_round(self._draft_seconds, self._proposal.probabilities, drafted, matched)
+        elif self._request:
+            self._policy.observe_unused_draft(self._draft_seconds, self._unused_chances)
+            self._policy.observe_lookup_round(self._match.length, drafted, matched)
         elif drafted:
-            self._policy.saw_lookup(self._match.length, drafted, matched)
+            self._policy.observe_lookup_round(self._match.length, drafted, matched)
         else:
-            self._policy.saw_plain()
-        self._asked = None
+            self._policy.observe_plain_round()
+        self._request = None
+
+
+class DrafterFactory:
+    """Makes the drafter of each generation, and keeps what the generations of one pair learn."""
+
+    def __init__(
+        self, verify: StepCosts, draft: StepCosts | None, separate_devices: bool, eos_ids: frozenset[int]
+    ) -> None:
+        """verify, draft: costs of the target's and the draft's steps; draft: None for a target alone.
+
+        separate_devices: whether the draft has a device of its own, so that it can work while the target works.
+        """
+        self._verify, self._draft = verify, draft
+        self._separate_devices = separate_devices
+        self._eos_ids = eos_ids
+        self._policies: dict[Widths, Policy] = {}
+        self._ahead_policies: dict[Widths, AheadPolicy] = {}
+
+    def drafter(self, options: Options, widths: Widths, pard: PardDrafter | None) -> Drafter:
+        """The drafter of one generation.
+
+        widths: of the target's steps. pard: runs the draft model; None for a target alone.
+        """
+        draft = (
+            AheadDrafter(pard, self._ahead_policy(widths), self._eos_ids) if pard and self._separate_devices else pard
+        )
+        if options.draft_length == AUTO:
+            return AutoDrafter(self._policy(widths), draft, Lookup() if options.lookup else None)
+        return draft or NoDraft()
+
+    def _costs(self, widths: Widths) -> RoundCosts:
+        return RoundCosts(self._draft or NO_COSTS, self._verify, OVERHEAD, widths)
+
+    def _policy(self, widths: Widths) -> Policy:
+        if widths not in self._policies:
+            self._policies[widths] = Policy(self._costs(widths), has_draft=self._draft is not None)
+        return self._policies[widths]
+
+    def _ahead_policy(self, widths: Widths) -> AheadPolicy:
+        return self._ahead_policies.setdefault(widths, AheadPolicy(self._costs(widths)))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from pard_onnx.runtime.tuning.costs import PREFILL_CHUNK
+from pard_onnx.runtime.tuning.steps import PREFILL_CHUNK
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
-"""Lookup drafting: what followed the last tokens when they occurred before, in the prompt or the output.
+"""Lookup drafting: if the last tokens occurred before, in the prompt or the output, propose what followed them there.
 
-Free proposals for edits, quotes and retrieval (Saxena, "Prompt Lookup Decoding", 2023), checked in the same verify
-step as any draft. The longest earlier occurrence of the present suffix wins, the latest of equally long ones.
+Such proposals cost no draft step and suit edits, quotes and retrieval (Saxena, "Prompt Lookup Decoding", 2023). They
+are verified like any draft. Of several earlier occurrences, the one that agrees with the most tokens at the end of the
+conversation is taken, and the latest of equally good ones.
 """
 
 from __future__ import annotations
@@ -9,56 +10,57 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-NGRAMS = (2, 1)  # tokens that must match before an occurrence is looked at; one where two have none
-OCCURRENCES = 8  # of one n-gram, the latest are compared
-LONGEST = 32  # matches beyond are not told apart
+NGRAMS = (2, 1)  # occurrences of the last two tokens are compared; of the last one if the last two have none
+OCCURRENCES = 8  # of an n-gram, only the latest ones are compared
+LONGEST = 32  # tokens of a match; longer matches count as equally long
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """ids: what followed; length: tokens of the suffix that matched, at most LONGEST."""
+    """An earlier occurrence of the conversation's last tokens."""
 
-    ids: tuple[int, ...]
-    length: int
+    ids: tuple[int, ...]  # the tokens that followed it
+    length: int  # how many of the last tokens it agrees with, at most LONGEST
 
 
 NO_MATCH = Match((), 0)
 
 
 class Lookup:
-    """An index of n-grams that grows with the conversation."""
+    """An index of one conversation's n-grams, which grows with the conversation."""
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
-        self._ends: dict[tuple[int, ...], list[int]] = {}  # n-gram to the places behind it
+        self._ends: dict[tuple[int, ...], list[int]] = {}  # by n-gram: the positions after its occurrences
 
     def find(self, committed: Sequence[int], k: int) -> Match:
-        """Up to k tokens that followed the longest suffix of `committed` seen before."""
+        """The best earlier occurrence of the last tokens, with k tokens that followed it; NO_MATCH if there is none."""
         self._index(committed)
         size = len(committed)
-        best, at = 0, 0
+        best, best_end = 0, 0
         for n in NGRAMS:
             for end in reversed(self._ends.get(tuple(committed[-n:]), ())):
-                if end < size and (length := self._matching(end)) > best:
-                    best, at = length, end
+                if end < size and (length := self._match_length(end)) > best:
+                    best, best_end = length, end
             if best:
-                return Match(self._following(at, k), best)
+                return Match(self._following(best_end, k), best)
         return NO_MATCH
 
-    def _following(self, at: int, k: int) -> tuple[int, ...]:
-        """k tokens from a place on; where the conversation ends they go on with the period that was found."""
-        period = len(self._tokens) - at
-        return tuple(self._tokens[at + i % period] for i in range(k))
+    def _following(self, first: int, k: int) -> tuple[int, ...]:
+        """k tokens from position `first` on. After the conversation's last token they begin again at `first`: the text
+        is taken to be periodic."""
+        period = len(self._tokens) - first
+        return tuple(self._tokens[first + i % period] for i in range(k))
 
-    def _matching(self, end: int) -> int:
-        """How many tokens before `end` are those at the conversation's end."""
+    def _match_length(self, end: int) -> int:
+        """How many tokens before position `end` are equal to those at the end of the conversation."""
         tokens, size, length = self._tokens, len(self._tokens), 0
         while length < min(end, LONGEST) and tokens[end - 1 - length] == tokens[size - 1 - length]:
             length += 1
         return length
 
     def _index(self, committed: Sequence[int]) -> None:
-        """Take in the tokens that are new; from the start where the conversation is another one."""
+        """Add the new tokens to the index; build it anew if the conversation is another one."""
         known = len(self._tokens)
         if known > len(committed) or self._tokens != list(committed[:known]):
             self._tokens, self._ends, known = [], {}, 0
@@ -66,6 +68,6 @@ class Lookup:
             self._tokens.append(committed[end - 1])
             for n in NGRAMS:
                 if end >= n:
-                    places = self._ends.setdefault(tuple(self._tokens[end - n :]), [])
-                    places.append(end)
-                    del places[:-OCCURRENCES]
+                    ends = self._ends.setdefault(tuple(self._tokens[end - n :]), [])
+                    ends.append(end)
+                    del ends[:-OCCURRENCES]

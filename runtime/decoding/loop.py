@@ -18,8 +18,7 @@ from pard_onnx.models.checks import DRAFT_LIMIT, require_whole
 from pard_onnx.models.errors import BadInput, TooLong
 from pard_onnx.runtime.sampling.sampler import Chooser, Greedy
 from pard_onnx.runtime.sessions.session import Rows
-from pard_onnx.runtime.tuning.costs import PREFILL_CHUNK
-from pard_onnx.runtime.tuning.widths import ANY, Widths
+from pard_onnx.runtime.tuning.steps import ANY, PREFILL_CHUNK, Widths
 
 from .drafter import NOTHING, Drafter, Proposal
 

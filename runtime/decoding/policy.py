@@ -1,10 +1,14 @@
-"""How many drafts a round: expected tokens against what they cost, decided anew each round. Pure.
+"""How many tokens to draft and to verify in a round, decided anew before each round. Pure: no session is needed.
 
-With a rate of lambda tokens a second to be had anyway, a round of E expected tokens and t seconds is worth
-E - lambda * t. The policy takes the most valuable of three rounds: plain, a lookup proposal, or the draft model's; of a
-proposal it verifies the prefix of the highest value. Lambda is the rate that drafted rounds have brought of late, plain
-decoding's at least. (Renewal reward: at its fixed point lambda is the best rate that such choices can have. Lucky
-lookups do not count: hard text has to be got through at the rates that it allows.)
+Let the reference rate be the tokens per second that decoding reaches in any case. A round that takes t seconds is then
+expected to gain E - rate * t tokens, where E is the number of tokens that the round is expected to commit. The policy
+compares three kinds of rounds, a plain one, one with a lookup proposal and one with the draft model's proposal, and
+takes the one with the highest expected gain. Of a proposal, the prefix with the highest expected gain is verified.
+
+The reference rate is the rate of recent rounds that used the draft model, and never less than the rate of plain
+decoding. Rounds with lookup proposals do not count towards it: a lookup that succeeds is luck, and says nothing about
+the rest of the text. (This is renewal-reward theory: where the reference rate equals the rate that the choices reach,
+it is the best rate that such choices can reach.)
 """
 
 from __future__ import annotations
@@ -14,312 +18,290 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from pard_onnx.runtime.tuning.costs import LiveCosts, RoundCosts
+from pard_onnx.runtime.tuning.steps import LiveCosts, RoundCosts
 
-KEEP = 0.97  # of a count, at each observation of its cell: a window of about 33
-PRIOR = 2.0  # observations that a prior is worth
-LOOKUP_PRIOR = 8.0  # of a lookup's: one long repetition says little about the next match
-CERTAIN = 0.99  # no estimate is above: a long draft is never free of doubt
+RATIO_DECAY = 0.97  # what is left of a ratio's sums at each new observation: a window of about 33 observations
+PRIOR_WEIGHT = 2.0  # the number of observations that a prior ratio counts as
+LOOKUP_PRIOR_WEIGHT = 8.0  # the same of lookup proposals: one long repetition says little about the next match
+HIGHEST_PROBABILITY = 0.99  # the limit of every estimate: a long draft is never certain to be accepted
+
+COST_TABLE_WIDTH = 40  # step costs are looked up in a table up to this width: DRAFT_LIMIT drafts and padding
+MOST_DRAFTS = 16  # of the draft model: later positions are rarely accepted, and lookup covers long repetitions
+ROUND_DECAY = 0.95  # what is left of the recent rounds' sums at each round: a few unlucky rounds change little
+GAIN_DECAY = 0.9  # what is left of a position's mean gain at each round
+PRIOR_ROUNDS = 2.0  # the number of rounds that the rate expected of an unused draft model counts as
+UNTRIED_SHARE = 0.75  # the gain assumed of a position that no round has tried, as a share of the gain of the one before
+TRIAL_SHARE = 0.01  # the share of the time that trials may lose; a trial uses the draft model though it did not pay
+TRIAL_DRAFTS = 8  # the fewest drafts of a trial
+TRIAL_WINDOW = 32  # the tokens of context that a trial reads if the draft's cache lacks more than these
 
 
-class Cell:
-    """A faded ratio: what happened over what was expected to."""
+class DecayingRatio:
+    """What was observed divided by what was expected, where older observations weigh less."""
 
-    __slots__ = ("expected", "happened")
+    __slots__ = ("expected", "observed")
 
-    def __init__(self, ratio: float, prior: float = PRIOR) -> None:
-        self.happened, self.expected = prior * ratio, prior
+    def __init__(self, prior: float, weight: float = PRIOR_WEIGHT) -> None:
+        self.observed, self.expected = weight * prior, weight
 
-    def add(self, happened: float, expected: float = 1.0) -> None:
-        self.happened = KEEP * self.happened + happened
-        self.expected = KEEP * self.expected + expected
+    def add(self, observed: float, expected: float = 1.0) -> None:
+        self.observed = RATIO_DECAY * self.observed + observed
+        self.expected = RATIO_DECAY * self.expected + expected
 
     @property
-    def ratio(self) -> float:
-        return self.happened / self.expected if self.expected else 0.0
+    def value(self) -> float:
+        return self.observed / self.expected if self.expected else 0.0
 
 
 class DraftAcceptance:
-    """Of a draft model, by position: how often a draft whose predecessors were accepted is accepted, and how
-    that compares with the probabilities that the model gave."""
+    """Acceptance of a draft model's tokens by position: how often a draft is accepted if all drafts before it were,
+    and how that compares with the probability that the model gave it."""
 
     def __init__(self, positions: int, prior: float = 0.8) -> None:
-        self._rates = [Cell(prior) for _ in range(positions)]
-        self._trust = [Cell(1.0) for _ in range(positions)]
+        self._rates = [DecayingRatio(prior) for _ in range(positions)]
+        self._corrections = [DecayingRatio(1.0) for _ in range(positions)]  # factors of the model's probabilities
 
     def profile(self) -> list[float]:
-        """Of each position's draft, the chance that it and all before it are accepted."""
-        return cumulated([cell.ratio for cell in self._rates])
+        """By position, the probability that a draft and all drafts before it are accepted."""
+        return cumulative_products([rate.value for rate in self._rates])
 
     def estimate(self, probabilities: Sequence[float]) -> list[float]:
-        """The chance of each draft of a round, and all before it, given the model's own probabilities."""
-        return cumulated([p * cell.ratio for p, cell in zip(probabilities, self._trust, strict=False)])
+        """As `profile`, of the drafts of one round; probabilities: those that the model gave them."""
+        corrected = [p * factor.value for p, factor in zip(probabilities, self._corrections, strict=False)]
+        return cumulative_products(corrected)
 
     def observe(self, probabilities: Sequence[float], verified: int, matched: int) -> None:
-        """A round: of the drafts, `verified` were checked and `matched` accepted."""
+        """Learn from a round: of its drafts, the first `verified` were verified and the first `matched` accepted."""
         for i in range(min(matched + 1, verified)):
             accepted = float(i < matched)
             self._rates[i].add(accepted)
-            self._trust[i].add(accepted, probabilities[i])
-        if matched == verified:  # nobody looked further; what the model says stands in
+            self._corrections[i].add(accepted, probabilities[i])
+        if matched == verified:  # the later drafts were not verified: the model's probability is taken instead
             for i in range(verified, len(probabilities)):
-                self._rates[i].add(min(CERTAIN, probabilities[i] * self._trust[i].ratio))
+                self._rates[i].add(min(HIGHEST_PROBABILITY, probabilities[i] * self._corrections[i].value))
 
 
 class LookupAcceptance:
-    """Of lookup proposals, by the length of the match: each token accepted makes the match one longer."""
+    """Acceptance of lookup proposals by the length of the match: each accepted token makes the match one longer."""
 
-    BOUNDS = (2, 3, 4, 6, 10, 18)
-    PRIORS = (0.15, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)
+    BOUNDS = (2, 3, 4, 6, 10, 18)  # match lengths at which a new class of lengths begins
+    PRIORS = (0.15, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95)  # the acceptance rate to begin with, by class
 
     def __init__(self) -> None:
-        self._cells = [Cell(ratio, LOOKUP_PRIOR) for ratio in self.PRIORS]
+        self._rates = [DecayingRatio(prior, LOOKUP_PRIOR_WEIGHT) for prior in self.PRIORS]
 
-    def _cell(self, length: int) -> Cell:
-        return self._cells[bisect_right(self.BOUNDS, length)]
+    def _rate(self, length: int) -> DecayingRatio:
+        return self._rates[bisect_right(self.BOUNDS, length)]
 
     def estimate(self, length: int, count: int) -> list[float]:
-        """The chance of each of `count` tokens after a match of so many, and all before it."""
-        return cumulated([self._cell(length + i).ratio for i in range(count)])
+        """For each of `count` tokens proposed after a match of `length` tokens, the probability that it and all before
+        it are accepted."""
+        return cumulative_products([self._rate(length + i).value for i in range(count)])
 
     def observe(self, length: int, verified: int, matched: int) -> None:
+        """Learn from a round, as `DraftAcceptance.observe`; length: of the match."""
         for i in range(min(matched + 1, verified)):
-            self._cell(length + i).add(float(i < matched))
+            self._rate(length + i).add(float(i < matched))
 
 
-def cumulated(conditional: Sequence[float]) -> list[float]:
-    """Products of the first i, each factor at most CERTAIN."""
+def cumulative_products(probabilities: Sequence[float]) -> list[float]:
+    """The products of the first 1, 2, .. probabilities, each of which counts as HIGHEST_PROBABILITY at most."""
     out, product = [], 1.0
-    for chance in conditional:
-        product *= min(CERTAIN, chance)
+    for probability in probabilities:
+        product *= min(HIGHEST_PROBABILITY, probability)
         out.append(product)
     return out
 
 
-WIDEST = 40  # steps that are looked up in a table: all drafts that may be, padded
-MOST = 16  # masks; a draft's far positions are rarely accepted, and lookup takes care of long repeats
-FADE = 0.95  # of what drafted rounds brought, at each one: giving up by bad luck costs more than a few rounds
-WORTH_FADE = 0.9  # of what each mask brought
-PRIOR_ROUNDS = 2.0  # that the first guess of the draft's rate is worth
-REACH = 0.75  # of a mask's worth, for the next one that nobody has tried
-LOSS = 0.01  # of the time goes into trying the draft again where it did not pay
-TRIED = 8  # masks of such a try, at least
-WINDOW = 32  # tokens of context for such a try, if the draft's cache has fallen behind by more
-
-
 @dataclass(slots=True)
-class Rate:
-    """Faded sums of recent rounds."""
+class RecentRounds:
+    """Sums over recent rounds, where older rounds weigh less."""
 
-    tokens: float
+    tokens: float  # that they were expected to commit
     seconds: float
-    rounds: float
+    rounds: float  # how many rounds they count as
 
     def add(self, tokens: float, seconds: float) -> None:
-        self.tokens = FADE * self.tokens + tokens
-        self.seconds = FADE * self.seconds + seconds
-        self.rounds = FADE * self.rounds + 1
+        """Count one more round."""
+        self.tokens = ROUND_DECAY * self.tokens + tokens
+        self.seconds = ROUND_DECAY * self.seconds + seconds
+        self.rounds = ROUND_DECAY * self.rounds + 1
 
-    def fade_to(self, rounds: float) -> None:
-        """The same rate, as if fewer rounds had been seen."""
+    def reduce_to(self, rounds: float) -> None:
+        """Keep the rate, but let it count as this many rounds."""
         share = rounds / self.rounds
         self.tokens, self.seconds, self.rounds = share * self.tokens, share * self.seconds, rounds
 
     @property
-    def per_second(self) -> float:
+    def tokens_per_second(self) -> float:
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """Ask the draft model for so many tokens; window: after no more context than this, None for all of it."""
+class DraftRequest:
+    """What the policy asks of the draft model in a round."""
 
-    length: int
-    window: int | None = None
+    length: int  # the number of tokens to draft
+    window: int | None = None  # the most tokens of context to read first; None for all that the draft's cache lacks
 
 
 class Policy:
-    """For one pair; what it has learned outlives a generation. `has_draft` False: lookup is all there is."""
+    """Decides for one pair what to draft and to verify; what it has learned outlives a generation."""
 
     def __init__(self, costs: RoundCosts, has_draft: bool = True) -> None:
+        """has_draft: False for a target alone, whose only proposals are lookup's."""
         self._costs = costs
-        self.draft_costs = LiveCosts(costs.draft, WINDOW + 2 * MOST)
-        self.verify_costs = LiveCosts(costs.verify, WIDEST)
+        self.draft_costs = LiveCosts(costs.draft, TRIAL_WINDOW + 2 * MOST_DRAFTS)
+        self.verify_costs = LiveCosts(costs.verify, COST_TABLE_WIDTH)
         self._has_draft = has_draft
-        self.drafts = DraftAcceptance(MOST)
+        self.drafts = DraftAcceptance(MOST_DRAFTS)
         self.lookups = LookupAcceptance()
-        self._drafted = self._first_guess = self._guess()
-        self._hope = 1.0  # share of the first guess that counts when a text begins
-        self._worth = self.drafts.profile()  # by position: tokens a round that this mask brought
-        self._spared = 0.0  # seconds since the draft was last used
-        self._trying, self._last_loss = False, 0.0  # tokens that the last try cost
+        self._expected_rounds = self._expect_rounds()  # of a draft model that was not used yet
+        self._draft_rounds = self._expected_rounds  # the recent rounds that used the draft model
+        self._expected_share = 1.0  # of `_expected_rounds`: how much of them is added when a text begins
+        self._gains = self.drafts.profile()  # by position: the mean gain of verifying this draft, in tokens per round
+        self._seconds_without_draft = 0.0  # since the draft model was last used
+        self._in_trial = False
+        self._last_trial_loss = 0.0  # tokens
 
-    def _verify(self, drafts: int) -> float:
-        """Seconds of a round that verifies so many, drafting apart."""
+    def _verify_seconds(self, drafts: int) -> float:
+        """Seconds of a round that verifies so many drafts, without the seconds of drafting them."""
         return self.verify_costs(self._costs.widths.width_for(drafts + 1)) + self._costs.overhead
 
     @property
-    def _plain(self) -> float:
-        return self._verify(0)
+    def _plain_seconds(self) -> float:
+        """Seconds of a round without drafts."""
+        return self._verify_seconds(0)
 
     def new_text(self) -> None:
-        """A generation begins: what the last text was like speaks for this one, but hope has a say again, half of it
-        after each text in a row that disappointed it."""
-        old, hope = self._drafted, self._first_guess
-        self._hope = 1.0 if old.per_second * self._plain >= 1 else self._hope / 2
+        """A generation begins: the rate of the last text counts for this one, and so does the rate that was expected
+        of the draft model at first, but half as much after each text in a row that did not reach plain decoding."""
+        old, expected = self._draft_rounds, self._expected_rounds
+        self._expected_share = 1.0 if old.tokens_per_second * self._plain_seconds >= 1 else self._expected_share / 2
         if old.rounds > PRIOR_ROUNDS:
-            old.fade_to(PRIOR_ROUNDS)
-        self._drafted = Rate(
-            old.tokens + self._hope * hope.tokens,
-            old.seconds + self._hope * hope.seconds,
-            old.rounds + self._hope * hope.rounds,
+            old.reduce_to(PRIOR_ROUNDS)
+        self._draft_rounds = RecentRounds(
+            old.tokens + self._expected_share * expected.tokens,
+            old.seconds + self._expected_share * expected.seconds,
+            old.rounds + self._expected_share * expected.rounds,
         )
 
-    def _guess(self) -> Rate:
-        """What a round with the draft is worth at the acceptance that one hopes for."""
+    def _expect_rounds(self) -> RecentRounds:
+        """Rounds of the draft length with the highest rate, if drafts are accepted as often as `profile` says."""
         profile = self.drafts.profile()
-        guesses = [(1 + sum(profile[:k]), self.draft_costs(k + 2) + self._verify(k)) for k in range(1, MOST + 1)]
-        tokens, seconds = max(guesses, key=lambda guess: guess[0] / guess[1])
-        return Rate(PRIOR_ROUNDS * tokens, PRIOR_ROUNDS * seconds, PRIOR_ROUNDS)
+        rounds = [
+            (1 + sum(profile[:k]), self.draft_costs(k + 2) + self._verify_seconds(k)) for k in range(1, MOST_DRAFTS + 1)
+        ]
+        tokens, seconds = max(rounds, key=lambda expected: expected[0] / expected[1])
+        return RecentRounds(PRIOR_ROUNDS * tokens, PRIOR_ROUNDS * seconds, PRIOR_ROUNDS)
 
     @property
-    def goal(self) -> float:
-        """Tokens a second to be had anyway, here: not by a lookup, which is a matter of luck."""
-        return max(1 / self._plain, self._drafted.per_second)
+    def reference_rate(self) -> float:
+        """Tokens per second that decoding reaches in any case: see the module's docstring."""
+        return max(1 / self._plain_seconds, self._draft_rounds.tokens_per_second)
 
-    def value(self, chances: Sequence[float]) -> tuple[float, int]:
-        """The best prefix of a proposal: its value above a plain round, and its length.
+    def best_prefix(self, chances: Sequence[float]) -> tuple[float, int]:
+        """The prefix of a proposal with the highest expected gain: that gain above a plain round's, in tokens, and
+        the prefix's length.
 
-        chances: of each token and all before it.
+        chances: for each token, the probability that it and all tokens before it are accepted.
         """
-        best, length, gained = 0.0, 0, 0.0
-        goal, plain = self.goal, self._plain
+        best, length, expected = 0.0, 0, 0.0
+        rate, plain = self.reference_rate, self._plain_seconds
         for count, chance in enumerate(chances, 1):
-            gained += chance
-            worth = gained - goal * (self._verify(count) - plain)
-            if worth >= best:  # a width that is paid for anyway is filled
-                best, length = worth, count
+            expected += chance
+            gain = expected - rate * (self._verify_seconds(count) - plain)
+            if gain >= best:  # equal gains: drafts that fill up a padded step cost nothing
+                best, length = gain, count
         return best, length
 
-    def ask(self, lookup: Sequence[float], lag: int, limit: int) -> Draft | None:
-        """Whether to run the draft model. lookup: the chances of what lookup proposes; lag: tokens that the
-        draft's cache lacks; limit: the most tokens that are of use."""
+    def request(self, lookup_chances: Sequence[float], lag: int, limit: int) -> DraftRequest | None:
+        """What to ask of the draft model in the next round; None for a round without it.
+
+        lookup_chances: of lookup's proposal, as in `best_prefix`. lag: the tokens that the draft's cache lacks.
+        limit: the most drafts that the round can use.
+        """
         if not self._has_draft:
             return None
-        length = min(limit, self._masks())
-        tokens, seconds = self._drafted.tokens / self._drafted.rounds, self._drafted.seconds / self._drafted.rounds
-        # Tokens that the draft has yet to read are a debt of its whole use, not of this round.
-        if tokens - 1 - self.goal * (seconds - self._plain) >= self.value(lookup)[0]:
-            return Draft(length)
-        window = WINDOW if lag > WINDOW else None
+        length = min(limit, self._draft_length())
+        recent = self._draft_rounds
+        tokens, seconds = recent.tokens / recent.rounds, recent.seconds / recent.rounds
+        # Reading the tokens that the draft's cache lacks is not counted: it serves all later rounds, not only this one.
+        gain = tokens - 1 - self.reference_rate * (seconds - self._plain_seconds)
+        if gain >= self.best_prefix(lookup_chances)[0]:
+            return DraftRequest(length)
+        window = TRIAL_WINDOW if lag > TRIAL_WINDOW else None
         seconds += self.draft_costs((window or lag) + length) - self.draft_costs(length)
-        loss = self.goal * seconds - tokens  # in tokens, were it to go as it went
-        if self._spared * self.goal * LOSS < max(loss, self._last_loss):
+        loss = self.reference_rate * seconds - tokens  # in tokens, if the trial goes as recent rounds went
+        budget = self._seconds_without_draft * self.reference_rate * TRIAL_SHARE
+        if budget < max(loss, self._last_trial_loss):
             return None
-        self._begin_again()
-        self._trying = True
-        return Draft(max(length, min(limit, TRIED)), window)
+        self._begin_trial()
+        return DraftRequest(max(length, min(limit, TRIAL_DRAFTS)), window)
 
-    def _begin_again(self) -> None:
-        """What was learned of the draft may no longer hold: this try shall count."""
-        self.drafts = DraftAcceptance(MOST)
-        self._drafted.fade_to(PRIOR_ROUNDS)
+    def _begin_trial(self) -> None:
+        """Forget most of what was learned about the draft model: it may no longer hold, and the trial shall decide."""
+        self.drafts = DraftAcceptance(MOST_DRAFTS)
+        self._draft_rounds.reduce_to(PRIOR_ROUNDS)
+        self._in_trial = True
 
-    def _masks(self) -> int:
-        """So many that what the last of them brought of late pays for its time in the draft."""
-        goal, gained, best, length = self.goal, 0.0, -inf, 1
-        for k, worth in enumerate(self._worth, 1):
-            gained += worth
-            if gained - goal * self.draft_costs(k + 2) > best:
-                best, length = gained - goal * self.draft_costs(k + 2), k
+    def _draft_length(self) -> int:
+        """The number of drafts whose mean gains, less the draft model's time, have the highest sum."""
+        rate, gains, best, length = self.reference_rate, 0.0, -inf, 1
+        for k, gain in enumerate(self._gains, 1):
+            gains += gain
+            if gains - rate * self.draft_costs(k + 2) > best:
+                best, length = gains - rate * self.draft_costs(k + 2), k
         return length
 
-    def _learn_worth(self, chances: Sequence[float], verified: int) -> None:
-        """What each mask of a round brought: its chance less the cost of verifying it, nothing if it was not."""
-        goal = self.goal
-        for i in range(MOST):
+    def _learn_gains(self, chances: Sequence[float], verified: int) -> None:
+        """Update the mean gain of each position by a round's: the draft's chance less the cost of verifying it, and 0
+        for a draft that was not verified."""
+        rate = self.reference_rate
+        for i in range(MOST_DRAFTS):
             if i < verified:
-                brought = chances[i] - goal * (self._verify(i + 1) - self._verify(i))
+                gain = chances[i] - rate * (self._verify_seconds(i + 1) - self._verify_seconds(i))
             elif i < len(chances):
-                brought = 0.0
-            else:  # nobody asked: it may be worth somewhat less than the one before
-                brought = REACH * self._worth[i - 1]
-            self._worth[i] += (1 - WORTH_FADE) * (brought - self._worth[i])
+                gain = 0.0
+            else:  # this position was not drafted
+                gain = UNTRIED_SHARE * self._gains[i - 1]
+            self._gains[i] += (1 - GAIN_DECAY) * (gain - self._gains[i])
 
-    def saw_step(self, drafts: int, seconds: float) -> None:
-        """How long a step that verified so many took."""
+    def observe_step(self, drafts: int, seconds: float) -> None:
+        """The target took so many seconds for a step that verified so many drafts."""
         self.verify_costs.observe(self._costs.widths.width_for(drafts + 1), seconds)
 
-    def saw_plain(self) -> None:
-        """A round that verified nothing."""
-        self._spared += self._plain
+    def observe_plain_round(self) -> None:
+        """A round verified no drafts, and did not use the draft model."""
+        self._seconds_without_draft += self._plain_seconds
 
-    def saw_lookup(self, match: int, verified: int, matched: int) -> None:
-        """A round that verified so many tokens of a lookup proposal."""
+    def observe_lookup_round(self, match: int, verified: int, matched: int) -> None:
+        """A round verified so many tokens of a lookup proposal; match: the length of its match."""
         self.lookups.observe(match, verified, matched)
-        self._spared += self._verify(verified)
+        self._seconds_without_draft += self._verify_seconds(verified)
 
-    def passed_over(self, drafting: float, chances: Sequence[float]) -> None:
-        """A round in which the draft model was asked, but lookup was taken; drafting: the seconds that it took of the
-        round; chances: of what was passed over."""
-        self._drafted.add(1.0 + sum(chances), drafting + self._verify(len(chances)))
-        self._spared, self._trying = 0.0, False
+    def observe_unused_draft(self, draft_seconds: float, chances: Sequence[float]) -> None:
+        """A round drafted with the draft model, but verified a lookup proposal with a higher expected gain.
 
-    def saw_draft(self, drafting: float, probabilities: Sequence[float], verified: int, matched: int) -> None:
-        """A round with the draft model's proposal, of which so many tokens were verified; drafting: the seconds that it
-        took of the round, little if it was drafted ahead."""
-        self._learn_worth(self.drafts.estimate(probabilities), verified)
+        draft_seconds: of the round; chances: of the drafts that would have been verified.
+        """
+        self._draft_rounds.add(1.0 + sum(chances), draft_seconds + self._verify_seconds(len(chances)))
+        self._seconds_without_draft, self._in_trial = 0.0, False
+
+    def observe_draft_round(
+        self, draft_seconds: float, probabilities: Sequence[float], verified: int, matched: int
+    ) -> None:
+        """A round verified drafts of the draft model.
+
+        draft_seconds: of the round, almost 0 if the drafts were made ahead; probabilities: of all drafts, as the model
+        gave them; verified, matched: how many drafts were verified and accepted.
+        """
+        self._learn_gains(self.drafts.estimate(probabilities), verified)
         self.drafts.observe(probabilities, verified, matched)
-        seconds = drafting + self._verify(verified)
-        # What was to be expected, now that the round is known, varies less than what came of it.
+        seconds = draft_seconds + self._verify_seconds(verified)
+        # The expected number of tokens, estimated after the round, varies less than the number that was committed.
         expected = self.drafts.estimate(probabilities[:verified])
-        self._drafted.add(1.0 + sum(expected), seconds)
-        if self._trying:
-            self._last_loss = self.goal * (seconds + self.draft_costs(WINDOW)) - matched - 1
-        self._spared, self._trying = 0.0, False
-
-
-POSITIONS = 33  # the most drafts of a round, and the guess
-LEAST = 0.01  # of a round's time: a smaller gain is not worth a device's work
-
-
-def gain(chance: float, draft: float, verify: float, guess: float = 0.0) -> float:
-    """Seconds that a round saves on average. chance: that drafts and guess are right, which saves the draft's step;
-    draft, verify: seconds of the steps; guess: of asking for it. A step cannot be stopped, so what it takes longer
-    than the verification is waited for, right or wrong."""
-    return chance * draft - max(0.0, draft - verify) - guess
-
-
-class Prospect:
-    """For one pair; what it has learned outlives a generation."""
-
-    def __init__(self, costs: RoundCosts) -> None:
-        self._widths = costs.widths
-        self._draft = LiveCosts(costs.draft, 3 * POSITIONS)
-        self._verify = LiveCosts(costs.verify, POSITIONS)
-        self._acceptance = DraftAcceptance(POSITIONS)
-
-    def ask(self, lag: int, k: int) -> int:
-        """How many tokens to ask for if k are to be verified: k, or the guess too. lag: tokens that are read first."""
-        guess = self._draft(lag + k) - self._draft(lag + k - 1)
-        return k + self._pays(self._acceptance.profile()[k], k, k, guess)
-
-    def pays(self, probabilities: Sequence[float], drafts: int, k: int) -> bool:
-        """Whether to draft k tokens more while so many are verified; probabilities: of the drafts and the guess."""
-        return self._pays(self._acceptance.estimate(probabilities)[drafts], drafts, k)
-
-    def _pays(self, chance: float, drafts: int, k: int, guess: float = 0.0) -> bool:
-        draft, verify = self._draft(drafts + k), self._verify(self._widths.width_for(drafts + 1))
-        return gain(chance, draft, verify, guess) > LEAST * (draft + verify)
-
-    def saw_draft(self, width: int, seconds: float) -> None:
-        """How long a draft's step of so many tokens took."""
-        self._draft.observe(width, seconds)
-
-    def saw_step(self, drafts: int, seconds: float) -> None:
-        """How long a step that verified so many took."""
-        self._verify.observe(self._widths.width_for(drafts + 1), seconds)
-
-    def saw_text(self, probabilities: Sequence[float], checked: int, matched: int) -> None:
-        """What became of a proposal: so many of its tokens have had the text's beside them, and so many matched."""
-        self._acceptance.observe(probabilities, checked, matched)
+        self._draft_rounds.add(1.0 + sum(expected), seconds)
+        if self._in_trial:
+            self._last_trial_loss = self.reference_rate * (seconds + self.draft_costs(TRIAL_WINDOW)) - matched - 1
+        self._seconds_without_draft, self._in_trial = 0.0, False

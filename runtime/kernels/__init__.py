@@ -1,7 +1,7 @@
-"""The native CPU kernels, where this installation and this processor have them.
+"""The native CPU kernels, if they were built and this processor can run them.
 
-Built with the package if there is a compiler; everything works without, slower. PARD_ONNX_KERNEL=off switches
-them off, the name of an instruction set (`ISAS`) takes it instead of the best.
+They are built with the package if there is a compiler. Everything works without them, but slower. PARD_ONNX_KERNEL=off
+switches them off; PARD_ONNX_KERNEL set to an instruction set of `ISAS` selects it instead of the best one.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 from pard_onnx.models.errors import BadInput
 
 ISAS = ("avx512-vnni", "avx-vnni", "avx2", "reference")
-PORTABLE = "reference"  # as slow as it is simple: used only when asked for
+PORTABLE = "reference"  # simple and slow code for any processor: used only if PARD_ONNX_KERNEL selects it
 VARIABLE, OFF = "PARD_ONNX_KERNEL", "off"
 LIBRARY = Path(__file__).with_name("_cpu.dll" if os.name == "nt" else "_cpu.so")
 
 
 def library() -> Path | None:
-    """The operator library to register with ONNX Runtime; None where there is none, or none of use.
+    """The operator library to register with ONNX Runtime; None if there is none, or it is not used.
 
     BadInput if PARD_ONNX_KERNEL is neither `off` nor an instruction set that this processor has.
     """
@@ -28,7 +28,7 @@ def library() -> Path | None:
 
 
 def isa() -> str | None:
-    """The instruction set that kernels made from now on use, such as "avx512-vnni"; None as for `library`."""
+    """The instruction set of kernels that are created from now on, such as "avx512-vnni"; None as for `library`."""
     wanted = os.environ.get(VARIABLE, "")
     if wanted and wanted not in (OFF, *ISAS):
         raise BadInput(f"{VARIABLE}={wanted}: takes {OFF}, {', '.join(ISAS)}")
@@ -43,7 +43,7 @@ def isa() -> str | None:
 
 @functools.cache
 def load() -> ctypes.CDLL | None:
-    """The library's plain C functions; None where it was not built, or for another system."""
+    """The library's plain C functions; None if the library was not built, or not for this system."""
     try:
         native = ctypes.CDLL(str(LIBRARY))
     except OSError:

@@ -1,6 +1,6 @@
-"""Two matmuls and what joins them, silu(x * gate) * (x * up), as one operator.
+"""Replaces the two matmuls of a gated MLP and the operators that join them, silu(x * gate) * (x * up), by one operator.
 
-One pass over the activations and one over the threads instead of four, and the products never leave the cache.
+The activations are quantized once and the threads are started once, and the products stay in the processor's cache.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from collections.abc import Collection
 from .nodes import Node
 
 GATED = "GatedMatMulNBits"
-PANEL = 16  # outputs that the kernels compute together
+PANEL = 16  # outputs of a matmul that the kernels compute together
 SHAPE = ("K", "N", "bits", "block_size")
 OFFSETS = ("B_offset", "scales_offset", "zero_points_offset")
 FILE = "weights_file"
 
 
 def gate(nodes: list[Node], domain: str, operator: str, outputs: Collection[str]) -> list[Node]:
-    """The nodes with each gate, up, Sigmoid, Mul, Mul replaced where the last of them was.
+    """The nodes, with each group of gate, up, Sigmoid, Mul and Mul replaced by one node in the last one's place.
 
-    domain, operator: of the matmuls. outputs: the graph's, which must stay.
+    domain, operator: of the matmuls. outputs: the names of the graph's outputs, which are not removed.
     """
     users: dict[str, list[Node]] = defaultdict(list)
     makers = {name: node for node in nodes for name in node.outputs}
     for node in nodes:
         for name in node.inputs:
             users[name].append(node)
-    gone: dict[int, Node | None] = {}  # by id: what stands there instead
+    replaced: dict[int, Node | None] = {}  # by the id() of a node: its replacement, None for none
     for sigmoid in nodes:
         if (sigmoid.operator, sigmoid.domain) != ("Sigmoid", ""):
             continue
@@ -36,17 +36,17 @@ def gate(nodes: list[Node], domain: str, operator: str, outputs: Collection[str]
             continue
         first, second, inner, last = found
         inside = [*first.outputs, *second.outputs, *sigmoid.outputs, *inner.outputs]
-        if _fit(first, second, domain, operator) and not any(name in outputs for name in inside):
-            gone |= {id(node): None for node in (first, second, sigmoid, inner)}
-            gone[id(last)] = _joined(first, second, last)
-    kept = (gone.get(id(node), node) for node in nodes)
+        if _can_be_joined(first, second, domain, operator) and not any(name in outputs for name in inside):
+            replaced |= {id(node): None for node in (first, second, sigmoid, inner)}
+            replaced[id(last)] = _joined(first, second, last)
+    kept = (replaced.get(id(node), node) for node in nodes)
     return [node for node in kept if node is not None]
 
 
 def _chain(
     sigmoid: Node, makers: dict[str, Node], users: dict[str, list[Node]]
 ) -> tuple[Node, Node, Node, Node] | None:
-    """gate, up, and the two Muls around `sigmoid`; None where its surroundings are other."""
+    """The gate and up matmuls and the two Muls around `sigmoid`; None if the nodes around it are others."""
     gate_output, activated = sigmoid.inputs[0], sigmoid.outputs[0]
     inner = _only(users[activated])
     if inner is None or Counter(inner.inputs) != Counter([gate_output, activated]) or len(users[gate_output]) != 2:
@@ -62,11 +62,12 @@ def _chain(
 
 
 def _only(nodes: list[Node]) -> Node | None:
+    """The node, if there is exactly one."""
     return nodes[0] if len(nodes) == 1 else None
 
 
-def _fit(first: Node, second: Node, domain: str, operator: str) -> bool:
-    """Two matmuls of the same input and format, without bias, whose weights lie in the same file."""
+def _can_be_joined(first: Node, second: Node, domain: str, operator: str) -> bool:
+    """Whether the matmuls have the same input and format, no bias, and their weights in the same file."""
     shapes = [[node.attributes.get(name) for name in SHAPE] for node in (first, second)]
     zeros = [OFFSETS[2] in node.attributes for node in (first, second)]
     return (
@@ -80,6 +81,7 @@ def _fit(first: Node, second: Node, domain: str, operator: str) -> bool:
 
 
 def _joined(first: Node, second: Node, last: Node) -> Node:
+    """The node that replaces the group; first, second: the gate and up matmuls; last: the node with its output."""
     node = Node(GATED, first.domain, list(first.inputs), list(last.outputs))
     for name in SHAPE:
         node.set(name, first.attributes[name])

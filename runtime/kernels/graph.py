@@ -1,8 +1,8 @@
-"""An artifact's graph, its MatMulNBits and GroupQueryAttention nodes handed to this package's kernels.
+"""Rewrites an artifact's graph so that this package's kernels run its MatMulNBits and GroupQueryAttention nodes.
 
-The artifact stays as it is: the nodes are rewritten in memory. A node's weights are no longer constants of the
-graph but places in the data file, which the operator reads while packing them: ONNX Runtime would keep its
-constants in memory beside the packed ones.
+The graph is rewritten in memory; the artifact's files stay as they are. The weights of a rewritten matmul are no longer
+initializers of the graph. The node has their positions in the data file instead, and the operator reads and packs them:
+ONNX Runtime would keep initializers in memory, in addition to the packed weights.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ from .nodes import (
     OPSET_VERSION,
     TENSOR_NAME,
     VALUE_NAME,
+    FilePosition,
     Node,
-    Place,
     as_bytes,
-    attends,
-    halves,
+    file_positions,
+    float16_initializers,
     inputs,
+    is_supported_attention,
     name_of,
-    places,
 )
 from .protobuf import BYTES, VARINT, Field, fields, message, text
 
 DOMAIN, MICROSOFT, OPERATOR = "pard_onnx", "com.microsoft", "MatMulNBits"
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
-PARTS = {1: "B_offset", 2: "scales_offset", 3: "zero_points_offset"}  # inputs that become places in the file
+# By the number of an input: the attribute with its position in the data file.
+PARTS = {1: "B_offset", 2: "scales_offset", 3: "zero_points_offset"}
 G_IDX = 4
 
 
 def with_kernel(path: Path, options: Any) -> bytes | Path:
-    """What to open as a session instead of an artifact's graph, and its SessionOptions prepared for that.
+    """The rewritten model at `path`, for a session with these SessionOptions, which are prepared for it.
 
-    Without the kernels (not built, switched off, other processor, other formats) the path, and the options
-    untouched. ValueError if the file is not an ONNX graph.
+    If the kernels cannot be used (not built, switched off, another processor, other formats), returns the path and
+    does not change the options. Raises ValueError if the file is not an ONNX graph.
     """
     folder = path.parent
     native = library()
@@ -58,7 +59,7 @@ def with_kernel(path: Path, options: Any) -> bytes | Path:
 
 
 def rewritten(model: bytes, folder: Path) -> bytes | None:
-    """The model with the kernels' operators wherever they fit; None where they fit nowhere."""
+    """The model with the kernels' operators where they can be used; None if they can be used nowhere."""
     out: list[Field] = []
     changed = False
     for number, wire, value in fields(model):
@@ -70,19 +71,20 @@ def rewritten(model: bytes, folder: Path) -> bytes | None:
 
 
 def _graph(data: bytes, folder: Path) -> bytes | None:
+    """The GraphProto with the kernels' operators; None if no node can be rewritten."""
     parts = list(fields(data))
     nodes = [Node.parse(as_bytes(v)) for n, _, v in parts if n == GRAPH_NODE]
-    values, narrow = dict(inputs(parts)), halves(parts)
-    matmuls = [node for node in nodes if _fits(node) and not narrow & set(node.inputs)]
-    attentions = [node for node in nodes if attends(node, MICROSOFT, values)]
+    values, float16 = dict(inputs(parts)), float16_initializers(parts)
+    matmuls = [node for node in nodes if _is_supported(node) and not float16 & set(node.inputs)]
+    attentions = [node for node in nodes if is_supported_attention(node, MICROSOFT, values)]
     if not matmuls and not attentions:
         return None
-    lying = dict(places(parts))
+    positions = dict(file_positions(parts))
     used = _used(nodes)
     for node in attentions:
         node.domain = DOMAIN
     for node in matmuls:
-        _hand_over(node, lying, folder)
+        _rewrite_matmul(node, positions, folder)
     outputs = {name_of(as_bytes(v), VALUE_NAME) for n, _, v in parts if n == GRAPH_OUTPUT}
     nodes = gate(nodes, DOMAIN, OPERATOR, outputs)
     unused = used - _used(nodes)
@@ -95,11 +97,12 @@ def _graph(data: bytes, folder: Path) -> bytes | None:
 
 
 def _used(nodes: Iterable[Node]) -> set[str]:
+    """The names of all inputs of the nodes."""
     return {name for node in nodes for name in node.inputs}
 
 
-def _fits(node: Node) -> bool:
-    """Whether the kernels have this node's format; others stay ONNX Runtime's."""
+def _is_supported(node: Node) -> bool:
+    """Whether the kernels support this node's format; ONNX Runtime runs the other nodes."""
     numbers = node.attributes
     return (
         (node.domain, node.operator) == (MICROSOFT, OPERATOR)
@@ -111,16 +114,17 @@ def _fits(node: Node) -> bool:
     )
 
 
-def _hand_over(node: Node, lying: dict[str, Place], folder: Path) -> None:
+def _rewrite_matmul(node: Node, positions: dict[str, FilePosition], folder: Path) -> None:
+    """Make the node the kernels' operator; positions: of initializers in a data file, by name."""
     node.domain = DOMAIN
     names = {i: node.inputs[i] for i in PARTS if i < len(node.inputs) and node.inputs[i]}
-    found = {i: lying[name] for i, name in names.items() if name in lying}
-    files = {place.file for place in found.values()}
+    found = {i: positions[name] for i, name in names.items() if name in positions}
+    files = {position.file for position in found.values()}
     if len(found) < len(names) or len(files) != 1:
-        return  # weights within the graph: they stay its constants
+        return  # the weights are in the graph itself, and stay its initializers
     node.set("weights_file", str(folder / files.pop()))
-    for i, place in found.items():
+    for i, position in found.items():
         node.inputs[i] = ""
-        node.set(PARTS[i], place.offset)
+        node.set(PARTS[i], position.offset)
     while not node.inputs[-1]:
         node.inputs.pop()

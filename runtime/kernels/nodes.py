@@ -1,4 +1,4 @@
-"""What the rewriting of a graph looks at in ONNX's messages: nodes, and where initializers lie."""
+"""The parts of ONNX's protobuf messages that rewriting a graph needs: nodes, inputs, and positions of initializers."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ TYPE_INT, TYPE_STRING = 2, 3
 VALUE_NAME, VALUE_TYPE = 1, 2
 TYPE_TENSOR, TENSOR_ELEMENT, TENSOR_SHAPE, SHAPE_DIM, DIM_VALUE = 1, 1, 2, 1, 1
 TENSOR_TYPE, TENSOR_NAME, TENSOR_EXTERNAL = 2, 8, 13
-HALF = 10  # a tensor's type: float16
+FLOAT16 = 10  # a tensor's element type
 ENTRY_KEY, ENTRY_VALUE = 1, 2
 OPSET_DOMAIN, OPSET_VERSION = 1, 2
 
 
 @dataclass
 class Node:
-    """A NodeProto: what the rewriting looks at, and the rest."""
+    """A NodeProto. The parts that rewriting needs are decoded; the others are kept as they are."""
 
     operator: str = ""
     domain: str = ""
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
-    attributes: dict[str, int] = field(default_factory=dict)  # the whole numbers
-    named: set[str] = field(default_factory=set)  # all attributes
-    texts: dict[str, str] = field(default_factory=dict)  # those that `set` added
-    rest: list[Field] = field(default_factory=list)  # the name, all attributes
+    attributes: dict[str, int] = field(default_factory=dict)  # those that are whole numbers
+    attribute_names: set[str] = field(default_factory=set)  # of all attributes
+    texts: dict[str, str] = field(default_factory=dict)  # the text attributes that `set` added
+    rest: list[Field] = field(default_factory=list)  # all other fields, such as the name and all attributes
 
     @classmethod
     def parse(cls, data: bytes) -> Node:
+        """The node in an encoded NodeProto."""
         node = cls()
         for number, wire, value in fields(data):
             if number == NODE_INPUT:
@@ -55,11 +56,12 @@ class Node:
     def _read(self, attribute: bytes) -> None:
         parts = {n: v for n, _, v in fields(attribute)}
         name = as_text(parts.get(ATTRIBUTE_NAME, b""))
-        self.named.add(name)
+        self.attribute_names.add(name)
         if parts.get(ATTRIBUTE_TYPE) == TYPE_INT:
             self.attributes[name] = int(parts.get(ATTRIBUTE_INT, 0))
 
     def encode(self) -> bytes:
+        """The encoded NodeProto."""
         names = [text(NODE_INPUT, name) for name in self.inputs] + [text(NODE_OUTPUT, name) for name in self.outputs]
         return message([*names, text(NODE_OPERATOR, self.operator), text(NODE_DOMAIN, self.domain), *self.rest])
 
@@ -77,15 +79,15 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Of an initializer in a data file."""
+class FilePosition:
+    """Where the data file has an initializer's values."""
 
     file: str
-    offset: int
+    offset: int  # bytes
 
 
-def places(graph: Iterable[Field]) -> Iterator[tuple[str, Place]]:
-    """The initializers that lie in a data file, by name."""
+def file_positions(graph: Iterable[Field]) -> Iterator[tuple[str, FilePosition]]:
+    """The positions of the initializers that are in a data file, by name."""
     for number, _, value in graph:
         if number != GRAPH_INITIALIZER:
             continue
@@ -95,25 +97,28 @@ def places(graph: Iterable[Field]) -> Iterator[tuple[str, Place]]:
                 pair = {k: as_text(x) for k, _, x in fields(as_bytes(v))}
                 entries[pair.get(ENTRY_KEY, "")] = pair.get(ENTRY_VALUE, "")
         if "location" in entries:
-            yield name_of(as_bytes(value), TENSOR_NAME), Place(entries["location"], int(entries.get("offset", "0")))
+            yield (
+                name_of(as_bytes(value), TENSOR_NAME),
+                FilePosition(entries["location"], int(entries.get("offset", "0"))),
+            )
 
 
-def halves(graph: Iterable[Field]) -> set[str]:
-    """The initializers in float16, by name."""
+def float16_initializers(graph: Iterable[Field]) -> set[str]:
+    """The names of the initializers in float16."""
     tensors = (as_bytes(value) for number, _, value in graph if number == GRAPH_INITIALIZER)
-    return {name_of(t, TENSOR_NAME) for t in tensors if any((n, v) == (TENSOR_TYPE, HALF) for n, _, v in fields(t))}
+    return {name_of(t, TENSOR_NAME) for t in tensors if any((n, v) == (TENSOR_TYPE, FLOAT16) for n, _, v in fields(t))}
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A tensor that goes into a graph: its element type, and its shape, with 0 where a dimension is not fixed."""
+    """The type of a graph's input."""
 
-    type: int
-    shape: tuple[int, ...]
+    type: int  # the element type's number in TensorProto
+    shape: tuple[int, ...]  # 0 for a dimension that is not fixed
 
 
 def inputs(graph: Iterable[Field]) -> Iterator[tuple[str, Value]]:
-    """The graph's inputs that are tensors, by name."""
+    """The types of the graph's inputs that are tensors, by name."""
     for number, _, value in graph:
         if number != GRAPH_INPUT:
             continue
@@ -126,55 +131,53 @@ def inputs(graph: Iterable[Field]) -> Iterator[tuple[str, Value]]:
 
 
 def inside(messages: Iterable[bytes], number: int) -> list[bytes]:
-    """The messages in field `number` of these."""
+    """All messages in field `number` of these messages."""
     return [as_bytes(v) for data in messages for n, _, v in fields(data) if n == number]
 
 
 def name_of(data: bytes, number: int) -> str:
-    """The text in field `number` of a message; empty if there is none."""
+    """The text in field `number` of a message; empty if the field is missing."""
     return next((as_text(v) for n, _, v in fields(data) if n == number), "")
 
 
 def as_bytes(value: int | bytes) -> bytes:
+    """The value of a field that must be bytes; ValueError for a number."""
     if isinstance(value, int):
         raise ValueError("a number where a message should be")
     return value
 
 
 def as_text(value: int | bytes) -> str:
+    """The value of a field that must be text."""
     return as_bytes(value).decode()
 
 
 OPERATOR = "GroupQueryAttention"
 PAST_KEY, PAST_VALUE = 3, 4
-INPUTS = {0: 7, 1: 9}  # by do_rotary: the rotary tables come last
-ATTRIBUTES = {
-    "num_heads",
-    "kv_num_heads",
-    "scale",
-    "do_rotary",
-    "local_window_size",
-}  # others ask for what the kernels do not have
+INPUTS = {0: 7, 1: 9}  # number of inputs by do_rotary: the rotary tables come last
+# A node with other attributes needs features that the kernels do not have.
+ATTRIBUTES = {"num_heads", "kv_num_heads", "scale", "do_rotary", "local_window_size"}
 FLOAT = 1
-RANK, LANES = 4, 16  # of a cache; a head's numbers are a multiple of LANES
+RANK = 4  # of a KV cache
+LANES = 16  # head_dim must be a multiple of it
 
 
-def attends(node: Node, domain: str, inputs: Mapping[str, Value]) -> bool:
-    """Whether the kernels can be this node. inputs: the graph's, among which they look for the caches."""
+def is_supported_attention(node: Node, domain: str, inputs: Mapping[str, Value]) -> bool:
+    """Whether the kernels can run this node; inputs: of the graph, with the types of the KV caches."""
     if (node.domain, node.operator) != (domain, OPERATOR):
         return False
     heads, kv_heads = node.attributes.get("num_heads", 0), node.attributes.get("kv_num_heads", 0)
     return (
         INPUTS.get(node.attributes.get("do_rotary", 0)) == len(node.inputs)
-        and node.named <= ATTRIBUTES
+        and node.attribute_names <= ATTRIBUTES
         and kv_heads > 0
         and heads % kv_heads == 0
-        and all(_cache(inputs.get(node.inputs[i])) for i in (PAST_KEY, PAST_VALUE))
+        and all(_is_supported_cache(inputs.get(node.inputs[i])) for i in (PAST_KEY, PAST_VALUE))
     )
 
 
-def _cache(value: Value | None) -> bool:
-    """float32 [batch, kv_heads, rows, head_dim], of which the last is known."""
+def _is_supported_cache(value: Value | None) -> bool:
+    """Whether a KV cache is float32 [batch, kv_heads, rows, head_dim] with a known head_dim, a multiple of LANES."""
     if value is None or value.type != FLOAT or len(value.shape) != RANK:
         return False
     return value.shape[-1] > 0 and value.shape[-1] % LANES == 0

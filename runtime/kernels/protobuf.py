@@ -1,6 +1,6 @@
-"""Protocol buffers' wire format: messages as lists of fields, so that a graph can be edited without the onnx package.
+"""The wire format of protocol buffers: messages as lists of fields, to edit a graph without the onnx package.
 
-Whatever is not edited is written back byte for byte. Source: protobuf.dev, "Encoding".
+Fields that are not edited are written back byte for byte. Source: protobuf.dev, "Encoding".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Field = tuple[int, int, int | bytes]  # number, wire type, value
 
 
 def fields(data: bytes) -> Iterator[Field]:
-    """The fields of a message in order. ValueError if it is not one."""
+    """The fields of a message, in order; ValueError if the bytes are not a message."""
     at, end = 0, len(data)
     while at < end:
         key, at = _varint(data, at)
@@ -36,7 +36,7 @@ def fields(data: bytes) -> Iterator[Field]:
 
 
 def message(parts: Iterable[Field]) -> bytes:
-    """The inverse of `fields`."""
+    """The message with these fields: the inverse of `fields`."""
     out = bytearray()
     for number, wire, value in parts:
         out += _encoded(number << 3 | wire)
@@ -50,10 +50,12 @@ def message(parts: Iterable[Field]) -> bytes:
 
 
 def text(number: int, value: str) -> Field:
+    """A field with a text."""
     return number, BYTES, value.encode()
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The number at this position, and the position after it."""
     value = shift = 0
     while True:
         if at >= len(data) or shift > 63:

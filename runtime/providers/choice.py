@@ -1,4 +1,4 @@
-"""Which provider runs a model: the one that was named, or the first that is installed and computes it correctly."""
+"""Which provider runs a model: the one that the user named, or the first that is installed and computes correctly."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from pard_onnx.models.errors import BadArtifact, BadProvider
 from pard_onnx.models.manifest import Manifest
 
 from .discovery import available_providers, provider_source
-from .table import AUTO_ORDER, CPU, PROVIDERS, Provider, configured, named
+from .table import AUTO_ORDER, CPU, PROVIDERS, Provider, provider_named, with_options
 
 AUTO = "auto"
 AS_ASKED = "as asked for"
 
 
 class OpenedModel(Protocol):
-    """What `open_first` asks of a model that was opened."""
+    """What `open_first` needs to know about a model that was opened."""
 
     @property
     def warning(self) -> str | None:
-        """Why every token takes a step of its own; None where wider steps are right."""
+        """Why every token is run in a step of its own; None where wider steps are correct."""
         ...
 
     @property
     def slow(self) -> str | None:
-        """Why the CPU would be faster; None where it would not."""
+        """Why the CPU is the better choice; None where it is not."""
         ...
 
 
@@ -35,26 +35,29 @@ AnyModel = TypeVar("AnyModel", bound=OpenedModel)
 
 @dataclass(frozen=True, slots=True)
 class ProviderCandidates:
-    """Providers to try in turn."""
+    """Providers to try, in this order."""
 
     providers: tuple[Provider, ...]
-    reason: str  # for taking the first one
-    selective: bool = False  # pass over those that run token by token, or slowly
-    rejected: tuple[str, ...] = ()  # why others were not even tried
+    reason: str  # why the first one is taken
+    selective: bool = False  # whether providers are rejected that run token by token, or slowly
+    rejected: tuple[str, ...] = ()  # why other providers are not tried at all
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderChoice:
-    """A provider that was taken."""
+    """The provider that runs a model."""
 
     provider: Provider
-    reason: str  # for taking it, and against those before it
+    reason: str  # why it was taken, and why the providers before it were rejected
 
 
 def provider_candidates(
     key: str, options: Mapping[str, object] | None = None, *, fallback: bool = False
 ) -> ProviderCandidates:
-    """The providers that `key` stands for. BadProvider for an unknown one, or an absent one without a fallback."""
+    """The providers to try for `key`, which names a provider or is "auto".
+
+    Raises BadProvider if the provider is unknown, or is not installed and there is no fallback.
+    """
     if key == AUTO:
         if options:
             raise BadProvider("provider options are of one provider; name it instead of auto")
@@ -62,7 +65,7 @@ def provider_candidates(
         providers = tuple(PROVIDERS[name] for name in AUTO_ORDER if name in found)
         reason = "auto: the first in order that is here and computes it right"
         return ProviderCandidates(providers, reason, selective=True)
-    provider = configured(named(key), options)
+    provider = with_options(provider_named(key), options)
     try:
         provider_source(provider)
     except BadProvider as error:
@@ -76,7 +79,10 @@ def provider_candidates(
 def open_first(
     candidates: ProviderCandidates, open_on: Callable[[Provider], AnyModel]
 ) -> tuple[AnyModel, ProviderChoice]:
-    """The first that opens; if none does, the last one's error is raised."""
+    """The model opened on the first candidate that does not fail and is not rejected.
+
+    The last candidate is taken even where the model is slow on it; its error is raised if it fails.
+    """
     rejected = list(candidates.rejected)
     for provider in candidates.providers[:-1]:
         try:
@@ -96,25 +102,26 @@ def open_first(
 def draft_candidates(
     candidates: ProviderCandidates, target: Provider, options: Mapping[str, object] | None = None
 ) -> ProviderCandidates:
-    """For a draft that no provider was named for: the target's provider, then the CPU if the target had a choice.
+    """The providers to try for a draft if the user named none for it: the target's, and then the CPU if the target had
+    several candidates.
 
-    candidates: the target's; target: the provider that was taken for it.
+    candidates: the target's; target: the provider that runs the target.
     """
     after = (CPU,) if len(candidates.providers) > 1 and target.key != CPU.key else ()
-    providers = (configured(target, options), *after)
+    providers = (with_options(target, options), *after)
     return replace(candidates, providers=providers, reason="as the target", rejected=())
 
 
-FUSED = "gqa"
+FUSED = "gqa"  # the attention variant that is one operator, GroupQueryAttention
 
 
 def on_separate_devices(target: Provider, draft: Provider) -> bool:
-    """Whether the two have devices of their own, so that one works while the other does."""
+    """Whether the target and the draft run on different devices, so that both can work at the same time."""
     return (target.key, target.device) != (draft.key, draft.device)
 
 
 def incompatibility(manifest: Manifest, provider: Provider) -> str | None:
-    """Why the provider cannot run the artifact's kind of graphs, with the fix; None if it can."""
+    """Why the provider cannot run the artifact's graphs, with the fix; None if it can."""
     fix = f"export it with pard-export --device {provider.key}"
     if manifest.attention not in provider.attention:
         kind = "one fused operator" if manifest.attention == FUSED else f"of the variant {manifest.attention!r}"

@@ -1,7 +1,7 @@
-"""Which providers this installation has, and from where: built into onnxruntime, a plugin library, or Windows ML.
+"""Which providers are installed, and where they come from: onnxruntime itself, a plugin library, or Windows ML.
 
-A plugin is registered with ONNX Runtime once a process; it then offers devices, which a session is given instead of a
-provider's name.
+A plugin library is registered with ONNX Runtime once per process. ONNX Runtime then lists the plugin's devices, and a
+session is given these devices instead of the provider's name.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from typing import Any, Literal
 
 from pard_onnx.models.errors import BadProvider
 
-from .table import PROVIDERS, Provider, named, onnxruntime
+from .table import PROVIDERS, Provider, onnxruntime, provider_named
 
-WINDOWS_ML = "windowsml"  # the package of Windows ML's catalog of providers
+WINDOWS_ML = "windowsml"  # the Python package with Windows ML's catalog of providers
 Origin = Literal["built in", "plugin", "Windows ML"]
 
 
 @dataclass(frozen=True, slots=True)
 class ProviderSource:
-    """Where a provider comes from; devices: a plugin's, as ONNX Runtime's OrtEpDevice."""
+    """Where an installed provider comes from."""
 
     origin: Origin
-    devices: tuple[Any, ...] = ()
+    devices: tuple[Any, ...] = ()  # of a plugin: ONNX Runtime's OrtEpDevice objects
 
 
 BUILT_IN = ProviderSource("built in")
 
 
 def require_installed(key: str) -> Provider:
-    """As `named`, but BadProvider also if it is not here."""
-    provider = named(key)
+    """The provider with this key; BadProvider if it is unknown or not installed."""
+    provider = provider_named(key)
     provider_source(provider)
     return provider
 
 
 def provider_source(provider: Provider) -> ProviderSource:
-    """Where the provider comes from; BadProvider, with the way to get it, if it is not here."""
+    """Where the provider comes from; BadProvider, with the way to install it, if it is not installed."""
     ort = onnxruntime(provider.install)
     if provider.ort in ort.get_available_providers():
         return BUILT_IN
@@ -60,7 +60,7 @@ def provider_source(provider: Provider) -> ProviderSource:
 
 
 def available_providers() -> dict[str, ProviderSource]:
-    """All providers of this installation by key, in the order of `PROVIDERS`."""
+    """All installed providers by key, in the order of `PROVIDERS`."""
     out = {}
     for key, provider in PROVIDERS.items():
         try:
@@ -71,7 +71,7 @@ def available_providers() -> dict[str, ProviderSource]:
 
 
 def _plugin(provider: Provider) -> ProviderSource | None:
-    """The provider as a plugin; None where there is no such library."""
+    """The source of a provider that a plugin library brings; None where there is no such library."""
     ort = onnxruntime(provider.install)
     if not hasattr(ort, "register_execution_provider_library"):
         return None
@@ -84,16 +84,16 @@ def _plugin(provider: Provider) -> ProviderSource | None:
 
 
 def _libraries(provider: Provider) -> Iterator[tuple[Origin, str]]:
-    """Plugin libraries that carry the provider, as far as their packages are installed."""
+    """The installed plugin libraries that bring the provider."""
     if provider.plugin and find_spec(provider.plugin):
         yield "plugin", import_module(provider.plugin).get_library_path()
-    if sys.platform == "win32" and (library := windows_ml().get(provider.ort)):
+    if sys.platform == "win32" and (library := windows_ml_libraries().get(provider.ort)):
         yield "Windows ML", library
 
 
 @cache
-def windows_ml() -> dict[str, str]:
-    """Windows ML's libraries by ONNX Runtime's name of the provider; Windows fetches those that it lacks."""
+def windows_ml_libraries() -> dict[str, str]:
+    """Windows ML's libraries, by ONNX Runtime's name of the provider. Windows downloads the missing ones."""
     if not find_spec(WINDOWS_ML):
         return {}
     found = {}
@@ -101,7 +101,7 @@ def windows_ml() -> dict[str, str]:
         for entry in catalog.find_all_providers():
             try:
                 entry.ensure_ready()
-            except Exception:  # one that Windows cannot fetch is one that is not here
+            except Exception:  # a library that Windows cannot download counts as not installed
                 continue
             if entry.library_path:
                 found[entry.name] = str(entry.library_path)
@@ -110,7 +110,7 @@ def windows_ml() -> dict[str, str]:
 
 @cache
 def _register(name: str, library: str) -> bool:
-    """Once a process; False for a library that ONNX Runtime does not load."""
+    """Register a plugin library, once per process; False if ONNX Runtime cannot load it."""
     try:
         onnxruntime().register_execution_provider_library(name, library)
     except Exception:  # ONNX Runtime's exceptions share no base class

@@ -1,7 +1,8 @@
-"""Memory of a provider's device: buffers made there, and copied to and from there.
+"""Buffers in the memory of a provider's device, copied to it and from it.
 
-Not every build of ONNX Runtime can allocate on a device by name, but each can leave a session's output there. So a
-graph of one node makes the buffers; a provider that cannot open it does not start.
+Not every build of ONNX Runtime can allocate memory on a device by the device's name, but every build can leave the
+output of a session there. So a session on a graph of one Identity node makes the buffers. A provider that cannot open
+this graph does not start.
 """
 
 from __future__ import annotations
@@ -16,25 +17,29 @@ from numpy.typing import NDArray
 from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.kernels.protobuf import BYTES, VARINT, message, text
 
-from .opening import cannot_start, first_line, is_out_of_memory, opened, session_options
+from .opening import cannot_start, create_session, first_line, is_out_of_memory, session_options
 from .table import Provider
 from .threads import Threads
 
 IR_VERSION, OPSET = 8, 17
-ELEMENTS = {"float32": 1, "int8": 3, "float16": 10}  # of ONNX's TensorProto
+ELEMENTS = {"float32": 1, "int8": 3, "float16": 10}  # the numbers of the types in ONNX's TensorProto
 
 
 class OutOfMemory(Exception):
-    """made: the buffers that fitted."""
+    """The device has no memory left for another buffer."""
 
     def __init__(self, made: int) -> None:
+        """made: the number of buffers that were made before."""
         super().__init__(made)
         self.made = made
 
 
 class Buffer:
-    """A tensor on the device. ONNX Runtime's objects do not keep one another alive: this one does, and lets them go
-    in the order in which they may."""
+    """A tensor on the device.
+
+    ONNX Runtime's objects do not keep alive the objects that they need. This object does, and frees them in the order
+    that ONNX Runtime needs.
+    """
 
     def __init__(self, session: Any, array: NDArray[Any], provider: Provider) -> None:
         self._session = session
@@ -45,7 +50,7 @@ class Buffer:
         self.value = self._binding.get_outputs()[0]
 
     def read(self) -> NDArray[Any]:
-        """A copy in the host's memory."""
+        """A copy of the tensor in the host's memory."""
         return np.asarray(self.value.numpy())
 
     def __del__(self) -> None:
@@ -54,18 +59,18 @@ class Buffer:
 
 
 @cache
-def start_provider(provider: Provider, kind: str = "float32") -> Any:
-    """The session that makes buffers of this type, one a process; BadProvider if the provider does not start."""
+def start_provider(provider: Provider, element_type: str = "float32") -> Any:
+    """The session that makes buffers of this type, one per process; BadProvider if the provider does not start."""
     try:
-        return opened(identity(kind), provider, session_options(Threads(1)))
+        return create_session(identity_graph(element_type), provider, session_options(Threads(1)))
     except BadInput:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise cannot_start(provider, first_line(error)) from error
 
 
-def buffers(provider: Provider, arrays: Sequence[NDArray[Any]]) -> list[Buffer]:
-    """Copies of the arrays on the device; OutOfMemory if it is full."""
+def make_buffers(provider: Provider, arrays: Sequence[NDArray[Any]]) -> list[Buffer]:
+    """Copies of the arrays on the device; OutOfMemory if the device has no memory left."""
     out: list[Buffer] = []
     for array in arrays:
         try:
@@ -77,10 +82,10 @@ def buffers(provider: Provider, arrays: Sequence[NDArray[Any]]) -> list[Buffer]:
     return out
 
 
-def identity(kind: str) -> bytes:
-    """A graph that gives back what it is given, [a, b, c, d] of this type; the field numbers are onnx.proto's."""
+def identity_graph(element_type: str) -> bytes:
+    """A model whose output is its input, [a, b, c, d] of this type; the field numbers are those of onnx.proto."""
     shape = message([(1, BYTES, message([text(2, name)])) for name in "abcd"])
-    tensor = message([(1, VARINT, ELEMENTS[kind]), (2, BYTES, shape)])
+    tensor = message([(1, VARINT, ELEMENTS[element_type]), (2, BYTES, shape)])
     tensor_type = (2, BYTES, message([(1, BYTES, tensor)]))
     node = message([text(1, "x"), text(2, "y"), text(4, "Identity")])
     ends = [(number, BYTES, message([text(1, name), tensor_type])) for number, name in ((11, "x"), (12, "y"))]

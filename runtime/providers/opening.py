@@ -1,4 +1,4 @@
-"""A graph opened as an ONNX Runtime session on a provider."""
+"""Opens a graph as an ONNX Runtime session on a provider."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from pard_onnx.runtime.kernels.graph import with_kernel
 
 from .discovery import provider_source
 from .table import CPU, SESSION_OPTION, Provider, onnxruntime
-from .threads import Threads, apply
+from .threads import Threads, set_threads
 
 ERRORS_ONLY = 3  # ONNX Runtime's log severity
-# What CUDA, HIP, Direct3D, Dawn and ONNX Runtime's own allocators say
+# What CUDA, HIP, Direct3D, Dawn and ONNX Runtime's own allocators report if memory runs out
 MEMORY = re.compile(r"out of memory|outofmemory|failed to allocate|bad[_ ]alloc|8007000e|not enough memory", re.I)
 
 
 def open_graph(path: Path, provider: Provider, threads: Threads) -> Any:
-    """An onnxruntime.InferenceSession; BadArtifact if it refuses the file."""
+    """An onnxruntime.InferenceSession; BadArtifact if ONNX Runtime refuses the file."""
     options = session_options(threads)
     try:
         if provider.key == CPU.key:
             graph = with_kernel(path, options)
-            return opened(graph if isinstance(graph, bytes) else str(graph), provider, options)
-        return opened(str(path), replace(provider, options=tuple(compile_options(provider, path).items())), options)
+            return create_session(graph if isinstance(graph, bytes) else str(graph), provider, options)
+        with_defaults = replace(provider, options=tuple(options_for_graph(provider, path).items()))
+        return create_session(str(path), with_defaults, options)
     except BadInput:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class
@@ -44,15 +45,19 @@ def open_graph(path: Path, provider: Provider, threads: Threads) -> Any:
 
 
 def session_options(threads: Threads) -> Any:
+    """SessionOptions for these threads."""
     options = onnxruntime().SessionOptions()
     options.log_severity_level = ERRORS_ONLY
-    options.enable_mem_pattern = False  # a pattern is kept per input shape, and each step has a new mask length
-    apply(threads, options)
+    options.enable_mem_pattern = False  # a pattern is kept for each shape, and each step has a new mask length
+    set_threads(threads, options)
     return options
 
 
-def opened(graph: str | bytes, provider: Provider, options: Any) -> Any:
-    """The session; BadProvider if ONNX Runtime went on without the provider, which it does where libraries lack."""
+def create_session(graph: str | bytes, provider: Provider, options: Any) -> Any:
+    """The session of a graph (a path, or the model itself).
+
+    Raises BadProvider if ONNX Runtime made the session without the provider: it does so where libraries are missing.
+    """
     ort = onnxruntime(provider.install)
     chosen = {name: value for name, value in provider.options if not name.startswith(SESSION_OPTION)}
     for name, value in provider.options:
@@ -60,15 +65,15 @@ def opened(graph: str | bytes, provider: Provider, options: Any) -> Any:
             options.add_session_config_entry(name, value)
     if provider.key == CPU.key:
         return ort.InferenceSession(graph, options, providers=[provider.ort], enable_fallback=0)
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL  # DirectML demands it
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL  # DirectML requires it
     found = provider_source(provider)
     if found.devices:
         device = min(provider.device, len(found.devices) - 1)
-        chosen.pop(provider.device_option, None)  # which is said by the device itself
+        chosen.pop(provider.device_option, None)  # the device itself replaces this option
         options.add_provider_for_devices([found.devices[device]], chosen)
         session = ort.InferenceSession(graph, options)
     else:
-        # The fallback to other providers prints to stdout and hides what went wrong.
+        # ONNX Runtime's fallback to other providers would print to stdout and hide the error.
         session = ort.InferenceSession(graph, options, providers=[(provider.ort, chosen)], enable_fallback=0)
     if provider.ort not in session.get_providers():
         raise cannot_start(provider, "ONNX Runtime could not load its libraries")
@@ -76,6 +81,7 @@ def opened(graph: str | bytes, provider: Provider, options: Any) -> Any:
 
 
 def cannot_start(provider: Provider, reason: str) -> BadProvider:
+    """The error for a provider that is installed but does not work."""
     return BadProvider(
         f"provider {provider.title!r} cannot start: {reason}; check its driver and libraries with pard-doctor, or "
         "run on another provider (--fallback goes on on the CPU)"
@@ -83,15 +89,18 @@ def cannot_start(provider: Provider, reason: str) -> BadProvider:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ONNX Runtime failed because the device's memory is full."""
     return bool(MEMORY.search(str(error)))
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of the error's message; the name of its class if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def vitisai_options(path: Path) -> dict[str, str]:
-    """Its cache is named by the graph and its weights, so that another export is compiled anew."""
+    """VitisAI's cache of compiled graphs. Its key is a hash of the graph and its weights, so that another export is
+    compiled anew."""
     files = [file.sha256 for file in Manifest.read(path.parent).files if file.name in (path.name, DATA)]
     key = hashlib.sha256("".join(files).encode()).hexdigest()
     out = {"cache_dir": str(cache_folder() / "vitisai"), "cache_key": key}
@@ -100,13 +109,15 @@ def vitisai_options(path: Path) -> dict[str, str]:
 
 
 def migraphx_options(path: Path) -> dict[str, str]:
+    """MIGraphX's cache of compiled graphs, which names its files itself."""
     return {"migraphx_model_cache_dir": str(cache_folder() / "migraphx")}
 
 
-COMPILE_OPTIONS: dict[str, Callable[[Path], dict[str, str]]] = {"npu": vitisai_options, "migraphx": migraphx_options}
+# Options of the providers that compile graphs, by provider, made from the graph's path.
+DEFAULT_OPTIONS: dict[str, Callable[[Path], dict[str, str]]] = {"npu": vitisai_options, "migraphx": migraphx_options}
 
 
-def compile_options(provider: Provider, path: Path) -> dict[str, str]:
-    """The provider's own options for this graph; what the user chose comes first."""
-    defaults = COMPILE_OPTIONS[provider.key](path) if provider.key in COMPILE_OPTIONS else {}
+def options_for_graph(provider: Provider, path: Path) -> dict[str, str]:
+    """The provider's options for this graph: the defaults, where the user did not choose otherwise."""
+    defaults = DEFAULT_OPTIONS[provider.key](path) if provider.key in DEFAULT_OPTIONS else {}
     return defaults | dict(provider.options)

@@ -1,41 +1,35 @@
-"""Execution providers: a table of what users call them, how they are installed, what they take and what they can do."""
+"""The table of execution providers: their names, how they are installed, their options, and what they can run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
+from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.devices import DEVICES
 from pard_onnx.models.errors import BadProvider
 
-HOST = "cpu"  # IO binding's name for memory that is no device's
-SESSION_OPTION = "ep."  # options of this prefix are the session's, such as ep.context_enable
+HOST = "cpu"  # I/O binding's name for the host's memory
+SESSION_OPTION = "ep."  # options with this prefix are given to the session, such as ep.context_enable
 EP_CONTEXT = ("ep.context_enable", "ep.context_file_path", "ep.context_embed_mode")
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """key: as in `--provider`; ort: ONNX Runtime's name; install: what brings it; plugin: the Python module that
-    carries it as a plugin library, if one does.
+    """An execution provider of ONNX Runtime, with the options that the user chose."""
 
-    names: of the options that it takes; device_option: of these, which device it runs on.
-    memory: where its KV caches live, in IO binding's words; in_place: the attention variants whose past and present
-    may share a buffer there, others get two by turns.
-    options: what was chosen of `names`.
-    """
-
-    key: str
-    ort: str
-    install: str
-    names: tuple[str, ...] = ()
-    device_option: str = "device_id"
-    memory: str = HOST
+    key: str  # the name in `--provider`
+    ort: str  # the name in ONNX Runtime
+    install: str  # how to install it
+    names: tuple[str, ...] = ()  # the names of the options that it takes
+    device_option: str = "device_id"  # the option that says which device it runs on; "" if there is none
+    memory: str = HOST  # where its KV caches are, as I/O binding names this memory
+    # The attention variants whose past and present may be one buffer there; the others use two buffers that take turns.
     in_place: tuple[str, ...] = ()
-    plugin: str | None = None
-    options: tuple[tuple[str, str], ...] = ()
+    plugin: str | None = None  # the Python module that has it as a plugin library; None if there is none
+    options: tuple[tuple[str, str], ...] = ()  # the user's options, by `names`
 
     @property
     def attention(self) -> tuple[str, ...]:
@@ -54,11 +48,12 @@ class Provider:
 
     @property
     def title(self) -> str:
-        """The key, and the device where it is not the first one."""
+        """The key, and the number of the device where it is not 0."""
         return f"{self.key}:{self.device}" if self.device else self.key
 
 
 def pip(extra: str) -> str:
+    """The command that installs the package with this extra."""
     return f'pip install "pard-onnx[{extra}]"'
 
 
@@ -101,20 +96,20 @@ PROVIDERS = {
         Provider("npu", "VitisAIExecutionProvider", RYZEN_AI, VITISAI, device_option=""),
     )
 }  # fmt: skip
-# What is made for one maker's devices before what runs on everyone's, and the CPU last.
+# The order in which "auto" tries them: providers for one maker's devices, then those for any device, then the CPU.
 AUTO_ORDER = ("cuda", "migraphx", "rocm", "npu", "directml", "webgpu", "cpu")
 CPU = PROVIDERS["cpu"]
 
 
-def named(key: str) -> Provider:
-    """The provider that users call `key`, or `key:1` on its second device; BadProvider names the nearest known one."""
+def provider_named(key: str) -> Provider:
+    """The provider that users call `key`, or `key:1` on its second device; BadProvider names the most similar one."""
     known = ", ".join(PROVIDERS)
     if not isinstance(key, str):
         raise BadProvider(f"a provider is one of {known}, not {key!r}")
     name, colon, device = key.partition(":")
     if name not in PROVIDERS:
-        near = get_close_matches(name.lower(), PROVIDERS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {known}"
+        nearest = nearest_name(name, PROVIDERS, 0.5)
+        hint = f"did you mean {nearest!r}?" if nearest else f"known are {known}"
         raise BadProvider(f"unknown provider {name!r}; {hint}")
     provider = PROVIDERS[name]
     if not colon:
@@ -126,13 +121,13 @@ def named(key: str) -> Provider:
     return replace(provider, options=((provider.device_option, device),))
 
 
-def configured(provider: Provider, options: Mapping[str, object] | None) -> Provider:
-    """The provider with these options; BadProvider for names that it does not take, with the nearest that it does."""
+def with_options(provider: Provider, options: Mapping[str, object] | None) -> Provider:
+    """The provider with these options added; BadProvider for an unknown name, with the most similar known one."""
     chosen = dict(provider.options)
     for name, value in (options or {}).items():
         if name not in provider.names:
-            near = get_close_matches(str(name), provider.names, n=1, cutoff=0.0)
-            hint = f"did you mean {near[0]!r}?" if near else "it takes none"
+            nearest = nearest_name(name, provider.names, 0.0)
+            hint = f"did you mean {nearest!r}?" if nearest else "it takes none"
             raise BadProvider(f"provider {provider.key!r} has no option {name!r}; {hint}")
         if isinstance(value, bool):
             value = int(value)
@@ -144,8 +139,8 @@ def configured(provider: Provider, options: Mapping[str, object] | None) -> Prov
     return replace(provider, options=tuple(chosen.items()))
 
 
-def read_options(pairs: Sequence[str]) -> dict[str, str]:
-    """Of a command line's K=V; BadProvider for what is none."""
+def parse_options(pairs: Sequence[str]) -> dict[str, str]:
+    """The options in a command line's NAME=VALUE texts; BadProvider for a text of another form."""
     out: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
@@ -156,7 +151,7 @@ def read_options(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def onnxruntime(install: str = CPU.install) -> Any:
-    """The onnxruntime module, imported on first use; BadProvider says how to get it where there is none."""
+    """The onnxruntime module, imported at the first use; BadProvider says how to install it if it is missing."""
     try:
         return import_module("onnxruntime")
     except ImportError as error:

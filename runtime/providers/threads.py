@@ -1,8 +1,10 @@
-"""Threads of the sessions. Two sessions whose idle threads spin fight for the cores: 1.35 times slower.
+"""The threads of the sessions.
 
-By default each session has a pool whose threads stop spinning when a run ends. `share` makes one pool for the
-whole process instead; ONNX Runtime then refuses every session with a pool of its own, other libraries' included,
-so only an application that owns its process should ask for it.
+The idle threads of a session spin: they wait in a busy loop. Two sessions whose threads spin compete for the cores, and
+decoding takes 1.35 times as long. So by default the threads of each session's pool stop spinning when a run ends.
+
+With `share_threads` there is one pool for the whole process instead. ONNX Runtime then refuses every session that has a
+pool of its own, also the sessions of other libraries, so only an application that controls its process should use it.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ from pard_onnx.models.checks import require_whole
 from .table import onnxruntime
 
 SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-LIMIT = 512  # more than any machine has cores; ONNX Runtime tries to start whatever it is told
+LIMIT = 512  # more than any machine has cores; ONNX Runtime tries to start any number of threads
 
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """count: of each run, None for the physical cores; shared: in the process's one pool."""
+    """The threads of a session."""
 
-    count: int | None = None
-    shared: bool = False
+    count: int | None = None  # None for one thread per physical core
+    shared: bool = False  # whether the session uses the one pool of the process
 
     def __post_init__(self) -> None:
         if self.count is not None:
@@ -33,7 +35,10 @@ class Threads:
 
 
 def physical_cores() -> int:
-    """Cores that this process may use; 0 (ONNX Runtime counts itself) where the system does not tell."""
+    """The number of physical cores that this process may use; 0 where the system does not say.
+
+    With 0, ONNX Runtime counts the cores itself.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return 0
     cpus = os.sched_getaffinity(0)
@@ -43,27 +48,27 @@ def physical_cores() -> int:
         return len(cpus)
 
 
-_shared = False  # ONNX Runtime's global pool is made once a process and never unmade
+_pool_is_shared = False  # whether ONNX Runtime's global pool was made; it stays until the process ends
 
 
-def share(count: int) -> bool:
-    """Make the process's one pool; False where something else already decided."""
-    global _shared
-    if not _shared:
+def make_shared_pool(count: int) -> bool:
+    """Make the one pool of the process; False if ONNX Runtime does not allow it any more."""
+    global _pool_is_shared
+    if not _pool_is_shared:
         try:
             onnxruntime().set_global_thread_pool_sizes(count, 1)
-            _shared = True
-        except (RuntimeError, AttributeError):  # made by someone else, or an onnxruntime older than the call
+            _pool_is_shared = True
+        except (RuntimeError, AttributeError):  # sessions exist already, or this onnxruntime lacks the function
             return False
     return True
 
 
-def apply(threads: Threads, options: Any) -> None:
-    """Set up SessionOptions so that the session's threads leave the cores to its partner when idle."""
+def set_threads(threads: Threads, options: Any) -> None:
+    """Set the threads in SessionOptions, such that idle threads leave the cores to the other session."""
     count = threads.count or physical_cores()
     if threads.shared:
-        share(count)
-    if _shared:
+        make_shared_pool(count)
+    if _pool_is_shared:
         options.use_per_session_threads = False
         return
     options.intra_op_num_threads = count

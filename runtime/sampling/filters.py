@@ -1,8 +1,8 @@
-"""One row of logits to one id: temperature, filters, softmax and draw.
+"""Chooses one id from a row of logits: temperature, filters, softmax and a random draw.
 
-Behind every filter stands one order: logit descending, then id ascending. Each keeps a first part of it, so that
-their intersection is the shortest of those parts. Nothing sorts the vocabulary: top_k partitions it once, top_p
-narrows it around the cut.
+All filters rank the ids in one order: by logit, the largest first, then by id, the lowest first. Each filter keeps the
+first ids of this order, so all filters together keep what the strictest filter keeps. The vocabulary is never sorted:
+top_k partitions it once, and top_p narrows it down to the weights around the cut.
 """
 
 from __future__ import annotations
@@ -20,33 +20,30 @@ from .settings import Sampling
 Floats = NDArray[np.float32]
 Indexes = NDArray[np.int64]
 
-BLOCK = 1024  # weights that one step of a draw sums
-FEW = 4096  # weights that are sorted rather than narrowed
-SAMPLE = 1024  # weights that a bracket is taken from
+BLOCK = 1024  # weights that are summed together in a draw
+FEW = 4096  # so many weights or fewer are sorted instead of narrowed down
+SAMPLE = 1024  # weights in the sample that estimates where the cut is
 LIGHTEST = np.finfo(np.float32).smallest_subnormal
-COLDEST = 1e-30  # in float32 a smaller temperature would be 0, and 0 / 0 is no number
+COLDEST = 1e-30  # the lowest temperature: a lower one would be 0 in float32, and 0 / 0 is NaN
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The ids that the filters have left, and their probabilities up to a factor.
+    """The ids that the filters have kept, with weights in proportion to their probabilities."""
 
-    ids: ascending, [n]; None: the whole row's, 0..n-1. weights: [n], the most probable id's is 1.
-    """
-
-    ids: Indexes | None
-    weights: Floats
+    ids: Indexes | None  # ascending, [n]; None for all ids of the row, 0..n-1
+    weights: Floats  # [n]; the weight of the most probable id is 1
 
     def draw(self, u: float) -> int:
-        """The id at u of the cumulative distribution over ascending ids; u in [0, 1)."""
+        """The id at which the cumulative distribution over ascending ids exceeds u; u in [0, 1)."""
         at = pick(self.weights, u)
         return at if self.ids is None else int(self.ids[at])
 
 
 def candidates(logits: Floats, sampling: Sampling, scratch: Floats) -> Candidates:
-    """Temperature, then top_k, top_p, min_p; temperature above 0.
+    """The ids that top_k, top_p and min_p keep at this temperature, which is above 0.
 
-    logits: [vocabulary], their maximum finite. scratch: [vocabulary], overwritten; the result may lie in it.
+    logits: [vocabulary], with a finite maximum. scratch: [vocabulary], is overwritten; the weights may be a view of it.
     """
     top, ids = logits.max(), None
     if 0 < sampling.top_k < logits.size:
@@ -69,7 +66,7 @@ def candidates(logits: Floats, sampling: Sampling, scratch: Floats) -> Candidate
 
 
 def largest(values: Floats, count: int) -> Indexes:
-    """Indexes of the `count` largest values, ascending; of equal ones the first. count < len(values)."""
+    """The indexes of the `count` largest values, ascending; of equal values, the first. count < len(values)."""
     cut = np.partition(values, values.size - count)[values.size - count]
     kept = np.flatnonzero(values >= cut)
     surplus = kept.size - count
@@ -77,13 +74,14 @@ def largest(values: Floats, count: int) -> Indexes:
 
 
 def heaviest(weights: Floats, logits: Floats, share: float) -> NDArray[np.bool_]:
-    """Which are the fewest weights that sum to `share` (below 1) of all, as a mask.
+    """The fewest weights whose sum is at least `share` (below 1) of the sum of all, as a mask.
 
-    Of equal weights those of larger logits, then the first: rounding may give two logits one weight.
+    Of equal weights, those with larger logits come first, then those with lower ids: two different logits may have the
+    same weight by rounding.
     """
     total = float(block_sums(weights).sum())
     cut, above = mass_cut(weights, total, share)
-    cut = max(cut, LIGHTEST)  # 0 if rounding asks for more than there is
+    cut = max(cut, LIGHTEST)  # the cut is 0 if, by rounding, all weights sum to less than the share
     kept = weights >= cut
     ties = np.flatnonzero(weights == cut)
     wanted = ceil((share * total - above) / float(cut))
@@ -94,20 +92,21 @@ def heaviest(weights: Floats, logits: Floats, share: float) -> NDArray[np.bool_]
 
 
 def mass_cut(weights: Floats, total: float, share: float) -> tuple[np.float32, float]:
-    """The lightest of the fewest weights that sum to share * total; and the sum of all heavier than it.
+    """The cut: the smallest of the fewest weights that sum to share * total; and the sum of all weights above it.
 
-    n weights below (1 - share) * total / n sum to less than 1 - share of all, so the cut is not among them. What is
-    left is narrowed between two weights that a sample puts around the cut (Floyd and Rivest's selection, with sums
-    in the place of counts); where the sample misled, the side that has the cut is narrowed instead.
+    n weights below (1 - share) * total / n sum to less than 1 - share of all, so the cut is not among them. The other
+    weights are narrowed down to those between two bounds, which a sample estimates to lie on both sides of the cut
+    (Floyd and Rivest's selection algorithm, with sums instead of counts). If the cut is not between the bounds, the
+    side with the cut is narrowed down instead.
     """
-    need, above, upto, margin = share * total, 0.0, total, SAMPLE // 16  # sums without and with weights
+    need, above, upto, margin = share * total, 0.0, total, SAMPLE // 16  # sums of the weights above, and with `weights`
     likely = weights >= np.float32((1 - share) * total / weights.size)
-    if 2 * np.count_nonzero(likely) < weights.size:  # else a copy gains nothing
+    if 2 * np.count_nonzero(likely) < weights.size:  # otherwise a copy saves no time
         weights = weights[np.flatnonzero(likely)]
         upto = float(weights.sum(dtype=np.float64))
     while weights.size > FEW:
         heavy, light = bracket(weights, (need - above) / max(upto - above, need - above), margin)
-        margin //= 2  # at 0 they are one weight, and each step shrinks or ends
+        margin //= 2  # at 0 both bounds are the same weight, so each turn removes weights or returns
         heavier = weights > heavy
         over = above + float((weights * heavier).sum(dtype=np.float64))
         if over >= need:
@@ -120,7 +119,7 @@ def mass_cut(weights: Floats, total: float, share: float) -> tuple[np.float32, f
             weights, above = lighter, mass
         elif heavy == light:
             return heavy, over
-        else:  # if mass < need it is so by rounding
+        else:  # mass < need is possible here, by rounding
             weights, above, upto = inside, over, mass
     weights = np.sort(weights)[::-1]
     sums = above + np.cumsum(weights, dtype=np.float64)
@@ -130,7 +129,10 @@ def mass_cut(weights: Floats, total: float, share: float) -> tuple[np.float32, f
 
 
 def bracket(weights: Floats, share: float, margin: int) -> tuple[np.float32, np.float32]:
-    """A weight likely not below that at which the heaviest sum to `share` of all, and one likely not above it."""
+    """Two weights of a sample that probably lie on both sides of the cut, the heavier one first.
+
+    share: the largest weights above the cut sum to this share of all weights. margin: positions in the sample.
+    """
     sample = np.sort(weights[:: weights.size // SAMPLE])[::-1]
     sums = np.cumsum(sample, dtype=np.float64)
     at = int(np.searchsorted(sums, share * float(sums[-1])))
@@ -138,14 +140,15 @@ def bracket(weights: Floats, share: float, margin: int) -> tuple[np.float32, np.
 
 
 def block_sums(weights: Floats) -> NDArray[np.float64]:
-    """Sums of BLOCK weights each, the last of what is left; numpy's pairwise float32 sums, right to about 1e-7."""
+    """Sums of BLOCK weights each; the last sum may have fewer. numpy sums float32 pairwise, exact to about 1e-7."""
     return np.add.reduceat(weights, np.arange(0, weights.size, BLOCK)).astype(np.float64)
 
 
 def pick(weights: Floats, u: float) -> int:
-    """The first index at which the running sum of weights exceeds u times their sum; u in [0, 1).
+    """The first index at which the cumulative sum of the weights exceeds u times their sum; u in [0, 1).
 
-    Sums of blocks first, then one block's own: rounding may leave u past a block's end, which means its last.
+    The block is found first, then the index in it. If by rounding the index is behind the block's end, it is the last
+    index of the block.
     """
     ends = np.cumsum(block_sums(weights))
     block, rest = exceeding(ends, u * float(ends[-1]))
@@ -154,7 +157,10 @@ def pick(weights: Floats, u: float) -> int:
 
 
 def exceeding(sums: NDArray[np.float64], mass: float) -> tuple[int, float]:
-    """The first index whose running sum exceeds mass, and mass less the sum before; never one of weight 0."""
+    """The first index whose cumulative sum exceeds mass, and mass minus the sum before it.
+
+    The index never belongs to a weight of 0.
+    """
     last = float(sums[-1])
     mass = min(mass, nextafter(last, 0.0))
     at = int(np.searchsorted(sums, mass, side="right"))

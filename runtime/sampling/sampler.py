@@ -1,15 +1,16 @@
-"""The target's own tokens from its logits: greedy, or drawn.
+"""Chooses the target's tokens from its logits: greedily, or by random draws.
 
-Why drawing row by row is speculative sampling. A draft here is one id d for a position, not a distribution: its q is
-a point mass. Rejection sampling (Leviathan et al. 2023, Chen et al. 2023) then accepts d with probability
-min(1, p(d) / q(d)) = p(d), and otherwise draws from p without d, renormalised. Drawing t from p and keeping the draft
-if t = d is the same: t = d has probability p(d), and given t != d, t is distributed as p without d. So no residual is
-formed and no row behind the first mismatch is looked at.
+Why drawing row by row is speculative sampling: a draft here is one id d for a position, not a distribution, so its
+distribution q is a point mass. Rejection sampling (Leviathan et al. 2023, Chen et al. 2023) then accepts d with
+probability min(1, p(d) / q(d)) = p(d), and otherwise draws from p without d, renormalised. Drawing t from p and
+accepting the draft if t = d is the same: t = d has probability p(d), and given t != d, t is distributed as p without
+d. So no residual distribution is needed, and no row after the first mismatch is used.
 
-The draw does not depend on the draft either. The random number of a token is a function of the seed and its position
-alone, and the row of logits one of the tokens before it, so each token is a function of the tokens before it, the
-settings and the seed: by induction the text is the one that plain sampling writes, token for token, whatever is
-drafted. (As far as the target's logits do not depend on the step's width: see exactness, docs/architecture.md.)
+The draw does not depend on the draft either. The random number of a token is a function of the seed and the token's
+position, and the row of logits is a function of the tokens before it. So each token is a function of the tokens before
+it, the settings and the seed: by induction, the text is the one that plain sampling writes, token for token, whatever
+is drafted. (This requires that the target's logits do not depend on the step's width: see exactness in
+docs/architecture.md.)
 """
 
 from __future__ import annotations
@@ -29,31 +30,31 @@ from .filters import candidates
 from .penalties import Penalties
 from .settings import Sampling
 
-Rows = NDArray[np.float32]
+Logits = NDArray[np.float32]
 
 
 class Chooser(Protocol):
-    """What the loop asks of a way to choose tokens."""
+    """What the decoding loop needs to choose tokens."""
 
-    def choose(self, rows: Rows, committed: Sequence[int], drafts: Sequence[int]) -> list[int]:
-        """The target's tokens after `committed`: the drafts that they match, and one more.
+    def choose(self, rows: Logits, committed: Sequence[int], drafts: Sequence[int]) -> list[int]:
+        """The target's tokens after `committed`: the drafts that it accepts, and one more token of its own.
 
         rows: logits after the last committed token and after each draft, [len(drafts) + 1, vocabulary rows].
-        Failure if a row that is needed has no finite maximum.
+        Raises Failure if a row that is needed has no finite maximum.
         """
         ...
 
 
 def chooser(sampling: Sampling, vocabulary: int, prompt_length: int, seed: int) -> Chooser:
-    """`Greedy` where it says the same, else a `Sampler`; arguments and errors as there."""
+    """A `Greedy` chooser for greedy settings, otherwise a `Sampler`; arguments and errors as of `Sampler`."""
     return Greedy() if sampling.greedy else Sampler(sampling, vocabulary, prompt_length, seed)
 
 
 class Greedy:
-    """The id of each row's largest logit, the lowest such id; one pass over all rows."""
+    """Chooses the id of each row's largest logit, the lowest of several such ids."""
 
-    def choose(self, rows: Rows, committed: Sequence[int], drafts: Sequence[int]) -> list[int]:
-        """See `Chooser`. Ids that the tokenizer does not have must be -inf."""
+    def choose(self, rows: Logits, committed: Sequence[int], drafts: Sequence[int]) -> list[int]:
+        """See `Chooser`. The logits of ids that the tokenizer does not have must be -inf."""
         ids = rows.argmax(axis=-1).tolist()
         tokens = list(accept(drafts, ids).tokens)
         for i, token in enumerate(tokens):
@@ -62,28 +63,29 @@ class Greedy:
 
 
 class Sampler:
-    """One generation's draws.
+    """Chooses the tokens of one generation by random draws, with penalties and bias.
 
-    vocabulary: ids that may come out, 0..vocabulary-1; rows may be longer. prompt_length: of the committed tokens,
-    those that are not output. seed: 0..2**64-1, `Sampling.chosen_seed`. BadInput if logit_bias names another id or
-    bans all.
-
-    A token depends on its row, the settings, the seed, its position and the tokens before it; not on the other
-    rows, nor on how many there are. Costs a few passes over a row of the vocabulary per token chosen.
+    A token depends on its row, the settings, the seed, its position and the tokens before it; not on other rows, nor on
+    their number. A token costs a few passes over its row.
     """
 
     def __init__(self, sampling: Sampling, vocabulary: int, prompt_length: int, seed: int) -> None:
+        """vocabulary: ids 0..vocabulary-1 can be chosen; rows may be longer. prompt_length: the number of committed
+        tokens that are not output. seed: 0..2**64-1, see `Sampling.chosen_seed`.
+
+        Raises BadInput if logit_bias names another id or bans all ids.
+        """
         require_known(sampling, vocabulary)
         self._sampling, self._vocabulary, self._seed = sampling, vocabulary, seed
         self._penalties = Penalties(sampling, vocabulary, prompt_length)
         self._penalized = np.empty(vocabulary if sampling.penalizes else 0, np.float32)
         self._weights = np.empty(vocabulary, np.float32)
 
-    def choose(self, rows: Rows, committed: Sequence[int], drafts: Sequence[int]) -> list[int]:
-        """See `Chooser`. `committed` may only grow from call to call; what is not committed is forgotten."""
+    def choose(self, rows: Logits, committed: Sequence[int], drafts: Sequence[int]) -> list[int]:
+        """See `Chooser`. `committed` may only grow from call to call."""
         if len(rows) != len(drafts) + 1:
             raise ValueError(f"{len(drafts)} drafts need {len(drafts) + 1} rows, not {len(rows)}")
-        self._penalties.follow(committed)
+        self._penalties.count_committed(committed)
         tokens: list[int] = []
         matched = 0
         try:
@@ -91,14 +93,14 @@ class Sampler:
                 tokens.append(self._token(row[: self._vocabulary], len(committed) + matched))
                 if matched == len(drafts) or tokens[-1] != drafts[matched]:
                     break
-                self._penalties.lead(tokens[-1])
+                self._penalties.count_draft(tokens[-1])
                 matched += 1
         finally:
-            self._penalties.back(tokens[:matched])
+            self._penalties.uncount_drafts(tokens[:matched])
         return tokens
 
-    def _token(self, logits: Rows, position: int) -> int:
-        """The token at `position`, logits [vocabulary]."""
+    def _token(self, logits: Logits, position: int) -> int:
+        """The token at `position`; logits: [vocabulary]."""
         require_finite(float(logits.max()), position)
         logits = self._penalties.apply(logits, self._penalized)
         best = int(logits.argmax())
@@ -110,14 +112,14 @@ class Sampler:
 
 
 def uniform(seed: int, position: int) -> float:
-    """The random number of a position, uniform in [0, 1): 53 bits of a keyed hash, the same everywhere."""
+    """The random number of a position, uniform in [0, 1): 53 bits of a keyed hash, the same on every machine."""
     key, counter = seed.to_bytes(8, "little"), position.to_bytes(8, "little")
     digest = blake2b(counter, key=key, digest_size=8, usedforsecurity=False).digest()
     return (int.from_bytes(digest, "little") >> 11) / 2**53
 
 
 def require_finite(largest: float, position: int) -> None:
-    """Failure unless a row's largest logit is a number: NaN anywhere in a row is its maximum."""
+    """Raise Failure if a row's largest logit is not finite. If a row has a NaN, its maximum is NaN."""
     if not isfinite(largest):
         kind = "NaN" if isnan(largest) else str(largest)
         raise Failure(
@@ -127,7 +129,7 @@ def require_finite(largest: float, position: int) -> None:
 
 
 def require_known(sampling: Sampling, vocabulary: int) -> None:
-    """BadInput if logit_bias names an id that does not exist, or bans every id."""
+    """Raise BadInput if logit_bias names an id that does not exist, or bans every id."""
     banned = 0
     for token, bias in dict(sampling.logit_bias).items():
         if token >= vocabulary:
@@ -139,16 +141,16 @@ def require_known(sampling: Sampling, vocabulary: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """tokens: the matching drafts and the target's own next token (correction or bonus); matched: of the drafts."""
+    """The tokens that a round commits."""
 
-    tokens: tuple[int, ...]
-    matched: int
+    tokens: tuple[int, ...]  # the accepted drafts, and the target's own next token (the correction or bonus token)
+    matched: int  # the number of accepted drafts
 
 
 def accept(drafts: Sequence[int], target_ids: Sequence[int]) -> Accepted:
-    """The longest matching prefix and one more.
+    """Accept the drafts up to the first that differs from the target's own token.
 
-    target_ids: the target's choice after the last committed token and after each draft, [len(drafts) + 1].
+    target_ids: the target's tokens after the last committed token and after each draft, [len(drafts) + 1].
     """
     if len(target_ids) != len(drafts) + 1:
         raise ValueError(f"{len(drafts)} drafts need {len(drafts) + 1} target ids, not {len(target_ids)}")

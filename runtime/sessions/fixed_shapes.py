@@ -1,6 +1,6 @@
-"""Sessions on graphs of fixed shapes: a step runs in those that hold it, padded to their widths.
+"""Sessions on graphs of fixed shapes. A step runs in one graph or several, and is padded to their widths.
 
-Padding tokens stand behind the real ones, where no real token looks and the next step writes.
+Padding tokens come after the real tokens: no real token attends to them, and the next step overwrites their rows.
 """
 
 from __future__ import annotations
@@ -20,34 +20,35 @@ from pard_onnx.runtime.providers.threads import Threads
 from .kv_cache import KvCache
 from .session import BoundSession, Floats, Ids, Rows, mask_tokens, require_drafts, require_kept, run_graph
 
-Piece = tuple[StaticGraph, int]  # a graph, and how many tokens of the step go through it
+GraphCall = tuple[StaticGraph, int]  # a graph, and the number of the step's tokens that it runs
 
 
-def pieces(graphs: Sequence[StaticGraph], tokens: int, wanted: int) -> list[Piece]:
-    """The calls of a step of so many tokens, in order, of which the last `wanted` need outputs.
+def plan_calls(graphs: Sequence[StaticGraph], tokens: int, kept: int) -> list[GraphCall]:
+    """The calls of a step of so many tokens, in order; kept: the number of last tokens whose outputs are needed.
 
-    While more tokens are left than the widest graph with outputs holds, those that need none go through the graph
-    that has none; what is left goes through the narrowest graph that holds it.
+    While more tokens are left than the widest graph with outputs can run, tokens whose outputs are not needed run in
+    the graph without outputs. The last tokens run in the narrowest graph that is wide enough.
     """
-    steps = sorted((graph for graph in graphs if graph.logits), key=lambda graph: graph.width)
-    fills = [graph for graph in graphs if not graph.logits]
-    widest = steps[-1]
-    out: list[Piece] = []
+    with_outputs = sorted((graph for graph in graphs if graph.logits), key=lambda graph: graph.width)
+    without_outputs = [graph for graph in graphs if not graph.logits]
+    widest = with_outputs[-1]
+    out: list[GraphCall] = []
     while tokens > widest.width:
-        spare = tokens - wanted
-        fill = fills[0] if fills and spare > widest.width else widest
-        count = min(fill.width, tokens if fill.logits else spare)
-        out.append((fill, count))
+        unkept = tokens - kept
+        graph = without_outputs[0] if without_outputs and unkept > widest.width else widest
+        count = min(graph.width, tokens if graph.logits else unkept)
+        out.append((graph, count))
         tokens -= count
-    return [*out, (next(graph for graph in steps if graph.width >= tokens), tokens)]
+    return [*out, (next(graph for graph in with_outputs if graph.width >= tokens), tokens)]
 
 
-class Fixed:
-    """One graph with everything bound that never moves. outputs: names, with the arrays that they are written to."""
+class FixedGraph:
+    """One graph of fixed shapes in its session, with all buffers bound that keep their place."""
 
     def __init__(
         self, path: Path, graph: StaticGraph, rows: int, outputs: dict[str, NDArray[Any]], session: Any
     ) -> None:
+        """rows: of the KV cache. outputs: by name, the array that an output is written to."""
         self._value = onnxruntime().OrtValue.ortvalue_from_numpy
         self._path, self._session, self.width = path, session, graph.width
         self.binding = session.io_binding()
@@ -60,29 +61,29 @@ class Fixed:
             self.bind_output(name, array)
 
     def bind_output(self, name: str, array: NDArray[Any]) -> None:
-        """Write it there from now on."""
+        """Write this output to this array from now on."""
         self.outputs[name] = array
         self.binding.bind_ortvalue_output(name, self._value(array[None]))
 
     def unbind_output(self, name: str) -> None:
-        """No longer; the cache must be bound again after it."""
+        """Write this output no longer. The KV cache must be bound again afterwards."""
         del self.outputs[name]
         self.binding.clear_binding_outputs()
         for other, array in self.outputs.items():
             self.bind_output(other, array)
 
     def run(self, ids: Sequence[int], start: int, cache: KvCache) -> None:
-        """Write the rows from `start` on."""
+        """Run a step of these tokens, whose KV rows begin at `start`."""
         self._ids[0, : len(ids)] = ids
         self._ids[0, len(ids) :] = ids[-1]
         self._positions[0] = np.arange(start, start + self.width)
-        for name, value in self._inputs.items():  # again: a provider off the CPU copies when binding
+        for name, value in self._inputs.items():  # bound again, since a provider other than the CPU copies when binding
             self.binding.bind_ortvalue_input(name, value)
         run_graph(self._path, cache, self._session, self.binding)
 
 
 class FixedShapesSession(BoundSession):
-    """What target and draft share. names: of the outputs to read, with their types and a row's shape."""
+    """What the target's and the draft's session share."""
 
     def __init__(
         self,
@@ -92,33 +93,34 @@ class FixedShapesSession(BoundSession):
         threads: Threads,
         names: dict[str, tuple[type[np.generic], tuple[int, ...]]],
     ) -> None:
-        self._fixed: dict[int, Fixed] = {}
+        """names: of the outputs to read, with the type and the shape of a row."""
+        self._graphs: dict[int, FixedGraph] = {}  # by width
         for graph in manifest.graphs:
             outputs = {n: np.empty((graph.width, *row), t) for n, (t, row) in names.items() if graph.logits}
             path = folder / graph.file
             session = open_graph(path, provider, threads)
-            self._fixed[graph.width] = Fixed(path, graph, manifest.kv_rows, outputs, session)
-        super().__init__(manifest, provider, [fixed.binding for fixed in self._fixed.values()])
+            self._graphs[graph.width] = FixedGraph(path, graph, manifest.kv_rows, outputs, session)
+        super().__init__(manifest, provider, [graph.binding for graph in self._graphs.values()])
 
-    def _run(self, tokens: Sequence[int], wanted: int) -> list[NDArray[Any]]:
-        """Append the tokens; each output's last `wanted` rows, in buffers that the next step overwrites."""
+    def _run(self, tokens: Sequence[int], kept: int) -> list[NDArray[Any]]:
+        """Append the tokens; returns the last `kept` rows of each output, in buffers that the next step overwrites."""
         start, end = self.length, self._end_of_step(len(tokens))
-        found: list[list[NDArray[Any]]] = []
-        plan = pieces(self.manifest.graphs, len(tokens), wanted)
-        for graph, count in plan:
-            fixed = self._fixed[graph.width]
+        outputs: list[list[NDArray[Any]]] = []
+        calls = plan_calls(self.manifest.graphs, len(tokens), kept)
+        for graph, count in calls:
+            fixed = self._graphs[graph.width]
             fixed.run(tokens[start - self.length : start - self.length + count], start, self.cache)
             start += count
             rows = [array[:count] for array in fixed.outputs.values()]
             if rows:
-                found.append(rows if len(plan) == 1 else [array.copy() for array in rows])
+                outputs.append(rows if len(calls) == 1 else [array.copy() for array in rows])
         self.cache.length = end
-        parts = [column[0] if len(column) == 1 else np.concatenate(column) for column in zip(*found, strict=True)]
-        return [array[len(array) - wanted :] for array in parts]
+        parts = [column[0] if len(column) == 1 else np.concatenate(column) for column in zip(*outputs, strict=True)]
+        return [array[len(array) - kept :] for array in parts]
 
 
 class FixedShapesTarget(FixedShapesSession):
-    """The model that decides."""
+    """A target's session."""
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
         row = (manifest.spec.vocabulary.rows,)
@@ -132,7 +134,7 @@ class FixedShapesTarget(FixedShapesSession):
 
 
 class FixedShapesDraft(FixedShapesSession):
-    """The model that proposes."""
+    """A draft's session."""
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
         outputs = {"draft_ids": (np.int64, ()), "draft_probabilities": (np.float32, ())}
@@ -147,11 +149,11 @@ class FixedShapesDraft(FixedShapesSession):
     def logits(self, ids: Sequence[int], draft_length: int) -> Floats:
         """See `DraftSession.logits`."""
         columns = self.manifest.columns
-        graphs = [fixed for fixed in self._fixed.values() if fixed.outputs]
-        for fixed in graphs:
-            fixed.bind_output("logits", np.empty((fixed.width, columns), np.float32))
-        found: Floats = self._run([*ids, *mask_tokens(self.manifest, draft_length)], draft_length)[-1].copy()
-        for fixed in graphs:
-            fixed.unbind_output("logits")
+        graphs = [graph for graph in self._graphs.values() if graph.outputs]
+        for graph in graphs:
+            graph.bind_output("logits", np.empty((graph.width, columns), np.float32))
+        logits: Floats = self._run([*ids, *mask_tokens(self.manifest, draft_length)], draft_length)[-1].copy()
+        for graph in graphs:
+            graph.unbind_output("logits")
         self._bind_cache()
-        return found
+        return logits

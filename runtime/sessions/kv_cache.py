@@ -1,4 +1,4 @@
-"""The KV cache of one conversation in one model: buffers of fixed size, rolled back by a number."""
+"""The KV cache of one conversation in one model: buffers of fixed size, rolled back by changing a number."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from pard_onnx.models.errors import BadArtifact
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.runtime.providers.table import onnxruntime
 
-Rows = NDArray[Any]
+KvRows = NDArray[Any]
 
 
 class KvCache:
-    """`length` counts the tokens in it, at most `rows`. The system gives memory as rows are first written."""
+    """A KV cache in the host's memory. The system assigns the memory when rows are written for the first time."""
 
     def __init__(self, manifest: Manifest) -> None:
         spec = manifest.spec
         self._shape = (1, spec.kv_heads, manifest.kv_rows, spec.head_dim)
         self._type = np.dtype(manifest.kv_dtype)
-        self.rows = manifest.token_rows
-        self.length = 0
+        self.rows = manifest.token_rows  # the most tokens that the cache holds
+        self.length = 0  # the number of tokens that it holds
         self._names = [f"{layer}.{part}" for layer in range(spec.layers) for part in ("key", "value")]
         self._allocate()
 
     def _allocate(self) -> None:
-        self._arrays: list[Rows] = [np.zeros(self._shape, self._type) for _ in self._names]
+        self._arrays: list[KvRows] = [np.zeros(self._shape, self._type) for _ in self._names]
         wrap = onnxruntime().OrtValue.ortvalue_from_numpy
         self._values = [wrap(array) for array in self._arrays]
 
     def bind(self, binding: Any) -> None:
-        """Past and present of each layer are one buffer, updated in place."""
+        """Bind the buffers to a graph: past and present of each layer are one buffer, which is updated in place."""
         for name, value in zip(self._names, self._values, strict=True):
             binding.bind_ortvalue_input(f"past_key_values.{name}", value)
             binding.bind_ortvalue_output(f"present.{name}", value)
 
     def run(self, session: Any, binding: Any) -> None:
-        """One call of the graph, to which the cache is bound."""
+        """Run a graph once, to which the cache is bound."""
         session.run_with_iobinding(binding)
 
     def rollback(self, length: int) -> None:
@@ -49,23 +49,23 @@ class KvCache:
         self.length = length
 
     def set_length(self, length: int) -> None:
-        """Count so many tokens, whatever the rows hold: for measuring what steps cost."""
+        """Set the number of tokens without writing their rows, to measure what steps cost."""
         if not 0 <= length <= self.rows:
             raise ValueError(f"a cache of {self.rows} rows cannot hold {length} tokens")
         self.length = length
 
-    def read(self, first: int, last: int) -> Rows:
+    def read(self, first: int, last: int) -> KvRows:
         """A copy of rows first .. last - 1, [2 * layers, kv_heads, last - first, head_dim]."""
         return np.stack([array[0, :, first:last] for array in self._arrays])
 
-    def write(self, rows: Sequence[Rows] | Rows) -> None:
-        """Begin with these rows, as `read(0, n)` gave them; BadArtifact if they are another model's."""
-        block = self._fitting(rows)
+    def write(self, rows: Sequence[KvRows] | KvRows) -> None:
+        """Replace the content by these rows, which `read(0, n)` returned; BadArtifact if they are another model's."""
+        block = self._checked(rows)
         for array, part in zip(self._arrays, block, strict=True):
             array[0, :, : part.shape[1]] = part
         self.length = block.shape[2]
 
-    def _fitting(self, rows: Sequence[Rows] | Rows) -> Rows:
+    def _checked(self, rows: Sequence[KvRows] | KvRows) -> KvRows:
         block = np.asarray(rows)
         wanted = (len(self._names), self._shape[1], block.shape[2] if block.ndim == 4 else 0, self._shape[3])
         if block.shape != wanted or block.dtype != self._type or block.shape[2] > self.rows:

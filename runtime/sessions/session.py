@@ -1,10 +1,10 @@
 """Sessions: a model's graphs opened in ONNX Runtime, run on the KV cache of the sequence that is attached.
 
 `TargetSession` and `DraftSession` are what callers see. Which class stands behind them depends on the exported graphs
-(fused.py, portable.py, fixed_shapes.py) and on what the provider computes correctly (single_step.py).
+(dynamic_shapes.py, fixed_shapes.py) and on what the provider computes correctly (single_step.py).
 
-ONNX Runtime's GroupQueryAttention does not notice lengths beyond its buffers (it concatenates, or reads past the end),
-so every call checks its bounds first.
+ONNX Runtime's GroupQueryAttention does not refuse lengths beyond its buffers (it concatenates, or reads past the end),
+so every step checks first that its rows fit the cache.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .kv_cache import KvCache
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
-BeforeStep = Callable[[], None]  # is called before a step; what it raises ends the step before it began
+BeforeStep = Callable[[], None]  # is called before each step; if it raises an error, the step is not run
 
 
 def do_nothing() -> None:
@@ -45,7 +45,7 @@ class Rows:
 
 
 class Session(Protocol):
-    """What callers may ask of a session of either role. Not thread-safe: one step at a time."""
+    """A session of a target or a draft, as callers see it. Not thread-safe: one step at a time."""
 
     manifest: Manifest
     provider: Provider
@@ -78,7 +78,7 @@ class Session(Protocol):
 
 
 class TargetSession(Session, Protocol):
-    """The model that decides."""
+    """A target's session, as callers see it."""
 
     def step(self, ids: Sequence[int], keep: int) -> Rows:
         """Append ids to the cache; the rows of the last `keep` of them."""
@@ -86,7 +86,7 @@ class TargetSession(Session, Protocol):
 
 
 class DraftSession(Session, Protocol):
-    """The model that proposes."""
+    """A draft's session, as callers see it."""
 
     def step(self, ids: Sequence[int], draft_length: int) -> tuple[Ids, Floats]:
         """Append ids and draft_length - 1 masks to the cache.
@@ -97,19 +97,19 @@ class DraftSession(Session, Protocol):
         ...
 
     def logits(self, ids: Sequence[int], draft_length: int) -> Floats:
-        """As `step`; what the drafts were chosen from, [draft_length, columns]: of all ids, or of those of the
-        manifest's `draft_vocabulary`."""
+        """As `step`, but returns the logits that the drafts are chosen from, [draft_length, columns]: of all ids, or of
+        the ids in the manifest's `draft_vocabulary`."""
         ...
 
 
 def require_kept(ids: Sequence[int], keep: int) -> None:
-    """ValueError for a target's step that has not so many rows."""
+    """Raise ValueError if a target's step of these tokens does not have `keep` rows."""
     if not 0 < keep <= len(ids):
         raise ValueError(f"{keep} rows of a step of {len(ids)}")
 
 
 def require_drafts(ids: Sequence[int], draft_length: int) -> None:
-    """ValueError for a draft's step that has no tokens to go on from, or to propose."""
+    """Raise ValueError if a draft's step has no tokens to read, or none to propose."""
     if draft_length < 1:
         raise ValueError(f"a draft of {draft_length} tokens")
     if not ids:
@@ -117,14 +117,14 @@ def require_drafts(ids: Sequence[int], draft_length: int) -> None:
 
 
 def mask_tokens(manifest: Manifest, draft_length: int) -> list[int]:
-    """The masks that follow a draft's new tokens: the first draft is read off the last real token."""
+    """The masks that follow a draft's new tokens. There are K - 1: the first draft comes from the last real token."""
     pard = manifest.spec.pard
-    assert pard is not None  # it is what makes a checkpoint a draft
+    assert pard is not None  # every draft has it
     return [pard.mask_id] * (draft_length - 1)
 
 
 class BoundSession:
-    """What the sessions on graphs share: the cache that is attached is bound to every graph."""
+    """What all sessions that run graphs share: the attached cache is bound to every graph."""
 
     def __init__(self, manifest: Manifest, provider: Provider, bindings: Sequence[Any]) -> None:
         """bindings: the I/O bindings of the model's graphs, one or several."""
@@ -163,7 +163,7 @@ class BoundSession:
         self.cache.rollback(length)
 
     def _end_of_step(self, rows: int) -> int:
-        """The cache's length after a step that writes so many rows; TooLong where it has no room for them."""
+        """The cache's length after a step that writes so many rows; TooLong if the cache has no room for them."""
         self._before_step()
         end = self.length + rows
         if end > self.cache.rows:

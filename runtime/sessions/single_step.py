@@ -23,7 +23,7 @@ from .session import (
 
 
 class SingleStep:
-    """What target and draft share: everything but the steps is the inner session's."""
+    """What the target's and the draft's session share: the cache belongs to an inner session, which runs the steps."""
 
     def __init__(self, session: Session) -> None:
         self._inner = session
@@ -52,7 +52,7 @@ class SingleStep:
 
 
 class SingleStepTarget(SingleStep):
-    """The model that decides."""
+    """A target's session."""
 
     def __init__(self, session: TargetSession) -> None:
         super().__init__(session)
@@ -71,7 +71,7 @@ class SingleStepTarget(SingleStep):
 
 
 class SingleStepDraft(SingleStep):
-    """The model that proposes. The masks are fed as ordinary tokens."""
+    """A draft's session. The masks are fed as ordinary tokens."""
 
     def __init__(self, session: DraftSession) -> None:
         super().__init__(session)

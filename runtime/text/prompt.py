@@ -1,4 +1,4 @@
-"""What a generation goes on from: text, token ids or chat messages, as token ids."""
+"""Prompts: text, token ids or chat messages, which are turned into token ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ WANTED = "a prompt is text, token ids, or a list of messages with role and conte
 
 
 def encode(prompt: Prompt, text: Text, size: int, *, chat: bool = False) -> list[int]:
-    """The prompt's ids, each below `size`; chat: a text is a user's message. BadInput for anything else."""
+    """The prompt's token ids; BadInput for anything that is not a prompt.
+
+    size: token ids in the prompt must be below it. chat: whether a text is a user's message.
+    """
     if isinstance(prompt, str):
         if not prompt:
             raise BadInput("the prompt is empty")
@@ -50,7 +53,7 @@ Messages = list[dict[str, Any]]
 
 
 def copy_messages(messages: Iterable[Message]) -> Messages:
-    """Their own dicts; BadInput for what is no message."""
+    """Copies of the messages; BadInput for an object that is not a message."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
         raise BadInput(f"messages are a list of objects with role and content, not {type(messages).__name__}")
     out: Messages = []
@@ -62,7 +65,7 @@ def copy_messages(messages: Iterable[Message]) -> Messages:
 
 
 def opening_messages(text: Text, system: str | None, messages: Iterable[Message]) -> Messages:
-    """What a conversation begins with, tried on the chat template; BadInput if that has no use for it."""
+    """The first messages of a conversation; BadInput if the template refuses them, or ignores the system message."""
     out = copy_messages(messages)
     question = {"role": "user", "content": "?"}
     if system is not None:

@@ -1,7 +1,7 @@
-"""What a loaded model does on this machine: which step widths give equal rows, and what its steps cost.
+"""Measures on a loaded session which step widths give equal rows on this machine, and what steps cost.
 
-Both come from the same steps, on the live session: some tokens in one step, then again in steps of other widths,
-whose logits and KV rows are compared with the first ones bit for bit.
+The same steps serve both: some tokens are run in one step, then again in steps of other widths, whose logits and KV
+rows are compared bit for bit with those of the first step.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from numpy.typing import NDArray
 
 from pard_onnx.runtime.sessions.session import DraftSession, TargetSession
 
-from .costs import PREFILL_CHUNK, StepCosts
-from .widths import CANDIDATES, Widths
+from .steps import CANDIDATES, PREFILL_CHUNK, StepCosts, Widths
 
 WIDTH = 16  # of the reference step
-# Each splits the reference's tokens, last ones first; all together try the widths 1 to 8 and one more.
+# Widths into which the reference step's tokens are split, beginning with the last tokens. Together the splits try the
+# widths 1 to 8, and 12.
 SPLITS = ((2, 3, 1, 4, 6), (8, 2, 5, 1), (4, 7, 3, 2), (12, 4))
-CONTEXT = 256  # rows before the reference's tokens; what they hold is of no importance
+CONTEXT = 256  # rows of the cache before the tokens that are run; their values do not matter
 DRAFT_WIDTHS = (1, 2, 4, 8, 12, 16, 24, 48)
-PATIENCE = 1.2  # seconds of all cores together, after which no further repetition begins
+TIME_LIMIT = 1.2  # seconds of processor time, of all cores together, after which no further repetition begins
 MOST_REPEATS = 8
-CHUNKS = (64, 128, 256, 512)  # of prefill; each a multiple of every step width
+CHUNKS = (64, 128, 256, 512)  # tokens in a step of prefill; each a multiple of every step width
 CHUNK_ROUNDS = 2
-CHUNK_GAIN = 1.02  # a larger chunk pays if the smaller one takes so many times as long: a step cannot be cancelled
+# A larger chunk is taken only if the smaller one takes more than this many times as long: a step cannot be cancelled,
+# so short steps are better.
+CHUNK_GAIN = 1.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,13 @@ class Tuning:
     """What a model's steps cost on this machine and, of a target, which widths are exact."""
 
     costs: StepCosts
-    widths: Widths | None = None  # whose rows are bitwise equal; None if no set of them is known
+    widths: Widths | None = None  # the step widths whose rows are bitwise equal; None if no such set is known
     tried: tuple[int, ...] = ()  # the widths that were compared
-    chunk: int = PREFILL_CHUNK  # tokens a step in prefill
+    chunk: int = PREFILL_CHUNK  # tokens in a step of prefill
 
 
 def measure_target(session: TargetSession) -> Tuning:
-    """Some steps on the session, whose cache is empty before and after."""
+    """Measure a target's session. Its cache is empty before and after."""
     seconds: dict[int, list[float]] = defaultdict(list)
     unequal: dict[Widths, bool] = dict.fromkeys(CANDIDATES, False)
     tried: set[int] = set()
@@ -59,9 +61,9 @@ def measure_target(session: TargetSession) -> Tuning:
         for width in widths:
             tried.add(width)
             end -= width
-            found, written = timed_step(session, context + end, ids[end : end + width], seconds)
-            same = np.array_equal(found, logits[end : end + width])
-            same = same and np.array_equal(written, rows[:, :, end : end + width])
+            other_logits, other_rows = timed_step(session, context + end, ids[end : end + width], seconds)
+            same = np.array_equal(other_logits, logits[end : end + width])
+            same = same and np.array_equal(other_rows, rows[:, :, end : end + width])
             for candidate in CANDIDATES:
                 unequal[candidate] |= width in candidate and not same
 
@@ -74,7 +76,7 @@ def measure_target(session: TargetSession) -> Tuning:
 def timed_step(
     session: TargetSession, context: int, ids: list[int], seconds: dict[int, list[float]]
 ) -> tuple[NDArray[np.float32], NDArray[np.floating]]:
-    """One timed step after so many rows: copies of all its logits, and of the KV rows that it wrote."""
+    """Run and time one step after `context` rows; returns copies of all its logits and of the KV rows that it wrote."""
     session.cache.set_length(context)
     start = perf_counter()
     logits = session.step(ids, len(ids)).logits
@@ -83,8 +85,10 @@ def timed_step(
 
 
 def measure_prefill_chunk(session: TargetSession) -> int:
-    """The tokens a step with which the session reads a long prompt fastest. It takes some seconds on a large model, so
-    it is not done at load."""
+    """The number of tokens in a step with which the session reads a long prompt fastest.
+
+    It takes some seconds on a large model, so `load` does not do it.
+    """
     prompt = min(max(CHUNKS), session.cache.rows)
     seconds = dict.fromkeys((chunk for chunk in CHUNKS if chunk <= prompt), inf)
     for chunk in list(seconds) * CHUNK_ROUNDS:
@@ -98,13 +102,13 @@ def measure_prefill_chunk(session: TargetSession) -> int:
 
 
 def fastest_chunk(seconds: Mapping[int, float]) -> int:
-    """The smallest chunk that is nearly as fast as the fastest; the usual one for a cache too small for any."""
+    """The smallest chunk that is nearly as fast as the fastest; PREFILL_CHUNK if the cache was too small for any."""
     best = min(seconds.values(), default=inf)
-    return min((chunk for chunk, taken in seconds.items() if taken <= CHUNK_GAIN * best), default=PREFILL_CHUNK)
+    return min((chunk for chunk, time in seconds.items() if time <= CHUNK_GAIN * best), default=PREFILL_CHUNK)
 
 
 def measure_draft(session: DraftSession) -> Tuning:
-    """Seconds by rows of a draft step, masks included, as the first column of `DRAFT_WIDTHS` says."""
+    """Measure a draft's session, by the tokens in a step, masks included. Its cache is empty before and after."""
     seconds: dict[int, list[float]] = defaultdict(list)
     context = max(0, min(CONTEXT, session.cache.rows - max(DRAFT_WIDTHS)))
 
@@ -112,31 +116,34 @@ def measure_draft(session: DraftSession) -> Tuning:
         session.cache.set_length(context)
         real = min(width, 4)  # a round's usual number of new tokens; the rest are masks
         if width > WIDTH:
-            real = width - WIDTH + 1  # catching up reads many tokens, and asks for as many drafts as ever
+            real = width - WIDTH + 1  # a step that reads many new tokens asks for no more drafts than other steps do
         start = perf_counter()
         session.step([0] * real, width - real + 1)
         seconds[width].append(perf_counter() - start)
 
-    for width in DRAFT_WIDTHS:  # the first run of a shape allocates, so there is a second one if patience allows
+    for width in DRAFT_WIDTHS:  # the first run of a shape allocates memory; a later one may be faster
         step(width)
     repeat(step, DRAFT_WIDTHS)
     session.rollback(0)
     return Tuning(cheapest(seconds))
 
 
-def repeat(once: Callable[[Any], object], over: tuple[Any, ...]) -> None:
-    """Once for each, and again and again while there is patience left: of processor time, since on a busy machine as
-    many comparisons are needed as on an idle one."""
+def repeat(run: Callable[[Any], object], items: tuple[Any, ...]) -> None:
+    """Run each item once, then all of them again, MOST_REPEATS times at most, until TIME_LIMIT is reached.
+
+    The limit is on processor time, so that a busy machine makes as many comparisons as an idle one.
+    """
     start = process_time()
-    for done, item in enumerate(cycle(over), 1):
-        once(item)
+    for done, item in enumerate(cycle(items), 1):
+        run(item)
         spent = process_time() - start
-        if done >= MOST_REPEATS * len(over) or spent + spent / done > PATIENCE:
+        if done >= MOST_REPEATS * len(items) or spent + spent / done > TIME_LIMIT:
             break
 
 
 def cheapest(seconds: dict[int, list[float]]) -> StepCosts:
-    """The least of each width's times, and of all wider ones': what disturbs a step only ever makes it longer."""
+    """By width, the shortest time of a step of this width or of any larger width: what disturbs a step only makes it
+    longer, and a wider step does more work."""
     out: list[tuple[int, float]] = []
     least = inf
     for width in sorted(seconds, reverse=True):

@@ -1,7 +1,7 @@
-"""What was measured of an artifact on this machine, kept in the user's cache so that it is measured once.
+"""Measurements of an artifact on this machine, kept in the user's cache folder so that they are made only once.
 
-A file is named by the artifact, the machine and everything else that a step's time and rounding depend on; it can
-always be made again.
+The name of a file is a hash of the artifact, the machine and everything else that the time and the rounding of a step
+depend on. A file that is lost is measured again.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from pard_onnx.runtime import kernels
 from pard_onnx.runtime.providers.table import Provider, onnxruntime
 from pard_onnx.runtime.providers.threads import Threads, physical_cores
 
-VERSION = 3  # of the way to measure, and of the kernels
+VERSION = 3  # raised where the measurement or the kernels change, so that older files are not used
 CPUINFO = Path("/proc/cpuinfo")
 Record = TypeVar("Record")
 
 
 def processor() -> str:
-    """The processor's own name, as far as the system tells."""
+    """The processor's name; its architecture where the system does not say the name."""
     with suppress(OSError, StopIteration):
         lines = CPUINFO.read_text(errors="replace").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -37,7 +37,7 @@ def processor() -> str:
 
 
 def record_path(manifest: Manifest, provider: Provider, threads: Threads, subject: str) -> Path:
-    """The file of one artifact under one way of running it; subject: what is kept in it."""
+    """The file for one artifact on one provider with these threads; subject: which measurement it holds."""
     facts = (
         VERSION,
         subject,
@@ -57,7 +57,7 @@ def record_path(manifest: Manifest, provider: Provider, threads: Threads, subjec
 def load_or_measure(
     path: Path, kind: type[Record], measure: Callable[[], Record], *, measure_again: bool = False
 ) -> Record:
-    """The record that is kept at `path`, or else what `measure` returns, which is kept from now on."""
+    """The record in the file at `path`; if there is none, what `measure` returns, which is then written there."""
     record = None if measure_again else load_record(path, kind)
     if record is None:
         record = measure()
@@ -66,7 +66,7 @@ def load_or_measure(
 
 
 def load_record(path: Path, kind: type[Record]) -> Record | None:
-    """The record that is kept there; None if there is none, or none that can be read."""
+    """The record in the file; None if there is no file, or it cannot be read."""
     try:
         return from_json(kind, read_json(path))
     except (BadInput, OSError, RuntimeError, ValueError):
@@ -74,7 +74,7 @@ def load_record(path: Path, kind: type[Record]) -> Record | None:
 
 
 def save_record(path: Path, record: object) -> None:
-    """A cache that cannot be written is no error."""
+    """Write the record to the file. A cache folder that cannot be written is no error."""
     with suppress(OSError, RuntimeError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, to_json(record))

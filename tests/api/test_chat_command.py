@@ -16,7 +16,7 @@ from terminal import CTRL_C, CTRL_D, Terminal
 from pard_onnx import Chunk, Failure, Pair, load
 from pard_onnx.chat_command import COMMANDS, main
 from pard_onnx.chat_screen import Screen
-from pard_onnx.runtime.sessions.fused import FusedTarget
+from pard_onnx.runtime.sessions.dynamic_shapes import FusedTarget
 
 posix = pytest.mark.skipif(os.name == "nt", reason="a POSIX terminal")
 MODULE = [sys.executable, "-m", "pard_onnx.chat_command"]

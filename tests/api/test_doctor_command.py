@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pard_onnx.doctor_command import main
-from pard_onnx.runtime.providers import environment
+from pard_onnx.runtime import doctor
 from pard_onnx.runtime.providers.table import AUTO_ORDER
 
 CUDA, DIRECTML = "CUDAExecutionProvider", "DmlExecutionProvider"
@@ -63,7 +63,7 @@ def test_without_onnxruntime_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.setattr(environment, "packages_distributions", dict)
+    monkeypatch.setattr(doctor, "packages_distributions", dict)
     report = told(capsys, code=1)
     assert {one["state"] for one in report["providers"]} == {"absent"}
     assert report["conflict"].startswith("onnxruntime is not installed; pip install")

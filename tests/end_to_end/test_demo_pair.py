@@ -20,7 +20,7 @@ from pard_onnx.models.hub import DEMO
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.fused import FusedTarget
+from pard_onnx.runtime.sessions.dynamic_shapes import FusedTarget
 
 Folder = Callable[[str, str], Path]
 

@@ -10,8 +10,8 @@ from pard_onnx import Pair, load
 from pard_onnx.benchmarks.trial import SHIPPED, read_prompts
 from pard_onnx.models.demo import corpus
 from pard_onnx.runtime import pair as pair_module
-from pard_onnx.runtime.decoding.policy import Prospect
-from pard_onnx.runtime.sampling.sampler import Chooser, Rows, chooser
+from pard_onnx.runtime.decoding.ahead import AheadPolicy
+from pard_onnx.runtime.sampling.sampler import Chooser, Logits, chooser
 from pard_onnx.runtime.sampling.settings import Sampling
 
 Folder = Callable[[str, str], Path]
@@ -25,7 +25,7 @@ class Recorder:
     def __init__(self, inner: Chooser, seen: Read) -> None:
         self._inner, self._seen = inner, seen
 
-    def choose(self, rows: Rows, committed: Sequence[int], drafts: Sequence[int]) -> list[int]:
+    def choose(self, rows: Logits, committed: Sequence[int], drafts: Sequence[int]) -> list[int]:
         tokens = self._inner.choose(rows, committed, drafts)
         for i, token in enumerate(tokens):
             self._seen[len(committed) + i] = token, rows[i].tobytes()
@@ -74,8 +74,8 @@ def test_drafts_change_no_bit(
 def test_drafting_ahead_changes_no_bit(demo_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both models here, each in a thread of its own as if on a device of its own."""
     monkeypatch.setattr(pair_module, "apart", lambda *_: True)
-    monkeypatch.setattr(Prospect, "ask", lambda self, lag, k: k + 1)
-    monkeypatch.setattr(Prospect, "pays", lambda *_: True)
+    monkeypatch.setattr(AheadPolicy, "length_to_request", lambda self, lag, k: k + 1)
+    monkeypatch.setattr(AheadPolicy, "pays", lambda *_: True)
     with load(demo_folder("demo-target", "int4"), demo_folder("demo-draft", "int8"), threads=1) as pair:
         prompts = read_prompts(SHIPPED, 3).prompts
         require_equal(pair, prompts, 40, [{"draft_length": 2}, {}, {"draft_length": 5}], monkeypatch)

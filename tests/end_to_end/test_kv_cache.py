@@ -18,7 +18,7 @@ from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.quantize.calibration.text import TextFile, read_text_file
 from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.fused import FusedTarget
+from pard_onnx.runtime.sessions.dynamic_shapes import FusedTarget
 from pard_onnx.runtime.sessions.kv_cache import KvCache
 
 Tiny = Callable[..., Path]

@@ -41,7 +41,7 @@ def require_true_ids(folder: Path, manifest: Manifest) -> None:
     """The ids and probabilities that a session gives are those of its logits' columns."""
     ids = read_draft_ids(folder)
     assert manifest.columns == len(ids) == SIZE and manifest == Manifest.read(folder)
-    draft = session_class(manifest)(folder, manifest, providers.named("cpu"), Threads(1))
+    draft = session_class(manifest)(folder, manifest, providers.provider_named("cpu"), Threads(1))
     logits = draft.logits(IDS, 3).copy()
     draft.rollback(0)
     found, probabilities = draft.step(IDS, 3)

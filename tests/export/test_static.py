@@ -13,10 +13,10 @@ from pard_onnx import Pair, load
 from pard_onnx.models.errors import TooLong
 from pard_onnx.models.manifest import Manifest, StaticGraph
 from pard_onnx.runtime.model import session_class
-from pard_onnx.runtime.providers.table import named
+from pard_onnx.runtime.providers.table import provider_named
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.fixed_shapes import FixedShapesDraft, FixedShapesTarget, pieces
-from pard_onnx.runtime.sessions.portable import PortableDraft, PortableTarget
+from pard_onnx.runtime.sessions.dynamic_shapes import PortableDraft, PortableTarget
+from pard_onnx.runtime.sessions.fixed_shapes import FixedShapesDraft, FixedShapesTarget, plan_calls
 
 Exported = Callable[..., tuple[Path, Path]]
 GRAPHS = (StaticGraph("a", 1, True), StaticGraph("b", 5, True), StaticGraph("c", 16, False))
@@ -26,7 +26,7 @@ GRAPHS = (StaticGraph("a", 1, True), StaticGraph("b", 5, True), StaticGraph("c",
 def test_pieces_hold_the_step_and_give_what_is_wanted(tokens: int, wanted: int, fill: bool) -> None:
     wanted = min(tokens, wanted)
     graphs = GRAPHS if fill else GRAPHS[:2]
-    plan = pieces(graphs, tokens, wanted)
+    plan = plan_calls(graphs, tokens, wanted)
     assert sum(count for _, count in plan) == tokens
     assert all(0 < count <= graph.width for graph, count in plan)
     after = 0
@@ -37,16 +37,16 @@ def test_pieces_hold_the_step_and_give_what_is_wanted(tokens: int, wanted: int, 
 
 
 def test_a_step_takes_the_narrowest_graph() -> None:
-    assert pieces(GRAPHS, 1, 1) == [(GRAPHS[0], 1)]
-    assert pieces(GRAPHS, 2, 1) == [(GRAPHS[1], 2)]
-    assert pieces(GRAPHS, 5, 5) == [(GRAPHS[1], 5)]
-    assert pieces(GRAPHS, 6, 6) == [(GRAPHS[1], 5), (GRAPHS[0], 1)]
-    assert pieces(GRAPHS, 16, 1) == [(GRAPHS[2], 15), (GRAPHS[0], 1)]
+    assert plan_calls(GRAPHS, 1, 1) == [(GRAPHS[0], 1)]
+    assert plan_calls(GRAPHS, 2, 1) == [(GRAPHS[1], 2)]
+    assert plan_calls(GRAPHS, 5, 5) == [(GRAPHS[1], 5)]
+    assert plan_calls(GRAPHS, 6, 6) == [(GRAPHS[1], 5), (GRAPHS[0], 1)]
+    assert plan_calls(GRAPHS, 16, 1) == [(GRAPHS[2], 15), (GRAPHS[0], 1)]
 
 
 def opened(folder: Path) -> object:
     manifest = Manifest.read(folder)
-    return session_class(manifest)(folder, manifest, named("cpu"), Threads(1))
+    return session_class(manifest)(folder, manifest, provider_named("cpu"), Threads(1))
 
 
 FUSED: dict[str, Any] = {}
@@ -87,7 +87,7 @@ def test_targets_agree(targets: tuple[PortableTarget, FixedShapesTarget], steps:
         rows = []
         for session in targets:
             session.rollback(max(0, session.length - back))
-            rows.append(session.step(ids, min(keep, count))[:, :300].copy())
+            rows.append(session.step(ids, min(keep, count)).logits[:, :300].copy())
         np.testing.assert_allclose(rows[1], rows[0], atol=1e-5)
         assert dynamic.length == fixed.length
 
@@ -135,14 +135,14 @@ def test_empty_and_impossible_steps(
             draft.step([1], 0)
 
 
-def test_a_watch_is_asked_before_every_step(targets: tuple[PortableTarget, FixedShapesTarget]) -> None:
+def test_before_step_is_called_before_every_step(targets: tuple[PortableTarget, FixedShapesTarget]) -> None:
     for session in targets:
         session.rollback(0)
-        asked: list[int] = []
-        session.watch(lambda seen=asked: seen.append(1))  # type: ignore[misc]
+        calls: list[int] = []
+        session.attach(session.cache, lambda calls=calls: calls.append(1))  # type: ignore[misc]
         session.step([1] * 30, 1)
-        session.watch()
-        assert asked == [1]
+        session.attach(session.cache)
+        assert calls == [1]
 
 
 PROMPT = list(range(20, 45))

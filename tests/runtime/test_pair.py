@@ -15,7 +15,7 @@ import pard_onnx
 from pard_onnx import BadArtifact, BadInput, BadProvider, Failure, Pair, TooLong, load
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.runtime.text.prompt import Prompt
-from pard_onnx.runtime.tuning.widths import EVEN, Widths
+from pard_onnx.runtime.tuning.steps import EVEN, Widths
 
 PROMPTS: list[Prompt] = ["the quick brown fox", "é", [1, 2, 3], [{"role": "user", "content": "lazy dog"}]]
 TEXT = "the quick brown"

@@ -103,10 +103,10 @@ def fakes() -> SimpleNamespace:
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., FakeOnnxruntime]]:
     """device("CUDAExecutionProvider", ...): onnxruntime with these providers, faked, and nothing known about them."""
-    for found_once in (device_memory.start_provider, installed._register, installed.windows_ml):
+    for found_once in (device_memory.start_provider, installed._register, installed.windows_ml_libraries):
         found_once.cache_clear()
     monkeypatch.setenv("PARD_ONNX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(self_check, "SLOWER", inf)  # what the fake takes says nothing
+    monkeypatch.setattr(self_check, "SLOW", inf)  # what the fake takes says nothing
 
     def install(*providers: str, **more: Any) -> FakeOnnxruntime:
         fake = FakeOnnxruntime(*providers, **more)
@@ -114,5 +114,5 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
         return fake
 
     yield install
-    for found_once in (device_memory.start_provider, installed._register, installed.windows_ml):
+    for found_once in (device_memory.start_provider, installed._register, installed.windows_ml_libraries):
         found_once.cache_clear()

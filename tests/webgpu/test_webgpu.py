@@ -16,7 +16,7 @@ import pytest
 
 from pard_onnx import PardWarning, load
 from pard_onnx.doctor_command import main as doctor
-from pard_onnx.runtime.decoding.policy import Prospect
+from pard_onnx.runtime.decoding.ahead import AheadPolicy
 from pard_onnx.runtime.sessions.device_cache import DeviceKvCache
 
 pytestmark = pytest.mark.webgpu
@@ -71,8 +71,10 @@ def test_the_portable_graph_runs_as_on_the_cpu_with_its_cache_on_the_device(expe
 
 
 def test_the_cpu_drafts_while_the_adapter_verifies(expected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Prospect, "pays", lambda *_: True)  # it would not: the draft takes no time beside this adapter
-    monkeypatch.setattr(Prospect, "ask", lambda self, lag, k: k + 1)
+    monkeypatch.setattr(
+        AheadPolicy, "pays", lambda *_: True
+    )  # else it does not: this adapter is far slower than the draft
+    monkeypatch.setattr(AheadPolicy, "length_to_request", lambda self, lag, k: k + 1)
     with load(*PLAIN, provider="webgpu", draft_provider="cpu") as pair:
         found = pair.generate(TEXT, max_new_tokens=12, draft_length=1)
     assert found.tokens == expected[:12]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from pard_onnx.benchmarks.measures.draft_choice import CLOSE, at_best_length, best_draft
 from pard_onnx.models.manifest import MeasuredFormat
-from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts
+from pard_onnx.runtime.tuning.steps import RoundCosts, StepCosts
 
 FLAT = StepCosts(((1, 0.010), (32, 0.010)))  # verifying costs the same at any width
 STEEP = StepCosts(((1, 0.010), (32, 0.320)))

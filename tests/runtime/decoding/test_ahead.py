@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pard_onnx import load
-from pard_onnx.runtime.decoding.ahead import AheadDrafter
+from pard_onnx.runtime.decoding.ahead import AheadDrafter, AheadPolicy
 from pard_onnx.runtime.decoding.auto import AutoDrafter
 from pard_onnx.runtime.decoding.drafter import Drafter, PardDrafter, Proposal
 from pard_onnx.runtime.decoding.lookup import Lookup
 from pard_onnx.runtime.decoding.loop import Halted, Settings, Step, decode
-from pard_onnx.runtime.decoding.policy import Policy, Prospect
+from pard_onnx.runtime.decoding.policy import Policy
 from pard_onnx.runtime.providers.choice import on_separate_devices
-from pard_onnx.runtime.providers.table import PROVIDERS, named
-from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts
+from pard_onnx.runtime.providers.table import PROVIDERS, provider_named
+from pard_onnx.runtime.tuning.steps import RoundCosts, StepCosts
 
 VOCABULARY = 7
 ONE = StepCosts(((1, 1.0),))
@@ -33,14 +33,14 @@ CUDA, WEBGPU = PROVIDERS["cuda"].ort, PROVIDERS["webgpu"].ort
 TEXT = "the quick brown"
 
 
-class Whim(Prospect):
+class Whim(AheadPolicy):
     """Goes ahead by chance, so that any decision is tried; odds 1: always."""
 
     def __init__(self, seed: int, odds: float) -> None:
         super().__init__(COSTS)
         self._rng, self._odds = random.Random(seed), odds
 
-    def ask(self, lag: int, k: int) -> int:
+    def length_to_request(self, lag: int, k: int) -> int:
         assert lag >= 0 and k >= 1
         return k + (self._rng.random() < self._odds)
 
@@ -279,9 +279,9 @@ def test_ctrl_c_while_the_draft_is_waited_for_comes_after_it(fakes: SimpleNamesp
 
 def test_a_verification_is_timed_only_where_it_was_told_of(fakes: SimpleNamespace) -> None:
     """Rounds of lookup do not come by: what passed meanwhile is no step's time."""
-    prospect, seen = Whim(0, 0.0), []
-    prospect.saw_step = lambda drafts, seconds: seen.append(drafts)  # type: ignore[method-assign]
-    drafter = AheadDrafter(PardDrafter(fakes.Draft(lambda real, position: 0)), prospect)
+    policy, seen = Whim(0, 0.0), []
+    policy.observe_verify_step = lambda drafts, seconds: seen.append(drafts)  # type: ignore[method-assign]
+    drafter = AheadDrafter(PardDrafter(fakes.Draft(lambda real, position: 0)), policy)
     drafter.run_ahead([1], drafter.propose([1], 2), 2)
     drafter.observe(2, 0)
     drafter.observe(5, 5)
@@ -289,17 +289,17 @@ def test_a_verification_is_timed_only_where_it_was_told_of(fakes: SimpleNamespac
 
 
 def test_devices_are_separate_if_the_provider_or_the_device_differs() -> None:
-    assert on_separate_devices(named("cuda"), named("cpu"))
-    assert on_separate_devices(named("cuda"), named("cuda:1"))
-    assert not on_separate_devices(named("cpu"), named("cpu")) and not on_separate_devices(
-        named("cuda:0"), named("cuda")
+    assert on_separate_devices(provider_named("cuda"), provider_named("cpu"))
+    assert on_separate_devices(provider_named("cuda"), provider_named("cuda:1"))
+    assert not on_separate_devices(provider_named("cpu"), provider_named("cpu")) and not on_separate_devices(
+        provider_named("cuda:0"), provider_named("cuda")
     )
 
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Prospect, "ask", lambda self, lag, k: k + 1)
-    monkeypatch.setattr(Prospect, "pays", lambda *_: True)
+    monkeypatch.setattr(AheadPolicy, "length_to_request", lambda self, lag, k: k + 1)
+    monkeypatch.setattr(AheadPolicy, "pays", lambda *_: True)
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from pard_onnx.runtime.decoding.drafter import PardDrafter
 from pard_onnx.runtime.decoding.lookup import Lookup
 from pard_onnx.runtime.decoding.loop import Settings, decode
 from pard_onnx.runtime.decoding.policy import Policy
-from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts
-from pard_onnx.runtime.tuning.widths import CANDIDATES
+from pard_onnx.runtime.tuning.steps import CANDIDATES, RoundCosts, StepCosts
 
 VOCABULARY = 7
 
@@ -48,7 +47,7 @@ def cases(draw: st.DrawFn) -> SimpleNamespace:
         widths=widths,
         has_draft=draw(st.booleans()),
         lookup=draw(st.booleans()),
-        spared=draw(st.integers(0, 50)),
+        rounds_without_draft=draw(st.integers(0, 50)),
     )
 
 
@@ -57,10 +56,10 @@ def cases(draw: st.DrawFn) -> SimpleNamespace:
 def test_tokens_are_the_targets_own(fakes: SimpleNamespace, case: SimpleNamespace) -> None:
     target, draft = fakes.Target(case.choose), fakes.Draft(case.guess)
     policy = Policy(case.costs, has_draft=case.has_draft)
-    for _ in range(case.spared):  # a history that makes the policy distrust the draft
-        policy.saw_draft(policy.draft_costs(6), [0.5] * 4, 4, 0)
-    for _ in range(20 * case.spared):
-        policy.saw_plain()
+    for _ in range(case.rounds_without_draft):  # a history that makes the policy distrust the draft
+        policy.observe_draft_round(policy.draft_costs(6), [0.5] * 4, 4, 0)
+    for _ in range(20 * case.rounds_without_draft):
+        policy.observe_plain_round()
     pard = PardDrafter(draft) if case.has_draft else None
     drafter = AutoDrafter(policy, pard, Lookup() if case.lookup else None)
     committed, limit = list(case.prompt), 60

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pard_onnx.runtime.decoding.drafter import DraftMemory
 from pard_onnx.runtime.decoding.loop import Halted, Settings, decode
 from pard_onnx.runtime.sequence import Sequence as Conversation
-from pard_onnx.runtime.tuning.widths import CANDIDATES
+from pard_onnx.runtime.tuning.steps import CANDIDATES
 from pard_onnx.testing import NoDraft, ScriptedDraft, ScriptedDrafter, ScriptedTarget, continuation
 
 VOCABULARY = 7

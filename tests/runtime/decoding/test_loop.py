@@ -14,7 +14,7 @@ from pard_onnx.models.errors import BadInput, TooLong
 from pard_onnx.models.manifest import KV_MARGIN
 from pard_onnx.runtime.decoding.drafter import NoDraft, PardDrafter
 from pard_onnx.runtime.decoding.loop import Settings, decode
-from pard_onnx.runtime.tuning.widths import CANDIDATES
+from pard_onnx.runtime.tuning.steps import CANDIDATES
 
 Next = Callable[[Sequence[int]], int]
 VOCABULARY = 7

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from pard_onnx.runtime.decoding.policy import Policy
-from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts
-from pard_onnx.runtime.tuning.widths import ANY, EVEN
+from pard_onnx.runtime.tuning.steps import ANY, EVEN, RoundCosts, StepCosts
 
 World = Callable[[random.Random], tuple[list[float], list[float]]]  # the draft's probabilities, and the true ones
 LENGTH = 16
@@ -75,17 +74,17 @@ def fixed(k: int, world: World, machine: RoundCosts, tokens: int) -> float:
 def tuned(policy: Policy, world: World, machine: RoundCosts, tokens: int, seed: int = 1) -> float:
     rng, done, seconds, lag = random.Random(seed), 0, 0.0, 1
     while done < tokens:
-        asked = policy.ask([], lag, 32)
+        request = policy.request([], lag, 32)
         matched = count = 0
-        if asked:
-            said, true = (chances[: asked.length] for chances in world(rng))
-            _, count = policy.value(policy.drafts.estimate(said))
+        if request:
+            said, true = (chances[: request.length] for chances in world(rng))
+            _, count = policy.best_prefix(policy.drafts.estimate(said))
             matched = min(count, matching(true, rng))
-            policy.saw_draft(policy.draft_costs(asked.length + 2), said, count, matched)
-            seconds += machine.draft(min(lag, asked.window or lag) + asked.length - 1)
+            policy.observe_draft_round(policy.draft_costs(request.length + 2), said, count, matched)
+            seconds += machine.draft(min(lag, request.window or lag) + request.length - 1)
         else:
-            policy.saw_plain()
-        lag = matched + 1 if asked else lag + 1
+            policy.observe_plain_round()
+        lag = matched + 1 if request else lag + 1
         done += matched + 1
         seconds += machine.verify(machine.widths.width_for(count + 1)) + machine.overhead
     return done / seconds
@@ -123,42 +122,42 @@ def test_a_new_text_gets_a_new_chance_that_costs_less_after_each_hopeless_one(ma
     for seed in range(8):
         policy.new_text()
         if not seed:  # "rows are dear": too little to hope for
-            assert policy.ask([], 3, 32) is not None or machine is MACHINES["rows are dear"]
+            assert policy.request([], 3, 32) is not None or machine is MACHINES["rows are dear"]
         rates.append(tuned(policy, hopeless, machine, 128, seed))
     assert sum(rates) / len(rates) > 0.955 * plain
     assert sum(rates[4:]) / 4 > 0.97 * plain
     policy.new_text()
     tuned(policy, good, machine, 2000)
     policy.new_text()
-    assert policy.ask([], 3, 32) is not None
+    assert policy.request([], 3, 32) is not None
 
 
 def test_a_draft_that_has_much_to_catch_up_is_tried_after_a_window() -> None:
     machine = MACHINES["rows are dear"]
     policy = Policy(machine)
     for _ in range(20):
-        policy.saw_draft(policy.draft_costs(10), [0.1] * 8, 1, 0)
-    assert policy.ask([], 1000, 32) is None
+        policy.observe_draft_round(policy.draft_costs(10), [0.1] * 8, 1, 0)
+    assert policy.request([], 1000, 32) is None
     for _ in range(2000):
-        policy.saw_plain()
-    asked = policy.ask([], 1000, 32)
-    assert asked and asked.window and asked.window < 100
+        policy.observe_plain_round()
+    request = policy.request([], 1000, 32)
+    assert request and request.window and request.window < 100
 
 
-def test_lookup_that_is_likely_spares_the_draft() -> None:
+def test_a_likely_lookup_proposal_replaces_the_draft() -> None:
     policy = Policy(MACHINES["rows are cheap"])
-    assert policy.ask([], 3, 32) is not None
-    assert policy.ask([0.99**i for i in range(1, 33)], 3, 32) is None
-    assert policy.ask([0.01] * 8, 3, 32) is not None
+    assert policy.request([], 3, 32) is not None
+    assert policy.request([0.99**i for i in range(1, 33)], 3, 32) is None
+    assert policy.request([0.01] * 8, 3, 32) is not None
 
 
-def test_a_width_that_is_paid_for_is_filled() -> None:
-    """Even widths: one draft costs nothing beside the token that is due anyway."""
+def test_a_padded_step_is_filled_with_drafts() -> None:
+    """Even widths: a step of one token is padded to two, so verifying one draft costs nothing."""
     policy = Policy(MACHINES["a large target"])
-    assert policy.value([1e-6])[1] == 1
-    assert policy.value([1e-6, 1e-7, 1e-8])[1] == 1
-    assert policy.value([])[1] == 0
+    assert policy.best_prefix([1e-6])[1] == 1
+    assert policy.best_prefix([1e-6, 1e-7, 1e-8])[1] == 1
+    assert policy.best_prefix([])[1] == 0
 
 
 def test_without_a_draft_model_it_is_never_asked() -> None:
-    assert Policy(MACHINES["rows are cheap"], has_draft=False).ask([], 3, 32) is None
+    assert Policy(MACHINES["rows are cheap"], has_draft=False).request([], 3, 32) is None

@@ -23,7 +23,7 @@ from pard_onnx.runtime.kernels.graph import with_kernel
 from pard_onnx.runtime.kernels.protobuf import fields, message
 from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.fused import FusedTarget
+from pard_onnx.runtime.sessions.dynamic_shapes import FusedTarget
 
 needs_kernels = pytest.mark.skipif(kernels.isa() is None, reason="the kernels are not built")
 SetVariable = Callable[[str | None], None]

@@ -13,10 +13,10 @@ from pard_onnx import BadArtifact, BadInput, BadProvider, load
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.runtime.providers import discovery as installed
 from pard_onnx.runtime.providers import opening as compiled
-from pard_onnx.runtime.providers.opening import opened, session_options
-from pard_onnx.runtime.providers.table import AUTO_ORDER, HOST, PROVIDERS, configured, named, read_options
+from pard_onnx.runtime.providers.opening import create_session, session_options
+from pard_onnx.runtime.providers.table import AUTO_ORDER, HOST, PROVIDERS, parse_options, provider_named, with_options
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.fused import FusedTarget
+from pard_onnx.runtime.sessions.dynamic_shapes import FusedTarget
 from pard_onnx.runtime.tuning import remembered as machine
 from pard_onnx.runtime.tuning import self_check
 
@@ -79,7 +79,7 @@ def test_auto_passes_over_what_is_slower_than_the_cpu_by_far(
     pair_folders: tuple[Path, Path], device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device(CUDA)
-    monkeypatch.setattr(self_check, "SLOWER", 0.0)
+    monkeypatch.setattr(self_check, "SLOW", 0.0)
     found = stats(load(*pair_folders, provider="auto"))
     assert (found.provider, found.draft_provider) == ("cpu", "cpu")
     assert re.search(
@@ -144,9 +144,9 @@ def test_what_cannot_be_is_told(
 
 
 def test_options_of_a_command_line() -> None:
-    assert read_options(["a=b=c", "d="]) == {"a": "b=c", "d": ""}
+    assert parse_options(["a=b=c", "d="]) == {"a": "b=c", "d": ""}
     with pytest.raises(BadProvider, match="is written NAME=VALUE, not 'device_id'"):
-        read_options(["device_id"])
+        parse_options(["device_id"])
 
 
 def test_options_reach_the_session(pair_folders: tuple[Path, Path], device: Device) -> None:
@@ -176,7 +176,8 @@ def test_how_sessions_are_opened_on_absent_hardware(pair_folders: tuple[Path, Pa
 def test_what_is_known_of_a_provider_is_of_its_options_too(pair_folders: tuple[Path, Path]) -> None:
     manifest = Manifest.read(pair_folders[0])
     chosen = [
-        configured(named("cuda"), options) for options in ({}, {"use_tf32": 0}, {"use_tf32": 1}, {"device_id": 1})
+        with_options(provider_named("cuda"), options)
+        for options in ({}, {"use_tf32": 0}, {"use_tf32": 1}, {"device_id": 1})
     ]
     kinds = ("tuning", "self-check")
     assert (
@@ -187,7 +188,9 @@ def test_what_is_known_of_a_provider_is_of_its_options_too(pair_folders: tuple[P
 def test_ep_context_options_are_the_sessions(pair_folders: tuple[Path, Path], device: Device) -> None:
     fake = device(PROVIDERS["npu"].ort)
     given = {"ep.context_enable": 1, "cache_key": "k", "config_file": "vaip.json"}
-    opened(str(pair_folders[0] / "model.onnx"), configured(named("npu"), given), session_options(Threads(1)))
+    create_session(
+        str(pair_folders[0] / "model.onnx"), with_options(provider_named("npu"), given), session_options(Threads(1))
+    )
     ((_, provider_options, options),) = fake.opened
     assert provider_options == {"cache_key": "k", "config_file": "vaip.json"}
     assert options.entries["ep.context_enable"] == "1"
@@ -199,11 +202,11 @@ def test_a_compiled_graph_is_kept_by_a_key_of_its_own(
     device(PROVIDERS["npu"].ort)
     one, other = (write_artifact(tmp_path / str(seed), "target", seed=seed) / "model.onnx" for seed in (1, 2))
     (one.parent / compiled.VITISAI_CONFIG).write_text("{}")
-    found, differs = (compiled.compile_options(named("npu"), path) for path in (one, other))
+    found, differs = (compiled.options_for_graph(provider_named("npu"), path) for path in (one, other))
     assert found["config_file"] == str(one.parent / compiled.VITISAI_CONFIG) and "config_file" not in differs
     assert found["cache_key"] != differs["cache_key"] and len(found["cache_key"]) == 64
-    chosen = configured(named("npu"), {"cache_key": "mine", "config_file": "own.json"})
-    assert compiled.compile_options(chosen, one) == found | {"cache_key": "mine", "config_file": "own.json"}
+    chosen = with_options(provider_named("npu"), {"cache_key": "mine", "config_file": "own.json"})
+    assert compiled.options_for_graph(chosen, one) == found | {"cache_key": "mine", "config_file": "own.json"}
 
 
 def plugin(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:
@@ -251,5 +254,5 @@ def test_windows_ml_has_libraries_too(device: Device, monkeypatch: pytest.Monkey
     fake = device(plugins={name: 1})
     plugin(monkeypatch, installed.WINDOWS_ML, EpCatalog=EpCatalog)
     monkeypatch.setattr(sys, "platform", "win32")
-    assert installed.provider_source(named("npu")).origin == "Windows ML"
+    assert installed.provider_source(provider_named("npu")).origin == "Windows ML"
     assert fake.registered == {name: "vitisai.dll"}

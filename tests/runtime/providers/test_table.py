@@ -9,18 +9,18 @@ import pytest
 from pard_onnx.models.errors import BadInput, BadProvider
 from pard_onnx.runtime.providers import table as providers
 from pard_onnx.runtime.providers.discovery import require_installed
-from pard_onnx.runtime.providers.table import named
+from pard_onnx.runtime.providers.table import provider_named
 from pard_onnx.runtime.providers.threads import Threads, physical_cores
 
 
 def test_the_nearest_provider_is_suggested() -> None:
     with pytest.raises(BadProvider, match="unknown provider 'DirectMl'; did you mean 'directml'"):
-        named("DirectMl")
+        provider_named("DirectMl")
 
 
 def test_without_a_near_one_all_are_named() -> None:
     with pytest.raises(BadProvider, match="known are cpu, cuda, directml, rocm, migraphx, webgpu"):
-        named("zzz")
+        provider_named("zzz")
 
 
 def test_a_provider_that_is_not_installed_names_its_extra() -> None:
@@ -74,7 +74,7 @@ def test_thread_pools_in_a_process_of_their_own(program: str, pair_folders: tupl
 @pytest.mark.parametrize("key", [None, 5])
 def test_a_provider_is_text(key: object) -> None:
     with pytest.raises(BadProvider, match=f"a provider is one of cpu, .*, not {key}"):
-        named(key)  # type: ignore[arg-type]
+        provider_named(key)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("count", [513, "2", 1.5])

@@ -16,9 +16,9 @@ LOGITS = np.array([2.0, -2.0, 0.0, 3.0, -inf, 1.0], np.float32)
 
 def penalized(committed: list[int], prompt: int = 0, led: tuple[int, ...] = (), **settings: Any) -> list[float]:
     penalties = Penalties(Sampling(**settings), len(LOGITS), prompt)
-    penalties.follow(committed)
+    penalties.count_committed(committed)
     for token in led:
-        penalties.lead(token)
+        penalties.count_draft(token)
     out: list[float] = penalties.apply(LOGITS, np.empty_like(LOGITS)).tolist()
     return out
 
@@ -45,10 +45,10 @@ def test_drafts_are_seen_as_output() -> None:
 
 def test_without_penalties_the_row_itself_comes_back() -> None:
     penalties = Penalties(Sampling(temperature=1.0), len(LOGITS), 0)
-    penalties.follow([0, 1, 2])
-    penalties.lead(3)
+    penalties.count_committed([0, 1, 2])
+    penalties.count_draft(3)
     assert penalties.apply(LOGITS, np.empty_like(LOGITS)) is LOGITS
-    penalties.back([3])
+    penalties.uncount_drafts([3])
 
 
 def test_the_row_is_left_as_it_is() -> None:
@@ -65,13 +65,13 @@ def test_rounds_with_forgotten_drafts_are_one_reading(rounds: list[list[int]], d
     penalties, committed = Penalties(Sampling(**settings), len(LOGITS), prompt), []
     for tokens in rounds:
         committed += tokens
-        penalties.follow(committed)
+        penalties.count_committed(committed)
         led = data.draw(st.lists(st.integers(0, 5), max_size=4))
         for token in led:
-            penalties.lead(token)
+            penalties.count_draft(token)
         drafted = penalties.apply(LOGITS, np.empty_like(LOGITS)).tolist()
         assert drafted == penalized([*committed, *led], prompt, **settings)
-        penalties.back(led)
+        penalties.uncount_drafts(led)
         found = penalties.apply(LOGITS, np.empty_like(LOGITS)).tolist()
         assert found == penalized(committed, prompt, **settings)
 
@@ -80,7 +80,7 @@ def test_many_ids() -> None:
     size = 5 * FIRST_SLOTS
     logits = np.ones(size, np.float32)
     penalties = Penalties(Sampling(frequency_penalty=1.0), size, 0)
-    penalties.follow([*range(size), *range(0, size, 2)])
+    penalties.count_committed([*range(size), *range(0, size, 2)])
     assert penalties.apply(logits, np.empty_like(logits)).tolist() == [-1.0, 0.0] * (size // 2)
 
 
@@ -97,13 +97,13 @@ def test_extreme_settings_give_no_nan_and_no_infinity() -> None:
         for factor in (1e-300, 1e-3, most):
             logits = np.full(6, sign * 3e38, np.float32)
             penalties = Penalties(Sampling(repetition_penalty=factor, logit_bias={5: sign * most}), 6, 0)
-            penalties.follow([0])
+            penalties.count_committed([0])
             found = penalties.apply(logits, np.empty_like(logits)).tolist()
             assert all(value < inf for value in found), found
 
 
 def test_tokens_only_grow() -> None:
     penalties = Penalties(Sampling(repetition_penalty=1.1), 6, 0)
-    penalties.follow([1, 2, 3])
+    penalties.count_committed([1, 2, 3])
     with pytest.raises(ValueError, match="2 tokens, but 3 were counted; they may only grow"):
-        penalties.follow([1, 2])
+        penalties.count_committed([1, 2])

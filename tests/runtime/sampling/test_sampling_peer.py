@@ -44,7 +44,7 @@ def test_transformers_agrees(settings: dict[str, Any], repetition: float) -> Non
         logits = (np.random.default_rng(seed).normal(size=VOCABULARY) * 2).astype(np.float32)
         wanted = peer(sampling, torch.tensor(logits)[None])
         penalties = Penalties(sampling, VOCABULARY, 2)
-        penalties.follow(TOKENS)
+        penalties.count_committed(TOKENS)
         penalized = penalties.apply(logits, np.empty_like(logits))
         found = candidates(penalized, sampling, np.empty_like(logits))
         ours = np.zeros(VOCABULARY)

@@ -11,11 +11,11 @@ import toy
 
 from pard_onnx import BadArtifact, load
 from pard_onnx.models.manifest import KV_MARGIN, Manifest
-from pard_onnx.runtime.providers.memory import buffers
-from pard_onnx.runtime.providers.table import named
+from pard_onnx.runtime.providers.memory import make_buffers
+from pard_onnx.runtime.providers.table import provider_named
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.device_cache import SPARE, fitting_capacity
-from pard_onnx.runtime.sessions.fused import FusedTarget
+from pard_onnx.runtime.sessions.device_cache import USABLE_SHARE, possible_capacity
+from pard_onnx.runtime.sessions.dynamic_shapes import FusedTarget
 
 CUDA, NPU = "CUDAExecutionProvider", "VitisAIExecutionProvider"
 TEXT = "the quick brown"
@@ -24,7 +24,7 @@ Device = Callable[..., Any]
 
 
 def opened(folder: Path, **changes: Any) -> FusedTarget:
-    return FusedTarget(folder, Manifest.read(folder), replace(named("cuda"), **changes), Threads(1))
+    return FusedTarget(folder, Manifest.read(folder), replace(provider_named("cuda"), **changes), Threads(1))
 
 
 def test_a_round_moves_ids_and_rows_and_no_kv(pair_folders: tuple[Path, Path], device: Device) -> None:
@@ -62,7 +62,7 @@ def test_rows_are_right_wherever_the_cache_lives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PARD_ONNX_KERNEL", "off")  # the stand-in's kernels are ONNX Runtime's
-    host = FusedTarget(pair_folders[0], Manifest.read(pair_folders[0]), named("cpu"), Threads(1))
+    host = FusedTarget(pair_folders[0], Manifest.read(pair_folders[0]), provider_named("cpu"), Threads(1))
     fake = device(CUDA)
     session = opened(pair_folders[0], in_place=in_place, memory=memory)
     for model in (host, session):
@@ -97,21 +97,21 @@ def test_a_cache_that_does_not_fit_names_the_capacity_that_would(
     shape = toy.Shape()
     buffer = 4 * shape.kv_heads * shape.kv_rows * shape.head_dim
     device(CUDA, room=3 * buffer)
-    capacity = int(SPARE * shape.kv_rows * 3 / 4) - KV_MARGIN
+    capacity = int(USABLE_SHARE * shape.kv_rows * 3 / 4) - KV_MARGIN
     fix = f"{capacity} tokens would fit: export it with --context-length {capacity}"
     with pytest.raises(BadArtifact, match=rf"128 tokens takes .* MiB fit on cuda; {fix}"):
-        FusedTarget(pair_folders[0], manifest, named("cuda"), Threads(1))
+        FusedTarget(pair_folders[0], manifest, provider_named("cuda"), Threads(1))
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16, np.int8])
 def test_every_type_of_cache_has_a_graph_that_makes_its_buffers(device: Device, kind: type[np.generic]) -> None:
     device(CUDA)
     array = np.arange(24).astype(kind).reshape(1, 2, 3, 4)
-    (buffer,) = buffers(named("cuda"), [array])
+    (buffer,) = make_buffers(provider_named("cuda"), [array])
     np.testing.assert_array_equal(buffer.read(), array)
 
 
 @pytest.mark.parametrize(("made", "capacity"), [(0, 0), (1, 161), (4, 836), (8, 1736)])
 def test_the_capacity_that_would_fit_leaves_room(made: int, capacity: int) -> None:
-    assert fitting_capacity(2000, made, 8) == capacity
-    assert SPARE == 0.9 and KV_MARGIN == 64
+    assert possible_capacity(2000, made, 8) == capacity
+    assert USABLE_SHARE == 0.9 and KV_MARGIN == 64

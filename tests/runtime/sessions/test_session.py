@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from pard_onnx.models.errors import BadArtifact, TooLong
 from pard_onnx.models.manifest import Manifest
-from pard_onnx.runtime.providers.table import named
+from pard_onnx.runtime.providers.table import provider_named
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.fused import FusedDraft, FusedTarget
+from pard_onnx.runtime.sessions.dynamic_shapes import FusedDraft, FusedTarget
 
-CPU = named("cpu")
+CPU = provider_named("cpu")
 IDS = [5, 17, 200, 3, 99, 42, 7, 7, 250, 1, 63, 128]
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pard_onnx.models.errors import BadInput
-from pard_onnx.runtime.text.stop import Scan, scan, stop_strings
+from pard_onnx.runtime.text.writer import Scan, scan, stop_strings
 
 letters = st.text("ab", min_size=1, max_size=3)
 

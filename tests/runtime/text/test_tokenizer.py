@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from pard_onnx.models.errors import BadArtifact, BadInput
-from pard_onnx.runtime.text.tokenizer import WINDOW, Detokenizer, Text, first_difference
+from pard_onnx.runtime.text.tokenizer import Text, first_difference
+from pard_onnx.runtime.text.writer import WINDOW, Detokenizer
 
 SIZE = 280
 

@@ -13,8 +13,7 @@ from pard_onnx.models.manifest import Manifest
 from pard_onnx.runtime.model import open_artifact, open_model
 from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions.fused import FusedDraft, FusedTarget
-from pard_onnx.runtime.tuning.costs import PREFILL_CHUNK
+from pard_onnx.runtime.sessions.dynamic_shapes import FusedDraft, FusedTarget
 from pard_onnx.runtime.tuning.measurement import (
     CHUNKS,
     SPLITS,
@@ -25,7 +24,7 @@ from pard_onnx.runtime.tuning.measurement import (
     measure_prefill_chunk,
     measure_target,
 )
-from pard_onnx.runtime.tuning.widths import ANY, CANDIDATES, EVEN, Widths
+from pard_onnx.runtime.tuning.steps import ANY, CANDIDATES, EVEN, PREFILL_CHUNK, Widths
 
 
 def opened(kind: Any, folder: Path) -> Any:

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from pard_onnx import BadProvider, Failure, Pair, PardWarning, load
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.precision import PRECISIONS
-from pard_onnx.runtime.providers.table import named
+from pard_onnx.runtime.providers.table import provider_named
 from pard_onnx.runtime.providers.threads import Threads
-from pard_onnx.runtime.sessions import fused as sessions
-from pard_onnx.runtime.sessions.fused import FusedDraft, FusedTarget
+from pard_onnx.runtime.sessions import dynamic_shapes as sessions
+from pard_onnx.runtime.sessions.dynamic_shapes import FusedDraft, FusedTarget
 from pard_onnx.runtime.tuning.self_check import (  # fmt: skip
     ACROSS,
     CACHE,
-    HOPELESS,
+    NOT_FINITE,
     TOLERANCE,
     Verdict,
     check_draft,
@@ -35,7 +35,7 @@ Device = Callable[..., Any]
 
 
 def opened(kind: Any, folder: Path) -> Any:
-    return kind(folder, Manifest.read(folder), named("cpu"), Threads(1))
+    return kind(folder, Manifest.read(folder), provider_named("cpu"), Threads(1))
 
 
 def test_right_steps_pass(pair_folders: tuple[Path, Path]) -> None:
@@ -66,7 +66,7 @@ def test_a_device_that_takes_several_times_as_long_as_the_cpu_is_slow(seconds: f
         (0.0, 0.0101, "none"),
         (1.0, 0.0101, "none"),
         (1.0, None, "single"),
-        (HOPELESS, HOPELESS, "none"),
+        (NOT_FINITE, NOT_FINITE, "none"),
     ],
 )
 def test_which_steps_are_right(several: float, single: float | None, steps: str) -> None:
@@ -90,11 +90,11 @@ def test_the_difference_knows_neither_scale_nor_offset(rows: int, scale: float, 
     assert plain >= difference(other[:1], expected[:1], 50)
 
 
-def test_rows_that_are_no_numbers_are_hopeless_but_for_padding() -> None:
+def test_rows_with_nan_or_infinity_differ_unless_they_are_padding() -> None:
     rows = np.ones((2, 4)) * np.arange(4)
     rows[:, 3] = -np.inf
     assert difference(rows, rows, 3) == 0
-    assert difference(rows, rows, 4) == HOPELESS
+    assert difference(rows, rows, 4) == NOT_FINITE
 
 
 def wrong_steps(monkeypatch: pytest.MonkeyPatch, fake: Any, wrong: Callable[[int], bool]) -> None:
@@ -155,7 +155,7 @@ def test_a_verdict_is_kept_and_a_wrong_one_refused_again(
     with pytest.raises(BadProvider, match=r"computes .* wrongly"):
         load(pair_folders[0], provider="cuda", threads=1)
     with pytest.raises(BadProvider):
-        require_right(bad, "a model", named("cuda"))
+        require_right(bad, "a model", provider_named("cuda"))
 
 
 def test_a_provider_that_fails_in_a_step_is_refused_with_what_it_said(

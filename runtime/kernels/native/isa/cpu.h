@@ -1,4 +1,4 @@
-// What this processor and its operating system can do.
+// The instruction sets that this processor and its operating system support.
 #pragma once
 
 namespace pard {

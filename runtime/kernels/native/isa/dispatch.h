@@ -1,4 +1,4 @@
-// The kernel in use.
+// The instruction set whose kernels are in use.
 #pragma once
 
 #include "isa/isa.h"

@@ -1,4 +1,4 @@
-// The portable kernel: what the vector ones are tested against, bit for bit, and what any processor can run.
+// The portable kernel, which any processor can run. The vector kernels are tested against it, bit for bit.
 #include <cmath>
 #include <cstring>
 #include <limits>

@@ -1,4 +1,4 @@
-// What one instruction set contributes: a table of functions that the dispatcher picks from.
+// The kernels of one instruction set: a table of functions, of which the dispatcher chooses one table.
 #pragma once
 
 #include <limits>
@@ -7,7 +7,7 @@
 
 namespace pard {
 
-// A run of blocks of one row into its tile. sum_factor: see Activations::offsets.
+// Quantizes consecutive blocks of one row into its tile. sum_factor: see Activations::offsets.
 struct QuantizeRow {
   const float* source;
   size_t blocks, block;
@@ -16,7 +16,7 @@ struct QuantizeRow {
   Activations target;  // the tile's, from the run's first block on
 };
 
-// A tile of rows times a run of panels.
+// Multiplies a tile of rows by consecutive panels.
 struct Tile {
   Format format;
   size_t blocks;

@@ -1,5 +1,5 @@
-// From here on functions are compiled for PARD_TARGET (GCC and clang; MSVC needs no leave to use an intrinsic).
-// A pragma rather than flags of a file, so that one set of flags builds every source.
+// From here on functions are compiled for PARD_TARGET (GCC and clang; MSVC needs no permission to use an intrinsic).
+// A pragma is used instead of compiler flags, so that one set of flags builds every source.
 #define PARD_PRAGMA_TEXT(text) _Pragma(#text)
 #define PARD_PRAGMA(text) PARD_PRAGMA_TEXT(text)
 #if defined(__clang__)

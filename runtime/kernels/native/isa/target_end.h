@@ -1,4 +1,4 @@
-// Ends what target_begin.h began.
+// Ends the pragma of target_begin.h.
 #if defined(__clang__)
 #pragma clang attribute pop
 #elif defined(__GNUC__)

@@ -1,4 +1,4 @@
-// How weights and quantized activations lie in memory. All instruction sets read the same layout.
+// The layout of weights and quantized activations in memory. All instruction sets read the same layout.
 #pragma once
 
 #include <cstddef>
@@ -55,7 +55,7 @@ struct Tiling {
 
 // Activations of one tile of r rows: levels [K/4][r][4], scales and offsets [block][r].
 // offset: minus the block's sum of levels (times the default zero point where weights have none of their own),
-// what a dot product of unsigned weight levels starts from.
+// the start value of a dot product of unsigned weight levels.
 struct Activations {
   int8_t* levels = nullptr;
   float* scales = nullptr;

@@ -36,7 +36,7 @@ struct Scratch {
 
 // One strip of rows. Workers first share the quantization, wait for one another, then share the weights: in units of
 // one panel, or of two where a gate's panel and an up panel make one panel of results.
-// Waiting cannot lock up: only pieces that a running worker has taken are waited for.
+// There is no deadlock: a worker waits only for pieces that a running worker has taken.
 class Strip {
  public:
   Strip(const Isa& isa, const Weights& weights, const float* x, size_t rows, float* out, Scratch& scratch)
@@ -52,7 +52,7 @@ class Strip {
     pieces_ = tiling_.tiles * pieces_of_tile_;
   }
 
-  // Tasks to offer to the pool. Each works until nothing is left, so more than there are threads would only cost.
+  // Tasks to offer to the pool. Each works until no work is left, so more tasks than threads would only cost time.
   size_t workers() const { return std::min(std::max(units_ / least_ + 1, pieces_), processors()); }
 
   // Before the work. Few activations are quantized here, so that no worker waits for another.
@@ -79,7 +79,7 @@ class Strip {
       for (const size_t end = first + count; first < end; first += cached_) multiply(first, std::min(first + cached_, end));
   }
 
-  // The next units that nobody has: many at first, as a long stream of weights is the fastest, then fewer, so that
+  // The next units that no worker has taken: many at first, as a long stream of weights is fastest, then fewer, so that
   // all workers end together.
   size_t take(size_t& first) {
     first = next_unit_.load(std::memory_order_relaxed);

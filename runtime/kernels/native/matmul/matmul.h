@@ -1,4 +1,4 @@
-// Rows times a packed matrix, on whatever threads the caller has.
+// Multiplies rows by a packed matrix, on the caller's threads.
 #pragma once
 
 #include "isa/isa.h"

@@ -26,7 +26,7 @@ uint32_t spread(uint32_t nibbles) {
   return (nibbles | nibbles << 4) & 0x0f0f0f0f;
 }
 
-// Rows of standard levels into the lines of one panel.
+// Packs rows of standard levels into the lines of one panel.
 struct PanelPacker {
   const Layout& layout;
   std::vector<uint8_t> levels, zeros;

@@ -23,8 +23,8 @@ class Buffer {
   uint8_t* data_ = nullptr;
 };
 
-// Where the standard tensors come from: copies `count` bytes at `offset` of one part to `target`.
-// Called from several threads at once; throws where it cannot.
+// The source of the standard tensors: copies `count` bytes at `offset` of one part to `target`.
+// Called from several threads at once; throws if it fails.
 enum class Part { levels, scales, zero_points };
 using Read = std::function<void(Part part, size_t offset, size_t count, void* target)>;
 
@@ -40,7 +40,7 @@ struct Weights {
   size_t bytes() const { return layout.bytes() + zeros.size() + bias.size() * sizeof(float); }
 };
 
-// Throws std::invalid_argument for a shape that the kernels do not have.
+// Throws std::invalid_argument for a shape that the kernels do not support.
 void check(const Layout& layout);
 
 // Packs a standard MatMulNBits matrix: levels [N][blocks][block * bits / 8], scales [N][blocks],

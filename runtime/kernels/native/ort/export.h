@@ -1,4 +1,4 @@
-// Marks what the library shows; everything else is hidden (-fvisibility=hidden).
+// Marks the functions that the library exports; everything else is hidden (-fvisibility=hidden).
 #pragma once
 
 #if defined(_WIN32)

@@ -15,7 +15,7 @@ namespace pard {
 const Ort& ort();
 bool set_ort(const void* const* table);  // false if its start-up check fails
 
-// Throws what a call returned, if it did.
+// Throws an exception if the call returned an error status.
 void require(OrtStatus* status);
 
 // Exceptions must not cross into ONNX Runtime, which another compiler may have built.
@@ -40,7 +40,7 @@ struct Tensor {
   size_t count() const;
 };
 
-// What a node says when its kernel is made.
+// A node's attributes and constant inputs, which can be read when its kernel is created.
 class Node {
  public:
   Node(const OrtKernelInfo* info, const char* name);  // name: the operator's, for what goes wrong

@@ -101,7 +101,7 @@ OrtStatus* create(const OrtCustomOp*, const void*, const OrtKernelInfo* info, vo
 
 int input_type(const OrtCustomOp*, size_t index) { return index == B || index == ZERO_POINTS ? ORT_UINT8 : ORT_FLOAT; }
 
-// What both matmuls say of themselves.
+// The properties of both matmuls that ONNX Runtime asks for.
 OrtCustomOp matmul_op() {
   OrtCustomOp op = described<Kernel>();
   op.GetInputType = input_type;
@@ -143,7 +143,7 @@ void add_domain(OrtSessionOptions* options) {
 
 // ONNX Runtime's entry point: SessionOptions.register_custom_ops_library calls it.
 PARD_EXPORT pard::OrtStatus* RegisterCustomOps(pard::OrtSessionOptions* options, const pard::OrtApiBase* base) {
-  // Without a table that can be trusted not even an error can be made: the session then finds no such operator.
+  // Without a valid table not even an error can be created. The session then reports that the operator is unknown.
   static const bool usable = pard::set_ort(base->GetApi(pard::ORT_API_VERSION));
   return usable ? pard::guarded([&] { pard::add_domain(options); }) : nullptr;
 }

@@ -36,7 +36,7 @@ struct Call {
   }
 };
 
-// What all operators say of themselves. KERNEL has a `compute(OrtKernelContext*)`.
+// The properties of an operator that ONNX Runtime asks for. KERNEL has a `compute(OrtKernelContext*)`.
 template <class KERNEL>
 OrtCustomOp described() {
   OrtCustomOp op{};

@@ -1,4 +1,4 @@
-// The few facts of ONNX Runtime's C API that a custom operator needs, so that no header of it is.
+// The parts of ONNX Runtime's C API that a custom operator needs, so that its header is not needed.
 //
 // Source: onnxruntime_c_api.h. OrtApi is a table of function pointers to which versions only append, so an index,
 // once released, stays. Indices below are positions in that struct; all are in version 20 (ONNX Runtime 1.20).

@@ -1,4 +1,4 @@
-// Work shared among whatever threads the caller has.
+// Shares work among the caller's threads.
 #pragma once
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Plain C functions for tests and for Python's view of the library: no session needed.
+// Plain C functions for tests and for the Python package: they need no session.
 #include <algorithm>
 #include <cstring>
 #include <exception>
@@ -47,10 +47,10 @@ auto caught(char* error, size_t size, F&& body) -> decltype(body()) {
 
 PARD_EXPORT const char* pard_isa() { return selected_isa().name; }
 
-// Later kernels use it (null: the best one). 0 if this processor does not have it.
+// Selects the instruction set of kernels that are created later (null: the best one). 0 if this processor lacks it.
 PARD_EXPORT int pard_select_isa(const char* name) { return select_isa(name); }
 
-// Packs standard tensors; null on failure, and the words in `error`. zero_points and bias may be null.
+// Packs standard tensors; on failure returns null, with the message in `error`. zero_points and bias may be null.
 // up: the levels, scales and zero points of a second matrix, for a gated one, or null.
 PARD_EXPORT Weights* pard_pack(int bits, size_t block, size_t outputs, size_t inputs, const void* const* tensors,
                                const void* const* up, const float* bias, size_t threads, char* error, size_t size) {

@@ -2,8 +2,7 @@
 
 import pytest
 
-from pard_onnx.runtime.tuning.costs import RoundCosts, StepCosts, throughput, tokens_per_round
-from pard_onnx.runtime.tuning.widths import EVEN
+from pard_onnx.runtime.tuning.steps import EVEN, RoundCosts, StepCosts, throughput, tokens_per_round
 
 
 def test_costs_are_linear_between_and_beyond_the_points() -> None:

@@ -1,4 +1,7 @@
-"""Sessions on graphs whose attention is one fused operator: one graph for steps of any width, buffers bound once."""
+"""Sessions on graphs of dynamic shapes: one graph, model.onnx, runs steps of any width, on buffers that are bound once.
+
+There are two classes for each role, since the two attention variants have different inputs (docs/architecture.md).
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ from pard_onnx.runtime.providers.opening import open_graph
 from pard_onnx.runtime.providers.table import Provider, onnxruntime
 from pard_onnx.runtime.providers.threads import Threads
 
-from .session import BoundSession, Floats, Ids, Rows, require_drafts, require_kept, run_graph
+from .session import BoundSession, Floats, Ids, Rows, mask_tokens, require_drafts, require_kept, run_graph
 
 
 class GraphSession(BoundSession):
-    """One graph for steps of any width: model.onnx."""
+    """What all sessions on model.onnx share."""
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
         self._value = onnxruntime().OrtValue.ortvalue_from_numpy
@@ -32,26 +35,30 @@ class GraphSession(BoundSession):
         super().__init__(manifest, provider, [self._binding])
 
     def _run(self, ids: Sequence[int], written: int, count_name: str, count: int) -> None:
-        """One call that writes the KV rows length .. length + written - 1."""
+        """Run the graph once, for these tokens.
+
+        written: the number of KV rows that the step writes. count_name, count: the input that says how many outputs are
+        needed, and its value.
+        """
         width, end = len(ids), self._end_of_step(written)
         self._ids[0, :width] = ids
         if width not in self._widths:
             self._widths[width] = self._value(self._ids[:, :width])
         self._count[0] = count
-        # Bound again although the memory is the same: a provider off the CPU copies when binding.
+        # Bound again although the memory is the same, since a provider other than the CPU copies when binding.
         self._binding.bind_ortvalue_input("input_ids", self._widths[width])
         self._binding.bind_ortvalue_input(count_name, self._count_value)
-        self._place(width)
+        self._bind_positions(width)
         run_graph(self._path, self.cache, self._session, self._binding)
         self.cache.length = end
 
-    def _place(self, width: int) -> None:
-        """Tell the graph where its tokens stand, in the way of its attention variant: by the mask's length."""
+    def _bind_positions(self, width: int) -> None:
+        """Bind the inputs that give the tokens their positions: with fused attention, the length of the mask does."""
         self._binding.bind_ortvalue_input("attention_mask", self._value(self._ones[:, : self.length + width]))
 
 
 class FusedTarget(GraphSession):
-    """The model that decides."""
+    """A target's session, for attention in one fused operator."""
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
         super().__init__(folder, manifest, provider, threads)
@@ -66,7 +73,7 @@ class FusedTarget(GraphSession):
         return Rows(self._logits[:keep])
 
     def _output(self, keep: int) -> Any:
-        """The buffer's first `keep` rows as an OrtValue; grown to the widest step seen, then never again."""
+        """The buffer's first `keep` rows as an OrtValue. The buffer grows if a step keeps more rows than before."""
         if keep > len(self._logits):
             self._logits = np.empty((keep, self._logits.shape[1]), np.float32)
             self._kept.clear()
@@ -76,7 +83,7 @@ class FusedTarget(GraphSession):
 
 
 class FusedDraft(GraphSession):
-    """The model that proposes. Its `logits` output is not bound, so greedy decoding does not pay for it."""
+    """A draft's session, for attention in one fused operator. `step` leaves out the output `logits`, to save time."""
 
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
         super().__init__(folder, manifest, provider, threads)
@@ -88,20 +95,20 @@ class FusedDraft(GraphSession):
         drafts, probabilities, ids_value, probabilities_value = self._output(draft_length)
         self._binding.bind_ortvalue_output("draft_ids", ids_value)
         self._binding.bind_ortvalue_output("draft_probabilities", probabilities_value)
-        self._draft(ids, draft_length)
+        self._run_draft(ids, draft_length)
         return drafts[0], probabilities[0]
 
     def logits(self, ids: Sequence[int], draft_length: int) -> Floats:
         """See `DraftSession.logits`."""
-        found = np.empty((1, draft_length, self.manifest.columns), np.float32)
-        self._binding.bind_ortvalue_output("logits", self._value(found))
+        logits = np.empty((1, draft_length, self.manifest.columns), np.float32)
+        self._binding.bind_ortvalue_output("logits", self._value(logits))
         self.step(ids, draft_length)
         self._binding.clear_binding_outputs()
         self.cache.bind(self._binding)
-        rows: Floats = found[0]
+        rows: Floats = logits[0]
         return rows
 
-    def _draft(self, ids: Sequence[int], draft_length: int) -> None:
+    def _run_draft(self, ids: Sequence[int], draft_length: int) -> None:
         self._run(ids, len(ids) + draft_length - 1, "draft_length", draft_length)
 
     def _output(self, draft_length: int) -> tuple[Ids, Floats, Any, Any]:
@@ -110,3 +117,28 @@ class FusedDraft(GraphSession):
             probabilities = np.empty((1, draft_length), np.float32)
             self._outputs[draft_length] = (drafts, probabilities, self._value(drafts), self._value(probabilities))
         return self._outputs[draft_length]
+
+
+class PositionsSession(GraphSession):
+    """A GraphSession on a graph of the portable variant, which has the input `position_ids`."""
+
+    def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
+        super().__init__(folder, manifest, provider, threads)
+        self._positions: Ids = np.arange(manifest.kv_rows)[None]
+
+    def _bind_positions(self, width: int) -> None:
+        super()._bind_positions(width)
+        rows = self._positions[:, self.length : self.length + width]
+        self._binding.bind_ortvalue_input("position_ids", self._value(rows))
+
+
+class PortableTarget(PositionsSession, FusedTarget):
+    """A target's session, for attention in plain operators."""
+
+
+class PortableDraft(PositionsSession, FusedDraft):
+    """A draft's session, for attention in plain operators. The masks are ordinary tokens of the step."""
+
+    def _run_draft(self, ids: Sequence[int], draft_length: int) -> None:
+        tokens = [*ids, *mask_tokens(self.manifest, draft_length)]
+        self._run(tokens, len(tokens), "logits_to_keep", draft_length)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pard_onnx.models.errors import BadInput
-from pard_onnx.runtime.prompt import encode
+from pard_onnx.runtime.text.prompt import encode
 
 
 class Spelled:

@@ -1,0 +1,127 @@
+"""Text as tokens are generated: whole characters only, and nothing from a stop string on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from pard_onnx.models.errors import BadInput
+
+UNDECODED = "\ufffd"  # the replacement character, as which tokenizers decode an unfinished character
+MOST_UNDECODED = 3  # replacement characters that the beginning of one character can decode to (byte fallback)
+CONTEXT = 8  # tokens before a new one that its decoding may depend on
+WINDOW = 16  # the most tokens that are decoded at once
+
+
+class TokenDecoder(Protocol):
+    """What `Detokenizer` needs of a tokenizer."""
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class Detokenizer:
+    """Decodes tokens one by one, and returns whole characters only.
+
+    A window of recent tokens is decoded together, because decoders treat the space of a first token differently, and
+    a character may consist of several tokens. The window is shortened before it grows long, so a token costs O(1).
+    """
+
+    def __init__(self, decoder: TokenDecoder, prompt: Sequence[int]) -> None:
+        self._decoder = decoder
+        self._ids = list(prompt[-CONTEXT:])
+        start = decoder.decode(self._ids)
+        self._released = len(start) - unfinished(start)  # characters of the window's text that were returned already
+
+    def push(self, token: int) -> str:
+        """The text that this token completes; often empty within a character."""
+        self._ids.append(token)
+        text = self._decoder.decode(self._ids)
+        held = unfinished(text)
+        delta = text[self._released : len(text) - held]
+        self._released = max(self._released, len(text) - held)
+        if len(self._ids) == WINDOW:
+            self._ids = self._ids[-CONTEXT:]
+            self._released = max(len(self._decoder.decode(self._ids)) - held, 0)
+        return delta
+
+    def finish(self) -> str:
+        """The text that was held back: the replacement characters of a character that was not completed."""
+        text = self._decoder.decode(self._ids)
+        delta, self._released = text[self._released :], len(text)
+        return delta
+
+
+def unfinished(text: str) -> int:
+    """The number of characters at the end of the text that the next token may change."""
+    held = 0
+    while held < min(MOST_UNDECODED, len(text)) and text[-1 - held] == UNDECODED:
+        held += 1
+    return held
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """A text that was searched for stop strings."""
+
+    release: str  # the text that belongs to the output
+    hold: str  # the end of the text, which may be the beginning of a stop string
+    stopped: bool  # whether the text had a stop string
+
+
+def scan(text: str, stops: Sequence[str]) -> Scan:
+    """Cut the text before the first stop string in it; hold back the longest end that may become a stop string."""
+    found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    if found:
+        return Scan(text[: min(found)], "", True)
+    longest = max(map(len, stops), default=1) - 1
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(stop.startswith(text[-size:]) for stop in stops):
+            return Scan(text[:-size], text[-size:], False)
+    return Scan(text, "", False)
+
+
+def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """The user's `stop` as a tuple: one string or several; BadInput if one of them is empty."""
+    stops = (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else tuple(stop)
+    for one in stops:
+        if not isinstance(one, str) or not one:
+            raise BadInput(f"a stop string must be text of at least one character, not {one!r}")
+    return stops
+
+
+class Writer:
+    """The output of a generation: decodes its tokens, up to the first stop string."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: tuple[str, ...]) -> None:
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._hold = ""
+        self.stopped = False  # whether a stop string was completed
+        self.tokens: list[int] = []
+        self.parts: list[str] = []
+
+    def write(self, tokens: Iterable[int]) -> list[str]:
+        """The text of each token, up to the token that completes a stop string."""
+        pieces: list[str] = []
+        for token in tokens:
+            self.tokens.append(token)
+            pieces.append(self._release(self._detokenizer.push(token)))
+            if self.stopped:
+                break
+        self.parts += pieces
+        return pieces
+
+    def finish(self) -> str:
+        """The text that was held back; empty if a stop string was completed."""
+        if self.stopped:
+            return ""
+        rest = self._release(self._detokenizer.finish()) + self._hold
+        self._hold = ""
+        self.parts.append(rest)
+        return rest
+
+    def _release(self, text: str) -> str:
+        result = scan(self._hold + text, self._stops)
+        self._hold, self.stopped = result.hold, result.stopped
+        return result.release
