@@ -6,7 +6,7 @@ one input side by side, and the embedding as [rows, hidden]. Norms and biases ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -96,7 +96,7 @@ class FloatExport:
             )
         manifest.verify(folder)
         spec = manifest.spec
-        found = dict(_tensors(ir.load(folder / _graph_files(manifest)[0]), dict(shapes(spec))))
+        found = dict(_tensors(ir.load(folder / _graph_files(manifest)[0]), dict(shapes(spec)), spec.norm_offset))
         absent = [name for name, _ in shapes(spec) if name not in found]
         if absent:
             raise BadArtifact(f"{folder}: its graph has no {absent[0]}; export {manifest.source.model} again")
@@ -130,10 +130,20 @@ def tensor_names(constant: str) -> list[str]:
     return [f"{first}.{kind}", *(f"{stem}.{other}.{kind}" for other in others)]
 
 
-def _tensors(model: ir.Model, needed: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+def is_norm(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a constant of these tensors is a norm's weight: the only vectors that are no biases."""
+    return len(names) == 1 and len(shapes.get(names[0], ())) == 1 and names[0].endswith(".weight")
+
+
+def _tensors(model: ir.Model, needed: Mapping[str, tuple[int, ...]], offset: float) -> Iterator[tuple[str, Tensor]]:
+    """offset: what norms add to their weights; the graph has the sum."""
     for value in model.graph.initializers.values():
         names, stored = tensor_names(str(value.name)), value.const_value
         if stored is None or stored.dtype not in TYPES or not all(name in needed for name in names):
+            continue
+        if offset and is_norm(names, needed):
+            # In float32 the sum less the offset is exact, and gives the same sum again
+            yield names[0], InMemory("F32", stored.numpy().astype(np.float32) - np.float32(offset))
             continue
         extents = [needed[name] for name in names]
         yield from zip(names, _parts(stored, extents, names == [EMBEDDING]), strict=True)

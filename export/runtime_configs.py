@@ -11,7 +11,12 @@ FILE_NAME = "genai_config.json"
 
 
 def write_genai_config(manifest: Manifest, folder: Path) -> None:
-    """Write genai_config.json of a target (schema: onnxruntime-genai 0.18, decoder-only models)."""
+    """Write genai_config.json of a target (schema: onnxruntime-genai 0.18, decoder-only models).
+
+    `type` is the family's name: its library lists all of ours. Its own builder also writes `sliding_window`, with which
+    genai keeps only a window's rows of a layer's KV cache. Without it all caches have their full size, as in this
+    package's graphs, and the operator alone leaves out the tokens before the window.
+    """
     spec = manifest.spec
     vocabulary = spec.vocabulary
     decoder = {

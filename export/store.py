@@ -111,6 +111,10 @@ class WeightStore:
         """Vectors one after the other, cast; small enough to live in the graph."""
         return np.concatenate([self._cast(n, self._vector(n), dtype) for n in names])
 
+    def norm(self, name: str, dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+        """What a norm multiplies by: its weight and what the family adds to it, summed in float32."""
+        return self._cast(name, self._vector(name) + np.float32(self.checkpoint.spec.norm_offset), dtype)
+
     def add(self, name: str, array: NDArray[np.generic]) -> ir.Value:
         """Store a constant that is not a weight of the checkpoint."""
         return self._value(name, self._append([array]), array.shape, array.dtype)

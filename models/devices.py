@@ -31,6 +31,7 @@ MATMUL, ROWS, DYNAMIC = (
 # Before opset 21 ONNX has these for 8 bits only, and ONNX Runtime's domain for 16 bits as well.
 QDQ = frozenset(f"{domain}{way}Linear" for domain in ("", "com.microsoft.") for way in ("Quantize", "Dequantize"))
 FUSED = PLAIN | {
+    "Gelu",
     "ReduceSum",
     "Squeeze",
     "SimplifiedLayerNormalization",

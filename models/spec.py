@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["target", "draft"]
+Rotary = Literal["rope", "window_rope"]  # a field of ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +20,39 @@ class Llama3Scaling:
 
 
 @dataclass(frozen=True, slots=True)
+class Yarn:
+    """YaRN (arXiv 2309.00071): long rotary wavelengths are stretched `factor` times, short ones are kept, and cos and
+    sin are multiplied by an attention factor, which `factor` and mscale give where it is None."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    @property
+    def positions(self) -> int:
+        """How many positions the stretched wavelengths are for."""
+        return int(self.original_max_position_embeddings * self.factor)
+
+
+@dataclass(frozen=True, slots=True)
 class Rope:
     theta: float
     llama3: Llama3Scaling | None = None
+    yarn: Yarn | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerAttention:
+    """window: how many tokens a token sees at most, itself included; None: all before it. rotary: the rule that turns
+    its queries and keys, None for none."""
+
+    window: int | None = None
+    rotary: Rotary | None = "rope"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +92,27 @@ class ModelSpec:
     vocabulary: Vocabulary
     chat_template: str | None = None
     pard: Pard | None = None
+    attention: tuple[LayerAttention, ...] = ()  # of each layer; (): LayerAttention() in all of them
+    window_rope: Rope | None = None  # of window layers that have a rotary rule of their own
+    embedding_scale: float | None = None  # embeddings are multiplied by it
+    norm_offset: float = 0.0  # added to the weights of norms
+    norms: tuple[str, ...] = ("input_layernorm", "post_attention_layernorm")  # of a layer, beside q's and k's
+    mlp_norm: str = "post_attention_layernorm"  # the one that the MLP reads
 
     @property
     def role(self) -> Role:
         return "draft" if self.pard else "target"
+
+    def attention_of(self, layer: int) -> LayerAttention:
+        return self.attention[layer] if self.attention else LayerAttention()
+
+    @property
+    def rotaries(self) -> tuple[Rotary, ...]:
+        """The rotary rules that layers have, each once."""
+        found = (self.attention_of(layer).rotary for layer in range(self.layers))
+        return tuple(sorted({rotary for rotary in found if rotary is not None}))
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The windows that layers have, each once."""
+        return tuple(dict.fromkeys(self.attention_of(layer).window for layer in range(self.layers)))

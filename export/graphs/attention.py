@@ -16,13 +16,18 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from pard_onnx.models.spec import LayerAttention, ModelSpec, Rotary
+
 from .tape import DOMAIN, MICROSOFT
+
+TABLES = ("cos_cache", "sin_cache")
 
 
 @dataclass(slots=True)
 class LayerCaches:
     """Travels through transformers' forward as a keyword argument; one entry a layer."""
 
+    spec: ModelSpec
     past: list[tuple[Tensor, Tensor]]  # key, value: [batch, kv_heads, rows, head_dim]
     extra: dict[str, Tensor]  # the variant's own inputs
     present: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -33,17 +38,23 @@ Attend = Callable[..., tuple[Tensor, None]]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """attend: the AttentionInterface function. extra: dummy tensors for its inputs, given batch, sequence, and rotary
-    tables [rows, head_dim / 2]; dims: names of their dynamic dimensions. tables: the rotary tables in the operator's
-    layout. lengths: graph nodes that compute the non-table inputs from attention_mask [batch, total] and the number
-    of tokens that the graph appends (int64 [1] or None); None: they are the graph's own inputs."""
+    """attend: the AttentionInterface function. extra: dummy tensors for its inputs, given batch, sequence and rows;
+    dims: names of their dynamic dimensions. tables: the rotary tables in the operator's layout, from cos and sin [rows,
+    head_dim / 2]; they are inputs too, under `table_name`. lengths: graph nodes that compute the inputs that are no
+    tables from attention_mask [batch, total] and the number of tokens that the graph appends (int64 [1] or None); None:
+    they are the graph's own inputs."""
 
     name: str
     attend: Attend
-    extra: Callable[[int, int, int, int], dict[str, Tensor]]
+    extra: Callable[[int, int, int], dict[str, Tensor]]
     dims: dict[str, tuple[str, ...]]
     tables: Callable[[Tensor, Tensor], dict[str, Tensor]]
     lengths: Callable[[ir.tape.Tape, ir.Value, ir.Value | None], dict[str, ir.Value]] | None
+
+
+def table_name(name: str, rotary: Rotary) -> str:
+    """The input that has a rotary rule's table."""
+    return name if rotary == "rope" else f"{rotary}.{name}"
 
 
 def _flat(states: Tensor) -> Tensor:
@@ -61,16 +72,39 @@ def _group_query_attention(
     *,
     scaling: float,
     caches: LayerCaches,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """com.microsoft.GroupQueryAttention with rotary embedding inside; causal by definition."""
+    """com.microsoft.GroupQueryAttention with rotary embedding inside; causal by definition. Its window counts as
+    transformers' does: the token itself and those before it."""
     batch, heads, sequence, head_dim = query.shape
-    extra = ("seqlens_k", "total_sequence_length", "cos_cache", "sin_cache")
-    attributes = {"num_heads": heads, "kv_num_heads": key.shape[1], "scale": scaling, "do_rotary": 1}
+    extra = ("seqlens_k", "total_sequence_length")
+    rotary, window = _layer(module, caches).rotary, _window(module, caches, sliding_window)
+    attributes = {
+        "num_heads": heads,
+        "kv_num_heads": key.shape[1],
+        "scale": scaling,
+        "do_rotary": int(rotary is not None),
+    }
+    if window is not None:
+        attributes["local_window_size"] = window
     new = [_flat(states) for states in (query, key, value)]
     shape = (batch, sequence, heads * head_dim)
     out = _emit(f"{MICROSOFT}::GroupQueryAttention", new, extra, attributes, shape, module, caches)
     return out.reshape(batch, sequence, heads, head_dim), None
+
+
+def _layer(module: nn.Module, caches: LayerCaches) -> LayerAttention:
+    return caches.spec.attention_of(int(module.layer_idx))  # type: ignore[arg-type]
+
+
+def _window(module: nn.Module, caches: LayerCaches, modelled: int | None) -> int | None:
+    """The layer's window; modelled: transformers' own. Past the check that ends an export, nothing else would tell that
+    the two differ."""
+    window, most = _layer(module, caches).window, caches.spec.max_positions
+    if min(window or most, most) != min(modelled or most, most):
+        raise ValueError(f"layer {module.layer_idx} has a window of {modelled} tokens in transformers, {window} here")
+    return window
 
 
 def _emit(
@@ -83,9 +117,11 @@ def _emit(
     caches: LayerCaches,
 ) -> Tensor:
     """The operator on new queries, keys and values, the layer's past, and extra inputs; its output, of this shape. The
-    present goes into the caches."""
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    present goes into the caches. The layer's rotary tables, if it has any, come last."""
+    layer, rotary = int(module.layer_idx), _layer(module, caches).rotary  # type: ignore[arg-type]
     past = caches.past[layer]
+    if rotary is not None:
+        extra = [*extra, *(table_name(name, rotary) for name in TABLES)]
     out, key, value = torch.onnx.ops.symbolic_multi_out(
         operator,
         [*new, *past, *(caches.extra[name] for name in extra)],
@@ -98,12 +134,10 @@ def _emit(
     return out
 
 
-def _gqa_extra(batch: int, sequence: int, rows: int, half_dim: int) -> dict[str, Tensor]:
+def _gqa_extra(batch: int, sequence: int, rows: int) -> dict[str, Tensor]:
     return {
         "seqlens_k": torch.zeros(batch, dtype=torch.int32),
         "total_sequence_length": torch.zeros((), dtype=torch.int32),
-        "cos_cache": torch.zeros(rows, half_dim),
-        "sin_cache": torch.zeros(rows, half_dim),
     }
 
 
@@ -130,21 +164,22 @@ def _portable_attention(
     *,
     scaling: float,
     caches: LayerCaches,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """pard.Attention(query, key, value, past_key, past_value, position_ids, attention_mask, cos, sin) {scale}."""
+    """pard.Attention(query, key, value, past_key, past_value, position_ids, attention_mask, cos?, sin?)
+    {scale, window}; window 0: none."""
     batch, heads, sequence, head_dim = query.shape
-    extra = ("position_ids", "attention_mask", "cos_cache", "sin_cache")
+    extra = ("position_ids", "attention_mask")
     new, shape = [query, key, value], (batch, sequence, heads, head_dim)
-    return _emit(f"{DOMAIN}::Attention", new, extra, {"scale": scaling}, shape, module, caches), None
+    attributes = {"scale": scaling, "window": _window(module, caches, sliding_window) or 0}
+    return _emit(f"{DOMAIN}::Attention", new, extra, attributes, shape, module, caches), None
 
 
-def _portable_extra(batch: int, sequence: int, rows: int, half_dim: int) -> dict[str, Tensor]:
+def _portable_extra(batch: int, sequence: int, rows: int) -> dict[str, Tensor]:
     return {
         "position_ids": torch.zeros(batch, sequence, dtype=torch.int64),
         "attention_mask": torch.zeros(batch, rows - 2, dtype=torch.int64),
-        "cos_cache": torch.zeros(rows, 2 * half_dim),
-        "sin_cache": torch.zeros(rows, 2 * half_dim),
     }
 
 

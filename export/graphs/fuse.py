@@ -68,20 +68,31 @@ def _ints(graph: ir.Graph, before: ir.Node, values: list[int]) -> ir.Value:
 
 
 class SkipNormPass(ir.passes.InPlacePass):
-    """Add followed by Norm becomes one operator with two outputs, the norm and the sum."""
+    """Add followed by Norm becomes one operator with two outputs, the norm and the sum.
+
+    Left alone where the two summands have not the same shape, which the operator asks for. A norm that comes before a
+    sum (Gemma's, of what attention and MLP give) is no such pair, and stays.
+    """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         modified = False
         for node in model.graph:
             add = node.inputs[0].producer() if node.op_type == "Norm" and node.inputs[0] is not None else None
-            if node.domain != DOMAIN or add is None or add.op_type != "Add":
+            if node.domain != DOMAIN or add is None or add.op_type != "Add" or not _alike(add):
                 continue
             fused = ir.node("SkipNorm", add.inputs, dict(node.attributes), domain=DOMAIN, num_outputs=2)
             for old, new in zip((node.outputs[0], add.outputs[0]), fused.outputs, strict=True):
-                new.type = old.type
+                new.type, new.shape = old.type, old.shape
             model.graph.insert_before(add, fused)
             node.outputs[0].replace_all_uses_with(fused.outputs[0])
             add.outputs[0].replace_all_uses_with(fused.outputs[1])
             model.graph.remove([node, add], safe=True)
             modified = True
         return ir.passes.PassResult(model, modified)
+
+
+def _alike(add: ir.Node) -> bool:
+    """Whether it sums two tensors of one shape, none of them a constant."""
+    one, other = add.inputs
+    known = one is not None and other is not None and one.shape is not None and one.shape == other.shape
+    return known and not any(value is not None and value.is_initializer() for value in add.inputs)

@@ -4,6 +4,8 @@
 2. A Reshape of a Reshape reads the first one's input.
 3. A Reshape to its input's own (symbolic) shape is its input.
 4. A Reshape whose leading dimensions stay takes a constant shape: 0 copies a dimension, -1 infers one.
+5. An Identity (torch's copies) is its input.
+6. A Transpose of a norm of a Transpose that undoes it is the norm alone: it works on the last axis, which stays.
 
 What then has no reader (shape arithmetic, mostly) goes with RemoveUnusedNodesPass.
 """
@@ -18,7 +20,7 @@ class LayoutPass(ir.passes.InPlacePass):
     """Numbers refer to the cases above."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        rules = {"Transpose": _transposes, "Reshape": _reshapes}
+        rules = {"Transpose": _transposes, "Reshape": _reshapes, "Identity": _identities}
         modified = False
         for node in model.graph:
             rule = rules.get(node.op_type)
@@ -39,14 +41,27 @@ def _bypass(node: ir.Node, value: ir.Value) -> bool:
 
 
 def _transposes(graph: ir.Graph, node: ir.Node) -> bool:
-    before = _producer(node.inputs[0], "Transpose")
+    norm = _producer(node.inputs[0], "Norm")
+    before = _producer(node.inputs[0] if norm is None else norm.inputs[0], "Transpose")
     if before is None:
         return False
     first, second = (n.attributes["perm"].as_ints() for n in (before, node))
     if [first[i] for i in second] != list(range(len(first))):
         return False
     source = before.inputs[0]
-    return source is not None and _bypass(node, source)  # 1
+    if norm is None or source is None:
+        return source is not None and _bypass(node, source)  # 1
+    if first[-1] != len(first) - 1:
+        return False
+    moved = ir.node("Norm", [source], dict(norm.attributes), domain=norm.domain)
+    moved.outputs[0].type, moved.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+    graph.insert_before(node, moved)
+    return _bypass(node, moved.outputs[0])  # 6
+
+
+def _identities(graph: ir.Graph, node: ir.Node) -> bool:
+    source = node.inputs[0]
+    return source is not None and not node.outputs[0].is_graph_output() and _bypass(node, source)  # 5
 
 
 def _reshapes(graph: ir.Graph, node: ir.Node) -> bool:

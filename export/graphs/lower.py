@@ -64,7 +64,7 @@ class LowerPass(ir.passes.InPlacePass):
 
     def norm_weight(self, node: ir.Node) -> ir.Value:
         name = f"{node.attributes['name'].as_string()}.weight"
-        return constant(name, self.store.vectors((name,), self.floats))
+        return constant(name, self.store.norm(name, self.floats))
 
     def linear(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
         attributes = node.attributes
@@ -98,7 +98,11 @@ class LowerPass(ir.passes.InPlacePass):
     def embedding(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
         name = node.attributes["name"].as_string()
         fmt = self.formats.of(name)
-        return [EMBEDDINGS[fmt.kind](self.store, tape, node.inputs[0], self.store.matrix((name,), fmt))]
+        rows = EMBEDDINGS[fmt.kind](self.store, tape, node.inputs[0], self.store.matrix((name,), fmt))
+        scale = node.attributes["scale"].as_float() if "scale" in node.attributes else 1.0
+        if scale != 1:
+            rows = tape.op("Mul", [rows, constant(f"{name}.factor", np.array(scale, self.floats))])
+        return [rows]
 
     def norm(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
         attributes = {"epsilon": node.attributes["epsilon"].as_float(), "axis": -1}

@@ -41,7 +41,7 @@ class PlainNormPass(ir.passes.InPlacePass):
     def _norm(self, t: Tape, node: ir.Node, x: ir.Value | None) -> ir.Value:
         """x / sqrt(mean(x * x) + epsilon) * weight."""
         name = f"{node.attributes['name'].as_string()}.weight"
-        weight = t.constant(name, self.store.vectors((name,), self.floats))
+        weight = t.constant(name, self.store.norm(name, self.floats))
         epsilon = t.constant("epsilon", np.array(node.attributes["epsilon"].as_float(), np.float32))
         wide = x if self.floats == np.float32 else t.op("Cast", x, to=FLOAT)
         square = t.op("Pow", wide, t.constant("two", np.array(2, np.float32)))

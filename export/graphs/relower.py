@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from pard_onnx.export.float_export import FloatExport, tensor_names
+from pard_onnx.export.float_export import FloatExport, is_norm, tensor_names
 from pard_onnx.export.store import WeightStore
 from pard_onnx.models.families import shapes
 from pard_onnx.quantize.packing.prepared import EMBEDDING, HEAD, Formats
@@ -51,7 +51,11 @@ class ConstantsPass(ir.passes.InPlacePass):
         for name, value in model.graph.initializers.items():
             first, *others = tensor_names(name)
             if len(known.get(first, ())) == 1 and not others and value.dtype is not None:
-                value.const_value = ir.tensor(self.store.vectors((first,), value.dtype.numpy()), name=name)  # 1
+                floats = value.dtype.numpy()
+                read = (
+                    self.store.norm(first, floats) if is_norm([first], known) else self.store.vectors((first,), floats)
+                )
+                value.const_value = ir.tensor(read, name=name)  # 1
             elif value.const_value is not None and name.startswith(ROTARY):
                 if name not in self._stored:
                     self._stored[name] = self.store.add(name, value.const_value.numpy()).const_value

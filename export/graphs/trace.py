@@ -6,11 +6,12 @@ weights instead of the weights:
 
   pard.Linear(x) {name, out, bias}      x [.., in] to [.., out]
   pard.Norm(x) {name, epsilon}          RMS norm over the last axis
-  pard.Embedding(ids) {name, hidden}
+  pard.Embedding(ids) {name, hidden, scale}   scale: what the rows are multiplied by
   pard.LastRows(x, n)                   the last n rows of axis 1, all if n is 0
 
 Attention enters through transformers' AttentionInterface (attention.py). What is left, the order of
-operations, residuals and activations, is the modelling code's own; a family needs no code here.
+operations, residuals and activations, is the modelling code's own. The leaves are found by the exact classes
+that the family names (models/families); a module that holds weights and is none of them is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,6 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from optimum.exporters.tasks import TasksManager
-from optimum.utils import NormalizedConfigManager
-from optimum.utils.input_generators import DummyTextInputGenerator, MistralDummyPastKeyValuesGenerator
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AutoConfig
@@ -36,9 +35,11 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from pard_onnx.models.devices import FUSED_OPSET
 from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.families import FAMILIES, Family
 from pard_onnx.models.spec import ModelSpec
+from pard_onnx.quantize.calibration.layers import rotary_tables
 
-from .attention import LayerCaches, Variant
+from .attention import LayerCaches, Variant, table_name
 from .tape import DOMAIN
 
 TASK = "text-generation"
@@ -70,9 +71,11 @@ class _Linear(nn.Module):
 
 
 class _Norm(nn.Module):
-    def __init__(self, name: str, source: nn.Module) -> None:
+    """What is added to its weight is no part of the operator: the weight is stored with it (store.py)."""
+
+    def __init__(self, name: str, source: nn.Module, epsilon: str) -> None:
         super().__init__()
-        self.name, self.epsilon = name, float(source.variance_epsilon)  # type: ignore[arg-type]
+        self.name, self.epsilon = name, float(getattr(source, epsilon))
 
     def forward(self, x: Tensor) -> Tensor:
         attributes: Attributes = {"name": self.name, "epsilon": self.epsilon}
@@ -80,12 +83,12 @@ class _Norm(nn.Module):
 
 
 class _Embedding(nn.Module):
-    def __init__(self, name: str, source: nn.Embedding) -> None:
+    def __init__(self, name: str, source: nn.Embedding, scale: float = 1.0) -> None:
         super().__init__()
-        self.name, self.hidden, self.dtype = name, source.embedding_dim, source.weight.dtype
+        self.name, self.hidden, self.dtype, self.scale = name, source.embedding_dim, source.weight.dtype, scale
 
     def forward(self, ids: Tensor) -> Tensor:
-        attributes: Attributes = {"name": self.name, "hidden": self.hidden}
+        attributes: Attributes = {"name": self.name, "hidden": self.hidden, "scale": self.scale}
         shape = (*ids.shape, self.hidden)
         return _symbolic(f"{DOMAIN}::Embedding", [ids], attributes, dtype=self.dtype, shape=shape, version=1)
 
@@ -96,39 +99,57 @@ class _Unrotated(nn.Module):
     def __init__(self, name: str, source: nn.Module) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, Tensor]:
         return x, x
 
 
-# By the end of the class name: transformers gives every family classes of its own.
-LEAVES: dict[str, Callable[[str, Any], nn.Module]] = {
-    "Linear": _Linear,
-    "Embedding": _Embedding,
-    "RMSNorm": _Norm,
-    "RotaryEmbedding": _Unrotated,
-}
+Leaf = Callable[[str, Any], nn.Module]  # of a module's name in the model, and the module
 
 
-def _swap(module: nn.Module, prefix: str = "") -> None:
+def _leaves(family: Family, spec: ModelSpec, model: nn.Module) -> dict[type, Leaf]:
+    """By exact class: torch's own two, and the family's, which stand beside its model in transformers."""
+    modelling: Any = sys.modules[type(model).__module__]
+    found: dict[type, Leaf] = {
+        nn.Linear: _Linear,
+        nn.Embedding: _Embedding,
+        getattr(modelling, family.norm.class_name): lambda name, source: _Norm(name, source, family.norm.epsilon),
+        getattr(modelling, family.rotary): _Unrotated,
+    }
+    if family.embedding is not None:
+        scale = spec.embedding_scale or 1.0
+        scaled = getattr(modelling, family.embedding.class_name)
+        found[scaled] = lambda name, source: _Embedding(name, source, scale)
+    return found
+
+
+def swap(module: nn.Module, leaves: Mapping[type, Leaf], prefix: str = "") -> None:
+    """Put each leaf in the place of the module that it is made of. Raises BadCheckpoint for a module that holds
+    parameters or buffers and is no leaf: it would be traced with what it holds, or lose it."""
     for name, child in list(module.named_children()):
-        kinds = [k for k in LEAVES if type(child).__name__.endswith(k)]
-        if kinds:
-            setattr(module, name, LEAVES[max(kinds, key=len)](prefix + name, child))
+        leaf = leaves.get(type(child))
+        if leaf is not None:
+            setattr(module, name, leaf(prefix + name, child))
+        elif any(held is not None for held in (*child._parameters.values(), *child._buffers.values())):
+            raise BadCheckpoint(
+                f"{prefix}{name} is a {type(child).__name__}, which holds weights and which its family's file in "
+                "models/families does not name; this model cannot be exported"
+            )
         else:
-            _swap(child, f"{prefix}{name}.")
+            swap(child, leaves, f"{prefix}{name}.")
 
 
 class _Trunk(nn.Module):
     """ids to logits of the last `rows_to_keep` rows, with the caches as explicit inputs and outputs."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, spec: ModelSpec) -> None:
         super().__init__()
         self.model: Any = model
+        self.spec = spec
 
     def forward(
         self, ids: Tensor, rows_to_keep: Tensor, extra: dict[str, Tensor], past: list[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        caches = LayerCaches(past, extra)
+        caches = LayerCaches(self.spec, past, extra)
         hidden = self.model.model(input_ids=ids, use_cache=False, caches=caches).last_hidden_state
         kept = _symbolic(
             f"{DOMAIN}::LastRows", [hidden, rows_to_keep], dtype=hidden.dtype, shape=hidden.shape, version=1
@@ -177,25 +198,25 @@ def trace(folder: Path, spec: ModelSpec, variant: Variant, rows: int, dtype: tor
         with _refusals(folder):
             model = build.from_config(config, attn_implementation=name, dtype=dtype).eval()
         rotary = type(model.model.rotary_emb)
-        _swap(model)
+        try:
+            swap(model, _leaves(FAMILIES[spec.family], spec, model))
+        except BadCheckpoint as error:
+            raise BadCheckpoint(f"{folder / 'config.json'}: {error}") from None
         with _rotation_left_to_attention(model):
-            program = _export(_Trunk(model), *_dummies(config, spec, variant, dtype))
-    tables = variant.tables(*_rotary_tables(rotary(config), rows, spec.head_dim // 2))
-    return Trace(program, tables)
+            program = _export(_Trunk(model, spec), *_dummies(spec, variant, dtype))
+    return Trace(program, _rotary_tables(rotary(config), spec, variant, rows))
 
 
-def _dummies(config: Any, spec: ModelSpec, variant: Variant, dtype: torch.dtype) -> tuple[Any, Any]:
+def _dummies(spec: ModelSpec, variant: Variant, dtype: torch.dtype) -> tuple[Any, Any]:
     """Example arguments and which of their dimensions are dynamic. The numbers only have to differ."""
-    batch, rows = 2, 32
-    normalized = NormalizedConfigManager.get_normalized_config_class(spec.family)(config)
-    ids = DummyTextInputGenerator(TASK, normalized, batch_size=batch, sequence_length=3)
-    caches = MistralDummyPastKeyValuesGenerator(TASK, normalized, batch_size=batch, sequence_length=rows)
-    past = caches.generate("past_key_values", framework="pt", float_dtype="fp16" if dtype == torch.float16 else "fp32")
-    layers = len(past)
-    input_ids = ids.generate("input_ids", framework="pt")
-    extra = variant.extra(batch, input_ids.shape[1], rows + 1, spec.head_dim // 2)
-    extra = {k: v.to(dtype) if v.is_floating_point() else v for k, v in extra.items()}
-    arguments = (input_ids, torch.zeros(1, dtype=torch.int64), extra, past)
+    batch, sequence, rows, layers = 2, 3, 32, spec.layers
+    shape = (batch, spec.kv_heads, rows, spec.head_dim)
+    past = [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in range(layers)]
+    extra = variant.extra(batch, sequence, rows + 1)
+    for rotary in spec.rotaries:  # tensors of their own: one that comes in twice would be one input
+        cos, sin = (torch.zeros(rows + 1, spec.head_dim // 2, dtype=dtype) for _ in range(2))
+        extra |= {table_name(name, rotary): table.clone() for name, table in variant.tables(cos, sin).items()}
+    arguments = (torch.zeros(batch, sequence, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), extra, past)
     dim = torch.export.Dim
     cache = {0: dim("batch"), 2: dim("rows")}
     dynamic = (
@@ -225,8 +246,10 @@ def _export(trunk: _Trunk, arguments: Any, dynamic: Any) -> ir.Model:
     return program.model
 
 
-def _rotary_tables(rotary: nn.Module, rows: int, half: int) -> tuple[Tensor, Tensor]:
-    """cos and sin [rows, head_dim / 2] from the family's own rotary module, llama3 scaling included."""
-    positions = torch.arange(rows)[None]
-    cos, sin = rotary(torch.zeros(1, dtype=torch.float32), positions)
-    return cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous()
+def _rotary_tables(module: nn.Module, spec: ModelSpec, variant: Variant, rows: int) -> dict[str, Tensor]:
+    """The variant's tables for each rotary rule, from the family's own module: the scalings are transformers'."""
+    found: dict[str, Tensor] = {}
+    for rotary, tables in rotary_tables(module, spec, torch.arange(rows)[None]).items():
+        cos, sin = (table[0, :, : spec.head_dim // 2].contiguous() for table in tables)
+        found |= {table_name(name, rotary): table for name, table in variant.tables(cos, sin).items()}
+    return found

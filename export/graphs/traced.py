@@ -16,6 +16,7 @@ from .attention import VARIANTS
 from .fuse import PackQkvPass, SkipNormPass
 from .layout import LayoutPass
 from .plain_attention import PlainAttentionPass
+from .plain_gelu import PlainGeluPass
 from .roles import finish, finish_portable
 from .tape import ROTARY, constant
 from .trace import trace
@@ -32,6 +33,7 @@ def traced_trunk(job: Job, formats: Formats, progress: Progress) -> ir.Model:
     passes: list[ir.passes.InPlacePass] = [LayoutPass(), PackQkvPass(formats), SkipNormPass()]
     if form.attention == "portable":
         passes.append(PlainAttentionPass(spec, rows, form.device.write, bool(job.graphs()), form.opset))
+        passes.append(PlainGeluPass(form.opset))
     for step in passes:
         step(trace_.model)
     return trace_.model

@@ -18,7 +18,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.layer_attention import KINDS
 from pard_onnx.models.manifest import Manifest, Parity, read_draft_ids
+from pard_onnx.models.spec import ModelSpec
 from pard_onnx.quantize.calibration.layers import loaded_weights, model_without_weights
 
 from .drive import Driver, Ids, Logits, drive
@@ -116,8 +118,18 @@ def reference_logits(checkpoint: Checkpoint, ids: Tensor, dtype: torch.dtype | N
         if module._parameters:
             _lend_weights(module, name, checkpoint, dtype)
     with torch.inference_mode():
-        logits: Tensor = model(input_ids=ids, use_cache=False, **inputs).logits
+        logits: Tensor = model(input_ids=ids, use_cache=False, **_by_kind(checkpoint.spec, inputs)).logits
     return logits.float()
+
+
+def _by_kind(spec: ModelSpec, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    """A mask of one's own reaches every layer as it is: window layers get one that leaves out what is far behind."""
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    window = next((window for window in spec.windows if window is not None), None)
+    if mask is None or positions is None or window is None:
+        return dict(inputs)
+    far = (positions[:, :, None] - positions[:, None] >= window)[:, None]
+    return {**inputs, "attention_mask": dict(zip(KINDS, (mask, mask.masked_fill(far, float("-inf"))), strict=True))}
 
 
 def _lend_weights(module: nn.Module, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> None:

@@ -14,8 +14,9 @@ from pard_onnx.models.spec import ModelSpec, Vocabulary
 
 from . import config as configs
 from .config import MASK_KEYS, Config
+from .layer_attention import attention_of, ropes_of
 from .quantization import KEY, PackedMatrix, QuantizationConfig, packed_matrix, quantization_of
-from .tensors import DTYPES, Tensor, TensorEntry, find_tensors, read_tensor, require_finite
+from .tensors import DTYPES, Tensor, TensorEntry, find_tensors, read_tensor, require_finite, rounded
 from .vocabulary import chat_template, tokenizer_size
 
 __all__ = ["Checkpoint", "TensorEntry", "read_tensor", "require_finite"]
@@ -75,6 +76,7 @@ def _spec(config: Config, family: Family, size: int, dtype: str) -> ModelSpec:
     if size > rows:
         raise config.fault("vocab_size", f"is {rows}, but the tokenizer has {size} ids; they are not of one model")
     eos_ids, bos_id = configs.eos_and_bos(config, family, rows)
+    rope, window_rope = ropes_of(config, family)
     return ModelSpec(
         family=family.name,
         layers=config.integer("num_hidden_layers"),
@@ -84,15 +86,21 @@ def _spec(config: Config, family: Family, size: int, dtype: str) -> ModelSpec:
         kv_heads=kv_heads,
         head_dim=head_dim,
         norm_eps=config.number("rms_norm_eps", 1e-6),
-        rope=configs.rope_of(config),
+        rope=rope,
         qk_norm=family.qk_norm,
         qkv_bias=family.qkv_bias,
-        tied=config.flag("tie_word_embeddings"),
-        max_positions=config.integer("max_position_embeddings"),
+        tied=config.flag("tie_word_embeddings", family.tied),
+        max_positions=configs.max_positions_of(config, rope),
         dtype=dtype,
         vocabulary=Vocabulary(rows, size, eos_ids, bos_id),
         chat_template=chat_template(config.path.parent),
         pard=configs.pard_of(config, rows),
+        attention=attention_of(config, family),
+        window_rope=window_rope,
+        embedding_scale=rounded(hidden**0.5, dtype) if family.embedding else None,
+        norm_offset=family.norm.offset,
+        norms=family.norms,
+        mlp_norm=family.mlp_norm,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.families import FAMILIES, Family
 from pard_onnx.models.json_files import read_json
-from pard_onnx.models.spec import Llama3Scaling, Pard, Rope
+from pard_onnx.models.spec import Llama3Scaling, Pard, Rope, Yarn
 
 FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -93,40 +93,58 @@ def family_of(config: Config) -> Family:
     for switch in family.off:
         if config.flag(switch):
             raise config.fault(switch, f"is true; {family.name} checkpoints are supported without it only")
-    if (activation := config.values.get("hidden_act", "silu")) != "silu":
-        raise config.fault("hidden_act", f"is {activation!r}; only 'silu' is supported")
-    _refuse_sliding_window(config)
+    for key in family.null:
+        if (value := config.values.get(key)) is not None:
+            raise config.fault(key, f"is {value!r}; {family.name} checkpoints are supported without it only")
+    key = family.activation_key
+    if (activation := config.values.get(key, family.activation)) != family.activation:
+        raise config.fault(key, f"is {activation!r}; only {family.activation!r} is supported")
+    if family.windows is None:
+        _refuse_sliding_window(config, family)
     return family
 
 
-def _refuse_sliding_window(config: Config) -> None:
+def _refuse_sliding_window(config: Config, family: Family) -> None:
     kinds = config.values.get("layer_types")
     if isinstance(kinds, list):
         other = next((kind for kind in kinds if kind != "full_attention"), None)
         if other is not None:
             raise config.fault("layer_types", f"has {other!r}; only full attention is supported")
         return
-    window = config.values.get("sliding_window")
+    window = config.values.get("sliding_window", family.window)
     # Qwen2's configs name a window and switch it off, or let it begin past the last layer
     first = config.integer("max_window_layers", default=0, least=0)
-    if window is not None and config.flag("use_sliding_window", True) and first < config.integer("num_hidden_layers"):
+    used = config.flag("use_sliding_window", True) and first < config.integer("num_hidden_layers")
+    # One that no two positions lie outside of changes nothing
+    wide = isinstance(window, int) and window >= max_positions_of(config, rope_of(config, family.theta))
+    if window is not None and used and not wide:
         raise config.fault("sliding_window", f"is {window}; only full attention is supported")
 
 
-def rope_of(config: Config) -> Rope:
+def rope_of(config: Config, theta: float = 10_000.0) -> Rope:
     """Rotary facts, in transformers 5's form (`rope_parameters`) or the older one (`rope_scaling`)."""
     key = "rope_scaling" if config.values.get("rope_scaling") else "rope_parameters"
-    part = config.inside(key)
-    theta = part.number("rope_theta", config.number("rope_theta", 10_000.0))
+    return rope_in(config, config.inside(key), config.number("rope_theta", theta))
+
+
+def rope_in(config: Config, part: Config, theta: float) -> Rope:
+    """The rotary facts of one object in a config; theta: where it names none."""
+    theta = part.number("rope_theta", theta)
     partial = part.values.get("partial_rotary_factor", config.values.get("partial_rotary_factor"))
     if partial not in (None, 1):
         raise config.fault("partial_rotary_factor", f"is {partial}; only whole-head rotation is supported")
     kind = part.values.get("rope_type", part.values.get("type", "default"))
     if kind == "default":
         return Rope(theta)
-    if kind != "llama3":
-        raise part.fault("rope_type", f"is {kind!r}; supported: default, llama3")
-    scaling = Llama3Scaling(
+    if kind == "llama3":
+        return Rope(theta, llama3=_llama3(config, part))
+    if kind == "yarn":
+        return Rope(theta, yarn=_yarn(config, part))
+    raise part.fault("rope_type", f"is {kind!r}; supported: default, llama3, yarn")
+
+
+def _llama3(config: Config, part: Config) -> Llama3Scaling:
+    return Llama3Scaling(
         factor=part.number("factor"),
         low_freq_factor=part.number("low_freq_factor"),
         high_freq_factor=part.number("high_freq_factor"),
@@ -134,7 +152,39 @@ def rope_of(config: Config) -> Rope:
             "original_max_position_embeddings", config.integer("max_position_embeddings")
         ),
     )
-    return Rope(theta, scaling)
+
+
+def _yarn(config: Config, part: Config) -> Yarn:
+    """transformers' defaults; a 0 among the betas means the default to it too."""
+    original = "original_max_position_embeddings"
+    optional = ("attention_factor", "mscale", "mscale_all_dim")
+    attention_factor, mscale, all_dim = (part.number(k) if part.values.get(k) is not None else None for k in optional)
+    factor = part.number("factor")
+    if factor < 1:
+        raise part.fault("factor", f"is {factor:g}; YaRN stretches by at least 1")
+    return Yarn(
+        factor=factor,
+        # Where both have it, transformers takes the outer one
+        original_max_position_embeddings=config.integer(
+            original, part.integer(original, config.integer("max_position_embeddings"))
+        ),
+        beta_fast=part.number("beta_fast", 32.0),
+        beta_slow=part.number("beta_slow", 1.0),
+        attention_factor=attention_factor,
+        mscale=mscale,
+        mscale_all_dim=all_dim,
+        truncate=part.flag("truncate", True),
+    )
+
+
+def max_positions_of(config: Config, rope: Rope) -> int:
+    """`max_position_embeddings`, or what YaRN stretches the original length to where that is more.
+
+    Qwen2.5's and Qwen3's cards leave `max_position_embeddings` as it is and add the factor: vLLM takes
+    original * factor then, and transformers computes its tables for any position.
+    """
+    stated = config.integer("max_position_embeddings")
+    return max(stated, rope.yarn.positions) if rope.yarn else stated
 
 
 def dtype_of(config: Config, stored: str) -> str:

@@ -162,3 +162,11 @@ def require_finite(name: str, array: NDArray[np.float32]) -> None:
     """Raises BadCheckpoint, naming the tensor, if `array` holds an infinity or a NaN."""
     if not np.isfinite(array).all():
         raise BadCheckpoint(f"tensor {name} holds values that are not finite; the checkpoint is damaged")
+
+
+def rounded(value: float, dtype: str) -> float:
+    """The nearest number that float32, float16 or bfloat16 can hold, halves to even."""
+    if dtype != "bfloat16":
+        return float(np.dtype(dtype).type(value))
+    bits = np.float32(value).view(np.uint32)
+    return float(((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32))

@@ -22,10 +22,11 @@ from pard_onnx.quantize.packing.prepared import Spool
 POWERS = np.linspace(0, 1, 11)
 SAMPLED_ROWS = 256  # of a matrix, whose errors are computed
 FLOOR = 1e-3  # least root mean square over the mean one, for columns that the text hardly uses
-# The module whose output is the input of each group.
-SOURCES = dict(
-    zip(GROUPS, ("input_layernorm", "self_attn.v_proj", "post_attention_layernorm", "mlp.up_proj"), strict=True)
-)
+
+
+def sources(spec: ModelSpec) -> dict[Group, str]:
+    """By group of matrices, the module whose output is their input."""
+    return dict(zip(GROUPS, (spec.norms[0], "self_attn.v_proj", spec.mlp_norm, "mlp.up_proj"), strict=True))
 
 
 def fold_scales(
@@ -35,7 +36,7 @@ def fold_scales(
 
     Changes the layer and its Gram matrices in place. Norms and biases that change are stored in the spool.
     """
-    for group, source in SOURCES.items():
+    for group, source in sources(spec).items():
         readers = [layer.get_parameter(f"{name}.weight").data for name in group]
         shared = spec.heads // spec.kv_heads if source == "self_attn.v_proj" else 1
         scale = _best_scale(readers, grams[group], fmt, shared, spec.head_dim)
@@ -43,15 +44,20 @@ def fold_scales(
             reader *= scale
         grams[group] /= torch.outer(scale, scale)
         module = layer.get_submodule(source)
-        _divide(module, _source_scale(scale, shared, spec.head_dim))
+        offset = spec.norm_offset if source in spec.norms else 0.0
+        _divide(module, _source_scale(scale, shared, spec.head_dim), offset)
         for part, parameter in module.named_parameters():
             if parameter.ndim == 1:
                 spool.replace(f"{prefix}.{source}.{part}", parameter.detach().numpy().copy())
 
 
-def _divide(module: nn.Module, scale: Tensor) -> None:
+def _divide(module: nn.Module, scale: Tensor, offset: float) -> None:
+    """Divide what the module gives by the scale. offset: what a norm adds to its weight before it multiplies."""
     for parameter in module.parameters():
-        parameter.data /= scale if parameter.ndim == 1 else scale[:, None]
+        if parameter.ndim == 1:
+            parameter.data = (parameter.data + offset) / scale - offset
+        else:
+            parameter.data /= scale[:, None]
 
 
 def _best_scale(readers: Sequence[Tensor], gram: Tensor, fmt: Format, shared: int, head_dim: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from pard_onnx.models.checkpoints.checkpoint import EMBEDDING, Checkpoint
+from pard_onnx.models.checkpoints.layer_attention import KINDS
 from pard_onnx.models.checkpoints.tensors import read_tensor, require_finite, row_blocks
+from pard_onnx.models.families import FAMILIES
+from pard_onnx.models.spec import ModelSpec, Rotary
 from pard_onnx.quantize.packing.imported import imported_matrices
 
 from .text import CalibrationRow
@@ -37,10 +40,11 @@ class _AllInputsSeen(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AttentionInputs:
-    """A layer's inputs for one row, apart from its hidden states."""
+    """The inputs of all layers for one row, apart from their hidden states."""
 
-    rotary: tuple[Tensor, Tensor]  # cos, sin [1, S, head_dim]
-    mask: Tensor | None  # [1, 1, S, S], added to the scores
+    rotary: Mapping[Rotary, tuple[Tensor, Tensor]]  # by rotary rule: cos, sin [1, S, head_dim]
+    # By window: [1, 1, S, S], added to the scores; None for causal attention to all tokens before.
+    masks: Mapping[int | None, Tensor | None]
 
 
 class Layers:
@@ -51,7 +55,7 @@ class Layers:
         self.model = model_without_weights(checkpoint, "sdpa", torch.float32)
         self.hidden = [states[None] for states in _embedded(checkpoint, rows)]
         rotary = self.model.model.rotary_emb
-        self._inputs = [_inputs(rotary, row) for row in rows]
+        self._inputs = [_inputs(rotary, checkpoint.spec, row) for row in rows]
 
     @contextmanager
     def loaded(self, index: int) -> Iterator[nn.Module]:
@@ -69,8 +73,10 @@ class Layers:
             yield self._output(layer, states, inputs)
 
     def _output(self, layer: nn.Module, states: Tensor, inputs: AttentionInputs) -> Tensor:
+        attention = self.checkpoint.spec.attention_of(layer.self_attn.layer_idx)  # type: ignore[union-attr,arg-type]
+        tables = inputs.rotary.get(attention.rotary) if attention.rotary else None  # None: a layer without rotary
         with self._matmul_precision():
-            found = layer(states, attention_mask=inputs.mask, position_embeddings=inputs.rotary)
+            found = layer(states, attention_mask=inputs.masks[attention.window], position_embeddings=tables)
         output: Tensor = found[0] if isinstance(found, tuple) else found
         return output
 
@@ -164,19 +170,31 @@ def _embedded(checkpoint: Checkpoint, rows: Sequence[CalibrationRow]) -> list[Te
         if inside.any():
             table[inside] = read_tensor(entry, block)[used[inside] - block.start]
     require_finite(EMBEDDING, table)
+    table *= np.float32(checkpoint.spec.embedding_scale or 1)
     return [torch.from_numpy(table[np.searchsorted(used, row.ids)]) for row in rows]
 
 
-def _inputs(rotary: nn.Module, row: CalibrationRow) -> AttentionInputs:
-    tables = rotary(torch.zeros(1), torch.from_numpy(row.positions)[None])
-    if row.mask is None:
-        return AttentionInputs(tables, None)
-    mask = torch.from_numpy(row.mask)
-    return AttentionInputs(tables, torch.zeros(mask.shape).masked_fill_(~mask, float("-inf"))[None, None])
+def _inputs(rotary: nn.Module, spec: ModelSpec, row: CalibrationRow) -> AttentionInputs:
+    positions = torch.from_numpy(row.positions)
+    visible = None if row.mask is None else torch.from_numpy(row.mask)
+    masks = {window: _mask(positions, visible, window) for window in spec.windows}
+    return AttentionInputs(rotary_tables(rotary, spec, positions[None]), masks)
+
+
+def _mask(positions: Tensor, visible: Tensor | None, window: int | None) -> Tensor | None:
+    """The mask of layers with this window. visible: which token attends to which, [S, S]; None: causal attention."""
+    if window is not None:
+        before_window = positions[:, None] - positions[None] >= window
+        if visible is None:
+            visible = torch.ones(before_window.shape, dtype=torch.bool).tril()
+        visible = visible & ~before_window
+    if visible is None:
+        return None
+    return torch.zeros(visible.shape).masked_fill_(~visible, float("-inf"))[None, None]
 
 
 def model_without_weights(checkpoint: Checkpoint, attention: str, dtype: torch.dtype) -> Any:
-    """The family's transformers model on the meta device, apart from its rotary tables.
+    """The family's transformers model on the meta device, apart from buffers that are computed and not stored.
 
     attention: a key of transformers' AttentionInterface.
     """
@@ -184,8 +202,22 @@ def model_without_weights(checkpoint: Checkpoint, attention: str, dtype: torch.d
     build = TasksManager.get_model_class_for_task("text-generation", framework="pt", model_type=checkpoint.spec.family)
     with torch.device("meta"):
         model = build.from_config(config, attn_implementation=attention, dtype=dtype).eval()
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its buffers are computed, not stored
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    embedding = FAMILIES[checkpoint.spec.family].embedding
+    if embedding is not None:
+        setattr(model.model.embed_tokens, embedding.buffer, torch.tensor(checkpoint.spec.embedding_scale))
     return model
+
+
+def rotary_tables(module: nn.Module, spec: ModelSpec, positions: Tensor) -> dict[Rotary, tuple[Tensor, Tensor]]:
+    """cos and sin, [batch, sequence, head_dim] in float32, of every rotary rule that the layers have.
+
+    module: the family's rotary embedding; where window layers have a rule of their own, it takes the kind of layer.
+    positions: [batch, sequence].
+    """
+    x, kinds = torch.zeros(1), dict(zip(("rope", "window_rope"), KINDS, strict=True))
+    by_kind = spec.window_rope is not None
+    return {rotary: module(x, positions, *([kinds[rotary]] if by_kind else [])) for rotary in spec.rotaries}
 
 
 @contextmanager

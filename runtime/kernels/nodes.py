@@ -153,9 +153,10 @@ def as_text(value: int | bytes) -> str:
 
 
 OPERATOR = "GroupQueryAttention"
-PAST_KEY, PAST_VALUE, INPUTS = 3, 4, 9
+PAST_KEY, PAST_VALUE = 3, 4
+INPUTS = {0: 7, 1: 9}  # the number of inputs by do_rotary: the rotary tables come last
 # A node with other attributes needs features that the kernels do not have.
-ATTRIBUTES = {"num_heads", "kv_num_heads", "scale", "do_rotary"}
+ATTRIBUTES = {"num_heads", "kv_num_heads", "scale", "do_rotary", "local_window_size"}
 FLOAT = 1
 RANK = 4  # of a KV cache
 LANES = 16  # head_dim must be a multiple of it
@@ -163,11 +164,11 @@ LANES = 16  # head_dim must be a multiple of it
 
 def is_supported_attention(node: Node, domain: str, inputs: Mapping[str, Value]) -> bool:
     """Whether the kernels can run this node; inputs: of the graph, with the types of the KV caches."""
-    if (node.domain, node.operator, len(node.inputs)) != (domain, OPERATOR, INPUTS):
+    if (node.domain, node.operator) != (domain, OPERATOR):
         return False
     heads, kv_heads = node.attributes.get("num_heads", 0), node.attributes.get("kv_num_heads", 0)
     return (
-        node.attributes.get("do_rotary") == 1
+        INPUTS.get(node.attributes.get("do_rotary", 0)) == len(node.inputs)
         and node.attribute_names <= ATTRIBUTES
         and kv_heads > 0
         and heads % kv_heads == 0

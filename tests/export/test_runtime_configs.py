@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from pard_onnx import load
+from pard_onnx.models.families import FAMILIES
 
 genai = pytest.importorskip("onnxruntime_genai")
 PROMPT = list(range(20, 45))
 
 
 @pytest.mark.parametrize("precision", ("fp32", "int8", "int4"))
-@pytest.mark.parametrize("family", ("llama", "qwen2", "qwen3"))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_genai_gives_the_same_greedy_tokens(
     exported: Callable[..., tuple[Path, Path]], family: str, precision: str
 ) -> None:

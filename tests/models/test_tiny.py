@@ -15,6 +15,9 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint, read_tensor
         ("llama", {"rope_theta": 500000.0, "dtype": "float16"}),
         ("qwen2", {"tied": True, "dtype": "bfloat16", "shards": 3}),
         ("qwen3", {"eos": [299, 297]}),
+        ("mistral", {}),
+        ("smollm3", {"tied": True}),
+        ("gemma3_text", {"tied": True, "dtype": "bfloat16"}),
     ],
 )
 def test_transformers_loads_it(tiny, tmp_path, family, role, options):
@@ -26,7 +29,8 @@ def test_transformers_loads_it(tiny, tmp_path, family, role, options):
     model, report = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert getattr(torch, checkpoint.spec.dtype) == model.dtype
-    assert model.config.rope_parameters["rope_theta"] == checkpoint.spec.rope.theta
+    rope = model.config.rope_parameters
+    assert rope.get("full_attention", rope)["rope_theta"] == checkpoint.spec.rope.theta
     assert checkpoint.spec.role == role
     loaded = {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
     for name, entry in checkpoint.tensors.items():

@@ -24,6 +24,7 @@ class Step:
     cosines: Floats  # [capacity, half]
     sines: Floats
     scale: float
+    window: int = 0  # how many keys a row sees, its own included; 0: all
 
     @property
     def rows(self) -> int:
@@ -79,8 +80,9 @@ def attention(step: Step) -> tuple[Doubles, Doubles, Doubles, Doubles]:
     out, magnitude = np.zeros(queries.shape), np.zeros(queries.shape)
     for row in range(step.rows):
         seen = step.past + row + 1
+        first = max(0, seen - step.window) if step.window else 0
         for head in range(queries.shape[1]):
-            keys, values = key_cache[head // group, :seen], value_cache[head // group, :seen]
+            keys, values = key_cache[head // group, first:seen], value_cache[head // group, first:seen]
             scores = step.scale * (keys @ queries[row, head])
             weights = np.exp(scores - scores.max())
             out[row, head] = weights / weights.sum() @ values

@@ -32,7 +32,24 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
+QKV_BIAS = ("qwen2",)
+QK_NORM = ("qwen3", "gemma3_text")
+FEEDFORWARD_NORMS = ("gemma3_text",)  # two norms more a layer
+WINDOW = 8  # tokens, of gemma3_text's window layers: far fewer than the parity check's text has
 SHA = "0123456789abcdef0123456789abcdef01234567"  # of the hub cache's one commit
 BLOB = "f" * 40
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -87,8 +104,12 @@ def write(
         "eos_token_id": tokenizer_size - 1,
         "pad_token_id": tokenizer_size - 3,
     }
+    values |= _own(family, layers, head_dim)
     if "rope_theta" not in config:
         values["rope_parameters"] = dict(rope or {"rope_type": "default", "rope_theta": 10000.0})
+        if family == "gemma3_text":
+            local = {"rope_type": "default", "rope_theta": 100.0}
+            values["rope_parameters"] = {"full_attention": values["rope_parameters"], "sliding_attention": local}
     if role == "draft":
         values |= {"pard_token": tokenizer_size, "spd_type": "pard"}
     values |= config
@@ -102,12 +123,27 @@ def write(
     return folder
 
 
+def _own(family: str, layers: int, head_dim: int) -> dict[str, Any]:
+    """What the family's config has beside the others'."""
+    if family == "mistral":
+        return {"sliding_window": None}
+    if family == "smollm3":
+        return {"no_rope_layers": [index % 2 for index in range(layers)], "use_sliding_window": False}
+    if family == "gemma3_text":
+        kinds = [("sliding_attention", "full_attention")[index % 2] for index in range(layers)]
+        own = {"layer_types": kinds, "sliding_window": WINDOW, "query_pre_attn_scalar": head_dim + 8}
+        return own | {"hidden_activation": "gelu_pytorch_tanh", "hidden_act": None}
+    return {}
+
+
 def weights(config: Mapping[str, Any], std: float = 0.12, seed: int = 0) -> dict[str, NDArray[np.float32]]:
     """Random tensors by name, as the family of `config` needs them."""
     rng = np.random.default_rng(seed)
     hidden, intermediate, dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     queries, keys = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
     found: dict[str, NDArray[np.float32]] = {}
+    family = config["model_type"]
+    one = 0 if family == "gemma3_text" else 1  # its norms add it to their weights
 
     def normal(name: str, *shape: int, mean: float = 0.0) -> None:
         found[name] = rng.normal(mean, std, shape).astype(np.float32)
@@ -115,19 +151,21 @@ def weights(config: Mapping[str, Any], std: float = 0.12, seed: int = 0) -> dict
     normal("model.embed_tokens.weight", config["vocab_size"], hidden)
     for index in range(config["num_hidden_layers"]):
         layer = f"model.layers.{index}"
-        normal(f"{layer}.input_layernorm.weight", hidden, mean=1)
-        normal(f"{layer}.post_attention_layernorm.weight", hidden, mean=1)
+        normal(f"{layer}.input_layernorm.weight", hidden, mean=one)
+        normal(f"{layer}.post_attention_layernorm.weight", hidden, mean=one)
+        for name in ("pre", "post") if family in FEEDFORWARD_NORMS else ():
+            normal(f"{layer}.{name}_feedforward_layernorm.weight", hidden, mean=one)
         for name, width in (("q", queries), ("k", keys), ("v", keys)):
             normal(f"{layer}.self_attn.{name}_proj.weight", width, hidden)
-            if config["model_type"] == "qwen2":
+            if family in QKV_BIAS:
                 normal(f"{layer}.self_attn.{name}_proj.bias", width)
-            if config["model_type"] == "qwen3" and name != "v":
-                normal(f"{layer}.self_attn.{name}_norm.weight", dim, mean=1)
+            if family in QK_NORM and name != "v":
+                normal(f"{layer}.self_attn.{name}_norm.weight", dim, mean=one)
         normal(f"{layer}.self_attn.o_proj.weight", hidden, queries)
         normal(f"{layer}.mlp.gate_proj.weight", intermediate, hidden)
         normal(f"{layer}.mlp.up_proj.weight", intermediate, hidden)
         normal(f"{layer}.mlp.down_proj.weight", hidden, intermediate)
-    normal("model.norm.weight", hidden, mean=1)
+    normal("model.norm.weight", hidden, mean=one)
     if not config["tie_word_embeddings"]:
         normal("lm_head.weight", config["vocab_size"], hidden)
     return found

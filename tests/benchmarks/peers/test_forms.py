@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import YARN
 
-from pard_onnx.benchmarks.peers.forms import NAMES, UNUSED, gguf_name, rope_factors, write_gguf
+from pard_onnx.benchmarks.peers.forms import NAMES, PRE_TOKENIZERS, UNUSED, gguf_name, rope_factors, write_gguf
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.tensors import read_tensor
-from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.errors import BadCheckpoint, BadInput
 from pard_onnx.models.families import FAMILIES, shapes
 
 gguf = pytest.importorskip("gguf")
@@ -43,12 +44,23 @@ def test_tensors_are_the_checkpoints(
 
 
 def test_every_tensor_of_every_family_has_a_name(tmp_path: Path, tiny: Callable[..., Path]) -> None:
-    for family in FAMILIES:
+    for family in PRE_TOKENIZERS:
         spec = Checkpoint.open(tiny(tmp_path / family, family)).spec
         names = [gguf_name(name) for name, _ in shapes(spec)]
         assert len(set(names)) == len(names)
     assert gguf_name("model.layers.3.mlp.up_proj.weight") == "blk.3.ffn_up.weight"
     assert len(set(NAMES.values())) == len(NAMES)
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(PRE_TOKENIZERS)))
+def test_other_families_are_refused(tmp_path: Path, tiny: Callable[..., Path], family: str) -> None:
+    with pytest.raises(BadInput, match=f"{family} is not written to GGUF here; only qwen2, qwen3, llama are"):
+        written(tiny(tmp_path / "model", family), "f32")
+
+
+def test_yarn_is_refused(tmp_path: Path, tiny: Callable[..., Path]) -> None:
+    with pytest.raises(BadInput, match="YaRN is not written to GGUF here"):
+        written(tiny(tmp_path / "model", "qwen2", rope=YARN), "f32")
 
 
 def test_llama_rows_become_rotary_neighbours(tmp_path: Path, tiny: Callable[..., Path]) -> None:

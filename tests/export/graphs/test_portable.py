@@ -11,10 +11,11 @@ import pytest
 from pard_onnx.export.graphs.tape import operators, require_operators
 from pard_onnx.models.devices import DEVICES
 from pard_onnx.models.errors import Failure
+from pard_onnx.models.families import FAMILIES as TABLE
 from pard_onnx.models.manifest import VITISAI_CONFIG, Manifest
 
 Exported = Callable[..., tuple[Path, Path]]
-FAMILIES = ("llama", "qwen2", "qwen3")
+FAMILIES = tuple(TABLE)
 ROLES = ("target", "draft")
 
 

@@ -36,10 +36,21 @@ def operators(folder: Path) -> dict[str, Counter[str]]:
     return {name: Counter(node.op_type for node in graph.node) for name, graph in graphs.items()}
 
 
+def vectors(folder: Path) -> dict[tuple[str, str], np.ndarray]:
+    """What the graphs themselves hold of the weights: norms and biases."""
+    graphs = {path.name: onnx.load(path, load_external_data=False).graph for path in folder.glob("*.onnx")}
+    inside = [(name, t) for name, graph in graphs.items() for t in graph.initializer if not t.external_data]
+    named = [(name, t) for name, t in inside if t.name.endswith((".weight", ".bias"))]
+    return {(name, t.name): onnx.numpy_helper.to_array(t) for name, t in named}
+
+
 def same(one: Path, other: Path) -> None:
     """The same graphs up to generated names, the same bytes of weights, the same told of them."""
     found, expected = Manifest.read(one), Manifest.read(other)
     assert operators(one) == operators(other)
+    held, wanted = vectors(one), vectors(other)
+    assert held.keys() == wanted.keys() and held
+    assert all(np.array_equal(held[name], wanted[name]) for name in held)
     assert (one / "model.onnx.data").read_bytes() == (other / "model.onnx.data").read_bytes()
     unlike = {"files", "source", "parity"}
     assert all(getattr(found, name) == getattr(expected, name) for name in Manifest.__slots__ if name not in unlike)
@@ -57,6 +68,9 @@ slow = pytest.mark.slow
         ("int4-mixed", "qwen3", "draft", {"tied": True}),
         ("int4-gptq", "llama", "target", {"attention": "portable"}),
         ("int8-a8w8", "qwen2", "target", {"attention": "portable"}),
+        ("int4-awq-gptq", "gemma3_text", "target", {"tied": True}),  # whose norms multiply by 1 + weight
+        ("int4-awq", "gemma3_text", "draft", {"attention": "portable"}),
+        ("int4-gptq", "smollm3", "draft", {}),
         pytest.param("int8-a16w8", "qwen3", "draft", {"attention": "portable", "tied": True}, marks=slow),
         pytest.param("int8-dynamic", "qwen2", "draft", {}, marks=slow),
         pytest.param("int4-awq", "qwen3", "target", {"attention": "portable", "tied": True}, marks=slow),

@@ -9,9 +9,10 @@ from tiny import LLAMA3
 from transformers import AutoModelForCausalLM
 
 from pard_onnx import load
+from pard_onnx.models.families import FAMILIES as TABLE
 from pard_onnx.models.manifest import Manifest
 
-FAMILIES = ("llama", "qwen2", "qwen3")
+FAMILIES = tuple(TABLE)
 PROMPT = list(range(20, 45))
 Exported = Callable[..., tuple[Path, Path]]
 

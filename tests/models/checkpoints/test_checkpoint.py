@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny import LLAMA3, STORED, edit_json, save_json, save_safetensors, weights
+from tiny import LLAMA3, QK_NORM, QKV_BIAS, STORED, edit_json, save_json, save_safetensors, weights
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint, read_tensor, require_finite
 from pard_onnx.models.errors import BadCheckpoint
@@ -39,7 +39,7 @@ def test_families(tiny, tmp_path, family):
     spec = checkpoint.spec
     facts = (spec.family, spec.layers, spec.hidden, spec.intermediate, spec.heads, spec.kv_heads, spec.head_dim)
     assert (family, 2, 64, 96, 4, 2, 32) == facts
-    assert (family == "qwen2", family == "qwen3") == (spec.qkv_bias, spec.qk_norm)
+    assert (family in QKV_BIAS, family in QK_NORM) == (spec.qkv_bias, spec.qk_norm)
     assert (spec.tied, spec.max_positions, spec.norm_eps, spec.dtype) == (False, 512, 1e-6, "float32")
     assert (
         spec.vocabulary.rows,
@@ -234,7 +234,10 @@ def test_require_finite(value):
         ({"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1}, "sliding_window is 64; only full"),
         ({"sliding_window": 64}, "sliding_window is 64; only full"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has 'sliding_attention'; only full"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_parameters.rope_type is 'yarn'; supported:"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},
+            "rope_parameters.rope_type is 'dynamic'; supported:",
+        ),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling.rope_type is 'linear'; supported:"),
         ({"rope_parameters": LLAMA3 | {"factor": None}}, "rope_parameters.factor is missing"),
         ({"rope_parameters": [1]}, "rope_parameters is [1]; it must be an object"),

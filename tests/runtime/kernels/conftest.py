@@ -30,6 +30,7 @@ class AttentionStep(ctypes.Structure):
         *((name, Pointer) for name in ("key_cache", "value_cache")),
         ("capacity", Size),
         ("out", Pointer),
+        ("window", Size),
     ]
 
 
@@ -88,7 +89,9 @@ class Native:
         at = [array.ctypes.data for array in arrays]
         strides = (heads * dim, kv_heads * dim)
         shape, half = (heads, kv_heads, dim, rows, step.past), step.cosines.shape[1]
-        described = AttentionStep(*shape, *at[:3], *strides, *at[3:5], half, step.scale, *at[5:7], capacity, at[7])
+        described = AttentionStep(
+            *shape, *at[:3], *strides, *at[3:5], half, step.scale, *at[5:7], capacity, at[7], step.window
+        )
         assert self.library.pard_attention(isa.encode(), ctypes.byref(described), threads)
         return out, *caches
 

@@ -131,6 +131,7 @@ bool one_attention() {
   step.past = below(200);
   step.capacity = step.past + step.rows + below(3);
   step.scale = 0.001f;
+  step.window = below(2) ? 0 : 1 + below(below(2) ? 8 : 150);
   step.query_stride = step.heads * step.dim;
   step.kv_stride = step.kv_heads * step.dim;
   const size_t cache = step.kv_heads * step.capacity * step.dim, size = step.rows * step.query_stride;

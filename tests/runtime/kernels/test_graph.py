@@ -168,14 +168,25 @@ def attribute(name: str, value: float) -> Edit:
 @needs_kernels
 def test_other_graphs_stay(tmp_path: Path, artifact: Path) -> None:
     """Formats and variants that the kernels do not have stay ONNX Runtime's, one by one."""
-    inexact, windowed = attribute("accuracy_level", 0), attribute("local_window_size", 64)
+    inexact, capped = attribute("accuracy_level", 0), attribute("softcap", 30.0)
     assert edited(artifact, tmp_path, {"MatMulNBits": inexact})[1] == ["GroupQueryAttention"]
-    variants = [windowed, attribute("softcap", 30.0), attribute("do_rotary", 0), attribute("kv_num_heads", 3)]
+    variants = [capped, attribute("smooth_softmax", 1), attribute("do_rotary", 0), attribute("kv_num_heads", 3)]
     for variant in [*variants, lambda node: node.input.append("position_ids")]:
         found = edited(artifact, tmp_path, {"GroupQueryAttention": variant})[1]
         assert found == ["GatedMatMulNBits", "MatMulNBits"]
-    both = {"MatMulNBits": inexact, "GroupQueryAttention": windowed}
+    both = {"MatMulNBits": inexact, "GroupQueryAttention": capped}
     assert edited(artifact, tmp_path, both)[0] == tmp_path / "model.onnx"
+
+
+@needs_kernels
+def test_windows_and_layers_without_rotary_embedding_are_taken(tmp_path: Path, artifact: Path) -> None:
+    def unturned(node: onnx.NodeProto) -> None:
+        attribute("do_rotary", 0)(node)
+        del node.input[-2:]  # the tables
+
+    for variant in (attribute("local_window_size", 64), unturned):
+        taken = edited(artifact, tmp_path, {"GroupQueryAttention": variant})[1]
+        assert taken == ["GatedMatMulNBits", "GroupQueryAttention", "MatMulNBits"]
 
 
 @needs_kernels

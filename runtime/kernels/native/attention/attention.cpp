@@ -52,7 +52,8 @@ class Work {
       : isa_(isa), step_(step), group_(step.heads / step.kv_heads), chunks_(chunking(step)) {}
 
   size_t workers() const {
-    const size_t products = step_.rows * step_.heads * step_.dim * (step_.past + step_.rows);
+    const size_t past = step_.window ? std::min(step_.past, step_.window) : step_.past;
+    const size_t products = step_.rows * step_.heads * step_.dim * (past + step_.rows);
     return products > ALONE ? std::min(units(), processors()) : 1;
   }
 
@@ -101,6 +102,7 @@ class Work {
     job.count = count;
     job.group = group_;
     job.past = s.past;
+    job.window = s.window;
     job.out = s.out + head * group_ * s.dim;
     job.stride = s.heads * s.dim;
     job.scratch = scratch_of_thread(s.dim, count);

@@ -14,11 +14,12 @@ struct AttentionStep {
   const float *queries, *keys, *values;  // [rows], each `heads` or `kv_heads` times dim
   size_t query_stride, kv_stride;        // from one row to the next
   const float *cosines, *sines;          // [position][half]: rotary tables
-  size_t half;
+  size_t half;                           // 0: nothing is turned
   float scale;
   float *key_cache, *value_cache;  // [kv_heads][capacity][dim]
   size_t capacity;
-  float* out;  // [rows][heads * dim]
+  float* out;     // [rows][heads * dim]
+  size_t window;  // how many keys a row sees at most, its own included; 0: all of them
 };
 
 // A row's result does not depend on `rows` nor on the threads. dim is a multiple of PANEL, kv_heads divides heads.

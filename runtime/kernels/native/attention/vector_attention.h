@@ -86,10 +86,11 @@ struct Attend {
       memset(job.scratch.values + r * job.dim, 0, job.dim * sizeof(float));
     }
     const size_t end = seen(job, job.count - 1);
-    size_t rows = 0;  // those whose keys end before the block
-    for (size_t first = 0; first < end; first += KEYS) {
+    size_t rows = 0, last = 0;  // those whose keys end before the block, and those whose window begins before its end
+    for (size_t first = hidden(job, 0) / KEYS * KEYS; first < end; first += KEYS) {
       while (seen(job, rows) <= first) ++rows;
-      block(job, first, rows);
+      while (last < job.count && hidden(job, last) < first + KEYS) ++last;
+      block(job, first, rows, last);
     }
     for (size_t r = 0; r < job.count; ++r) finish(job, r);
   }
@@ -98,37 +99,53 @@ struct Attend {
   // How many keys a row sees: those up to its own.
   static size_t seen(const QueryRows& job, size_t row) { return job.past + (job.first + row) / job.group + 1; }
 
+  // How many keys lie before its window.
+  static size_t hidden(const QueryRows& job, size_t row) {
+    const size_t end = seen(job, row);
+    return job.window && end > job.window ? end - job.window : 0;
+  }
+
   // Of the block that begins at `first`.
   static size_t seen(const QueryRows& job, size_t row, size_t first) {
     const size_t count = seen(job, row) - first;
     return count < KEYS ? count : KEYS;
   }
 
-  static void block(const QueryRows& job, size_t first, size_t row) {
+  static size_t hidden(const QueryRows& job, size_t row, size_t first) {
+    const size_t count = hidden(job, row);
+    return count > first ? count - first : 0;
+  }
+
+  // For the rows from `row` to before `last`: each sees some of the block's keys.
+  static void block(const QueryRows& job, size_t first, size_t row, size_t last) {
     const AttendScratch& scratch = job.scratch;
-    const size_t dim = job.dim, most = seen(job, job.count - 1, first);
+    const size_t dim = job.dim, most = seen(job, last - 1, first);
     const size_t left = seen(job, job.count - 1) - first, next = left < 2 * KEYS ? left : 2 * KEYS;
     transpose<S>(job.keys + first * dim, most, dim, scratch.keys);
-    memset(scratch.scores + row * KEYS, 0, (job.count - row) * KEYS * sizeof(float));
+    memset(scratch.scores + row * KEYS, 0, (last - row) * KEYS * sizeof(float));
     const float* values = job.values + first * dim;
-    const Tiling tiling(job.count - row, S::ROWS);
+    const Tiling tiling(last - row, S::ROWS);
     for (size_t t = 0; t < tiling.tiles; ++t) {
       const size_t r = row + tiling.first(t), height = tiling.height(t);
       prefetch(values, most * dim, t, tiling.tiles);
       const size_t width = whole_panels(seen(job, r + height - 1, first));
       multiply_some<S>(height, scratch.queries + r * dim, dim, scratch.keys, KEYS, dim, scratch.scores + r * KEYS, KEYS, width);
     }
-    for (size_t r = row; r < job.count; ++r) weigh(job, r, seen(job, r, first));
+    for (size_t r = row; r < last; ++r) weigh(job, r, hidden(job, r, first), seen(job, r, first));
     for (size_t t = 0; t < tiling.tiles; ++t) {
       const size_t r = row + tiling.first(t), height = tiling.height(t);
       if (next > KEYS) prefetch(job.keys + (first + KEYS) * dim, (next - KEYS) * dim, t, tiling.tiles);
-      // The keys that all rows see, then those that fewer and fewer do: what a row does not see, it does not touch.
-      for (size_t i = 0, from = 0; i < height; ++i) {
-        const size_t to = seen(job, r + i, first);
-        if (to > from)
-          multiply_some<S>(height - i, scratch.scores + (r + i) * KEYS + from, KEYS, values + from * dim, dim, to - from,
-                           scratch.values + (r + i) * dim, dim, dim);
-        from = to;
+      // Runs of keys that the same rows see, from the row `ended` to before `begun`: without a window all of them, then
+      // fewer and fewer. What a row does not see, it does not touch.
+      const size_t end = seen(job, r + height - 1, first);
+      for (size_t from = hidden(job, r, first), to, ended = 0, begun = 0; from < end; from = to) {
+        while (seen(job, r + ended, first) <= from) ++ended;
+        while (begun < height && hidden(job, r + begun, first) <= from) ++begun;
+        to = seen(job, r + ended, first);
+        if (begun < height && hidden(job, r + begun, first) < to) to = hidden(job, r + begun, first);
+        if (begun > ended)
+          multiply_some<S>(begun - ended, scratch.scores + (r + ended) * KEYS + from, KEYS, values + from * dim, dim,
+                           to - from, scratch.values + (r + ended) * dim, dim, dim);
       }
     }
   }
@@ -140,10 +157,12 @@ struct Attend {
     for (size_t i = lines * part / parts; i < end; ++i) S::prefetch_far(reinterpret_cast<const uint8_t*>(at + i * PANEL));
   }
 
-  // A row's scores of one block to weights exp(score - highest); what was summed before is rescaled to a new highest.
-  static void weigh(const QueryRows& job, size_t row, size_t count) {
+  // A row's scores of one block, of the keys from `from` to before `count`, to weights exp(score - highest); what was
+  // summed before is rescaled to a new highest.
+  static void weigh(const QueryRows& job, size_t row, size_t from, size_t count) {
     float* const scores = job.scratch.scores + row * KEYS;
     const size_t width = whole_panels(count);
+    for (size_t k = 0; k < from; ++k) scores[k] = UNSEEN;
     for (size_t k = count; k < width; ++k) scores[k] = UNSEEN;
     Float most = S::load(scores);
     for (size_t k = L; k < width; k += L) most = S::max(most, S::load(scores + k));

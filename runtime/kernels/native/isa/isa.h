@@ -50,12 +50,12 @@ struct AttendScratch {
 };
 
 // A unit of queries of one KV head. Query r is a head of token (first + r) / group, and sees the keys of `past` tokens,
-// those of the step up to its own, and no others.
+// those of the step up to its own, and no others; of these the last `window` ones, if that is not 0.
 struct QueryRows {
   const float *keys, *values;  // [rows][dim]
   size_t dim;                  // a multiple of PANEL
   size_t first, count, group;
-  size_t past;
+  size_t past, window;
   float* out;  // [token][stride], of query head 0 of the group
   size_t stride;
   AttendScratch scratch;

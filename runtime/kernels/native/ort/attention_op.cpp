@@ -1,10 +1,12 @@
 // GroupQueryAttention: inputs and attributes of com.microsoft::GroupQueryAttention as pard-export writes it.
 //   query [B, S, H * D] or packed qkv [B, S, (H + 2 KV) * D], key? and value? [B, S, KV * D],
-//   past_key, past_value [B, KV, rows, D], seqlens_k int32 [B], total_sequence_length int32, cos_cache, sin_cache
+//   past_key, past_value [B, KV, rows, D], seqlens_k int32 [B], total_sequence_length int32, cos_cache?, sin_cache?
 //   [.., half] -> output [B, S, H * D], present_key, present_value: as the past, whose buffers they may be
-//   Attributes num_heads, kv_num_heads, scale (1 / sqrt(D) where it is not given), do_rotary 1.
+//   Attributes num_heads, kv_num_heads, scale (1 / sqrt(D) where it is not given), do_rotary 1, or 0
+//   without rotary tables, local_window_size (how many keys a row sees, its own included; all where it is not positive).
 //
 // Lengths and shapes are checked in every call; ONNX Runtime's operator reads and writes beyond its buffers instead.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -37,18 +39,22 @@ size_t past_of(int64_t last, int64_t total, size_t rows, size_t capacity) {
 struct AttentionKernel {
   size_t heads, kv_heads;
   float scale;
+  size_t window;
+  bool turns;
   const Isa& isa = selected_isa();
 
   explicit AttentionKernel(const Node& node)
-      : heads(node.positive("num_heads")), kv_heads(node.positive("kv_num_heads")), scale(node.number_or("scale", 0)) {
+      : heads(node.positive("num_heads")), kv_heads(node.positive("kv_num_heads")), scale(node.number_or("scale", 0)),
+        window(static_cast<size_t>(std::max<int64_t>(0, node.integer_or("local_window_size", -1)))),
+        turns(node.integer_or("do_rotary", 0) == 1) {
     demand(heads % kv_heads == 0, "num_heads is no multiple of kv_num_heads");
-    demand(node.integer_or("do_rotary", 0) == 1, "do_rotary is not 1");
+    demand(turns || node.inputs() <= COS, "do_rotary is not 1, and there are rotary tables");
+    demand(!turns || node.inputs() == INPUTS, "do_rotary is 1, and there are no rotary tables");
   }
 
   void compute(OrtKernelContext* context) const {
     const Call call{context};
     const Tensor query(call.input(QUERY)), past_key(call.input(PAST_KEY)), past_value(call.input(PAST_VALUE));
-    const Tensor cosines(call.input(COS)), sines(call.input(SIN));
     demand(query.shape.size() == 3 && past_key.shape.size() == 4 && past_value.shape == past_key.shape &&
                past_key.shape[0] == query.shape[0] && past_key.shape[1] == static_cast<int64_t>(kv_heads),
            "query is not [batch, rows, ..] or the past not [batch, kv_num_heads, rows, head_dim]");
@@ -61,11 +67,8 @@ struct AttentionKernel {
     step.capacity = capacity;
     step.scale = scale != 0 ? scale : 1 / std::sqrt(static_cast<float>(step.dim));
     demand(step.dim % PANEL == 0, "head_dim " + std::to_string(step.dim) + " is no multiple of 16");
-    demand(cosines.shape.size() == 2 && sines.shape == cosines.shape && 2 * size(cosines, 1) <= step.dim,
-           "cos_cache and sin_cache are not [rows, at most head_dim / 2]");
-    step.cosines = static_cast<const float*>(cosines.data);
-    step.sines = static_cast<const float*>(sines.data);
-    step.half = size(cosines, 1);
+    step.window = window;
+    const size_t positions = turns ? read_tables(call, step) : capacity;
     read_rows(call, query, step);
 
     const Tensor lasts(call.input(SEQLENS_K)), totals(call.input(TOTAL));
@@ -81,8 +84,8 @@ struct AttentionKernel {
     for (size_t b = 0; b < batch && step.rows; ++b) {
       AttentionStep one = step;
       one.past = past_of(last[b], total, step.rows, capacity);
-      demand(one.past + one.rows <= size(cosines, 0), "cos_cache has " + std::to_string(cosines.shape[0]) + " rows for " +
-                                                          std::to_string(one.past + one.rows) + " tokens");
+      demand(one.past + one.rows <= positions, "cos_cache has " + std::to_string(positions) + " rows for " +
+                                                   std::to_string(one.past + one.rows) + " tokens");
       one.queries += b * step.rows * step.query_stride;
       one.keys += b * step.rows * step.kv_stride;
       one.values += b * step.rows * step.kv_stride;
@@ -95,6 +98,17 @@ struct AttentionKernel {
 
  private:
   static size_t size(const Tensor& tensor, size_t axis) { return static_cast<size_t>(tensor.shape[axis]); }
+
+  // How many positions they have.
+  static size_t read_tables(const Call& call, AttentionStep& step) {
+    const Tensor cosines(call.input(COS)), sines(call.input(SIN));
+    demand(cosines.shape.size() == 2 && sines.shape == cosines.shape && 2 * size(cosines, 1) <= step.dim,
+           "cos_cache and sin_cache are not [rows, at most head_dim / 2]");
+    step.cosines = static_cast<const float*>(cosines.data);
+    step.sines = static_cast<const float*>(sines.data);
+    step.half = size(cosines, 1);
+    return size(cosines, 0);
+  }
 
   // Three inputs, or one that holds them side by side.
   void read_rows(const Call& call, const Tensor& query, AttentionStep& step) const {
@@ -134,7 +148,7 @@ OrtCustomOp attention_op() {
   op.GetName = [](const OrtCustomOp*) { return NAME; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return INPUTS; };
   op.GetInputType = [](const OrtCustomOp*, size_t i) { return i == SEQLENS_K || i == TOTAL ? ORT_INT32 : ORT_FLOAT; };
-  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t i) { return i == KEY || i == VALUE ? ORT_OPTIONAL : ORT_REQUIRED; };
+  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t i) { return i == KEY || i == VALUE || i >= COS ? ORT_OPTIONAL : ORT_REQUIRED; };
   op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return OUTPUTS; };
   op.CreateKernelV2 = [](const OrtCustomOp*, const void*, const OrtKernelInfo* info, void** kernel) {
     return guarded([&] { *kernel = new AttentionKernel(Node(info, NAME)); });

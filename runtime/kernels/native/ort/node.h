@@ -51,6 +51,8 @@ class Node {
   size_t positive(const std::string& name) const;
   std::string text_or_empty(const char* name) const;
 
+  size_t inputs() const { return inputs_; }
+
   // A constant input; null where there is none, or where the graph computes it.
   const OrtValue* constant(size_t index) const;
 

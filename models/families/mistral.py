@@ -1,0 +1,5 @@
+"""Mistral from v0.2 on: Llama's layer. v0.1 has a window in every layer, which is refused."""
+
+from .family import Family, Norm
+
+MISTRAL = Family("mistral", Norm("MistralRMSNorm"), "MistralRotaryEmbedding", window=4096, bos_id=1, eos_ids=(2,))

@@ -1,0 +1,5 @@
+"""Qwen2 and Qwen2.5: biases on q, k and v."""
+
+from .family import Family, Norm
+
+QWEN2 = Family("qwen2", Norm("Qwen2RMSNorm"), "Qwen2RotaryEmbedding", qkv_bias=True)
