@@ -45,7 +45,7 @@ def test_the_text_is_the_targets_own(pair: Pair, prompt: list[int], length: int,
 
 
 def test_what_is_proposed_is_accepted_and_of_the_vocabulary(pair: Pair, reduced: Path) -> None:
-    assert pair._draft is not None
+    assert pair.draft_manifest is not None
     draft, ids = pair.engine.models[1].session, set(read_draft_ids(reduced).tolist())
     draft.rollback(0)
     found, _ = draft.step([5, 300, 1999], 8)  # 1999: read all the same, whatever it may propose

@@ -9,7 +9,7 @@ import pytest
 from pard_onnx import Pair, load
 from pard_onnx.benchmarks.trial import SHIPPED, read_prompts
 from pard_onnx.models.demo import corpus
-from pard_onnx.runtime import pair as pair_module
+from pard_onnx.runtime import engine
 from pard_onnx.runtime.decoding.ahead import AheadPolicy
 from pard_onnx.runtime.sampling.sampler import Chooser, Logits, chooser
 from pard_onnx.runtime.sampling.settings import Sampling
@@ -44,7 +44,7 @@ def rows(pair: Pair, prompt: str, new: int, monkeypatch: pytest.MonkeyPatch, **o
     def recording(sampling: Sampling, vocabulary: int, prompt_length: int, seed: int) -> Chooser:
         return Recorder(chooser(sampling, vocabulary, prompt_length, seed), seen)
 
-    monkeypatch.setattr(pair_module, "chooser", recording)
+    monkeypatch.setattr(engine, "chooser", recording)
     stats = pair.generate(prompt, max_new_tokens=new, **options).stats  # type: ignore[arg-type]
     assert stats.exact
     assert stats.widths[0] == (2 if stats.kernel == "onnxruntime" else 1)
@@ -73,7 +73,7 @@ def test_drafts_change_no_bit(
 
 def test_drafting_ahead_changes_no_bit(demo_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both models here, each in a thread of its own as if on a device of its own."""
-    monkeypatch.setattr(pair_module, "apart", lambda *_: True)
+    monkeypatch.setattr(engine, "on_separate_devices", lambda *_: True)
     monkeypatch.setattr(AheadPolicy, "length_to_request", lambda self, lag, k: k + 1)
     monkeypatch.setattr(AheadPolicy, "pays", lambda *_: True)
     with load(demo_folder("demo-target", "int4"), demo_folder("demo-draft", "int8"), threads=1) as pair:
