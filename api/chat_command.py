@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from pard_onnx.chat_screen import Screen
-from pard_onnx.cli import Parser, complain, exit_code
-from pard_onnx.generation_options import add_providers, add_sampling, load_arguments, sampling_arguments, whole_or_auto
+from pard_onnx.cli import (
+    Parser,
+    add_providers,
+    add_sampling,
+    complain,
+    exit_code,
+    load_arguments,
+    sampling_arguments,
+    whole_or_auto,
+)
 from pard_onnx.models.errors import BadInput, PardError, TooLong
 from pard_onnx.runtime.chat import Chat
 from pard_onnx.runtime.options import AUTO, Options

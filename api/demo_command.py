@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pard_onnx.cli import Parser, exit_code, exported_demo_model
-from pard_onnx.generation_options import whole_or_auto
+from pard_onnx.cli import Parser, exit_code, exported_demo_model, whole_or_auto
 from pard_onnx.models import demo
 from pard_onnx.models.checks import DRAFT_LIMIT, require_whole
 from pard_onnx.models.errors import Failure

@@ -10,8 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pard_onnx.cli import Parser, exit_code
-from pard_onnx.generation_options import add_providers, add_sampling, load_arguments, sampling_arguments, whole_or_auto
+from pard_onnx.cli import (
+    Parser,
+    add_providers,
+    add_sampling,
+    exit_code,
+    load_arguments,
+    sampling_arguments,
+    whole_or_auto,
+)
 from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.options import AUTO
 from pard_onnx.runtime.pair import load

@@ -33,7 +33,7 @@ from pard_onnx.quantize.packing.prepared import Formats
 from pard_onnx.quantize.quantizer import QuantizedWeights, quantize
 
 from .graphs.lower import LowerPass
-from .graphs.plain_norm import PlainNormPass
+from .graphs.plain_operators import PlainNormPass
 from .graphs.qdq import QdqPairs
 from .graphs.relower import ConstantsPass, abstract_graphs
 from .graphs.roles import vocabulary_bias

@@ -16,7 +16,7 @@ from .attention import VARIANTS
 from .fuse import PackQkvPass, SkipNormPass
 from .layout import LayoutPass
 from .plain_attention import PlainAttentionPass
-from .plain_gelu import PlainGeluPass
+from .plain_operators import PlainGeluPass
 from .roles import finish, finish_portable
 from .tape import ROTARY, constant
 from .trace import trace

@@ -60,7 +60,7 @@ DROP = Drop(segments=8, ratio=0.7, floor=0.2)
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
+class TokenWindows:
     """Equal windows over one long run of tokens, in a new order and at a new offset each epoch."""
 
     tokens: Ids
@@ -153,7 +153,7 @@ def save(net: Qwen2ForCausalLM, folder: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class TrainingRecipe:
     """The stages over one work folder."""
 
     work: Path
@@ -177,7 +177,7 @@ class Recipe:
         net = model(TARGET)
         long = schedule.steps * 9 // 10  # the last tenth sees the whole context of 2048
         tokens = self.tokens()
-        short_windows, long_windows = Windows(tokens, 512), Windows(tokens, 2048)
+        short_windows, long_windows = TokenWindows(tokens, 512), TokenWindows(tokens, 2048)
 
         def batch(step: int) -> Tensor:
             windows, rows = (short_windows, 16) if step < long else (long_windows, 4)
@@ -191,7 +191,7 @@ class Recipe:
         folder = self.work / "replies"
         folder.mkdir(parents=True, exist_ok=True)
         parts = [folder / f"{i:03}.safetensors" for i in range(total // (rows * (prompt + new)) + 1)]
-        windows, net = Windows(self.tokens(), prompt, SEED + 1), None
+        windows, net = TokenWindows(self.tokens(), prompt, SEED + 1), None
         for step, part in enumerate(parts):
             if not part.exists():
                 net = net or self.target()
@@ -203,7 +203,7 @@ class Recipe:
 
     def mixed(self, length: int) -> Callable[[int, int], Ids]:
         """Batches half from the corpus and half from the target's replies."""
-        own, replies = Windows(self.tokens(), length, SEED + 2), Windows(self.replies(), length, SEED + 3)
+        own, replies = TokenWindows(self.tokens(), length, SEED + 2), TokenWindows(self.replies(), length, SEED + 3)
         return lambda step, rows: np.concatenate([own.batch(step, rows // 2), replies.batch(step, rows - rows // 2)])
 
     def ar_draft(self, schedule: Schedule = AR_DRAFT_SCHEDULE) -> Qwen2ForCausalLM:
@@ -250,7 +250,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="checkpoints and logs of the stages")
     parser.add_argument("--output", type=Path, help="where to write the finished models; default: WORK/pair")
     arguments = parser.parse_args()
-    recipe = Recipe(arguments.work)
+    recipe = TrainingRecipe(arguments.work)
     recipe.publish(arguments.output or arguments.work / "pair")
     for name, net in (("target", recipe.target()), ("autoregressive draft", recipe.ar_draft())):
         print(f"{name}: held-out perplexity {recipe.perplexity(net):.2f}")

@@ -18,7 +18,7 @@ from pard_onnx.models.demo import TARGET, recipe, tokenizer
 @given(st.integers(2, 12), st.integers(2, 60), st.integers(0, 99), st.integers(1, 4), st.integers(0, 20))
 def test_windows_are_runs_of_the_tokens(length, count, seed, rows, step):
     tokens = np.arange(length * count + seed % length)
-    windows = recipe.Windows(tokens, length, seed)
+    windows = recipe.TokenWindows(tokens, length, seed)
     batch = windows.batch(step, rows)
     assert batch.shape == (rows, length)
     np.testing.assert_array_equal(batch - batch[:, :1], np.tile(np.arange(length), (rows, 1)))
@@ -29,14 +29,14 @@ def test_windows_are_runs_of_the_tokens(length, count, seed, rows, step):
 @settings(deadline=None)
 @given(st.integers(2, 12), st.integers(2, 40), st.integers(0, 99))
 def test_an_epoch_shows_no_token_twice(length, count, seed):
-    windows = recipe.Windows(np.arange(length * count), length, seed)
+    windows = recipe.TokenWindows(np.arange(length * count), length, seed)
     epoch = windows.batch(0, count - 1)  # all of it but one window: the room of the offset
     assert len(np.unique(epoch)) == epoch.size
     np.testing.assert_array_equal(epoch, np.concatenate([windows.batch(i, 1) for i in range(count - 1)]))
 
 
 def test_epochs_differ():
-    windows = recipe.Windows(np.arange(200), 10)
+    windows = recipe.TokenWindows(np.arange(200), 10)
     first, second = windows.batch(0, 19), windows.batch(1, 19)
     assert not np.array_equal(first, second)
 
@@ -70,9 +70,11 @@ def test_shapes_divide_the_qwen_shapes_they_will_be_scaled_to():
 def test_the_models_are_published_as_checkpoints(tmp_path, monkeypatch):
     shape = recipe.Shape(2048, 32, 64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
     for stage in ("target", "draft", "ar_draft"):
-        monkeypatch.setattr(recipe.Recipe, stage, lambda self: recipe.model(shape))
-    monkeypatch.setattr(recipe.Recipe, "tokenizer", lambda self: Tokenizer.from_file(str(TARGET / "tokenizer.json")))
-    recipe.Recipe(tmp_path).publish(tmp_path / "out")
+        monkeypatch.setattr(recipe.TrainingRecipe, stage, lambda self: recipe.model(shape))
+    monkeypatch.setattr(
+        recipe.TrainingRecipe, "tokenizer", lambda self: Tokenizer.from_file(str(TARGET / "tokenizer.json"))
+    )
+    recipe.TrainingRecipe(tmp_path).publish(tmp_path / "out")
     specs = {path.name: Checkpoint.open(path).spec for path in (tmp_path / "out").iterdir() if path.is_dir()}
     assert {name: s.role for name, s in specs.items()} == {"target": "target", "draft": "draft", "ar-draft": "target"}
     assert specs["draft"].pard.mask_id == recipe.MASK_ID
@@ -89,15 +91,15 @@ def test_replies_go_on_where_they_were_interrupted(tmp_path, monkeypatch):
         made.append(prompts)
         return np.concatenate([prompts, prompts[:, :1].repeat(new, axis=1)], axis=1).flatten()
 
-    monkeypatch.setattr(recipe.Recipe, "tokens", lambda self: np.arange(100))
+    monkeypatch.setattr(recipe.TrainingRecipe, "tokens", lambda self: np.arange(100))
     monkeypatch.setattr(recipe, "continuations", continuations)
-    stage = recipe.Recipe(tmp_path, log=lambda _: None)
+    stage = recipe.TrainingRecipe(tmp_path, log=lambda _: None)
     sizes = {"total": 60, "rows": 2, "prompt": 4, "new": 3}
-    monkeypatch.setattr(recipe.Recipe, "target", lambda self: "first")
+    monkeypatch.setattr(recipe.TrainingRecipe, "target", lambda self: "first")
     with pytest.raises(KeyboardInterrupt):
         stage.replies(**sizes)
-    monkeypatch.setattr(recipe.Recipe, "target", lambda self: "second")
+    monkeypatch.setattr(recipe.TrainingRecipe, "target", lambda self: "second")
     replies = stage.replies(**sizes)
     assert len(made) == 5 and len(replies) == 5 * 2 * 7
-    monkeypatch.setattr(recipe.Recipe, "target", lambda self: pytest.fail("it trains"))
+    monkeypatch.setattr(recipe.TrainingRecipe, "target", lambda self: pytest.fail("it trains"))
     np.testing.assert_array_equal(stage.replies(**sizes), replies)
