@@ -125,7 +125,7 @@ class ScriptedDraft:
 class ScriptedDrafter(Drafter):
     """A drafter that proposes what its script says, even more or fewer tokens than asked for.
 
-    With `reads_features` it keeps the features that it is told of in `memory`, as a draft that reads the target's
+    With `reads_features` it keeps the features of `saw` in `memory`, as a draft that reads the target's
     hidden states does.
     """
 
@@ -141,7 +141,7 @@ class ScriptedDrafter(Drafter):
         self.reads_features = reads_features
         self.memory = memory or DraftMemory()
         self.observed: list[tuple[int, int]] = []  # of each round: drafts that were verified, and that matched
-        self.told: list[int] = []  # the tokens of `saw`, in order
+        self.seen_tokens: list[int] = []  # all tokens of `saw`, in order
         self._length = 0
 
     @property
@@ -158,7 +158,7 @@ class ScriptedDrafter(Drafter):
         return Proposal(ids, (1.0,) * len(ids), "script")
 
     def saw(self, ids: Sequence[int], features: NDArray[np.float32] | None) -> None:
-        self.told += ids
+        self.seen_tokens += ids
         if self.reads_features:
             assert features is not None and len(features) == len(ids)
             self.memory.features += [row.copy() for row in features]

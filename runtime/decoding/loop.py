@@ -130,7 +130,7 @@ def decode(
 
 def certain_rows(target: TargetModel, drafter: Drafter, committed: Sequence[int]) -> int:
     """The rows of the target's cache that stay: not those of rejected drafts, nor the newest token's, nor those that a
-    drafter which reads the target's features was not told of."""
+    drafter that reads the target's features lacks."""
     return min(target.length, len(committed) - 1, target.length if drafter.seen is None else drafter.seen)
 
 
@@ -138,7 +138,7 @@ def prefill(target: TargetModel, drafter: Drafter, committed: Sequence[int], set
     """Bring the target's cache up to `committed` but for its last tokens, at most a chunk of them."""
     target.rollback(certain_rows(target, drafter, committed))  # one row must be computed to choose from
     if drafter.seen is not None and drafter.seen > target.length:
-        drafter.rollback(target.length)  # it is told of those tokens once more
+        drafter.rollback(target.length)  # `saw` repeats those tokens
     while len(committed) - target.length > settings.chunk:
         first = target.length
         ids = committed[first : first + settings.chunk]

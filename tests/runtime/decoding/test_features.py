@@ -93,7 +93,7 @@ def test_a_drafter_is_told_of_accepted_tokens_only_in_order(case: SimpleNamespac
     for _ in decode(target, drafter, committed, case.settings):
         check(drafter.memory, committed, target.length)
     check(drafter.memory, committed, target.length)
-    assert drafter.told == committed[: target.length]
+    assert drafter.seen_tokens == committed[: target.length]
     assert target.length == len(committed) - 1  # nothing was computed twice, nothing is missing
 
 
@@ -116,7 +116,7 @@ def test_a_drafter_that_reads_no_features_costs_no_row_and_is_told_the_same_toke
         committed = list(case.prompt)
         for _ in decode(target, drafter, committed, case.settings):
             pass
-        assert drafter.told == committed[: target.length] and drafter.memory.features == []
+        assert drafter.seen_tokens == committed[: target.length] and drafter.memory.features == []
         kept.append(target.kept)
     assert kept[0] == kept[1]
 
@@ -155,7 +155,7 @@ def test_an_interrupt_before_the_drafter_is_told_makes_the_target_compute_those_
 
     class Deaf(ScriptedDrafter):
         def saw(self, ids: Sequence[int], features: object) -> None:
-            if len(self.told) > len(case.prompt) // 2:
+            if len(self.seen_tokens) > len(case.prompt) // 2:
                 raise KeyboardInterrupt
             super().saw(ids, features)  # type: ignore[arg-type]
 
