@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Tokens
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from threading import Event, Lock
+from threading import Event, Lock, RLock
 from time import perf_counter
 
 from pard_onnx.models.checks import DRAFT_LIMIT
@@ -34,6 +34,7 @@ from .tuning.steps import ANY, Widths
 ORT_KERNEL = "onnxruntime"  # whose matmuls run where this package's own do not
 WIDEST = DRAFT_LIMIT + 2  # a step of all drafts, padded
 Models = tuple[LoadedModel[TargetSession], LoadedModel[DraftSession] | None]
+ReentrantLock = AbstractContextManager[bool]
 MakeDrafter = Callable[[Sequence, Options, Settings], Drafter]
 
 
@@ -56,8 +57,9 @@ class Engine:
             draft is not None and on_separate_devices(target.provider, draft.provider),
             frozenset(target.manifest.spec.vocabulary.eos_ids),
         )
-        self._step_lock = Lock()  # of one round: rounds of different sequences must not mix
-        self._session_locks = (Lock(), Lock())  # of one step: a draft that runs ahead has a thread of its own
+        # Reentrant: a run that nobody reads any more may be closed by garbage collection, in the middle of a round.
+        self._round_lock = RLock()  # rounds of different sequences must not mix
+        self._session_locks = RLock(), RLock()  # of each model's steps: a draft that runs ahead has its own thread
         self._busy = Lock()  # of one stream
 
     @property
@@ -131,13 +133,13 @@ class Engine:
         rounds = decode(seat, drafter, sequence.tokens, settings, choose)
         try:
             while True:
-                with self._step_lock:
+                with self._round_lock:
                     step = next(rounds, None)
                 if step is None:
                     return
                 yield step
         finally:
-            with self._step_lock:
+            with self._round_lock:
                 rounds.close()
                 seat.leave()
                 if draft_seat:
@@ -216,7 +218,7 @@ class Engine:
 class Seat:
     """One sequence's place in a session: before each step the session is given this sequence's cache."""
 
-    def __init__(self, session: Session, cache: KvCache, before_step: BeforeStep, lock: Lock) -> None:
+    def __init__(self, session: Session, cache: KvCache, before_step: BeforeStep, lock: ReentrantLock) -> None:
         self._session, self._cache = session, cache
         self._before_step, self._lock = before_step, lock
 
@@ -237,7 +239,7 @@ class Seat:
 class TargetSeat(Seat):
     """A `TargetModel` of the decoding loop."""
 
-    def __init__(self, session: TargetSession, cache: KvCache, before_step: BeforeStep, lock: Lock) -> None:
+    def __init__(self, session: TargetSession, cache: KvCache, before_step: BeforeStep, lock: ReentrantLock) -> None:
         super().__init__(session, cache, before_step, lock)
         self._target = session
 
@@ -250,7 +252,7 @@ class TargetSeat(Seat):
 class DraftSeat(Seat):
     """A `DraftModel` of a `PardDrafter`."""
 
-    def __init__(self, session: DraftSession, cache: KvCache, before_step: BeforeStep, lock: Lock) -> None:
+    def __init__(self, session: DraftSession, cache: KvCache, before_step: BeforeStep, lock: ReentrantLock) -> None:
         super().__init__(session, cache, before_step, lock)
         self._draft = session
 

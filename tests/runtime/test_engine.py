@@ -1,5 +1,6 @@
 """Several sequences in one engine: their runs take turns round by round, and each writes what it would write alone."""
 
+import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -140,6 +141,25 @@ def test_a_sequence_that_was_cut_off_goes_on(engine: Engine, alone: list[list[in
         if left := OPTIONS[2].max_new_tokens - done:
             tokens_of(engine.run(sequence, Options(max_new_tokens=left, draft_length=4)))
         assert sequence.tokens[len(PROMPTS[2]) :] == alone[2]
+
+
+def test_a_run_that_garbage_collection_closes_in_the_middle_of_another_round_blocks_nothing(
+    engine: Engine, alone: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = engine.models[0].session
+    step = session.step
+    cycle: list[object] = [engine.run(started(engine, PROMPTS[1]), OPTIONS[2])]
+    cycle.append(cycle)
+    next(cycle[0])  # type: ignore[call-overload]
+
+    def collected(ids: list[int], keep: int) -> Rows:
+        gc.collect()
+        return step(ids, keep)
+
+    monkeypatch.setattr(session, "step", collected)
+    run = engine.run(started(engine, PROMPTS[0]), OPTIONS[0])
+    del cycle
+    assert tokens_of(run) == alone[0]
 
 
 def test_an_ended_sequence_leaves_no_memory_behind(engine: Engine) -> None:
