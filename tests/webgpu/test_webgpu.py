@@ -61,11 +61,11 @@ def test_the_portable_graph_runs_as_on_the_cpu_with_its_cache_on_the_device(expe
         assert found.tokens == expected
         assert found.stats.widths != (1,) and max(found.stats.accepted) > 1
         assert (found.stats.provider, found.stats.draft_provider) == ("webgpu", "webgpu")
-        cache = pair._caches.target
+        cache = pair._sequence.target
         assert isinstance(cache, DeviceKvCache)
         assert {buffer.value.device_name() for buffer in (*cache._past, *cache._present)} != {"cpu"}
         rows = cache.read(0, 8)
-        again = pair.new_caches().target
+        again = pair.engine.new_sequence().target
         again.write(rows)
         np.testing.assert_array_equal(again.read(0, 8), rows)
 
