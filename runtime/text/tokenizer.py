@@ -11,10 +11,10 @@ from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
 
 from pard_onnx.models.errors import BadArtifact, BadInput
 from pard_onnx.models.json_files import read_json
+from pard_onnx.models.tokenizers import load_tokenizer
 
 from .writer import Detokenizer
 
@@ -26,13 +26,7 @@ class Text:
     """An artifact folder's tokenizer and chat template."""
 
     def __init__(self, folder: Path, chat_template: str | None) -> None:
-        try:
-            # Not from_file, which fails on paths with letters that the platform's encoding lacks
-            self._tokenizer = Tokenizer.from_str((folder / TOKENIZER).read_text(encoding="utf-8"))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise BadArtifact(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = load_tokenizer(folder / TOKENIZER, BadArtifact)
         self._template = chat_template
         self._special = special_tokens(folder / "tokenizer_config.json")
 
