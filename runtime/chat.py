@@ -18,7 +18,7 @@ from .result import Result
 from .sequence import Sequence
 from .stream import Generation, Stream
 from .text.prompt import Messages, copy_messages, known_ids
-from .text.tokenizer import Message
+from .text.template import Message
 
 INTERRUPTED = ("cancelled", "timeout")  # the finish reasons of a text that the model did not end
 
@@ -26,9 +26,9 @@ INTERRUPTED = ("cancelled", "timeout")  # the finish reasons of a text that the 
 class Chat:
     """A conversation with a model, whose KV cache is kept from turn to turn.
 
-    `messages` (role and content) may be edited between turns. The next turn then computes the prompt anew from the
-    first token that differs. KV rows that are kept come from decoding steps, and new rows come from the wider steps of
-    prefill; with exact widths, both are equal.
+    `messages` may be edited between turns: objects with a role, and as content text, a list of text parts, or None.
+    The next turn then computes the prompt anew from the first token that differs. KV rows that are kept come from
+    decoding steps, and new rows come from the wider steps of prefill; with exact widths, both are equal.
 
     A turn adds two messages when its stream ends, the question and the answer. If the turn is cancelled or times out,
     the answer is the text so far. A turn leaves the conversation as it was if it fails, if its stream is closed early,

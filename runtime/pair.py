@@ -20,7 +20,8 @@ from .providers.threads import Threads
 from .result import Result
 from .stream import Stream
 from .text.prompt import Prompt, encode, opening_messages
-from .text.tokenizer import Message, Text
+from .text.template import Message
+from .text.tokenizer import Text
 from .tuning.steps import Widths
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from pard_onnx.models.errors import BadInput
 
-from .tokenizer import Message, Text
+from .template import Message
+from .tokenizer import Text
 
 Prompt = str | Sequence[int] | Sequence[Message]
 WANTED = "a prompt is text, token ids, or a list of messages with role and content"
@@ -28,7 +29,7 @@ def encode(prompt: Prompt, text: Text, size: int, *, chat: bool = False) -> list
         raise BadInput(f"{WANTED}, not {type(prompt).__name__}")
     items: Sequence[Any] = list(prompt)
     if items and all(isinstance(item, Mapping) for item in items):
-        return known_ids(text.encode_chat(items), size)
+        return known_ids(text.encode_chat(copy_messages(items)), size)
     try:
         ids = [index(item) for item in items]
     except TypeError:
@@ -58,8 +59,8 @@ def copy_messages(messages: Iterable[Message]) -> Messages:
         raise BadInput(f"messages are a list of objects with role and content, not {type(messages).__name__}")
     out: Messages = []
     for message in messages:
-        if not isinstance(message, Mapping) or not message.keys() >= {"role", "content"}:
-            raise BadInput(f"a message has a role and a content, not {message!r}")
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise BadInput(f"a message has a role and mostly a content, not {message!r}")
         out.append(dict(message))
     return out
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
-
-from jinja2 import Template, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pard_onnx.models.errors import BadArtifact, BadInput
 from pard_onnx.models.json_files import read_json
 from pard_onnx.models.tokenizers import load_tokenizer
 
+from .template import Message, render
 from .writer import Detokenizer
 
-Message = Mapping[str, Any]
 TOKENIZER = "tokenizer.json"
 
 
@@ -57,6 +50,8 @@ class Text:
             raise BadInput("this model has no chat template; give the prompt as text")
         try:
             return render(self._template, messages, self._special)
+        except BadInput:
+            raise
         except Exception as error:  # a template is a program, which may fail in any way
             raise BadInput(f"the chat template refuses these messages: {error}") from error
 
@@ -78,35 +73,6 @@ def special_tokens(path: Path) -> dict[str, str]:
     tokens = {key: value for key, value in config.items() if key.endswith("_token")}
     texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in tokens.items()}
     return {key: value for key, value in texts.items() if isinstance(value, str)}
-
-
-def render(template: str, messages: Sequence[Message], special: Mapping[str, str]) -> str:
-    """The text that a Hugging Face chat template writes, with the variables that transformers gives to templates."""
-    return compiled(template).render(
-        messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
-    )
-
-
-@lru_cache(maxsize=8)
-def compiled(template: str) -> Template:
-    """The template, compiled as in transformers (chat_template_utils.py); kept, since this takes milliseconds."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return environment.from_string(template)
-
-
-def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """The filter `tojson`. Jinja's own filter escapes HTML, which models were not trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def refuse(message: str) -> NoReturn:
-    """The function `raise_exception` of templates."""
-    raise TemplateError(message)
 
 
 def first_difference(ours: Mapping[str, int], theirs: Mapping[str, int]) -> tuple[int, str | None, str | None] | None:

@@ -443,8 +443,10 @@ def test_what_a_template_has_no_use_for_is_refused_at_once(
         ("hi", "messages are a list of objects with role and content, not str"),
         ({"role": "user", "content": "hi"}, "not dict"),
         (None, "not NoneType"),
-        (["hi"], "a message has a role and a content, not 'hi'"),
-        ([{"role": "user"}], "a message has a role and a content, not {'role': 'user'}"),
+        (["hi"], "a message has a role and mostly a content, not 'hi'"),
+        ([{"content": "hi"}], "a message has a role and mostly a content, not {'content': 'hi'}"),
+        ([{"role": None, "content": "hi"}], "a message has a role"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "a part of the type 'image_url'"),
         ([{"role": "user", "content": 5}], "the chat template refuses these messages"),
     ],
 )
