@@ -10,6 +10,9 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pard_onnx.models.errors import BadInput
@@ -124,6 +127,22 @@ def is_content(node: nodes.Node | None, names: set[str]) -> bool:
     return False
 
 
+class GenerationTag(Extension):
+    """The tag `{% generation %}`, which marks the assistant's words for training: its body is rendered as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 jinja2's own type
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # A call block, as in transformers: variables that are set in the body are not seen after it
+        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+    def _body(self, caller: Macro) -> str:
+        text: str = caller()
+        return text
+
+
 @lru_cache(maxsize=8)
 def compiled(template: str) -> Template:
     """The compiled template; kept, since this takes milliseconds."""
@@ -133,7 +152,9 @@ def compiled(template: str) -> Template:
 @lru_cache(maxsize=1)
 def environment() -> ImmutableSandboxedEnvironment:
     """What templates are compiled in, as in transformers (chat_template_utils.py)."""
-    out = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    out = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"]
+    )
     out.filters["tojson"] = to_json
     out.globals["raise_exception"] = refuse
     out.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)

@@ -153,3 +153,30 @@ def test_parts_that_are_no_text_are_refused(folder: Path, template: str, content
 def test_objects_are_not_written_in_pythons_notation(folder: Path, template: str, content: Any) -> None:
     with pytest.raises(BadInput, match=f"takes no content of the type {type(content).__name__}; give text, or a list"):
         Text(folder, template).render([user(content)])
+
+
+GENERATIONS = [
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{{ eos_token }}"
+    "{% endgeneration %}{% else %}{{ m.role ~ m.content }}{% endif %}{% endfor %}" + ANSWER,
+    "{% for m in messages %}\n    {%- generation -%}\n  {{ m.content }} \n    {%- endgeneration -%}\n{% endfor %}\n",
+    "{% for m in messages %}\n    {% generation %}\n  {{ m.content }}\n    {% endgeneration %}\n{% endfor %}\n",
+    "{% set a = 1 %}{% for m in messages %}{% generation %}{% set a = 2 %}{{ loop.index }}{{ a }}{% endgeneration %}"
+    "{{ a }}{% endfor %}",
+    "{% macro said(m) %}{% generation %}<{{ m.content }}>{% endgeneration %}{% endmacro %}"
+    "{% for m in messages %}{{ said(m) }}{% endfor %}",
+    "{% for m in messages %}{% generation %}{% for part in m.content %}{{ part.text or part }}{% endfor %}"
+    "{% endgeneration %}{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("template", GENERATIONS)
+def test_marks_of_the_assistants_words_change_nothing(
+    folder: Path, reference: Callable[..., str], template: str
+) -> None:
+    messages = [user("a < b"), {"role": "assistant", "content": "yes"}, user("why")]
+    assert Text(folder, template).render(messages) == reference(template, messages)
+
+
+def test_a_mark_without_an_end_is_refused(folder: Path) -> None:
+    with pytest.raises(BadInput, match="the chat template refuses these messages: Unexpected end of template"):
+        Text(folder, "{% generation %}a").render([user("hi")])
