@@ -53,6 +53,23 @@ def render(template: str, messages: Sequence[Message], variables: Mapping[str, o
     return text
 
 
+def checked_arguments(arguments: Mapping[str, object] | None) -> dict[str, object]:
+    """A copy of the user's template arguments; BadInput for what no template can take."""
+    if arguments is None:
+        return {}
+    if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
+        raise BadInput(f'template_arguments are names with values, such as {{"tools": [...]}}, not {arguments!r}')
+    if "messages" in arguments:
+        raise BadInput("template_arguments have messages; give them as the prompt or with pair.chat(messages=...)")
+    for name in ("tools", "documents"):
+        items = arguments.get(name)
+        if items is None:
+            continue
+        if not isinstance(items, list | tuple) or not all(isinstance(item, Mapping) for item in items):
+            raise BadInput(f"{name} in template_arguments are a list of JSON objects, not {items!r}")
+    return dict(arguments)
+
+
 def with_joined_parts(message: Message) -> dict[str, Any]:
     """The message, with the text of all parts if its content is a list of parts; BadInput for a part of another type.
 

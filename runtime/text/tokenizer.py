@@ -9,7 +9,7 @@ from pard_onnx.models.errors import BadArtifact, BadInput
 from pard_onnx.models.json_files import read_json
 from pard_onnx.models.tokenizers import load_tokenizer
 
-from .template import Message, render
+from .template import Message, checked_arguments, render
 from .writer import Detokenizer
 
 TOKENIZER = "tokenizer.json"
@@ -32,9 +32,12 @@ class Text:
         """The ids of a plain prompt, with the special tokens that the tokenizer adds (such as BOS)."""
         return self._ids(text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a conversation up to the beginning of the assistant's answer; BadInput if there is no template."""
-        return self._ids(self.render(messages), add_special_tokens=False)
+    def encode_chat(self, messages: Sequence[Message], arguments: Mapping[str, object] | None = None) -> list[int]:
+        """The ids of a conversation up to the beginning of the assistant's answer; BadInput if there is no template.
+
+        arguments: further variables of the template.
+        """
+        return self._ids(self.render(messages, arguments), add_special_tokens=False)
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
@@ -44,12 +47,15 @@ class Text:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The text that the chat template writes; BadInput if there is no template, or it refuses the messages."""
+    def render(self, messages: Sequence[Message], arguments: Mapping[str, object] | None = None) -> str:
+        """The text that the chat template writes; BadInput if there is no template, or it refuses the messages.
+
+        arguments: further variables of the template.
+        """
         if self._template is None:
             raise BadInput("this model has no chat template; give the prompt as text")
         try:
-            return render(self._template, messages, self._special)
+            return render(self._template, messages, self._special | checked_arguments(arguments))
         except BadInput:
             raise
         except Exception as error:  # a template is a program, which may fail in any way

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from pard_onnx.models.errors import BadInput
+from pard_onnx.runtime.options import Options
 from pard_onnx.runtime.text.tokenizer import Text
 
 SIZE = 280
@@ -180,3 +181,205 @@ def test_marks_of_the_assistants_words_change_nothing(
 def test_a_mark_without_an_end_is_refused(folder: Path) -> None:
     with pytest.raises(BadInput, match="the chat template refuses these messages: Unexpected end of template"):
         Text(folder, "{% generation %}a").render([user("hi")])
+
+
+QWEN3_LIKE = """{%- if tools %}
+    {{- '<|im_start|>system\n' }}
+    {%- if messages[0].role == 'system' %}
+        {{- messages[0].content + '\n\n' }}
+    {%- endif %}
+    {{- "# Tools\n\nYou may call one or more functions.\n<tools>" }}
+    {%- for tool in tools %}
+        {{- "\n" }}
+        {{- tool | tojson }}
+    {%- endfor %}
+    {{- "\n</tools><|im_end|>\n" }}
+{%- else %}
+    {%- if messages[0].role == 'system' %}
+        {{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}
+    {%- endif %}
+{%- endif %}
+{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step_tool and message.role == "user" and message.content is string %}
+        {%- set ns.multi_step_tool = false %}
+        {%- set ns.last_query_index = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.content is string %}
+        {%- set content = message.content %}
+    {%- else %}
+        {%- set content = '' %}
+    {%- endif %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>' + '\n' }}
+    {%- elif message.role == "assistant" %}
+        {{- '<|im_start|>' + message.role + '\n' + content }}
+        {%- if message.tool_calls %}
+            {%- for tool_call in message.tool_calls %}
+                {%- if (loop.first and content) or (not loop.first) %}
+                    {{- '\n' }}
+                {%- endif %}
+                {%- if tool_call.function %}
+                    {%- set tool_call = tool_call.function %}
+                {%- endif %}
+                {{- '<tool_call>\n{"name": "' }}
+                {{- tool_call.name }}
+                {{- '", "arguments": ' }}
+                {%- if tool_call.arguments is string %}
+                    {{- tool_call.arguments }}
+                {%- else %}
+                    {{- tool_call.arguments | tojson }}
+                {%- endif %}
+                {{- '}\n</tool_call>' }}
+            {%- endfor %}
+        {%- endif %}
+        {{- '<|im_end|>\n' }}
+    {%- elif message.role == "tool" %}
+        {{- '<|im_start|>user\n<tool_response>\n' + content + '\n</tool_response><|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\n\n</think>\n\n' }}
+    {%- endif %}
+{%- endif %}"""
+
+LLAMA_LIKE = """{{- bos_token }}
+{%- if custom_tools is defined %}
+    {%- set tools = custom_tools %}
+{%- endif %}
+{%- if not tools_in_user_message is defined %}
+    {%- set tools_in_user_message = true %}
+{%- endif %}
+{%- if not date_string is defined %}
+    {%- set date_string = "26 Jul 2024" %}
+{%- endif %}
+{%- if not tools is defined %}
+    {%- set tools = none %}
+{%- endif %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+{{- "<|start_header_id|>system<|end_header_id|>\n\n" }}
+{%- if builtin_tools is defined or tools is not none %}
+    {{- "Environment: ipython\n" }}
+{%- endif %}
+{%- if builtin_tools is defined %}
+    {{- "Tools: " + builtin_tools | reject('equalto', 'code_interpreter') | join(", ") + "\n\n"}}
+{%- endif %}
+{{- "Today Date: " + date_string + "\n\n" }}
+{{- system_message }}
+{{- "<|eot_id|>" }}
+{%- if tools_in_user_message and not tools is none %}
+    {%- if messages | length != 0 %}
+        {%- set first_user_message = messages[0]['content']|trim %}
+        {%- set messages = messages[1:] %}
+    {%- else %}
+        {{- raise_exception("Cannot put tools in the first user message when there's no first user message!") }}
+    {%- endif %}
+    {{- '<|start_header_id|>user<|end_header_id|>\n\n' -}}
+    {%- for t in tools %}
+        {{- t | tojson(indent=4) }}
+        {{- "\n\n" }}
+    {%- endfor %}
+    {{- first_user_message + "<|eot_id|>"}}
+{%- endif %}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}
+        {{- message['content'] | trim + '<|eot_id|>' }}
+    {%- elif 'tool_calls' in message %}
+        {%- if not message.tool_calls|length == 1 %}
+            {{- raise_exception("This model only supports single tool-calls at once!") }}
+        {%- endif %}
+        {%- set tool_call = message.tool_calls[0].function %}
+        {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' -}}
+        {{- '{"name": "' + tool_call.name + '", "parameters": ' }}
+        {{- tool_call.arguments | tojson }}
+        {{- "}<|eot_id|>" }}
+    {%- elif message.role == "tool" or message.role == "ipython" %}
+        {{- "<|start_header_id|>ipython<|end_header_id|>\n\n" }}
+        {%- if message.content is mapping or message.content is iterable %}
+            {{- message.content | tojson }}
+        {%- else %}
+            {{- message.content }}
+        {%- endif %}
+        {{- "<|eot_id|>" }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}
+{%- endif %}
+"""
+TOOL = {
+    "type": "function",
+    "function": {"name": "find", "description": "Söks <it>", "parameters": {"type": "object", "properties": {}}},
+}
+TALK = [
+    {"role": "system", "content": "be brief"},
+    user("where is the fox?"),
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": "over the dog"},
+    {"role": "assistant", "content": "over the dog", "tool_calls": None},
+    user("and now?"),
+]
+
+
+@pytest.mark.parametrize("messages", [TALK, TALK[1:], TALK[:2], TALK[1:2]])
+@pytest.mark.parametrize("template", [QWEN3_LIKE, LLAMA_LIKE], ids=["qwen3", "llama"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"tools": [TOOL, TOOL]},
+        {"tools": None, "documents": None},
+        {"tools": [TOOL], "enable_thinking": False},
+        {"enable_thinking": False},
+        {"enable_thinking": True, "unknown": 5},
+        {"date_string": "1 Jan 2030"},
+        {"tools": [TOOL], "date_string": "1 Jan 2030", "tools_in_user_message": False},
+        {"custom_tools": [TOOL], "builtin_tools": ["code_interpreter", "search"]},
+        {"bos_token": "<|end|>"},
+        {"add_generation_prompt": False},
+    ],
+    ids=repr,
+)
+def test_template_arguments(
+    folder: Path,
+    reference: Callable[..., str],
+    template: str,
+    messages: list[dict[str, Any]],
+    arguments: dict[str, Any],
+) -> None:
+    assert Text(folder, template).render(messages, arguments) == reference(template, messages, **arguments)
+
+
+@pytest.mark.parametrize("template", [QWEN3_LIKE, LLAMA_LIKE], ids=["qwen3", "llama"])
+def test_real_templates_read_parts(folder: Path, reference: Callable[..., str], template: str) -> None:
+    messages = [{"role": "system", "content": parts("be ", "brief")}, user(parts("where is", " the fox?"))]
+    assert Text(folder, template).render(messages) == reference(template, TALK[:2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ("tools", "template_arguments are names with values"),
+        ({5: 5}, "template_arguments are names with values"),
+        ({"messages": []}, "template_arguments have messages"),
+        ({"tools": "find"}, "tools in template_arguments are a list of JSON objects, not 'find'"),
+        ({"tools": [print]}, "tools in template_arguments are a list of JSON objects"),
+        ({"documents": {"a": 5}}, "documents in template_arguments are a list of JSON objects"),
+    ],
+    ids=repr,
+)
+def test_arguments_that_no_template_takes(folder: Path, arguments: Any, problem: str) -> None:
+    for make in (lambda: Options(template_arguments=arguments), lambda: Text(folder, PRINTED).render([], arguments)):
+        with pytest.raises(BadInput, match=problem):
+            make()
