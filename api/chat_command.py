@@ -15,10 +15,12 @@ from pard_onnx.cli import (
     Parser,
     add_providers,
     add_sampling,
+    add_template_arguments,
     complain,
     exit_code,
     load_arguments,
     sampling_arguments,
+    template_arguments,
     whole_or_auto,
 )
 from pard_onnx.models.errors import BadInput, PardError, TooLong
@@ -28,6 +30,7 @@ from pard_onnx.runtime.pair import Pair, load
 from pard_onnx.runtime.providers.choice import AS_ASKED
 from pard_onnx.runtime.providers.table import CPU
 from pard_onnx.runtime.result import Result
+from pard_onnx.runtime.text.template import checked_arguments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     begin = out.add_mutually_exclusive_group()
     begin.add_argument("--system", metavar="TEXT", help="the system message")
     begin.add_argument("--resume", type=Path, metavar="FILE", help="go on with what /save wrote")
+    add_template_arguments(out)
     out.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="of a reply (default: 512)")
     length = "drafts a round, 1 to 32; 0: plain decoding; auto (default): by measured costs and acceptance"
     out.add_argument("--draft-length", type=whole_or_auto, default=AUTO, metavar="K", help=length)
@@ -60,9 +64,13 @@ def talk(options: argparse.Namespace, failed: list[int]) -> None:
         **sampling_arguments(options),
     }
     Options.from_keywords(generation)  # refuses bad options before the models load
+    arguments = checked_arguments(template_arguments(options))
     screen = Screen()
     with load(options.target, options.draft, **load_arguments(options)) as pair:
-        chat = pair.restore(options.resume) if options.resume else pair.chat(options.system)
+        if options.resume:
+            chat = pair.restore(options.resume, arguments)
+        else:
+            chat = pair.chat(options.system, template_arguments=arguments)
         talker = Talker(pair, chat, screen, generation, mark=options.show_accepted)
         if screen.person:
             screen.note(talker.greeting())

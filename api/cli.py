@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
@@ -202,6 +203,30 @@ def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """The sampling options that are set, as keyword arguments of `Pair.generate`."""
     values = {name: getattr(options, name) for name in (name.replace("-", "_") for name, *_ in SAMPLING)}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def add_template_arguments(parser: argparse.ArgumentParser) -> None:
+    text = "a variable of the chat template, such as enable_thinking=false; VALUE is JSON or text; repeatable"
+    parser.add_argument("--template-arg", action="append", default=[], metavar="NAME=VALUE", help=text)
+
+
+def template_arguments(options: argparse.Namespace) -> dict[str, object]:
+    """The arguments of --template-arg by name: values that are JSON are read, all others are text."""
+    out: dict[str, object] = {}
+    for pair in options.template_arg:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise BadInput(f"--template-arg is written NAME=VALUE, not {pair!r}")
+        try:
+            out[name] = json.loads(value, parse_constant=refuse_constant)
+        except (ValueError, RecursionError):
+            out[name] = value
+    return out
+
+
+def refuse_constant(name: str) -> None:
+    """NaN and Infinity are text: JSON has no such numbers."""
+    raise ValueError(name)
 
 
 def add_providers(parser: argparse.ArgumentParser) -> None:

@@ -14,9 +14,11 @@ from pard_onnx.cli import (
     Parser,
     add_providers,
     add_sampling,
+    add_template_arguments,
     exit_code,
     load_arguments,
     sampling_arguments,
+    template_arguments,
     whole_or_auto,
 )
 from pard_onnx.models.errors import BadInput
@@ -24,6 +26,7 @@ from pard_onnx.runtime.options import AUTO
 from pard_onnx.runtime.pair import load
 from pard_onnx.runtime.result import Result
 from pard_onnx.runtime.stream import Stream
+from pard_onnx.runtime.text.template import checked_arguments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     prompt.add_argument("--prompt", help="the prompt's text; without it and --prompt-file, stdin")
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a UTF-8 file")
     out.add_argument("--chat", action="store_true", help="the prompt is a user's message for the chat template")
+    add_template_arguments(out)
     out.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     length = "drafts a round, 1 to 32; 0: plain decoding; auto (default): by measured costs and acceptance"
     out.add_argument("--draft-length", type=whole_or_auto, default=AUTO, metavar="K", help=length)
@@ -54,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def generate(options: argparse.Namespace) -> None:
     prompt = read_prompt(options.prompt, options.prompt_file)
+    arguments = checked_arguments(template_arguments(options))  # refused before the models load
+    if arguments and not options.chat:
+        raise BadInput("--template-arg is for the chat template; give --chat too, or leave it out")
     with load(options.target, options.draft, **load_arguments(options)) as pair:
         stream = pair.stream(
             prompt,
@@ -64,6 +71,7 @@ def generate(options: argparse.Namespace) -> None:
             exact=options.exact,
             chat=options.chat,
             timeout=options.timeout,
+            template_arguments=arguments,
             **sampling_arguments(options),
         )
         with stream:

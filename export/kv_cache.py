@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from pard_onnx.export.graphs.tape import constant
 from pard_onnx.export.verify.drive import FusedDriver, empty, open_session
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.tokenizers import load_tokenizer
 from pard_onnx.quantize.calibration.text import TextFile
 
 OPERATOR = "GroupQueryAttention"
@@ -69,7 +70,7 @@ def quantize_cache(checkpoint: Checkpoint, path: Path, floats: str, name: str, t
 
 def windows(checkpoint: Checkpoint, text: TextFile) -> NDArray[np.int64]:
     """Windows of tokens from all parts of the text: [windows, tokens]."""
-    ids = text.tokens(Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json")))
+    ids = text.tokens(load_tokenizer(checkpoint.folder / "tokenizer.json", BadCheckpoint))
     length = min(WINDOW, checkpoint.spec.max_positions - MASKS)
     count = min(WINDOWS, len(ids) // length)
     if not count:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.errors import BadInput
+from pard_onnx.models.errors import BadCheckpoint, BadInput
 from pard_onnx.models.manifest import DraftVocabulary, Ids
+from pard_onnx.models.tokenizers import load_tokenizer
 from pard_onnx.quantize.calibration.text import SHIPPED, read_text_file
 
 LEAST = 64  # ids; with fewer a draft can propose next to nothing
@@ -36,7 +36,7 @@ def select_vocabulary(checkpoint: Checkpoint, size: int, text: Path | None = Non
         raise BadInput(
             f"{option}: {checkpoint.folder} is a target, which must be able to say every token; leave it out"
         )
-    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(checkpoint.folder / "tokenizer.json", BadCheckpoint)
     known = set(tokenizer.get_vocab(with_added_tokens=True).values()) - {spec.pard.mask_id}
     always = (set(tokenizer.get_added_tokens_decoder()) | set(spec.vocabulary.eos_ids)) & known
     least = max(LEAST, len(always))

@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from tokenizers import Tokenizer
-
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checks import Progress
-from pard_onnx.models.errors import BadInput
+from pard_onnx.models.errors import BadCheckpoint, BadInput
 from pard_onnx.models.manifest import CalibrationText, Quantization
 from pard_onnx.models.precision import Recipe
+from pard_onnx.models.tokenizers import load_tokenizer
 from pard_onnx.quantize.algorithms.grid import Round
 from pard_onnx.quantize.algorithms.mixed import budget_bytes, choose_bits, matrix_bytes, with_choices
 from pard_onnx.quantize.calibration.magnitudes import ActivationScales
@@ -73,7 +72,7 @@ def quantize(
         return
     text = read_text_file(request.calibration or SHIPPED)
     budget = budget_bytes(request.budget or BUDGET, checkpoint, recipe) if named.mixed else None
-    rows = calibration_rows(text, Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json")), checkpoint.spec)
+    rows = calibration_rows(text, load_tokenizer(checkpoint.folder / "tokenizer.json", BadCheckpoint), checkpoint.spec)
     record = Quantization(named.name, named.rounding, _text_record(text, rows), budget)
     layers = checkpoint.spec.layers
     if named.qdq:

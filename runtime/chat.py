@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from threading import Lock
@@ -18,7 +18,7 @@ from .result import Result
 from .sequence import Sequence
 from .stream import Generation, Stream
 from .text.prompt import Messages, copy_messages, known_ids
-from .text.tokenizer import Message
+from .text.template import Message, checked_arguments
 
 INTERRUPTED = ("cancelled", "timeout")  # the finish reasons of a text that the model did not end
 
@@ -26,17 +26,26 @@ INTERRUPTED = ("cancelled", "timeout")  # the finish reasons of a text that the 
 class Chat:
     """A conversation with a model, whose KV cache is kept from turn to turn.
 
-    `messages` (role and content) may be edited between turns. The next turn then computes the prompt anew from the
-    first token that differs. KV rows that are kept come from decoding steps, and new rows come from the wider steps of
-    prefill; with exact widths, both are equal.
+    `messages` may be edited between turns: objects with a role, and as content text, a list of text parts, or None.
+    The next turn then computes the prompt anew from the first token that differs. KV rows that are kept come from
+    decoding steps, and new rows come from the wider steps of prefill; with exact widths, both are equal.
+
+    `template_arguments` are those of every turn; a turn's own are added to them.
 
     A turn adds two messages when its stream ends, the question and the answer. If the turn is cancelled or times out,
     the answer is the text so far. A turn leaves the conversation as it was if it fails, if its stream is closed early,
     or if it is cancelled or times out before there is any text.
     """
 
-    def __init__(self, engine: Engine, messages: Iterable[Message], sequence: Sequence | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        messages: Iterable[Message],
+        sequence: Sequence | None = None,
+        template_arguments: Mapping[str, object] | None = None,
+    ) -> None:
         """See `Pair.chat`. sequence: made by this engine, with the beginning of the conversation."""
+        self.template_arguments = checked_arguments(template_arguments)
         self.messages: Messages = copy_messages(messages)
         self._engine = engine
         self._sequence: Sequence | None = sequence or engine.new_sequence()
@@ -59,7 +68,8 @@ class Chat:
         sequence = self._open()
         before = copy_messages(self.messages)
         question = {"role": "user", "content": text}
-        encoded = self._engine.text.encode_chat([*before, question])
+        arguments = checked_arguments(self.template_arguments) | dict(chosen.template_arguments)
+        encoded = self._engine.text.encode_chat([*before, question], arguments)
         ids = known_ids(encoded, self._engine.target_manifest.spec.vocabulary.size)
         if len(ids) >= self._engine.capacity:
             raise TooLong(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict
 
 from pard_onnx.models.checks import DRAFT_LIMIT, is_positive, nearest_name, require_whole
 from pard_onnx.models.errors import BadInput
 
 from .sampling.settings import Sampling
+from .text.template import checked_arguments
 
 AUTO: Literal["auto"] = "auto"
 
@@ -23,6 +24,7 @@ class OptionArguments(TypedDict, total=False):
     stop: str | Sequence[str]
     exact: bool
     chat: bool
+    template_arguments: Mapping[str, object]
     timeout: float | None
     temperature: float
     top_k: int
@@ -36,7 +38,7 @@ class OptionArguments(TypedDict, total=False):
 
 
 GREEDY = Sampling()
-SAMPLING = tuple(field.name for field in fields(Sampling))
+SAMPLING = tuple(setting.name for setting in fields(Sampling))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,13 @@ class Options:
     stop: str | Sequence[str] = ()  # strings that end the text, of which they are not a part
     exact: bool = True  # plain decoding and any draft give the same tokens, bit for bit, on quantized targets too
     chat: bool = False  # a text prompt is a user's message, to which the chat template is applied
+    # Further variables of the chat template by name, as apply_chat_template's keywords: tools, enable_thinking, ...
+    template_arguments: Mapping[str, object] = field(default_factory=dict, hash=False)
     timeout: float | None = None  # seconds after which the generation ends with the text so far
     sampling: Sampling = GREEDY
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "template_arguments", checked_arguments(self.template_arguments))
         require_whole("max_new_tokens", self.max_new_tokens, 1)
         if self.draft_length != AUTO:
             if isinstance(self.draft_length, str):
@@ -66,7 +71,7 @@ class Options:
     @classmethod
     def from_keywords(cls, arguments: Mapping[str, Any]) -> Options:
         """The options from keyword arguments; for an unknown one, BadInput names the most similar known one."""
-        known = [field.name for field in fields(cls) if field.name != "sampling"] + list(SAMPLING)
+        known = [known.name for known in fields(cls) if known.name != "sampling"] + list(SAMPLING)
         for name in arguments:
             if name not in known:
                 nearest = nearest_name(name, known)

@@ -20,7 +20,8 @@ from .providers.threads import Threads
 from .result import Result
 from .stream import Stream
 from .text.prompt import Prompt, encode, opening_messages
-from .text.tokenizer import Message, Text
+from .text.template import Message
+from .text.tokenizer import Text
 from .tuning.steps import Widths
 
 
@@ -122,27 +123,42 @@ class Pair:
         """
         start = perf_counter()
         chosen = Options.from_keywords(options)
-        return self.engine.stream(self._sequence, self.encode(prompt, chat=chosen.chat), chosen, start, reuse=False)
+        ids = self.encode(prompt, chat=chosen.chat, template_arguments=chosen.template_arguments)
+        return self.engine.stream(self._sequence, ids, chosen, start, reuse=False)
 
-    def chat(self, system: str | None = None, messages: Iterable[Message] = ()) -> Chat:
+    def chat(
+        self,
+        system: str | None = None,
+        messages: Iterable[Message] = (),
+        template_arguments: Mapping[str, object] | None = None,
+    ) -> Chat:
         """A conversation whose turns go on in one KV cache; several may be open. Ends with its last reference.
 
-        system: the system message; messages: what was said before. Raises BadInput if the chat template has no use
-        for them, or there is none.
+        system: the system message; messages: what was said before; template_arguments: of every turn, see `Options`.
+        Raises BadInput if the chat template has no use for the messages, or there is no template.
         """
-        return Chat(self.engine, opening_messages(self.text, system, messages))
+        opening = opening_messages(self.text, system, messages, template_arguments)
+        return Chat(self.engine, opening, template_arguments=template_arguments)
 
-    def restore(self, path: str | PathLike[str]) -> Chat:
+    def restore(self, path: str | PathLike[str], template_arguments: Mapping[str, object] | None = None) -> Chat:
         """The conversation that `Chat.save` wrote; KV rows of another draft are left out.
+
+        template_arguments: as of `chat`; the file has none.
 
         Raises BadArtifact (another file, damaged, another version, another target), TooLong.
         """
         saved = snapshot.read(path, self.target_manifest, self.draft_manifest, self.engine.new_sequence)
-        return Chat(self.engine, *saved)
+        return Chat(self.engine, *saved, template_arguments)
 
-    def encode(self, prompt: Prompt, *, chat: bool = False) -> list[int]:
-        """The prompt's token ids; chat: a text is a user's message. BadInput for what is no prompt."""
-        return encode(prompt, self.text, self.target_manifest.spec.vocabulary.size, chat=chat)
+    def encode(
+        self, prompt: Prompt, *, chat: bool = False, template_arguments: Mapping[str, object] | None = None
+    ) -> list[int]:
+        """The prompt's token ids; BadInput for anything that is not a prompt.
+
+        chat: a text is a user's message; template_arguments: further variables of the chat template.
+        """
+        size = self.target_manifest.spec.vocabulary.size
+        return encode(prompt, self.text, size, chat=chat, template_arguments=template_arguments)
 
     def close(self) -> None:
         """Free the sessions; Failure while one of them runs."""

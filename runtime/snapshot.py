@@ -31,7 +31,7 @@ from pard_onnx.models.records import from_json, to_json
 from .sequence import Sequence
 from .sessions.kv_cache import KvCache, KvRows
 from .text.prompt import Messages, copy_messages
-from .text.tokenizer import Message
+from .text.template import Message
 
 FORMAT = "pard-onnx conversation"
 VERSION = 1

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.layer_attention import KINDS
+from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.manifest import Manifest, Parity, read_draft_ids
 from pard_onnx.models.spec import ModelSpec
+from pard_onnx.models.tokenizers import load_tokenizer
 from pard_onnx.quantize.calibration.layers import loaded_weights, model_without_weights
 
 from .drive import Driver, Ids, Logits, drive
@@ -74,7 +75,7 @@ class _Rows:
 
 
 def _ids(checkpoint: Checkpoint) -> Ids:
-    tokenizer = Tokenizer.from_file(str(checkpoint.folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(checkpoint.folder / "tokenizer.json", BadCheckpoint)
     encoded = tokenizer.encode(TEXT, add_special_tokens=False).ids
     return np.resize(np.array(encoded, dtype=np.int64), LENGTH)
 

@@ -8,27 +8,37 @@ from typing import Any
 
 from pard_onnx.models.errors import BadInput
 
-from .tokenizer import Message, Text
+from .template import Message
+from .tokenizer import Text
 
 Prompt = str | Sequence[int] | Sequence[Message]
 WANTED = "a prompt is text, token ids, or a list of messages with role and content"
 
 
-def encode(prompt: Prompt, text: Text, size: int, *, chat: bool = False) -> list[int]:
+def encode(
+    prompt: Prompt,
+    text: Text,
+    size: int,
+    *,
+    chat: bool = False,
+    template_arguments: Mapping[str, object] | None = None,
+) -> list[int]:
     """The prompt's token ids; BadInput for anything that is not a prompt.
 
-    size: token ids in the prompt must be below it. chat: whether a text is a user's message.
+    size: token ids in the prompt must be below it. chat: whether a text is a user's message. template_arguments:
+    further variables of the chat template.
     """
     if isinstance(prompt, str):
         if not prompt:
             raise BadInput("the prompt is empty")
-        ids = text.encode_chat([{"role": "user", "content": prompt}]) if chat else text.encode(prompt)
-        return known_ids(ids, size)
+        if not chat:
+            return known_ids(text.encode(prompt), size)
+        return known_ids(text.encode_chat([{"role": "user", "content": prompt}], template_arguments), size)
     if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
         raise BadInput(f"{WANTED}, not {type(prompt).__name__}")
     items: Sequence[Any] = list(prompt)
     if items and all(isinstance(item, Mapping) for item in items):
-        return known_ids(text.encode_chat(items), size)
+        return known_ids(text.encode_chat(copy_messages(items), template_arguments), size)
     try:
         ids = [index(item) for item in items]
     except TypeError:
@@ -58,19 +68,21 @@ def copy_messages(messages: Iterable[Message]) -> Messages:
         raise BadInput(f"messages are a list of objects with role and content, not {type(messages).__name__}")
     out: Messages = []
     for message in messages:
-        if not isinstance(message, Mapping) or not message.keys() >= {"role", "content"}:
-            raise BadInput(f"a message has a role and a content, not {message!r}")
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise BadInput(f"a message has a role and mostly a content, not {message!r}")
         out.append(dict(message))
     return out
 
 
-def opening_messages(text: Text, system: str | None, messages: Iterable[Message]) -> Messages:
+def opening_messages(
+    text: Text, system: str | None, messages: Iterable[Message], arguments: Mapping[str, object] | None = None
+) -> Messages:
     """The first messages of a conversation; BadInput if the template refuses them, or ignores the system message."""
     out = copy_messages(messages)
     question = {"role": "user", "content": "?"}
     if system is not None:
         out.insert(0, {"role": "system", "content": system})
-    rendered = text.render([*out, question])
-    if system and rendered == text.render([*out[1:], question]):
+    rendered = text.render([*out, question], arguments)
+    if system and rendered == text.render([*out[1:], question], arguments):
         raise BadInput("this model's chat template leaves out system messages; say it in the first message instead")
     return out

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
-
-from jinja2 import Template, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
 
 from pard_onnx.models.errors import BadArtifact, BadInput
 from pard_onnx.models.json_files import read_json
+from pard_onnx.models.tokenizers import load_tokenizer
 
+from .template import Message, checked_arguments, render
 from .writer import Detokenizer
 
-Message = Mapping[str, Any]
 TOKENIZER = "tokenizer.json"
 
 
@@ -26,13 +19,7 @@ class Text:
     """An artifact folder's tokenizer and chat template."""
 
     def __init__(self, folder: Path, chat_template: str | None) -> None:
-        try:
-            # Not from_file, which fails on paths with letters that the platform's encoding lacks
-            self._tokenizer = Tokenizer.from_str((folder / TOKENIZER).read_text(encoding="utf-8"))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise BadArtifact(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer = load_tokenizer(folder / TOKENIZER, BadArtifact)
         self._template = chat_template
         self._special = special_tokens(folder / "tokenizer_config.json")
 
@@ -45,9 +32,12 @@ class Text:
         """The ids of a plain prompt, with the special tokens that the tokenizer adds (such as BOS)."""
         return self._ids(text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a conversation up to the beginning of the assistant's answer; BadInput if there is no template."""
-        return self._ids(self.render(messages), add_special_tokens=False)
+    def encode_chat(self, messages: Sequence[Message], arguments: Mapping[str, object] | None = None) -> list[int]:
+        """The ids of a conversation up to the beginning of the assistant's answer; BadInput if there is no template.
+
+        arguments: further variables of the template.
+        """
+        return self._ids(self.render(messages, arguments), add_special_tokens=False)
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:
@@ -57,12 +47,17 @@ class Text:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The text that the chat template writes; BadInput if there is no template, or it refuses the messages."""
+    def render(self, messages: Sequence[Message], arguments: Mapping[str, object] | None = None) -> str:
+        """The text that the chat template writes; BadInput if there is no template, or it refuses the messages.
+
+        arguments: further variables of the template.
+        """
         if self._template is None:
             raise BadInput("this model has no chat template; give the prompt as text")
         try:
-            return render(self._template, messages, self._special)
+            return render(self._template, messages, self._special | checked_arguments(arguments))
+        except BadInput:
+            raise
         except Exception as error:  # a template is a program, which may fail in any way
             raise BadInput(f"the chat template refuses these messages: {error}") from error
 
@@ -84,35 +79,6 @@ def special_tokens(path: Path) -> dict[str, str]:
     tokens = {key: value for key, value in config.items() if key.endswith("_token")}
     texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in tokens.items()}
     return {key: value for key, value in texts.items() if isinstance(value, str)}
-
-
-def render(template: str, messages: Sequence[Message], special: Mapping[str, str]) -> str:
-    """The text that a Hugging Face chat template writes, with the variables that transformers gives to templates."""
-    return compiled(template).render(
-        messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
-    )
-
-
-@lru_cache(maxsize=8)
-def compiled(template: str) -> Template:
-    """The template, compiled as in transformers (chat_template_utils.py); kept, since this takes milliseconds."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return environment.from_string(template)
-
-
-def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """The filter `tojson`. Jinja's own filter escapes HTML, which models were not trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def refuse(message: str) -> NoReturn:
-    """The function `raise_exception` of templates."""
-    raise TemplateError(message)
 
 
 def first_difference(ours: Mapping[str, int], theirs: Mapping[str, int]) -> tuple[int, str | None, str | None] | None:

@@ -71,6 +71,16 @@ def test_each_line_of_a_pipe_is_a_message(say: Say, pair: Pair) -> None:
     assert say("") == (0, "", "")
 
 
+def test_template_arguments_are_of_every_turn(say: Say, pair: Pair, tmp_path: Path) -> None:
+    option, file = ("--template-arg", "add_generation_prompt=false"), tmp_path / "saved"
+    chat = pair.chat(template_arguments={"add_generation_prompt": False})
+    one, two = (chat.send(text, max_new_tokens=9).text + "\n" for text in ("the fox", "jumps"))
+    assert say("the fox\njumps\n", *option)[:2] == (0, one + two) != (0, replies(pair, "the fox", "jumps"))
+    assert say(f"the fox\n/save {file}\n", *option)[:2] == (0, one)
+    assert say("jumps\n", "--resume", str(file), *option)[:2] == (0, two)
+    assert say("jumps\n", "--template-arg", "x")[2].endswith("--template-arg is written NAME=VALUE, not 'x'\n")
+
+
 def test_the_program_reads_and_writes_pipes(options: list[str], pair: Pair) -> None:
     command = [*MODULE, *options]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

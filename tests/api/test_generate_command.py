@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pard_onnx import load
-from pard_onnx.generate_command import main
+from pard_onnx.cli import template_arguments
+from pard_onnx.generate_command import main, parser
 
 TEXT = "the quick brown"
 KEYS = [
@@ -67,6 +68,40 @@ def test_chat_and_stop(options: list[str], pair_folders: tuple[Path, Path], caps
 
 
 @pytest.mark.parametrize(
+    ("values", "arguments"),
+    [
+        (["add_generation_prompt=false"], {"add_generation_prompt": False}),
+        (["add_generation_prompt=1", "add_generation_prompt="], {"add_generation_prompt": ""}),
+        (["add_generation_prompt=[]", 'tools=[{"name": "find"}]'], {"add_generation_prompt": []}),
+    ],
+)
+def test_template_arguments(
+    options: list[str],
+    pair_folders: tuple[Path, Path],
+    values: list[str],
+    arguments: dict[str, object],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pair = load(*pair_folders)
+    expected = pair.generate(TEXT, chat=True, max_new_tokens=12, template_arguments=arguments).text
+    assert main([*options, "--prompt", TEXT, "--chat", *(f"--template-arg={value}" for value in values)]) == 0
+    assert capsys.readouterr().out == expected + "\n"
+    assert expected != pair.generate(TEXT, chat=True, max_new_tokens=12).text
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("a=false", False), ("a=5", 5), ("a=1 Jan 2030", "1 Jan 2030"), ('a="5"', "5"), ("a=b=c", "b=c"), ("a=", ""),
+        ("a=NaN", "NaN"), ("a=null", None), ('a=[{"b": 1.5}]', [{"b": 1.5}]), ("a=[" + "[" * 100_000, "[" * 100_001),
+    ],
+)  # fmt: skip
+def test_values_are_json_or_text(value: str, expected: object) -> None:
+    found = template_arguments(parser().parse_args(["--target", "x", "--template-arg", value]))
+    assert found == {"a": expected} and type(found["a"]) is type(expected)
+
+
+@pytest.mark.parametrize(
     ("more", "problem"),
     [
         (["--prompt", ""], "the prompt is empty"),
@@ -75,6 +110,10 @@ def test_chat_and_stop(options: list[str], pair_folders: tuple[Path, Path], caps
         (["--prompt", "a", "--provider", "directml"], 'pip install "pard-onnx[directml]"'),
         (["--prompt", "a", "--threads", "0"], "threads must be from 1 to 512, not 0"),
         (["--prompt", "a", "--threads", "100000"], "threads must be from 1 to 512, not 100000"),
+        (["--prompt", "a", "--chat", "--template-arg", "x"], "--template-arg is written NAME=VALUE, not 'x'"),
+        (["--prompt", "a", "--chat", "--template-arg", "=x"], "--template-arg is written NAME=VALUE, not '=x'"),
+        (["--prompt", "a", "--chat", "--template-arg", "tools=x"], "tools in template_arguments are a list of JSON"),
+        (["--prompt", "a", "--template-arg", "a=x"], "--template-arg is for the chat template; give --chat too"),
         (["--prompt", "fox " * 200], "but the capacity is 128"),
         (["--prompt", "a", "--target", "nowhere at all"], "nowhere at all"),
     ],

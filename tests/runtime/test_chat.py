@@ -443,8 +443,10 @@ def test_what_a_template_has_no_use_for_is_refused_at_once(
         ("hi", "messages are a list of objects with role and content, not str"),
         ({"role": "user", "content": "hi"}, "not dict"),
         (None, "not NoneType"),
-        (["hi"], "a message has a role and a content, not 'hi'"),
-        ([{"role": "user"}], "a message has a role and a content, not {'role': 'user'}"),
+        (["hi"], "a message has a role and mostly a content, not 'hi'"),
+        ([{"content": "hi"}], "a message has a role and mostly a content, not {'content': 'hi'}"),
+        ([{"role": None, "content": "hi"}], "a message has a role"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "a part of the type 'image_url'"),
         ([{"role": "user", "content": 5}], "the chat template refuses these messages"),
     ],
 )
@@ -551,3 +553,51 @@ def edit(chat: Chat, how: str, which: int) -> None:
     elif chat.messages and how in ("change", "shorten"):
         message = chat.messages[which % len(chat.messages)]
         message["content"] = message["content"][:-1] if how == "shorten" else message["content"] + "y"
+
+
+ARGUED = "{{ tools | tojson }}{{ style }}{% for m in messages %}{{ m.role ~ m.content }}{% endfor %}{{ mood }}"
+
+
+def test_template_arguments_of_a_conversation_and_of_a_turn(
+    pair: Pair, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = Text(folders[0], ARGUED)
+    monkeypatch.setattr(pair.engine, "text", text)
+    asked, tools = [user("the fox")], [{"name": "find"}]
+
+    def prompt(result: Any) -> tuple[int, tuple[int, ...]]:
+        return result.stats.prompt_tokens, result.tokens
+
+    def expected(tools: str = "null", style: str = "", mood: str = "") -> tuple[int, tuple[int, ...]]:
+        ids = text.encode(f"{tools}{style}userthe fox{mood}")
+        return len(ids), pair.generate(ids, max_new_tokens=5).tokens
+
+    written = {"tools": '[{"name": "find"}]', "style": "so"}
+    wanted = {"tools": tools, "style": "so"}
+    chat = pair.chat(template_arguments=wanted)
+    turn = chat.send("the fox", max_new_tokens=5, template_arguments={"style": "thus", "mood": "calm"})
+    assert prompt(turn) == expected(written["tools"], "thus", "calm")
+    del chat.messages[:]
+    assert prompt(chat.send("the fox", max_new_tokens=5)) == expected(**written)
+    assert chat.template_arguments == wanted
+    from_text = pair.generate("the fox", chat=True, max_new_tokens=5, template_arguments=wanted)
+    assert prompt(from_text) == expected(**written)
+    assert prompt(pair.generate(asked, max_new_tokens=5, template_arguments=wanted)) == expected(**written)
+    assert prompt(pair.generate(asked, max_new_tokens=5)) == expected()
+    del chat.messages[:]
+    chat.save(tmp_path / "saved")
+    for arguments, said in ((wanted, written), (None, {})):
+        with pair.restore(tmp_path / "saved", arguments) as restored:
+            assert prompt(restored.send("the fox", max_new_tokens=5)) == expected(**said)
+    with pytest.raises(BadInput, match="tools in template_arguments are a list of JSON objects"):
+        pair.chat(template_arguments={"tools": "find"})
+
+
+def test_messages_of_tool_calls(pair: Pair, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair.engine, "text", Text(folders[0], ARGUED))
+    calls = [{"function": {"name": "find", "arguments": {}}}]
+    for message in ({"role": "assistant", "tool_calls": calls}, {"role": "assistant", "content": None}):
+        chat = pair.chat(messages=[user("a"), message, {"role": "tool", "content": [{"type": "text", "text": "b"}]}])
+        result = chat.send("c", max_new_tokens=3)
+        assert result.stats.prompt_tokens == len(pair.text.encode("nulluseraassistanttoolbuserc"))
+        assert chat.messages[1] == message

@@ -186,7 +186,7 @@ def packed(value: object) -> Any:
         ({"target": None}, "is damaged .*target"),
         ({"draft": None}, "is damaged .*draft"),
         ({"messages": packed("hi")}, "is damaged .messages are a list"),
-        ({"messages": packed([{"role": "user"}])}, "is damaged .a message has a role"),
+        ({"messages": packed([{"content": "hi"}])}, "is damaged .a message has a role"),
         ({"messages": np.frombuffer(b"[{", np.uint8)}, "is damaged"),
         ({"messages": packed([])[:0]}, "is damaged"),
     ],

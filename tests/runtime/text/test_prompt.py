@@ -16,7 +16,7 @@ class Spelled:
     def encode(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
+    def encode_chat(self, messages: list[dict[str, str]], _: object) -> list[int]:
         return [token for message in messages for token in self.encode(message["content"])]
 
 

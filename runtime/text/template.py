@@ -1,0 +1,188 @@
+"""Chat templates: the text that transformers' `apply_chat_template` writes, without transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, NoReturn
+
+from jinja2 import Template, TemplateError, nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from pard_onnx.models.errors import BadInput
+
+Message = Mapping[str, Any]
+CONTENT = "content"
+
+
+def render(template: str, messages: Sequence[Message], variables: Mapping[str, object]) -> str:
+    """The text that a Hugging Face chat template writes, with the variables that transformers gives to templates.
+
+    As in transformers, a key of a message whose value is None is left out. A template that loops over the parts of a
+    content gets the parts; any other gets their texts as one string.
+
+    Raises BadInput for parts that are not text, and for contents that the template would write as Python objects.
+    """
+    known = {"tools": None, "documents": None, "add_generation_prompt": True} | dict(variables)
+
+    def write(chosen: Sequence[Message]) -> str:
+        return compiled(template).render(known | {"messages": chosen})
+
+    present = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    joined = [with_joined_parts(message) for message in present]
+    text = None
+    if joined != present and loops_over_parts(template):
+        with suppress(Exception):  # a template may loop over the parts of some roles only
+            first = write(present)
+            both = zip(present, joined, strict=True)
+            mixed = [strings if is_python_text(parts.get(CONTENT), first) else parts for parts, strings in both]
+            text = first if mixed == present else write(mixed)
+    text = write(joined) if text is None else text
+    for message in joined:
+        if is_python_text(message.get(CONTENT), text):
+            raise BadInput(
+                f"the chat template takes no content of the type {type(message[CONTENT]).__name__}; give text, or a "
+                'list of parts {"type": "text", "text": ...}'
+            )
+    return text
+
+
+def checked_arguments(arguments: Mapping[str, object] | None) -> dict[str, object]:
+    """A copy of the user's template arguments; BadInput for what no template can take."""
+    if arguments is None:
+        return {}
+    if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
+        raise BadInput(f'template_arguments are names with values, such as {{"tools": [...]}}, not {arguments!r}')
+    if "messages" in arguments:
+        raise BadInput("template_arguments have messages; give them as the prompt or with pair.chat(messages=...)")
+    for name in ("tools", "documents"):
+        items = arguments.get(name)
+        if items is None:
+            continue
+        if not isinstance(items, list | tuple) or not all(isinstance(item, Mapping) for item in items):
+            raise BadInput(f"{name} in template_arguments are a list of JSON objects, not {items!r}")
+    return dict(arguments)
+
+
+def with_joined_parts(message: Message) -> dict[str, Any]:
+    """The message, with the text of all parts if its content is a list of parts; BadInput for a part of another type.
+
+    A list of anything else is data for the template, such as the result of a tool.
+    """
+    content = message.get(CONTENT)
+    if not isinstance(content, list | tuple):
+        return dict(message)
+    if content and not any(isinstance(part, Mapping) and "type" in part for part in content):
+        return dict(message)
+    return {**message, CONTENT: "".join(part_text(part) for part in content)}
+
+
+def part_text(part: Any) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    if kind != "text":
+        raise BadInput(f"a message has a part of the type {kind!r}, but the model reads text only; leave that part out")
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise BadInput(f'a text part is {{"type": "text", "text": ...}} with text, not {text!r}')
+    return text
+
+
+def is_python_text(content: Any, text: str) -> bool:
+    """Whether the text has a list or an object in Python's notation, which is not JSON's."""
+    if not content or not isinstance(content, list | tuple | Mapping):
+        return False
+    written = str(content)
+    return written in text and written != to_json(content, default=str)
+
+
+@lru_cache(maxsize=8)
+def loops_over_parts(template: str) -> bool:
+    """Whether the template has a loop over a message's content, directly or by way of variables and macros."""
+    tree = environment().parse(template)
+    macros = {macro.name: [arg.name for arg in macro.args] for macro in tree.find_all(nodes.Macro)}
+    names: set[str] = {CONTENT}
+    before = -1
+    while len(names) != before:
+        before = len(names)
+        for assign in tree.find_all(nodes.Assign):
+            if isinstance(assign.target, nodes.Name) and is_content(assign.node, names):
+                names.add(assign.target.name)
+        for call in tree.find_all(nodes.Call):
+            if isinstance(call.node, nodes.Name) and call.node.name in macros:
+                taken = zip(macros[call.node.name], call.args, strict=False)
+                names |= {name for name, value in taken if is_content(value, names)}
+    return any(is_content(loop.iter, names) for loop in tree.find_all(nodes.For))
+
+
+def is_content(node: nodes.Node | None, names: set[str]) -> bool:
+    """Whether the expression is a message's content. names: variables that hold one."""
+    match node:
+        case nodes.Name():
+            return node.name in names
+        case nodes.Getattr():
+            return node.attr == CONTENT
+        case nodes.Getitem():
+            return isinstance(node.arg, nodes.Const) and node.arg.value == CONTENT
+        case nodes.Call():  # message.get("content")
+            return (
+                isinstance(node.node, nodes.Getattr)
+                and node.node.attr == "get"
+                and any(isinstance(arg, nodes.Const) and arg.value == CONTENT for arg in node.args[:1])
+            )
+        case nodes.Filter():
+            return is_content(node.node, names)
+        case nodes.CondExpr():
+            return is_content(node.expr1, names) or is_content(node.expr2, names)
+        case nodes.Or() | nodes.And():
+            return is_content(node.left, names) or is_content(node.right, names)
+    return False
+
+
+class GenerationTag(Extension):
+    """The tag `{% generation %}`, which marks the assistant's words for training: its body is rendered as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 jinja2's own type
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # A call block, as in transformers: variables that are set in the body are not seen after it
+        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+    def _body(self, caller: Macro) -> str:
+        text: str = caller()
+        return text
+
+
+@lru_cache(maxsize=8)
+def compiled(template: str) -> Template:
+    """The compiled template; kept, since this takes milliseconds."""
+    return environment().from_string(template)
+
+
+@lru_cache(maxsize=1)
+def environment() -> ImmutableSandboxedEnvironment:
+    """What templates are compiled in, as in transformers (chat_template_utils.py)."""
+    out = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"]
+    )
+    out.filters["tojson"] = to_json
+    out.globals["raise_exception"] = refuse
+    out.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    return out
+
+
+def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    """The filter `tojson`. Jinja's own filter escapes HTML, which models were not trained on."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+def refuse(message: str) -> NoReturn:
+    """The function `raise_exception` of templates."""
+    raise TemplateError(message)
