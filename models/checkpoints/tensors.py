@@ -17,6 +17,7 @@ from pard_onnx.models.json_files import read_json
 
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+HEAD = "lm_head.weight"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # safetensors' names of the floats that are read, and their types in the file
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
@@ -89,6 +90,8 @@ def _sharded(folder: Path) -> dict[str, TensorEntry]:
     if absent:
         raise BadCheckpoint(f"{index}: names files that are not there: {', '.join(absent)}; download them")
     headers = {shard: read_header(folder / shard) for shard in shards}
+    if not any(HEAD in header for header in headers.values()):
+        shard_of.pop(HEAD, None)  # of a tied head, which some tools name and do not store
     for name, shard in shard_of.items():
         if name not in headers[shard]:
             raise BadCheckpoint(f"{folder / shard}: has no tensor {name}, which {INDEX} says it has; download it again")
@@ -156,6 +159,11 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     rows = shape[0]
     step = max(1, BLOCK_VALUES // max(1, math.prod(shape[1:])))
     return (slice(i, min(i + step, rows)) for i in range(0, rows, step))
+
+
+def equal_tensors(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same values, read by blocks of rows up to the first difference."""
+    return all(np.array_equal(read_tensor(a, rows), read_tensor(b, rows)) for rows in row_blocks(a.shape))
 
 
 def require_finite(name: str, array: NDArray[np.float32]) -> None:
