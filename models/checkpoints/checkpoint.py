@@ -83,9 +83,7 @@ class Checkpoint:
 
 def _spec(config: Config, family: Family, size: int, dtype: str) -> ModelSpec:
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-    kv_heads = config.integer("num_key_value_heads", heads)
-    if heads % kv_heads:
-        raise config.fault("num_key_value_heads", f"is {kv_heads}, which does not divide {heads} heads")
+    kv_heads = configs.kv_heads_of(config, family, heads)
     head_dim = config.integer("head_dim", family.head_dim or hidden // heads)
     if head_dim % 2:
         raise config.fault("head_dim", f"is {head_dim}; rotary embedding needs an even one")

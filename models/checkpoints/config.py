@@ -104,6 +104,19 @@ def family_of(config: Config) -> Family:
     return family
 
 
+def kv_heads_of(config: Config, family: Family, heads: int) -> int:
+    """`num_key_value_heads`; left out, it is the default of the family's config class in transformers."""
+    key = "num_key_value_heads"
+    if key in config.values and config.values[key] is None and not family.null_kv_heads:
+        raise config.fault(key, f"is None, which transformers refuses for {family.name}; write a number")
+    default = heads if key in config.values or family.kv_heads is None else family.kv_heads
+    count = config.integer(key, default)
+    if heads % count:
+        missing = "" if key in config.values else f"missing, and {family.name}'s default is "
+        raise config.fault(key, f"is {missing}{count}, which does not divide {heads} heads")
+    return count
+
+
 def _refuse_sliding_window(config: Config, family: Family) -> None:
     kinds = config.values.get("layer_types")
     if isinstance(kinds, list):
@@ -114,7 +127,7 @@ def _refuse_sliding_window(config: Config, family: Family) -> None:
     window = config.values.get("sliding_window", family.window)
     # Qwen2's configs name a window and switch it off, or let it begin past the last layer
     first = config.integer("max_window_layers", default=0, least=0)
-    used = config.flag("use_sliding_window", True) and first < config.integer("num_hidden_layers")
+    used = config.flag("use_sliding_window", family.window_used) and first < config.integer("num_hidden_layers")
     # One that no two positions lie outside of changes nothing
     wide = isinstance(window, int) and window >= max_positions_of(config, rope_of(config, family.theta))
     if window is not None and used and not wide:
