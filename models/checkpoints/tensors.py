@@ -18,6 +18,7 @@ from pard_onnx.models.json_files import read_json
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HEAD = "lm_head.weight"
+TRUNK = "model."  # prefix of all tensors but the head's
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # safetensors' names of the floats that are read, and their types in the file
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
@@ -63,7 +64,18 @@ class TensorEntry:
 
 
 def find_tensors(folder: Path) -> dict[str, TensorEntry]:
-    """All tensors of a checkpoint folder by name, in one file or in shards. Raises BadCheckpoint."""
+    """All tensors of a checkpoint folder by name, in one file or in shards. Raises BadCheckpoint.
+
+    A model that was saved without its head's class has names without `model.`; they get it, as in transformers.
+    """
+    found = _stored_tensors(folder)
+    if any(name.startswith(TRUNK) for name in found):
+        return found
+    head = HEAD.removesuffix("weight")  # also of its parts in a quantized checkpoint
+    return {name if name.startswith(head) else TRUNK + name: entry for name, entry in found.items()}
+
+
+def _stored_tensors(folder: Path) -> dict[str, TensorEntry]:
     if (folder / ONE_FILE).is_file():
         return read_header(folder / ONE_FILE)
     if (folder / INDEX).is_file():
