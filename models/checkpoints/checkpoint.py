@@ -15,7 +15,7 @@ from pard_onnx.models.spec import ModelSpec, Vocabulary
 from . import config as configs
 from .config import MASK_KEYS, Config
 from .layer_attention import attention_of, ropes_of
-from .quantization import KEY, PackedMatrix, QuantizationConfig, packed_matrix, quantization_of
+from .quantization import KEY, PackedMatrix, QuantizationConfig, is_required, packed_matrix, quantization_of
 from .tensors import (
     DTYPES,
     HEAD,
@@ -61,6 +61,8 @@ class Checkpoint:
             spec = replace(spec, tied=False)
         quantization = quantization_of(config)
         tensors, packed = _needed(folder, spec, found, quantization)
+        if not packed and not is_required(config):
+            quantization = None
         if quantization and not packed:
             raise config.fault(KEY, f"says {quantization.method}, but no matrix is stored in integers")
         return cls(folder, spec, tensors, quantization, packed)
