@@ -13,6 +13,8 @@ from pard_onnx.models.families import FAMILIES, Family
 from pard_onnx.models.json_files import read_json
 from pard_onnx.models.spec import Llama3Scaling, Pard, Rope, Yarn
 
+from .tensors import unread_weights
+
 FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names to the config's
@@ -84,7 +86,7 @@ def read_config(folder: Path) -> Config:
     if not folder.is_dir():
         raise BadCheckpoint(f"{folder}: no such folder; --model takes a checkpoint folder or a hub id")
     if not (folder / FILE).is_file():
-        raise BadCheckpoint(f"{folder}: no {FILE}, so not a Hugging Face checkpoint folder")
+        raise BadCheckpoint(f"{folder}: no {FILE}, so not a Hugging Face checkpoint folder{unread_weights(folder)}")
     return Config(folder / FILE, read_json(folder / FILE, BadCheckpoint))
 
 

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pard_onnx.models.errors import BadCheckpoint
-from pard_onnx.models.json_files import read_json
+from pard_onnx.models.json_files import FETCH, LFS_POINTER, read_json
 
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HEAD = "lm_head.weight"
 TRUNK = "model."  # prefix of all tensors but the head's
+UNREAD = (".gguf", ".onnx")  # endings of other formats of weights
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # safetensors' names of the floats that are read, and their types in the file
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
@@ -86,7 +87,13 @@ def _stored_tensors(folder: Path) -> dict[str, TensorEntry]:
             f"{folder}: has only pickled weights ({pickles[0]}), which are never loaded because they can run code; "
             "convert them to safetensors (save_pretrained in transformers does)"
         )
-    raise BadCheckpoint(f"{folder}: no weights: neither {ONE_FILE} nor {INDEX} is there")
+    raise BadCheckpoint(f"{folder}: no weights: neither {ONE_FILE} nor {INDEX} is there{unread_weights(folder)}")
+
+
+def unread_weights(folder: Path) -> str:
+    """The end of an error's text about a folder whose weights are in a format that is not read; "" for others."""
+    found = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in UNREAD)
+    return f"; {found[0]} is not read: the checkpoint in safetensors is needed" if found else ""
 
 
 def _sharded(folder: Path) -> dict[str, TensorEntry]:
@@ -121,6 +128,9 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     """The tensors of one safetensors file by name. Raises BadCheckpoint for a broken or truncated one."""
     size = file.stat().st_size
     with file.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise BadCheckpoint(f"{file}: {FETCH}")
+        stream.seek(0)
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(MAX_HEADER, size - 8):
             raise BadCheckpoint(f"{file}: truncated or not safetensors: no whole header in its {size} bytes")
