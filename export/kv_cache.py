@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pard_onnx.export.graphs.tape import constant
 from pard_onnx.export.verify.drive import FusedDriver, empty, open_session
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
 from pard_onnx.models.errors import BadCheckpoint
-from pard_onnx.models.tokenizers import load_tokenizer
 from pard_onnx.quantize.calibration.text import TextFile
 
 OPERATOR = "GroupQueryAttention"

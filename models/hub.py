@@ -39,6 +39,7 @@ def resolve_checkpoint(name: str, revision: str | None = None) -> tuple[Path, So
     if folder:
         _refuse_revision(name, revision)
         return folder, Source(folder.resolve().name)
+    _refuse_file(name, "a checkpoint folder with config.json, tokenizer.json and safetensors")
     _require_hub_id(name, "a checkpoint folder")
     snapshot = _snapshot(name, revision, allow_patterns=CHECKPOINT_FILES)
     return snapshot, Source(name, snapshot.name)  # a snapshot's folder is named by its commit
@@ -58,7 +59,8 @@ def resolve_artifact(name: str | Path, revision: str | None = None) -> Path:
     name = str(name)
     if name in DEMO:
         raise BadInput(f"{name}: is a checkpoint; run pard-export --model {name} first and name the folder it writes")
-    _require_hub_id(name, "an exported folder")
+    _refuse_file(name, "a folder that pard-export writes")
+    _require_hub_id(name, "an exported folder", "; pard-export --model CHECKPOINT writes such a folder")
     # quote: branches and tags may have slashes
     folder = cache_folder() / "artifacts" / f"{name.replace('/', '--')}@{quote(revision or 'main', safe='')}"
     found = _snapshot(name, revision, allow_patterns=ARTIFACT_FILES, local_dir=folder)
@@ -80,9 +82,22 @@ def _refuse_revision(name: str, revision: str | None) -> None:
         raise BadInput(f"revision {revision!r}: {name} is a local folder, which has no revisions; leave it out")
 
 
-def _require_hub_id(name: str, wanted: str) -> None:
+def _refuse_file(name: str, wanted: str) -> None:
+    """BadInput where the name is that of a single file, above all of one in another format."""
+    if name.lower().endswith((".gguf", ".onnx")):
+        kind = name[-4:].upper()
+        raise BadInput(f"{name}: {kind} files are not taken as a model; name {wanted}, or a hub id of one")
+    try:
+        is_file = Path(name).expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):  # as in _local; a null character
+        return
+    if is_file:
+        raise BadInput(f"{name}: is a file; name {wanted}, or a hub id of one")
+
+
+def _require_hub_id(name: str, wanted: str, advice: str = "") -> None:
     if not HUB_ID.fullmatch(name):
-        raise BadInput(f"{name!r}: neither {wanted} nor a hub id (org/name)")
+        raise BadInput(f"{name!r}: neither {wanted} nor a hub id (org/name){advice}")
 
 
 def _snapshot(name: str, revision: str | None, **options: Any) -> Path:

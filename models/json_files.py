@@ -10,15 +10,22 @@ from typing import Any
 
 from .errors import BadInput
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that stands for one in Git LFS
+FETCH = "is a Git LFS pointer, not the file itself; fetch that with git lfs pull or hf download"
+
 
 def read_json(path: Path, error: type[BadInput] = BadInput) -> dict[str, Any]:
     """The object in `path` (UTF-8, with or without a byte order mark); raises `error` if there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise error(f"{path.parent}: no {path.name}") from None
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror}") from problem
+    if content.startswith(LFS_POINTER):
+        raise error(f"{path}: {FETCH}")
+    try:
+        value = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as problem:  # UnicodeDecodeError is a ValueError
         raise error(f"{path}: not valid JSON: {problem}") from problem
     if not isinstance(value, dict):

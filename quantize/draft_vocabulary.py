@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
 from pard_onnx.models.errors import BadCheckpoint, BadInput
 from pard_onnx.models.manifest import DraftVocabulary, Ids
-from pard_onnx.models.tokenizers import load_tokenizer
 from pard_onnx.quantize.calibration.text import SHIPPED, read_text_file
 
 LEAST = 64  # ids; with fewer a draft can propose next to nothing

@@ -9,11 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
 from pard_onnx.models.checks import Progress
 from pard_onnx.models.errors import BadCheckpoint, BadInput
 from pard_onnx.models.manifest import CalibrationText, Quantization
 from pard_onnx.models.precision import Recipe
-from pard_onnx.models.tokenizers import load_tokenizer
 from pard_onnx.quantize.algorithms.grid import Round
 from pard_onnx.quantize.algorithms.mixed import budget_bytes, choose_bits, matrix_bytes, with_choices
 from pard_onnx.quantize.calibration.magnitudes import ActivationScales

@@ -188,7 +188,8 @@ def trace(folder: Path, spec: ModelSpec, variant: Variant, rows: int, dtype: tor
     rows: of the KV buffers and rotary tables; dtype: of activations.
     """
     with _refusals(folder):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        # The dtype that was understood: transformers refuses some names that tools write
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, dtype=spec.dtype)
     name = f"pard_onnx_{variant.name}"
     AttentionInterface.register(name, variant.attend)
     AttentionMaskInterface.register(name, _no_mask)

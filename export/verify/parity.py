@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.layer_attention import KINDS
+from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
 from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.manifest import Manifest, Parity, read_draft_ids
 from pard_onnx.models.spec import ModelSpec
-from pard_onnx.models.tokenizers import load_tokenizer
 from pard_onnx.quantize.calibration.layers import loaded_weights, model_without_weights
 
 from .drive import Driver, Ids, Logits, drive

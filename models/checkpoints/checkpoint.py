@@ -15,8 +15,18 @@ from pard_onnx.models.spec import ModelSpec, Vocabulary
 from . import config as configs
 from .config import MASK_KEYS, Config
 from .layer_attention import attention_of, ropes_of
-from .quantization import KEY, PackedMatrix, QuantizationConfig, packed_matrix, quantization_of
-from .tensors import DTYPES, Tensor, TensorEntry, find_tensors, read_tensor, require_finite, rounded
+from .quantization import KEY, PackedMatrix, QuantizationConfig, is_required, packed_matrix, quantization_of
+from .tensors import (
+    DTYPES,
+    HEAD,
+    Tensor,
+    TensorEntry,
+    equal_tensors,
+    find_tensors,
+    read_tensor,
+    require_finite,
+    rounded,
+)
 from .vocabulary import chat_template, tokenizer_size
 
 __all__ = ["Checkpoint", "TensorEntry", "read_tensor", "require_finite"]
@@ -36,14 +46,23 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Read configs, tokenizer and safetensors headers; no weights. Raises BadCheckpoint."""
+        """Read configs, tokenizer and safetensors headers. Raises BadCheckpoint.
+
+        Weights are read only where config.json ties the head to the embedding and the files hold both.
+        """
         config = configs.read_config(folder)
         family = configs.family_of(config)
         found = find_tensors(folder)
+        if EMBEDDING not in found and HEAD in found and config.flag("tie_word_embeddings", family.tied):
+            found[EMBEDDING] = found[HEAD]  # transformers ties in both directions
         stored = found[EMBEDDING].dtype if EMBEDDING in found else "F32"
         spec = _spec(config, family, tokenizer_size(folder), configs.dtype_of(config, stored))
+        if spec.tied and _holds_another_head(spec, found):
+            spec = replace(spec, tied=False)
         quantization = quantization_of(config)
         tensors, packed = _needed(folder, spec, found, quantization)
+        if not packed and not is_required(config):
+            quantization = None
         if quantization and not packed:
             raise config.fault(KEY, f"says {quantization.method}, but no matrix is stored in integers")
         return cls(folder, spec, tensors, quantization, packed)
@@ -66,9 +85,7 @@ class Checkpoint:
 
 def _spec(config: Config, family: Family, size: int, dtype: str) -> ModelSpec:
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-    kv_heads = config.integer("num_key_value_heads", heads)
-    if heads % kv_heads:
-        raise config.fault("num_key_value_heads", f"is {kv_heads}, which does not divide {heads} heads")
+    kv_heads = configs.kv_heads_of(config, family, heads)
     head_dim = config.integer("head_dim", family.head_dim or hidden // heads)
     if head_dim % 2:
         raise config.fault("head_dim", f"is {head_dim}; rotary embedding needs an even one")
@@ -102,6 +119,20 @@ def _spec(config: Config, family: Family, size: int, dtype: str) -> ModelSpec:
         norms=family.norms,
         mlp_norm=family.mlp_norm,
     )
+
+
+def _holds_another_head(spec: ModelSpec, found: Mapping[str, TensorEntry]) -> bool:
+    """Whether the files hold a head whose values are not the embedding's.
+
+    transformers does not tie such a head, whatever config.json says (`PreTrainedModel.tie_weights` compares the values
+    of two matrices that are both stored); it ties equal copies. In the other direction, where config.json says that
+    the head is untied and no file holds it, transformers fills it with random numbers: that is refused here.
+    """
+    head, embedding = found.get(HEAD), found.get(EMBEDDING)
+    if head is None or embedding is None or not {head.dtype, embedding.dtype} <= set(DTYPES):
+        return False
+    matrix = (spec.vocabulary.rows, spec.hidden)  # a tensor of another shape cannot be this model's head
+    return head.shape == embedding.shape == matrix and not equal_tensors(head, embedding)
 
 
 def _needed(

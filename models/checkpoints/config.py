@@ -13,9 +13,12 @@ from pard_onnx.models.families import FAMILIES, Family
 from pard_onnx.models.json_files import read_json
 from pard_onnx.models.spec import Llama3Scaling, Pard, Rope, Yarn
 
+from .tensors import unread_weights
+
 FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names to the config's
+NO_TOKEN = -1  # what some tools write where a model has no such token
 MASK_KEYS = ("pard_token", "mask_token_id", "ptd_token_id")  # PARD's own, and other toolkits' names for it
 PARD2_KEYS = ("pard2_target_layers", "pard2_target_dim", "pard2_proj_bias")
 PARD2_WEIGHTS = "warp_model.bin"
@@ -63,16 +66,19 @@ class Config:
             raise self.fault(key, f"is {value!r}; it must be an object")
         return Config(self.path, value or {}, f"{self.prefix}{key}.")
 
-    def ids(self, key: str, rows: int) -> tuple[int, ...]:
-        """One token id or a list of them, in order, each once; () if absent. `rows`: of the vocabulary."""
+    def ids(self, key: str, rows: int, none: int | None = None) -> tuple[int, ...]:
+        """One token id or a list of them, in order, each once; () if absent.
+
+        rows: of the vocabulary. none: a number that stands for no token.
+        """
         value = self.values.get(key)
         found = value if isinstance(value, list) else [] if value is None else [value]
         for item in found:
             if isinstance(item, bool) or not isinstance(item, int):
                 raise self.fault(key, f"holds {item!r}; it must be a token id or a list of them")
-            if not 0 <= item < rows:
+            if item != none and not 0 <= item < rows:
                 raise self.fault(key, f"is {item}, outside the vocabulary of {rows} rows")
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(item for item in found if item != none))
 
 
 def read_config(folder: Path) -> Config:
@@ -80,7 +86,7 @@ def read_config(folder: Path) -> Config:
     if not folder.is_dir():
         raise BadCheckpoint(f"{folder}: no such folder; --model takes a checkpoint folder or a hub id")
     if not (folder / FILE).is_file():
-        raise BadCheckpoint(f"{folder}: no {FILE}, so not a Hugging Face checkpoint folder")
+        raise BadCheckpoint(f"{folder}: no {FILE}, so not a Hugging Face checkpoint folder{unread_weights(folder)}")
     return Config(folder / FILE, read_json(folder / FILE, BadCheckpoint))
 
 
@@ -104,6 +110,19 @@ def family_of(config: Config) -> Family:
     return family
 
 
+def kv_heads_of(config: Config, family: Family, heads: int) -> int:
+    """`num_key_value_heads`; left out, it is the default of the family's config class in transformers."""
+    key = "num_key_value_heads"
+    if key in config.values and config.values[key] is None and not family.null_kv_heads:
+        raise config.fault(key, f"is None, which transformers refuses for {family.name}; write a number")
+    default = heads if key in config.values or family.kv_heads is None else family.kv_heads
+    count = config.integer(key, default)
+    if heads % count:
+        missing = "" if key in config.values else f"missing, and {family.name}'s default is "
+        raise config.fault(key, f"is {missing}{count}, which does not divide {heads} heads")
+    return count
+
+
 def _refuse_sliding_window(config: Config, family: Family) -> None:
     kinds = config.values.get("layer_types")
     if isinstance(kinds, list):
@@ -114,7 +133,7 @@ def _refuse_sliding_window(config: Config, family: Family) -> None:
     window = config.values.get("sliding_window", family.window)
     # Qwen2's configs name a window and switch it off, or let it begin past the last layer
     first = config.integer("max_window_layers", default=0, least=0)
-    used = config.flag("use_sliding_window", True) and first < config.integer("num_hidden_layers")
+    used = config.flag("use_sliding_window", family.window_used) and first < config.integer("num_hidden_layers")
     # One that no two positions lie outside of changes nothing
     wide = isinstance(window, int) and window >= max_positions_of(config, rope_of(config, family.theta))
     if window is not None and used and not wide:
@@ -188,13 +207,16 @@ def max_positions_of(config: Config, rope: Rope) -> int:
 
 
 def dtype_of(config: Config, stored: str) -> str:
-    """The precision of the checkpoint; `stored` is safetensors' name of its embedding's, used if config has none."""
+    """The precision of the checkpoint; `stored` is safetensors' name of its embedding's, used if config has none.
+
+    Some tools write torch's name (`torch.bfloat16`), or `auto`, which is the stored precision.
+    """
     key = "dtype" if config.values.get("dtype") is not None else "torch_dtype"
     value = config.values.get(key)
-    name = DTYPES.get(stored, stored) if value is None else value
+    name = DTYPES.get(stored, stored) if value in (None, "auto") else str(value).removeprefix("torch.")
     if name not in DTYPES.values():
-        raise config.fault(key, f"is {name!r}; supported: {', '.join(DTYPES.values())}")
-    return str(name)
+        raise config.fault(key, f"is {name if value is None else value!r}; supported: {', '.join(DTYPES.values())}")
+    return name
 
 
 def eos_and_bos(config: Config, family: Family, rows: int) -> tuple[tuple[int, ...], int | None]:
@@ -203,10 +225,12 @@ def eos_and_bos(config: Config, family: Family, rows: int) -> tuple[tuple[int, .
     generation = Config(path, read_json(path, BadCheckpoint) if path.is_file() else {})
     # null means none, absent means the family's default
     default = family.eos_ids if "eos_token_id" not in config.values else ()
-    eos = generation.ids("eos_token_id", rows) or config.ids("eos_token_id", rows) or default
-    bos = generation.ids("bos_token_id", rows) or config.ids("bos_token_id", rows)
+    eos, bos = (
+        generation.ids(key, rows, NO_TOKEN) or config.ids(key, rows, NO_TOKEN)
+        for key in ("eos_token_id", "bos_token_id")
+    )
     default_bos = family.bos_id if "bos_token_id" not in config.values else None
-    return eos, bos[0] if bos else default_bos
+    return eos or default, bos[0] if bos else default_bos
 
 
 def pard_of(config: Config, rows: int) -> Pard | None:

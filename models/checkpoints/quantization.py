@@ -12,11 +12,15 @@ from dataclasses import dataclass
 
 from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.json_files import read_json
 
 from .config import Config
 from .tensors import DTYPES, TensorEntry
 
 KEY = "quantization_config"
+OLD_KEY = "compression_config"  # what compressed-tensors called it at first
+OLD_FILE = "quantize_config.json"  # GPTQ's, beside config.json, where this has neither key
+PACKED_FORM, MIXED_FORM = "pack-quantized", "mixed-precision"  # of compressed-tensors; mixed: each group has its own
 BITS = (4, 8)  # of MatMulNBits with integer activations
 WORD = 32
 Shape = tuple[str | int, ...]
@@ -106,10 +110,10 @@ class PackedMatrix:
 
 def quantization_of(config: Config) -> QuantizationConfig | None:
     """How the checkpoint is quantized; None if it is not. Raises BadCheckpoint for an unsupported method or layout."""
-    part = config.inside(KEY)
+    part, default = _described(config)
     if not part.values:
         return None
-    method = part.values.get("quant_method")
+    method = part.values.get("quant_method", default)
     reader = METHODS.get(method) if isinstance(method, str) else None
     if reader is None:
         nearest = nearest_name(method, METHODS)
@@ -119,6 +123,21 @@ def quantization_of(config: Config) -> QuantizationConfig | None:
     if found.bits is not None and found.bits not in BITS:
         raise part.fault("bits", f"is {found.bits}; integer weights of {' and '.join(map(str, BITS))} bits are taken")
     return found
+
+
+def _described(config: Config) -> tuple[Config, str | None]:
+    """Where the quantization is described, and the method where the description names none."""
+    if config.inside(KEY).values:
+        return config.inside(KEY), None
+    if config.inside(OLD_KEY).values:
+        return config.inside(OLD_KEY), "compressed-tensors"
+    path = config.path.with_name(OLD_FILE)
+    return Config(path, read_json(path, BadCheckpoint) if path.is_file() else {}), "gptq"
+
+
+def is_required(config: Config) -> bool:
+    """Whether config.json itself says that matrices are in integers; a file beside it may be a leftover."""
+    return bool(config.inside(KEY).values or config.inside(OLD_KEY).values)
 
 
 def _awq(part: Config) -> QuantizationConfig:
@@ -156,12 +175,16 @@ def _auto_round(part: Config) -> QuantizationConfig:
 
 
 def _compressed_tensors(part: Config) -> QuantizationConfig:
-    if (form := part.values.get("format")) != "pack-quantized":
-        raise part.fault("format", f"is {form!r}; only 'pack-quantized' is supported")
-    named = part.inside("config_groups")
+    form, named = part.values.get("format"), part.inside("config_groups")
+    if form not in (PACKED_FORM, MIXED_FORM):
+        raise part.fault("format", f"is {form!r}; only {PACKED_FORM!r} is supported")
     groups = [named.inside(key).inside("weights") for key in named.values]
     if not groups:
         raise part.fault("config_groups", "has no group; one says how weights are quantized")
+    for key in named.values:
+        own = named.inside(key).values.get("format") or form
+        if own != PACKED_FORM:
+            raise named.inside(key).fault("format", f"is {own!r}; only {PACKED_FORM!r} is supported")
     for weights in groups:
         if (kind := weights.values.get("type", "int")) != "int":
             raise weights.fault("type", f"is {kind!r}; only 'int' is supported")

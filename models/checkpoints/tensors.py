@@ -13,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pard_onnx.models.errors import BadCheckpoint
-from pard_onnx.models.json_files import read_json
+from pard_onnx.models.json_files import FETCH, LFS_POINTER, read_json
 
 ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+HEAD = "lm_head.weight"
+TRUNK = "model."  # prefix of all tensors but the head's
+UNREAD = (".gguf", ".onnx")  # endings of other formats of weights
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # safetensors' names of the floats that are read, and their types in the file
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
@@ -62,7 +65,18 @@ class TensorEntry:
 
 
 def find_tensors(folder: Path) -> dict[str, TensorEntry]:
-    """All tensors of a checkpoint folder by name, in one file or in shards. Raises BadCheckpoint."""
+    """All tensors of a checkpoint folder by name, in one file or in shards. Raises BadCheckpoint.
+
+    A model that was saved without its head's class has names without `model.`; they get it, as in transformers.
+    """
+    found = _stored_tensors(folder)
+    if any(name.startswith(TRUNK) for name in found):
+        return found
+    head = HEAD.removesuffix("weight")  # also of its parts in a quantized checkpoint
+    return {name if name.startswith(head) else TRUNK + name: entry for name, entry in found.items()}
+
+
+def _stored_tensors(folder: Path) -> dict[str, TensorEntry]:
     if (folder / ONE_FILE).is_file():
         return read_header(folder / ONE_FILE)
     if (folder / INDEX).is_file():
@@ -73,7 +87,13 @@ def find_tensors(folder: Path) -> dict[str, TensorEntry]:
             f"{folder}: has only pickled weights ({pickles[0]}), which are never loaded because they can run code; "
             "convert them to safetensors (save_pretrained in transformers does)"
         )
-    raise BadCheckpoint(f"{folder}: no weights: neither {ONE_FILE} nor {INDEX} is there")
+    raise BadCheckpoint(f"{folder}: no weights: neither {ONE_FILE} nor {INDEX} is there{unread_weights(folder)}")
+
+
+def unread_weights(folder: Path) -> str:
+    """The end of an error's text about a folder whose weights are in a format that is not read; "" for others."""
+    found = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in UNREAD)
+    return f"; {found[0]} is not read: the checkpoint in safetensors is needed" if found else ""
 
 
 def _sharded(folder: Path) -> dict[str, TensorEntry]:
@@ -89,6 +109,8 @@ def _sharded(folder: Path) -> dict[str, TensorEntry]:
     if absent:
         raise BadCheckpoint(f"{index}: names files that are not there: {', '.join(absent)}; download them")
     headers = {shard: read_header(folder / shard) for shard in shards}
+    if not any(HEAD in header for header in headers.values()):
+        shard_of.pop(HEAD, None)  # of a tied head, which some tools name and do not store
     for name, shard in shard_of.items():
         if name not in headers[shard]:
             raise BadCheckpoint(f"{folder / shard}: has no tensor {name}, which {INDEX} says it has; download it again")
@@ -106,6 +128,9 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
     """The tensors of one safetensors file by name. Raises BadCheckpoint for a broken or truncated one."""
     size = file.stat().st_size
     with file.open("rb") as stream:
+        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise BadCheckpoint(f"{file}: {FETCH}")
+        stream.seek(0)
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(MAX_HEADER, size - 8):
             raise BadCheckpoint(f"{file}: truncated or not safetensors: no whole header in its {size} bytes")
@@ -156,6 +181,11 @@ def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     rows = shape[0]
     step = max(1, BLOCK_VALUES // max(1, math.prod(shape[1:])))
     return (slice(i, min(i + step, rows)) for i in range(0, rows, step))
+
+
+def equal_tensors(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same values, read by blocks of rows up to the first difference."""
+    return all(np.array_equal(read_tensor(a, rows), read_tensor(b, rows)) for rows in row_blocks(a.shape))
 
 
 def require_finite(name: str, array: NDArray[np.float32]) -> None:

@@ -1,4 +1,4 @@
-"""What a checkpoint's tokenizer files say: the tokenizer's size and the chat template."""
+"""A model's tokenizer files: the tokenizer itself, its size and the chat template."""
 
 from __future__ import annotations
 
@@ -7,12 +7,27 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.errors import BadCheckpoint, BadInput
 from pard_onnx.models.json_files import read_json
 
 FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+
+
+def load_tokenizer(path: Path, error: type[BadInput] = BadInput) -> Tokenizer:
+    """The tokenizer in a tokenizer.json, which encodes whole texts; raises `error` if it cannot be read.
+
+    Truncation and padding that are saved in the file are switched off: they belong to the training of the model.
+    """
+    try:
+        # Not from_file, which fails on paths with letters that the platform's encoding lacks
+        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as problem:  # tokenizers raises plain Exception
+        raise error(f"{path} cannot be read: {problem}") from problem
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def tokenizer_size(folder: Path) -> int:
@@ -26,15 +41,13 @@ def tokenizer_size(folder: Path) -> int:
         highest: int = max((*_model_ids(value["model"]["vocab"]), *added))
     except (KeyError, TypeError, ValueError, OverflowError) as error:  # OverflowError: Infinity
         raise BadCheckpoint(f"{path}: not a tokenizer of the tokenizers library (no vocabulary in it)") from error
-    _require_readable(path)
-    return highest + 1
-
-
-def _require_readable(path: Path) -> None:
     try:
-        Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise BadCheckpoint(f"{path}: the tokenizers library cannot read it: {error}; download it again") from error
+        load_tokenizer(path, BadCheckpoint)
+    except BadCheckpoint as error:
+        raise BadCheckpoint(
+            f"{path}: the tokenizers library cannot read it: {error.__cause__}; download it again"
+        ) from error
+    return highest + 1
 
 
 def _model_ids(vocab: Any) -> range | list[int]:

@@ -77,10 +77,13 @@ class Family:
     activation: str = "silu"  # of the MLP; transformers' name
     activation_key: str = "hidden_act"
     head_dim: int | None = None  # None: hidden / heads
+    kv_heads: int | None = None  # `num_key_value_heads` where config.json leaves it out; None: as many as heads
+    null_kv_heads: bool = True  # whether it may be null, which is as many as heads
     tied: bool = False
     theta: float = 10_000.0  # rotary base
     windows: Windows | None = None  # None: full attention only
     window: int | None = None  # `sliding_window` where config.json leaves it out, if windows is None
+    window_used: bool = True  # `use_sliding_window` where config.json leaves it out, if windows is None
     unrotated: Unrotated | None = None
     foreign_ids: int = 0  # how many ids of the tokenizer may lie past the embedding's rows; they are no text
     bos_id: int | None = None

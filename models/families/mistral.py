@@ -2,4 +2,13 @@
 
 from .family import Family, Norm
 
-MISTRAL = Family("mistral", Norm("MistralRMSNorm"), "MistralRotaryEmbedding", window=4096, bos_id=1, eos_ids=(2,))
+MISTRAL = Family(
+    "mistral",
+    Norm("MistralRMSNorm"),
+    "MistralRotaryEmbedding",
+    kv_heads=8,
+    null_kv_heads=False,
+    window=4096,
+    bos_id=1,
+    eos_ids=(2,),
+)

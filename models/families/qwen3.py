@@ -3,5 +3,13 @@
 from .family import Family, Norm
 
 QWEN3 = Family(
-    "qwen3", Norm("Qwen3RMSNorm"), "Qwen3RotaryEmbedding", qk_norm=True, off=("attention_bias",), head_dim=128
+    "qwen3",
+    Norm("Qwen3RMSNorm"),
+    "Qwen3RotaryEmbedding",
+    qk_norm=True,
+    off=("attention_bias",),
+    head_dim=128,
+    kv_heads=32,
+    window=4096,
+    window_used=False,
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
 from pard_onnx.models.errors import BadArtifact, BadInput
 from pard_onnx.models.json_files import read_json
-from pard_onnx.models.tokenizers import load_tokenizer
 
 from .template import Message, checked_arguments, render
 from .writer import Detokenizer

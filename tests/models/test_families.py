@@ -113,7 +113,7 @@ def test_defaults_are_those_of_transformers(
     tiny: Tiny, tmp_path: Path, family: str, tied: bool, head_dim: int, theta: float, eos: tuple[int], bos: int
 ) -> None:
     transformers = pytest.importorskip("transformers")
-    tiny(tmp_path, family, head_dim=head_dim)
+    tiny(tmp_path, family, head_dim=head_dim, tied=tied)
     (tmp_path / "generation_config.json").unlink()
     edit_json(
         tmp_path / "config.json",

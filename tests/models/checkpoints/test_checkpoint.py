@@ -232,7 +232,7 @@ def test_require_finite(value):
         ({"quantization_config": {"bits": 4}}, "quantization_config.quant_method is None; supported: awq, gptq"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu' is supported"),
         ({"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1}, "sliding_window is 64; only full"),
-        ({"sliding_window": 64}, "sliding_window is 64; only full"),
+        ({"sliding_window": 64, "use_sliding_window": True}, "sliding_window is 64; only full"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has 'sliding_attention'; only full"),
         (
             {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}},

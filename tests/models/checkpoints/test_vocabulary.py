@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from pard_onnx.export.kv_cache import windows
 from pard_onnx.export.verify import parity
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
 from pard_onnx.models.errors import BadArtifact, BadCheckpoint, BadInput
-from pard_onnx.models.tokenizers import load_tokenizer
 from pard_onnx.quantize import quantizer
 from pard_onnx.quantize.calibration.text import TextFile, read_text_file
 from pard_onnx.quantize.draft_vocabulary import select_vocabulary
