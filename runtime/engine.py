@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from threading import Event, Lock, RLock
 from time import perf_counter
+from typing import Generic
 
 from pard_onnx.models.checks import DRAFT_LIMIT
 from pard_onnx.models.errors import Failure, PardWarning
@@ -25,7 +26,7 @@ from .result import Chunk, Facts, Result
 from .sampling.sampler import chooser, require_known
 from .sequence import Sequence
 from .sessions.kv_cache import KvCache
-from .sessions.session import BeforeStep, DraftSession, Floats, Ids, Rows, Session, TargetSession, do_nothing
+from .sessions.session import AnySession, BeforeStep, DraftSession, Floats, Ids, Rows, TargetSession, do_nothing
 from .stream import Stream, chunks
 from .text.tokenizer import Text
 from .text.writer import Writer, stop_strings
@@ -215,10 +216,10 @@ class Engine:
         self._busy.release()
 
 
-class Seat:
+class Seat(Generic[AnySession]):
     """One sequence's place in a session: before each step the session is given this sequence's cache."""
 
-    def __init__(self, session: Session, cache: KvCache, before_step: BeforeStep, lock: ReentrantLock) -> None:
+    def __init__(self, session: AnySession, cache: KvCache, before_step: BeforeStep, lock: ReentrantLock) -> None:
         self._session, self._cache = session, cache
         self._before_step, self._lock = before_step, lock
 
@@ -236,30 +237,22 @@ class Seat:
                 self._session.detach()
 
 
-class TargetSeat(Seat):
+class TargetSeat(Seat[TargetSession]):
     """A `TargetModel` of the decoding loop."""
-
-    def __init__(self, session: TargetSession, cache: KvCache, before_step: BeforeStep, lock: ReentrantLock) -> None:
-        super().__init__(session, cache, before_step, lock)
-        self._target = session
 
     def step(self, ids: Tokens[int], keep: int) -> Rows:
         with self._lock:
-            self._target.attach(self._cache, self._before_step)
-            return self._target.step(ids, keep)
+            self._session.attach(self._cache, self._before_step)
+            return self._session.step(ids, keep)
 
 
-class DraftSeat(Seat):
+class DraftSeat(Seat[DraftSession]):
     """A `DraftModel` of a `PardDrafter`."""
-
-    def __init__(self, session: DraftSession, cache: KvCache, before_step: BeforeStep, lock: ReentrantLock) -> None:
-        super().__init__(session, cache, before_step, lock)
-        self._draft = session
 
     def step(self, ids: Tokens[int], draft_length: int) -> tuple[Ids, Floats]:
         with self._lock:
-            self._draft.attach(self._cache, self._before_step)
-            drafts, probabilities = self._draft.step(ids, draft_length)
+            self._session.attach(self._cache, self._before_step)
+            drafts, probabilities = self._session.step(ids, draft_length)
             return drafts.copy(), probabilities.copy()  # another sequence's step may follow at once
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
 from pard_onnx.models import hub
 from pard_onnx.models.errors import BadArtifact, BadProvider, Failure
@@ -20,7 +20,7 @@ from .providers.table import CPU, Provider
 from .providers.threads import Threads
 from .sessions.dynamic_shapes import FusedDraft, FusedTarget, PortableDraft, PortableTarget
 from .sessions.fixed_shapes import FixedShapesDraft, FixedShapesTarget
-from .sessions.session import Session
+from .sessions.session import AnySession
 from .sessions.single_step import SingleStepDraft, SingleStepTarget
 from .text.tokenizer import TOKENIZER, Text, first_difference
 from .tuning.measurement import Tuning, measure_draft, measure_prefill_chunk, measure_target
@@ -48,9 +48,6 @@ class Artifact:
     def text(self) -> Text:
         """The artifact's tokenizer and chat template."""
         return Text(self.folder, self.manifest.spec.chat_template)
-
-
-AnySession = TypeVar("AnySession", bound=Session)
 
 
 @dataclass(frozen=True, slots=True)

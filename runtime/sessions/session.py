@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,9 @@ class Session(Protocol):
     def rollback(self, length: int) -> None:
         """Forget the cache's rows from `length` on."""
         ...
+
+
+AnySession = TypeVar("AnySession", bound=Session)
 
 
 class TargetSession(Session, Protocol):

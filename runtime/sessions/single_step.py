@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Generic
 
 import numpy as np
 
 from .kv_cache import KvCache
 from .session import (
+    AnySession,
     BeforeStep,
     DraftSession,
     Floats,
     Ids,
     Rows,
-    Session,
     TargetSession,
     do_nothing,
     mask_tokens,
@@ -22,41 +23,37 @@ from .session import (
 )
 
 
-class SingleStep:
+class SingleStep(Generic[AnySession]):
     """What the target's and the draft's session share: the cache belongs to an inner session, which runs the steps."""
 
-    def __init__(self, session: Session) -> None:
-        self._inner = session
+    def __init__(self, session: AnySession) -> None:
+        self._session = session
         self.manifest = session.manifest
         self.provider = session.provider
 
     @property
     def cache(self) -> KvCache:
-        return self._inner.cache
+        return self._session.cache
 
     @property
     def length(self) -> int:
-        return self._inner.length
+        return self._session.length
 
     def new_cache(self) -> KvCache:
-        return self._inner.new_cache()
+        return self._session.new_cache()
 
     def attach(self, cache: KvCache, before_step: BeforeStep = do_nothing) -> None:
-        self._inner.attach(cache, before_step)
+        self._session.attach(cache, before_step)
 
     def detach(self) -> None:
-        self._inner.detach()
+        self._session.detach()
 
     def rollback(self, length: int) -> None:
-        self._inner.rollback(length)
+        self._session.rollback(length)
 
 
-class SingleStepTarget(SingleStep):
+class SingleStepTarget(SingleStep[TargetSession]):
     """A target's session."""
-
-    def __init__(self, session: TargetSession) -> None:
-        super().__init__(session)
-        self._session = session
 
     def step(self, ids: Sequence[int], keep: int) -> Rows:
         """See `TargetSession.step`."""
@@ -70,12 +67,8 @@ class SingleStepTarget(SingleStep):
         return Rows(np.concatenate(logits), np.concatenate(features) if features else None)
 
 
-class SingleStepDraft(SingleStep):
+class SingleStepDraft(SingleStep[DraftSession]):
     """A draft's session. The masks are fed as ordinary tokens."""
-
-    def __init__(self, session: DraftSession) -> None:
-        super().__init__(session)
-        self._session = session
 
     def step(self, ids: Sequence[int], draft_length: int) -> tuple[Ids, Floats]:
         """See `DraftSession.step`."""

@@ -40,3 +40,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]
         return made[key]
 
     return make
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny: Callable[..., Path]) -> Job:
+    """An export of a tiny target, in a folder whose names have spaces and letters beyond ASCII."""
+    checkpoint = tiny(tmp_path / "a checkpoint é", "qwen2", "target")
+    return Job(Checkpoint.open(checkpoint), Source("tiny"), tmp_path / "out put ü", "int4", verify=False)
+
+
+@pytest.fixture
+def left() -> Callable[[Job], list[str]]:
+    """The names that an export left beside its checkpoint."""
+    return lambda job: sorted(path.name for path in job.output.parent.iterdir() if path.name != "a checkpoint é")

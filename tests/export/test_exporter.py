@@ -17,19 +17,10 @@ from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.models.precision import DYNAMIC_INT8, FLOAT16, FLOAT32, INT4, INT8, Recipe
 
 Tiny = Callable[..., Path]
+Left = Callable[[Job], list[str]]
 
 
-@pytest.fixture
-def job(tmp_path: Path, tiny: Tiny) -> Job:
-    checkpoint = tiny(tmp_path / "a checkpoint é", "qwen2", "target")
-    return Job(Checkpoint.open(checkpoint), Source("tiny"), tmp_path / "out put ü", "int4", verify=False)
-
-
-def left(job: Job) -> list[str]:
-    return sorted(p.name for p in job.output.parent.iterdir() if p.name != "a checkpoint é")
-
-
-def test_the_folder_is_what_the_manifest_says(job: Job) -> None:
+def test_the_folder_is_what_the_manifest_says(job: Job, left: Left) -> None:
     manifest = export(job)
     assert Manifest.read(job.output) == manifest
     manifest.verify(job.output)
@@ -41,7 +32,7 @@ def test_the_folder_is_what_the_manifest_says(job: Job) -> None:
 
 
 @pytest.mark.parametrize("bad", (np.nan, np.inf))
-def test_values_that_are_not_finite_are_refused_by_tensor(job: Job, bad: float) -> None:
+def test_values_that_are_not_finite_are_refused_by_tensor(job: Job, bad: float, left: Left) -> None:
     folder = job.checkpoint.folder
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     tensors = weights(config)
@@ -52,7 +43,7 @@ def test_values_that_are_not_finite_are_refused_by_tensor(job: Job, bad: float) 
     assert left(job) == []
 
 
-def test_values_beyond_half_precision_are_refused_by_tensor(job: Job) -> None:
+def test_values_beyond_half_precision_are_refused_by_tensor(job: Job, left: Left) -> None:
     folder = job.checkpoint.folder
     tensors = weights(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = 1e6
@@ -62,7 +53,7 @@ def test_values_beyond_half_precision_are_refused_by_tensor(job: Job) -> None:
     assert left(job) == []
 
 
-def test_logits_that_are_not_finite_are_a_failure(job: Job) -> None:
+def test_logits_that_are_not_finite_are_a_failure(job: Job, left: Left) -> None:
     folder = job.checkpoint.folder
     tensors = weights(json.loads((folder / "config.json").read_text(encoding="utf-8")), std=1e12)
     save_safetensors(folder / "model.safetensors", tensors)
@@ -72,20 +63,20 @@ def test_logits_that_are_not_finite_are_a_failure(job: Job) -> None:
 
 
 @pytest.mark.parametrize("capacity", (0, -1, 513))
-def test_a_context_length_that_the_model_does_not_have_is_refused(job: Job, capacity: int) -> None:
+def test_a_context_length_that_the_model_does_not_have_is_refused(job: Job, capacity: int, left: Left) -> None:
     with pytest.raises(BadInput, match=f"context length {capacity} "):
         export(replace(job, capacity=capacity))
     assert left(job) == []
 
 
-def test_a_full_disk_is_told_before_writing(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_before_writing(job: Job, monkeypatch: pytest.MonkeyPatch, left: Left) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1 << 20))
     with pytest.raises(Failure, match="1 MiB free, the export needs about"):
         export(job)
     assert left(job) == []
 
 
-def test_a_graph_that_is_not_the_model_is_refused(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_is_not_the_model_is_refused(job: Job, monkeypatch: pytest.MonkeyPatch, left: Left) -> None:
     from pard_onnx.export import exporter
 
     monkeypatch.setattr(exporter, "vocabulary_bias", lambda spec: np.linspace(0, 50, 320, dtype=np.float32))
@@ -125,7 +116,7 @@ def test_a_mixed_recipe(tmp_path: Path, tiny: Tiny, family: str) -> None:
         (Recipe(INT4, FLOAT16, INT4), "float16 beside"),
     ),
 )
-def test_recipes_that_a_target_cannot_take(job: Job, recipe: Recipe, reason: str) -> None:
+def test_recipes_that_a_target_cannot_take(job: Job, recipe: Recipe, reason: str, left: Left) -> None:
     with pytest.raises(BadInput, match=reason):
         export(replace(job, recipe=recipe))
     assert left(job) == []

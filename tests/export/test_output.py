@@ -8,24 +8,13 @@ import pytest
 
 from pard_onnx.export.exporter import Job, export
 from pard_onnx.export.output import checked_output_folder, replacing
-from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
-from pard_onnx.models.manifest import Source
 
 Tiny = Callable[..., Path]
+Left = Callable[[Job], list[str]]
 
 
-@pytest.fixture
-def job(tmp_path: Path, tiny: Tiny) -> Job:
-    checkpoint = tiny(tmp_path / "a checkpoint é", "qwen2", "target")
-    return Job(Checkpoint.open(checkpoint), Source("tiny"), tmp_path / "out put ü", "int4", verify=False)
-
-
-def left(job: Job) -> list[str]:
-    return sorted(p.name for p in job.output.parent.iterdir() if p.name != "a checkpoint é")
-
-
-def test_an_export_is_replaced_only_by_force(job: Job) -> None:
+def test_an_export_is_replaced_only_by_force(job: Job, left: Left) -> None:
     export(job)
     before = (job.output / "pard_onnx.json").read_bytes()
     with pytest.raises(BadInput, match="exists already"):
@@ -38,7 +27,7 @@ def test_an_export_is_replaced_only_by_force(job: Job) -> None:
 @pytest.mark.parametrize(
     "files", (["mine.txt"], ["config.json"], ["pard_onnx.json", "mine.txt"], ["pard_onnx.json", "a/b"])
 )
-def test_force_replaces_nothing_but_exports(job: Job, files: list[str]) -> None:
+def test_force_replaces_nothing_but_exports(job: Job, files: list[str], left: Left) -> None:
     for name in files:
         (job.output / name).parent.mkdir(parents=True, exist_ok=True)
         (job.output / name).write_text("mine")
@@ -58,14 +47,14 @@ def test_the_checkpoint_is_never_replaced(job: Job, output: str, force: bool) ->
     assert sorted(folder.iterdir()) == before
 
 
-def test_a_file_is_not_replaced(job: Job) -> None:
+def test_a_file_is_not_replaced(job: Job, left: Left) -> None:
     job.output.write_text("mine")
     with pytest.raises(BadInput, match="is a file"):
         export(replace(job, force=True))
     assert job.output.read_text() == "mine" and left(job) == [job.output.name]
 
 
-def test_an_output_that_cannot_be_made_is_bad_input(job: Job) -> None:
+def test_an_output_that_cannot_be_made_is_bad_input(job: Job, left: Left) -> None:
     job.output.write_text("a file, so no folder to put anything in")
     with pytest.raises(BadInput, match="choose another --output"):
         export(replace(job, output=job.output / "deep" / "out"))
@@ -74,7 +63,7 @@ def test_an_output_that_cannot_be_made_is_bad_input(job: Job) -> None:
     assert left(job) == [job.output.name]
 
 
-def test_the_longest_name_there_is(job: Job) -> None:
+def test_the_longest_name_there_is(job: Job, left: Left) -> None:
     output = job.output.with_name("o" * 255)
     with replacing(output, force=False) as folder:
         (folder / "made").touch()
@@ -87,7 +76,7 @@ def test_a_home_folder_is_understood(job: Job, tmp_path: Path, monkeypatch: pyte
     assert checked_output_folder(Path("~/out"), job.checkpoint.folder, force=False) == (tmp_path / "out").resolve()
 
 
-def test_a_folder_made_meanwhile_is_kept(job: Job) -> None:
+def test_a_folder_made_meanwhile_is_kept(job: Job, left: Left) -> None:
     """Two exports to one place: the second to finish fails, and neither is mixed with the other."""
     with pytest.raises(Failure, match="was made by someone else"), replacing(job.output, force=False):
         job.output.mkdir()
@@ -95,7 +84,7 @@ def test_a_folder_made_meanwhile_is_kept(job: Job) -> None:
     assert [path.name for path in job.output.iterdir()] == ["theirs"] and left(job) == [job.output.name]
 
 
-def test_a_swap_that_fails_puts_the_old_folder_back(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_swap_that_fails_puts_the_old_folder_back(job: Job, monkeypatch: pytest.MonkeyPatch, left: Left) -> None:
     job.output.mkdir()
     (job.output / "old").touch()
     rename = Path.rename
@@ -111,14 +100,14 @@ def test_a_swap_that_fails_puts_the_old_folder_back(job: Job, monkeypatch: pytes
     assert [path.name for path in job.output.iterdir()] == ["old"] and left(job) == [job.output.name]
 
 
-def test_parents_made_for_an_export_that_fails_go_with_it(job: Job) -> None:
+def test_parents_made_for_an_export_that_fails_go_with_it(job: Job, left: Left) -> None:
     with pytest.raises(KeyboardInterrupt), replacing(job.output / "a" / "b", force=False):
         raise KeyboardInterrupt
     assert left(job) == []
 
 
 @pytest.mark.parametrize("stage", ("trace", "weights", "verify"))
-def test_an_interrupted_export_leaves_nothing(job: Job, stage: str) -> None:
+def test_an_interrupted_export_leaves_nothing(job: Job, stage: str, left: Left) -> None:
     def interrupt(name: str, done: int, total: int) -> None:
         if name == stage and (done > 0 or name == "verify"):
             raise KeyboardInterrupt
@@ -128,7 +117,7 @@ def test_an_interrupted_export_leaves_nothing(job: Job, stage: str) -> None:
     assert left(job) == []
 
 
-def test_a_forced_export_that_fails_keeps_the_old_folder(job: Job) -> None:
+def test_a_forced_export_that_fails_keeps_the_old_folder(job: Job, left: Left) -> None:
     export(job)
     before = {p.name: p.read_bytes() for p in job.output.iterdir()}
 

@@ -12,19 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import VOCABULARY, function
 
 from pard_onnx.runtime.decoding.drafter import DraftMemory
 from pard_onnx.runtime.decoding.loop import Halted, Settings, decode
 from pard_onnx.runtime.sequence import Sequence as Conversation
 from pard_onnx.runtime.tuning.steps import CANDIDATES
 from pard_onnx.testing import NoDraft, ScriptedDraft, ScriptedDrafter, ScriptedTarget, continuation
-
-VOCABULARY = 7
-
-
-def function(seed: int) -> Callable[[Sequence[int]], int]:
-    """An arbitrary deterministic function of all tokens before."""
-    return lambda tokens: random.Random(f"{seed}{list(tokens)}").randrange(VOCABULARY)
 
 
 def script(choose: Callable[[Sequence[int]], int], skill: float) -> Callable[[Sequence[int], int], list[int]]:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import VOCABULARY, function
 
 from pard_onnx.models.checks import DRAFT_LIMIT
 from pard_onnx.models.errors import BadInput, TooLong
@@ -17,12 +18,6 @@ from pard_onnx.runtime.decoding.loop import Settings, decode
 from pard_onnx.runtime.tuning.steps import CANDIDATES
 
 Next = Callable[[Sequence[int]], int]
-VOCABULARY = 7
-
-
-def function(seed: int) -> Next:
-    """An arbitrary deterministic function of all tokens before."""
-    return lambda tokens: random.Random(f"{seed}{list(tokens)}").randrange(VOCABULARY)
 
 
 def reference(choose: Next, prompt: list[int], limit: int, eos_ids: frozenset[int]) -> tuple[list[int], str]:
