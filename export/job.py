@@ -47,7 +47,7 @@ class Job:
         if self.recipe is None:
             require_precision(self.form, self.precision)
         own = self.recipe or recipe(self.precision, imported=self.checkpoint.quantization is not None)
-        used = self.runnable_recipe(self.order.recipe.formats(role) if self.order else own)
+        used = self.runnable_recipe(self.order.recipe.formats(self.checkpoint.spec) if self.order else own)
         used.require(role)
         if used.matrices.kind == "qdq" and not self.order:
             raise BadInput(f"{self.precision}: its scales come from text; use pard-quantize --recipe {self.precision}")

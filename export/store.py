@@ -33,6 +33,13 @@ def joined(names: Sequence[str]) -> str:
     return "+".join([names[0], *(name.rsplit(".", 1)[-1] for name in names[1:])])
 
 
+def _scale_type(scale: NDArray[np.generic], floats: Floats) -> np.dtype[np.generic]:
+    """The type that a matrix's scales are stored in: float16 where it holds them exactly, or where activations have it."""
+    with np.errstate(over="ignore"):
+        exact = np.array_equal(scale.astype(np.float16).astype(np.float32), scale)
+    return np.dtype(np.float16) if exact else np.dtype(floats)
+
+
 def _copy(value: ir.Value) -> ir.Value:
     """Another value for the same bytes: a value belongs to one graph, and several graphs may read the bytes."""
     return ir.Value(name=value.name, shape=value.shape, type=value.type, const_value=value.const_value)
@@ -148,7 +155,7 @@ class WeightStore:
             if arrays:
                 whole = np.concatenate(arrays)
                 if part == "scale" and fmt.kind == "nbits":
-                    whole = self._cast(names[0], whole, np.dtype(self.scales))
+                    whole = self._cast(names[0], whole, _scale_type(whole, self.scales))
                 parts[part] = self.add(f"{label}.{part}", whole)
         size = sum(v.const_value.nbytes for v in parts.values() if v.const_value is not None)
         self.reports.append(TensorReport(label, fmt.name, size, error.relative, error.relative_output))

@@ -17,12 +17,20 @@ from pard_onnx.models.precision import Recipe
 from pard_onnx.quantize.algorithms.grid import Round
 from pard_onnx.quantize.algorithms.mixed import budget_bytes, choose_bits, matrix_bytes, with_choices
 from pard_onnx.quantize.calibration.magnitudes import ActivationScales
-from pard_onnx.quantize.calibration.text import SHIPPED, CalibrationRow, TextFile, calibration_rows, read_text_file
+from pard_onnx.quantize.calibration.text import (
+    SHIPPED,
+    CalibrationRow,
+    TextFile,
+    calibration_rows,
+    read_text_file,
+    spread_rows,
+)
 from pard_onnx.quantize.packing.prepared import Formats, Prepared, Spool
 
 from .recipes import NamedRecipe
 
 BUDGET = "0.6"
+SQUARES_ROWS = 2  # of text: mean squares of inputs hardly change with more
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,26 +68,28 @@ def quantize(
     work: a folder for packed weights until they are exported; they take as much room as the export and are deleted at
     the end. Raises BadInput for a checkpoint that is quantized already.
     """
-    named, role = request.recipe, checkpoint.spec.role
+    named = request.recipe
     if checkpoint.quantization:
         raise BadInput(
             f"{checkpoint.folder}: is quantized already (quantization_config: {checkpoint.quantization.method}); "
             "pard-export takes its integers as they are, or name the checkpoint in floats"
         )
-    recipe, by_weights = named.formats(role), named.algorithm.from_weights
+    recipe, by_weights = named.formats(checkpoint.spec), named.algorithm.from_weights
     if not named.needs_text:
         yield QuantizedWeights(recipe, by_weights, None, Quantization(named.name, named.rounding))
         return
     text = read_text_file(request.calibration or SHIPPED)
     budget = budget_bytes(request.budget or BUDGET, checkpoint, recipe) if named.mixed else None
     rows = calibration_rows(text, load_tokenizer(checkpoint.folder / "tokenizer.json", BadCheckpoint), checkpoint.spec)
+    if not (named.needs_gram or named.mixed or named.qdq):
+        rows = spread_rows(rows, SQUARES_ROWS)
     record = Quantization(named.name, named.rounding, _text_record(text, rows), budget)
     layers = checkpoint.spec.layers
     if named.qdq:
         # Imported here, as the modules below: torch takes seconds to import, and bad input is refused before.
-        from pard_onnx.quantize.calibration.ranges import measure_ranges, spread_rows
+        from pard_onnx.quantize.calibration.ranges import MOST_ROWS, measure_ranges
 
-        rows = spread_rows(rows)
+        rows = spread_rows(rows, MOST_ROWS)
         record = replace(record, calibration=_text_record(text, rows))
         ranges = measure_ranges(checkpoint, rows, lambda done: progress("calibrate", done, layers))
         yield QuantizedWeights(recipe, by_weights, None, record, ranges.scales(named.format.activations))

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.precision import A8W8, A16W8, DYNAMIC_INT8, INT4, INT8, Format, Precision, Recipe
-from pard_onnx.models.spec import Role
-from pard_onnx.quantize.algorithms.grid import Round, hqq, kquant, round_by_search
+from pard_onnx.models.spec import ModelSpec
+from pard_onnx.quantize.algorithms.grid import Float, Round, round_by_importance, round_by_search
 from pard_onnx.quantize.packing.pack import SMALLEST_BLOCK, pack
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 INT4_ZERO = replace(INT4, symmetric=False)
 BLOCKS = (16, 32, 64, 128, 256)
+SMALL_HIDDEN = 1024  # of a small model: it loses more by 4 bits than a larger one, and its steps are short in any case
+SMALL_BLOCK = 32  # of a small model's recipes without a block size of their own
+KEYS_AND_VALUES = ("*.k_proj", "*.v_proj")  # small matrices, whose errors stay in the KV cache for all later tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,10 @@ class Algorithm:
     """How the rows of a matrix are rounded to a format."""
 
     from_weights: Round  # rounds by the weights alone, without calibration text
-    # Makes the rounding function for a matrix from X X^T [in, in] of its calibration inputs; None: it takes no text.
+    # Makes the rounding function for a matrix from X X^T [in, in] of its calibration inputs
     from_gram: Callable[[Tensor], Round] | None = None
+    # The same from the mean squares [in] of its calibration inputs, which take less time and memory
+    from_squares: Callable[[Float], Round] | None = None
 
 
 def _gptq(gram: Tensor) -> Round:
@@ -42,9 +47,8 @@ def _gptq(gram: Tensor) -> Round:
 
 ALGORITHMS: dict[str, Algorithm] = {
     "rtn": Algorithm(pack),
-    "kquant": Algorithm(kquant),
-    "hqq": Algorithm(hqq),
     "search": Algorithm(round_by_search),
+    "importance": Algorithm(pack, from_squares=round_by_importance),
     "gptq": Algorithm(round_by_search, _gptq),
 }
 
@@ -57,7 +61,11 @@ class NamedRecipe:
     format: Format  # of every matrix, unless `mixed` gives some of them more bits
     rounding: str  # a key of ALGORITHMS
     awq: bool = False  # input columns are scaled by AWQ before the weights are rounded
+    smooth: bool = False  # input columns are scaled so that activations lose less by 8 bits
     mixed: bool = False  # the matrices that lose most by 4 bits get 8 bits
+    ends: Format | None = None  # of the LM head and the embedding; None: that of the other matrices
+    eight_bits: tuple[str, ...] = ()  # patterns of the matrices that have 8 bits in any case
+    any_block: bool = False  # the model's size decides the block size
 
     @property
     def algorithm(self) -> Algorithm:
@@ -66,7 +74,13 @@ class NamedRecipe:
     @property
     def needs_text(self) -> bool:
         """Whether the recipe runs calibration text through the model."""
-        return self.awq or self.mixed or self.qdq or self.algorithm.from_gram is not None
+        by_squares = self.smooth or self.algorithm.from_squares is not None
+        return by_squares or self.needs_gram or self.mixed or self.qdq
+
+    @property
+    def needs_gram(self) -> bool:
+        """Whether the recipe needs X X^T of the matrices' inputs: more text, time and memory than their squares."""
+        return self.awq or self.algorithm.from_gram is not None
 
     @property
     def qdq(self) -> bool:
@@ -79,11 +93,15 @@ class NamedRecipe:
             return "int8-a8w8" if self.format.activations == 8 else "int8-a16w8"
         return "int4" if self.format.bits == 4 else "int8"
 
-    def formats(self, role: Role) -> Recipe:
+    def formats(self, spec: ModelSpec) -> Recipe:
         """The format of every matrix, before any is given more bits. Raises BadInput for a role that cannot have it."""
-        lookup = INT8 if self.format.kind == "dynamic" else self.format  # dynamic int8 has no embedding lookup
-        recipe = Recipe(self.format, lookup, lookup)
-        recipe.require(role)
+        fmt = self.format
+        if self.any_block and spec.hidden < SMALL_HIDDEN:
+            fmt = replace(fmt, block=SMALL_BLOCK)
+        lookup = INT8 if fmt.kind == "dynamic" else fmt  # dynamic int8 has no embedding lookup
+        eight = tuple((pattern, INT8) for pattern in self.eight_bits)
+        recipe = Recipe(fmt, self.ends or lookup, self.ends or lookup, eight)
+        recipe.require(spec.role)
         return recipe
 
     def with_block(self, block: int) -> NamedRecipe:
@@ -91,7 +109,7 @@ class NamedRecipe:
         if block not in BLOCKS or self.format.kind != "nbits":
             known = ", ".join(map(str, BLOCKS)) if self.format.kind == "nbits" else "none: it has one scale a row"
             raise BadInput(f"--block-size {block}: blocks of {self.name} are {known}")
-        return replace(self, name=f"{self.name}-b{block}", format=replace(self.format, block=block))
+        return replace(self, name=f"{self.name}-b{block}", format=replace(self.format, block=block), any_block=False)
 
 
 RECIPES = {
@@ -100,15 +118,17 @@ RECIPES = {
         NamedRecipe("int4-rtn", INT4, "rtn"),
         NamedRecipe("int4-rtn-asym", INT4_ZERO, "rtn"),
         NamedRecipe("int4-search", INT4, "search"),
-        NamedRecipe("int4-kquant", INT4_ZERO, "kquant"),
-        NamedRecipe("int4-hqq", INT4_ZERO, "hqq"),
+        NamedRecipe("int4-importance", INT4, "importance"),
         NamedRecipe("int4-gptq", INT4, "gptq"),
         NamedRecipe("int4-gptq-asym", INT4_ZERO, "gptq"),
-        NamedRecipe("int4-awq", INT4, "search", awq=True),
+        NamedRecipe("int4-awq", INT4, "importance", awq=True),
         NamedRecipe("int4-awq-gptq", INT4, "gptq", awq=True),
         NamedRecipe("int4-mixed", INT4, "gptq", mixed=True),
+        NamedRecipe("int4-good", INT4_ZERO, "importance", ends=INT8, eight_bits=KEYS_AND_VALUES, any_block=True),
+        NamedRecipe("int4-best", replace(INT4_ZERO, block=32), "gptq", ends=INT8, eight_bits=KEYS_AND_VALUES),
         NamedRecipe("int8-rtn", INT8, "rtn"),
         NamedRecipe("int8-gptq", INT8, "gptq"),
+        NamedRecipe("int8-smooth", INT8, "rtn", smooth=True),
         NamedRecipe("int8-dynamic", DYNAMIC_INT8, "rtn"),
         NamedRecipe("int8-a8w8", A8W8, "rtn"),
         NamedRecipe("int8-a16w8", A16W8, "rtn"),

@@ -1,29 +1,25 @@
 """The grid that a matrix is rounded to, a scale and a zero point for each block as in MatMulNBits, and its search.
 
-search    The grid of the least squared error, among ranges that shrink step by step.
-k-quant   The scale and minimum that llama.cpp's search finds, by ONNX Runtime's implementation.
-HQQ       Zero points that minimize a p-norm of the errors with p < 1, which weighs outliers less (Badri and Shaji,
-          "Half-Quadratic Quantization of Large Machine Learning Models", 2023). HQQ's own solver, which ONNX Runtime
-          ships, moves zero points by fractions of a level; with such zero points MatMulNBits does not use integer
-          arithmetic on the CPU. Here zero points are whole numbers, so that few are possible, and each of them is
-          tried. With whole zero points there is little to gain (docs/quantization.md).
+The search tries ranges that shrink step by step, and the least-squares scale of each, and keeps the one with the least
+squared error. The errors count equally, or by the importance of their columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pard_onnx.models.precision import Format
-from pard_onnx.quantize.packing.pack import SMALLEST_SCALE, Float, PackedRows, pack_levels
+from pard_onnx.quantize.packing.pack import SMALLEST_SCALE, Float, PackedRows, half_scale, pack, pack_levels
 
 SHRINKS = np.linspace(1.05, 0.5, 23, dtype=np.float32)  # factors of the range; above 1 the end levels are rarely used
+END_SHRINKS = (1.05, 1.0, 0.9, 0.8)  # factors of the upper and of the lower end of a range with zero points
 TILE = 512  # rows whose blocks are searched together: their intermediate results stay in a core's cache
-HQQ_NORM = 0.7  # p
-HQQ_MOVES = (0, -1, 1, -2, 2)  # of the zero point, in levels
+LEAST_IMPORTANCE = 1e-3  # share of the mean square input: columns that the text never uses keep some weight
 Levels = NDArray[np.uint8]
 Round = Callable[[Float, Format], PackedRows]  # rounds rows [n, in] independently of one another
 
@@ -76,31 +72,21 @@ def round_by_search(weight: Float, fmt: Format) -> PackedRows:
     return grid.pack(grid.levels(weight))
 
 
-def hqq(weight: Float, fmt: Format) -> PackedRows:
-    """Round rows [n, in] to zero points by HQQ's norm."""
-    blocks = in_blocks(weight, fmt)
-    start = full_range_grid(blocks, fmt)
-    moved = (Grid(fmt, start.scale, np.clip(start.zero + move, 0, highest_level(fmt))) for move in HQQ_MOVES)
-    grid = best_grid(blocks, moved, power=HQQ_NORM)
-    return grid.pack(grid.levels(weight))
+def round_by_importance(squares: Float) -> Round:
+    """The rounding function for a matrix whose input columns have these mean squares, [in].
 
-
-def kquant(weight: Float, fmt: Format) -> PackedRows:
-    """Round rows [n, in] to zero points by k-quant's search.
-
-    The search rounds its minimum to a zero point at the end, and finds no zero point for blocks of one sign. Where
-    rounding to nearest over the full range has a smaller error, that is taken.
+    The squared error of a weight counts as much as its input does, as in llama.cpp's importance matrix: it is the error
+    of the outputs for inputs whose columns are not correlated. 8 bits are rounded to nearest, which loses next to nothing.
     """
-    # Imported here: it imports onnx, which only exporting needs.
-    from onnxruntime.quantization.neural_compressor.weight_only import quant_tensor_k_quant_cpu
+    importance = squares + LEAST_IMPORTANCE * (float(squares.mean()) or 1.0)
 
-    with np.errstate(all="ignore"):  # blocks without a range
-        _, scale, zero = quant_tensor_k_quant_cpu(weight, fmt.bits, fmt.block)
-    blocks = in_blocks(weight, fmt)
-    scale = np.where(np.isfinite(scale), scale, 0).astype(np.float32).reshape(blocks.shape[:2])
-    searched = Grid(fmt, without_tiny(scale), zero.astype(np.float32).reshape(scale.shape))
-    grid = best_grid(blocks, (full_range_grid(blocks, fmt), searched))
-    return grid.pack(grid.levels(weight))
+    def round_rows(weight: Float, fmt: Format) -> PackedRows:
+        if fmt.bits == 8:
+            return pack(weight, fmt)
+        grid = search_grid(weight, fmt, importance)
+        return grid.pack(grid.levels(weight))
+
+    return round_rows
 
 
 def search_grid(weight: Float, fmt: Format, importance: Float | None = None) -> Grid:
@@ -116,7 +102,7 @@ def search_grid(weight: Float, fmt: Format, importance: Float | None = None) -> 
             columns = slice(index * fmt.block, (index + 1) * fmt.block)
             tile = np.ascontiguousarray(weight[rows, columns].T)
             found[:, rows, index] = _Tile(fmt, tile, roots[columns, None]).search()
-    return Grid(fmt, *found)
+    return Grid(fmt, half_scale(found[0], fmt), found[1])
 
 
 class _Tile:
@@ -145,9 +131,10 @@ class _Tile:
         return best
 
     def _asymmetric(self) -> Iterator[tuple[Float, Float]]:
-        """Starts with zero points: the range shrinks at its upper end, or at both ends."""
-        low, high = _range(self.blocks, axis=0)
-        return (_levels_of(low, high, self.format, s, lower) for s in SHRINKS for lower in (1.0, float(s)))
+        """Starts with zero points: each end of the range shrinks by itself."""
+        low, high = _range(self.blocks)
+        pairs = product(END_SHRINKS, repeat=2)
+        return (_levels_of(low * np.float32(lower), high * np.float32(upper), self.format) for lower, upper in pairs)
 
     def _round(self, scale: Float, zero: Float) -> None:
         """Set `_steps` to the nearest levels, counted from the zero point, times the roots."""
@@ -198,41 +185,12 @@ def _clip(steps: Float, zero: Float, fmt: Format) -> None:
         np.minimum(steps, highest_level(fmt) - zero, out=steps)
 
 
-def best_grid(blocks: Float, grids: Iterable[Grid], power: float = 2.0) -> Grid:
-    """For each block [n, blocks, block] the grid with the least sum of |error|^power; of equal ones the first."""
-    remaining = iter(grids)
-    best = next(remaining)
-    least = _error(blocks, best, power)
-    for grid in remaining:
-        error = _error(blocks, grid, power)
-        better = error < least
-        least = np.where(better, error, least)
-        scale, zero = (np.where(better, getattr(grid, part), getattr(best, part)) for part in ("scale", "zero"))
-        best = Grid(best.format, scale, zero)
-    return best
+def _range(blocks: Float) -> tuple[Float, Float]:
+    """The least and the greatest value of each block [block, m], and of zero."""
+    return np.minimum(blocks.min(axis=0), 0), np.maximum(blocks.max(axis=0), 0)
 
 
-def _error(blocks: Float, grid: Grid, power: float) -> Float:
-    """Sums of |error|^power, [n, blocks]."""
-    difference = grid.steps(blocks)
-    difference *= grid.scale[..., None]
-    difference -= blocks
-    difference = difference * difference if power == 2 else np.power(np.abs(difference, out=difference), power)
-    total: Float = difference.sum(axis=-1)
-    return total
-
-
-def full_range_grid(blocks: Float, fmt: Format) -> Grid:
-    """The grid with zero points whose levels span each block's range, for blocks [n, blocks, block]."""
-    return Grid(fmt, *_levels_of(*_range(blocks, axis=-1), fmt))
-
-
-def _range(blocks: Float, axis: int) -> tuple[Float, Float]:
-    """The least and the greatest value of each block, and of zero."""
-    return np.minimum(blocks.min(axis=axis), 0), np.maximum(blocks.max(axis=axis), 0)
-
-
-def _levels_of(low: Float, high: Float, fmt: Format, shrink: float = 1.0, lower: float = 1.0) -> tuple[Float, Float]:
-    """Scales and zero points for a range times `shrink`, whose lower end is multiplied by `lower` too."""
-    scale = without_tiny((high - low) * np.float32(shrink / highest_level(fmt)))
-    return scale, np.clip(np.rint(-low * np.float32(lower) / scale), 0, highest_level(fmt))
+def _levels_of(low: Float, high: Float, fmt: Format) -> tuple[Float, Float]:
+    """Scales and zero points whose levels span a range."""
+    scale = without_tiny((high - low) / np.float32(highest_level(fmt)))
+    return scale, np.clip(np.rint(-low / scale), 0, highest_level(fmt))

@@ -102,6 +102,22 @@ class Layers:
             _fill_lower_half(gram)
         return found
 
+    def advance_with_squares(self, layer: nn.Module) -> dict[Group, Tensor]:
+        """`advance`, and the sums over all rows of the squares of each group's input, [in]."""
+        modules: dict[Group, nn.Module] = {group: layer.get_submodule(group[0]) for group in GROUPS}
+        found = {group: torch.zeros(int(module.in_features)) for group, module in modules.items()}  # type: ignore[arg-type]
+        hooks = [module.register_forward_pre_hook(_squares_hook(found[group])) for group, module in modules.items()]
+        try:
+            self.advance(layer)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+    def head_squares(self) -> Tensor:
+        """The sums over all rows of the squares of the LM head's input, [hidden]."""
+        return torch.stack([self.head_inputs(states).square().sum(dim=(0, 1)) for states in self.hidden]).sum(dim=0)
+
     def head_inputs(self, states: Tensor) -> Tensor:
         """The input of the LM head: the last layer's output after the final norm."""
         norm = self.model.model.norm
@@ -139,6 +155,13 @@ def _zeros(module: nn.Module) -> Tensor:
 def _gram_hook(gram: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
     def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # what a pre-hook returns becomes the input
         _add(gram, arguments[0])
+
+    return hook
+
+
+def _squares_hook(sums: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        sums.add_(arguments[0].square().sum(dim=(0, 1)))
 
     return hook
 

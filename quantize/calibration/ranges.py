@@ -51,11 +51,6 @@ def activation_scale(magnitudes: Magnitudes, bits: int) -> np.float32:
     return np.float32(scale)
 
 
-def spread_rows(rows: Sequence[CalibrationRow]) -> list[CalibrationRow]:
-    """At most MOST_ROWS rows, spread evenly over the text."""
-    return [rows[i * len(rows) // MOST_ROWS] for i in range(MOST_ROWS)] if len(rows) > MOST_ROWS else list(rows)
-
-
 def measure_ranges(checkpoint: Checkpoint, rows: Sequence[CalibrationRow], progress: Progress) -> ActivationRanges:
     """Measure the ranges over rows of text; progress: layers done. Raises BadInput if an activation is not finite."""
     found = ActivationRanges()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.tensors import read_tensor, require_finite
-from pard_onnx.quantize.algorithms.awq import fold_scales
+from pard_onnx.quantize.algorithms.column_scales import awq_scale, fold_scales, smooth_scale
 from pard_onnx.quantize.algorithms.grid import Round
 from pard_onnx.quantize.packing.pack import (
     Float,
@@ -75,35 +75,44 @@ class RoundingPass:
             for index in range(self.checkpoint.spec.layers):
                 self._layer(layers, index)
                 progress(index + 1)
-            self._head(layers.head_gram())
+            self._head(layers.head_gram() if self.named.needs_gram else layers.head_squares())
 
     def _layer(self, layers: Layers, index: int) -> None:
-        prefix, spec = f"model.layers.{index}", self.checkpoint.spec
+        """Round a layer's matrices. With Gram matrices the next layer's inputs come from the rounded ones."""
+        prefix, spec, gram = f"model.layers.{index}", self.checkpoint.spec, self.named.needs_gram
         with layers.loaded(index) as layer:
-            grams = layers.grams(layer)
+            inputs = layers.grams(layer) if gram else layers.advance_with_squares(layer)
             if self.named.awq:
-                fold_scales(layer, prefix, spec, self.named.format, grams, self.spool)
+                fold_scales(layer, prefix, spec, awq_scale(self.formats.recipe.matrices), inputs, self.spool)
+            elif self.named.smooth:
+                fold_scales(layer, prefix, spec, smooth_scale, inputs, self.spool)
             for group in GROUPS:
-                gram = grams.pop(group)
-                round_rows = self._round_rows(gram)
+                own = inputs.pop(group)
+                round_rows = self._round_rows(own)
                 for name in group:
                     weight = layer.get_parameter(f"{name}.weight").data.numpy()
-                    self._matrix(f"{prefix}.{name}", weight, round_rows, gram, in_place=True)
-            layers.advance(layer)
+                    self._matrix(f"{prefix}.{name}", weight, round_rows, own, in_place=gram)
+            if gram:
+                layers.advance(layer)
 
-    def _head(self, gram: Tensor) -> None:
+    def _head(self, inputs: Tensor) -> None:
         name = self.formats.stored(HEAD)
-        self._matrix(name, CheckpointMatrix(self.checkpoint, f"{name}.weight"), self._round_rows(gram), gram)
+        self._matrix(name, CheckpointMatrix(self.checkpoint, f"{name}.weight"), self._round_rows(inputs), inputs)
 
-    def _round_rows(self, gram: Tensor) -> Round:
-        """The algorithm's function for matrices whose inputs have this X X^T."""
+    def _round_rows(self, inputs: Tensor) -> Round:
+        """The algorithm's function for matrices whose inputs have this X X^T, or these sums of squares."""
         algorithm = self.named.algorithm
-        return algorithm.from_gram(gram) if algorithm.from_gram else algorithm.from_weights
+        if algorithm.from_gram:
+            return algorithm.from_gram(inputs)
+        if algorithm.from_squares:
+            return algorithm.from_squares((inputs.diagonal() if inputs.ndim == 2 else inputs).numpy())
+        return algorithm.from_weights
 
-    def _matrix(self, name: str, weight: RowBlocks, round_rows: Round, gram: Tensor, in_place: bool = False) -> None:
+    def _matrix(self, name: str, weight: RowBlocks, round_rows: Round, inputs: Tensor, in_place: bool = False) -> None:
         """Round a matrix by blocks of rows. Output errors are measured on some rows, spread over the matrix.
 
-        in_place: whether the rounded weights replace those of `weight`.
+        inputs: their X X^T [in, in] or sums of squares [in]. in_place: whether the rounded weights replace those of
+        `weight`.
         """
         count, width = weight.shape
         fmt = format_for_width(self.formats.of(name), width, name)
@@ -114,7 +123,7 @@ class RoundingPass:
             packed = round_rows(own, fmt)
             floats = unpack(packed, fmt)
             own_error = RoundingError.between(own, floats)
-            own_error.add_outputs(own[::step], floats[::step], gram.numpy())
+            own_error.add_outputs(own[::step], floats[::step], inputs.numpy())
             if in_place:
                 own[:] = floats
             return packed, own_error

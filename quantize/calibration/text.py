@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,3 +83,8 @@ def calibration_rows(text: TextFile, tokenizer: Tokenizer, spec: ModelSpec) -> l
     rng = np.random.default_rng(SEED)
     packed = [pack(part, spec.pard.mask_id, Drop(), rng) for part in cut]
     return [CalibrationRow(p.ids, p.positions, p.mask()) for p in packed]
+
+
+def spread_rows(rows: Sequence[CalibrationRow], most: int) -> list[CalibrationRow]:
+    """At most `most` rows, spread evenly over the text."""
+    return [rows[i * len(rows) // most] for i in range(most)] if len(rows) > most else list(rows)

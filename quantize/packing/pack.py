@@ -22,6 +22,7 @@ from pard_onnx.models.precision import Format
 
 Float = NDArray[np.float32]
 SMALLEST_BLOCK = 16  # of MatMulNBits
+HALF_RANGE = (2.0**-14, 65504.0)  # magnitudes of half-precision numbers that have all their bits
 SMALLEST_SCALE = np.finfo(np.float32).tiny  # smaller floats have fewer bits, and weight / scale could exceed int8
 
 
@@ -66,6 +67,18 @@ def pack(weight: Float, fmt: Format) -> PackedRows:
     return PACKERS[fmt.kind](weight, fmt)
 
 
+def half_scale(scale: Float, fmt: Format) -> Float:
+    """Scales of 4 bits as the nearest numbers of half precision, which take half the room; 8 bits have few scales.
+
+    Scales out of half precision's range stay as they are, and their matrix keeps float32.
+    """
+    if fmt.bits != 4:
+        return scale
+    size = np.abs(scale)
+    inside = (size >= HALF_RANGE[0]) & (size <= HALF_RANGE[1])
+    return np.where(inside, np.where(inside, scale, 0).astype(np.float16).astype(np.float32), scale)
+
+
 def unpack(packed: PackedRows, fmt: Format) -> Float:
     """The floats that packed rows stand for, [n, in]."""
     if fmt.kind == "nbits":
@@ -84,7 +97,7 @@ def _pack_nbits(weight: Float, fmt: Format) -> PackedRows:
     # ONNX Runtime's function takes the [in, out] layout of a MatMul.
     transposed = np.ascontiguousarray(weight.T)
     quantize(data, transposed, scale, zero.reshape(-1), fmt.block, rows, width, fmt.symmetric)
-    return PackedRows(data, scale.reshape(rows, blocks), None if fmt.symmetric else zero)
+    return PackedRows(data, half_scale(scale, fmt).reshape(rows, blocks), None if fmt.symmetric else zero)
 
 
 def _unpack_nbits(packed: PackedRows, fmt: Format) -> Float:
@@ -112,7 +125,7 @@ def stored_bytes(rows: int, width: int, fmt: Format) -> int:
         return rows * width * {"float32": 4, "float16": 2, "dynamic": 1, "qdq": 1}[fmt.kind]
     blocks = width // fmt.block
     zero = 0 if fmt.symmetric else -(-blocks * fmt.bits // 8)
-    return rows * (width * fmt.bits // 8 + 4 * blocks + zero)
+    return rows * (width * fmt.bits // 8 + (2 if fmt.bits == 4 else 4) * blocks + zero)
 
 
 def pack_levels(levels: NDArray[np.uint8], scale: Float, zero: NDArray[np.uint8] | None, fmt: Format) -> PackedRows:
@@ -168,10 +181,13 @@ class RoundingError:
         return cls(_square(rounded - weight), _square(weight))
 
     def add_outputs(self, weight: Float, rounded: Float, gram: Float) -> None:
-        """Add the error of the products of rows [n, in]; gram: X X^T of the inputs, [in, in]."""
+        """Add the error of the products of rows [n, in].
+
+        gram: X X^T of the inputs, [in, in]; or its diagonal [in], which leaves their correlations out.
+        """
         difference: Float = rounded - weight
-        self.output += _inner((difference @ gram).astype(np.float32, copy=False), difference)
-        self.output_squared += _inner((weight @ gram).astype(np.float32, copy=False), weight)
+        self.output += _inner(_product(difference, gram), difference)
+        self.output_squared += _inner(_product(weight, gram), weight)
 
     def add(self, other: RoundingError) -> None:
         self.squared += other.squared
@@ -188,6 +204,11 @@ class RoundingError:
     def relative_output(self) -> float | None:
         """The same of the products; None if there were no calibration inputs."""
         return float(np.sqrt(max(0.0, self.output) / self.output_squared)) if self.output_squared else None
+
+
+def _product(rows: Float, gram: Float) -> Float:
+    product: Float = rows @ gram if gram.ndim == 2 else rows * gram
+    return product.astype(np.float32, copy=False)
 
 
 def _square(array: Float) -> float:

@@ -14,6 +14,7 @@ GATED = "GatedMatMulNBits"
 PANEL = 16  # outputs of a matmul that the kernels compute together
 SHAPE = ("K", "N", "bits", "block_size")
 OFFSETS = ("B_offset", "scales_offset", "zero_points_offset")
+HALF = "scales_half"
 FILE = "weights_file"
 
 
@@ -87,7 +88,7 @@ def _joined(first: Node, second: Node, last: Node) -> Node:
         node.set(name, first.attributes[name])
     node.set(FILE, first.texts[FILE])
     for prefix, source in (("gate_", first), ("up_", second)):
-        for name in OFFSETS:
+        for name in (*OFFSETS, HALF):
             if name in source.attributes:
                 node.set(prefix + name, source.attributes[name])
     return node

@@ -13,8 +13,9 @@ from typing import Any
 
 from pard_onnx.runtime.kernels import library
 
-from .gated import gate
+from .gated import HALF, gate
 from .nodes import (
+    FLOAT,
     GRAPH_INITIALIZER,
     GRAPH_NODE,
     GRAPH_OUTPUT,
@@ -38,7 +39,8 @@ from .protobuf import BYTES, VARINT, Field, fields, message, text
 DOMAIN, MICROSOFT, OPERATOR = "pard_onnx", "com.microsoft", "MatMulNBits"
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 # By the number of an input: the attribute with its position in the data file.
-PARTS = {1: "B_offset", 2: "scales_offset", 3: "zero_points_offset"}
+SCALES = 2
+PARTS = {1: "B_offset", SCALES: "scales_offset", 3: "zero_points_offset"}
 G_IDX = 4
 
 
@@ -79,14 +81,16 @@ def _graph(data: bytes, folder: Path) -> bytes | None:
     attentions = [node for node in nodes if is_supported_attention(node, MICROSOFT, values)]
     if not matmuls and not attentions:
         return None
-    positions = dict(file_positions(parts))
+    positions, halves = dict(file_positions(parts)), _widened(nodes, float16)
     used = _used(nodes)
     for node in attentions:
         node.domain = DOMAIN
     for node in matmuls:
-        _rewrite_matmul(node, positions, folder)
+        _rewrite_matmul(node, positions, halves, folder)
     outputs = {name_of(as_bytes(v), VALUE_NAME) for n, _, v in parts if n == GRAPH_OUTPUT}
     nodes = gate(nodes, DOMAIN, OPERATOR, outputs)
+    unused = used - _used(nodes)
+    nodes = [node for node in nodes if not (set(node.outputs) <= unused & set(halves))]
     unused = used - _used(nodes)
     out: list[Field] = [(GRAPH_NODE, BYTES, node.encode()) for node in nodes]
     for number, wire, value in parts:
@@ -99,6 +103,12 @@ def _graph(data: bytes, folder: Path) -> bytes | None:
 def _used(nodes: Iterable[Node]) -> set[str]:
     """The names of all inputs of the nodes."""
     return {name for node in nodes for name in node.inputs}
+
+
+def _widened(nodes: Iterable[Node], float16: set[str]) -> dict[str, str]:
+    """The initializers in float16 that a Cast makes float32, by the names of the Casts' outputs."""
+    casts = (node for node in nodes if (node.domain, node.operator, node.attributes.get("to")) == ("", "Cast", FLOAT))
+    return {node.outputs[0]: node.inputs[0] for node in casts if node.inputs[0] in float16}
 
 
 def _is_supported(node: Node) -> bool:
@@ -114,15 +124,22 @@ def _is_supported(node: Node) -> bool:
     )
 
 
-def _rewrite_matmul(node: Node, positions: dict[str, FilePosition], folder: Path) -> None:
-    """Make the node the kernels' operator; positions: of initializers in a data file, by name."""
+def _rewrite_matmul(node: Node, positions: dict[str, FilePosition], halves: dict[str, str], folder: Path) -> None:
+    """Make the node the kernels' operator.
+
+    positions: of initializers in a data file, by name. halves: initializers in float16, by the names of their float32.
+    """
     node.domain = DOMAIN
     names = {i: node.inputs[i] for i in PARTS if i < len(node.inputs) and node.inputs[i]}
+    half = names[SCALES] in halves
+    names[SCALES] = halves.get(names[SCALES], names[SCALES])
     found = {i: positions[name] for i, name in names.items() if name in positions}
     files = {position.file for position in found.values()}
     if len(found) < len(names) or len(files) != 1:
         return  # the weights are in the graph itself, and stay its initializers
     node.set("weights_file", str(folder / files.pop()))
+    if half:
+        node.set(HALF, 1)
     for i, position in found.items():
         node.inputs[i] = ""
         node.set(PARTS[i], position.offset)

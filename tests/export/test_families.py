@@ -30,7 +30,7 @@ from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.families import FAMILIES, Family, Norm, shapes
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.models.precision import INT4
-from pard_onnx.quantize.algorithms.awq import fold_scales
+from pard_onnx.quantize.algorithms.column_scales import awq_scale, fold_scales
 from pard_onnx.quantize.calibration.layers import Layers
 from pard_onnx.quantize.calibration.text import CalibrationRow
 from pard_onnx.quantize.packing.pack import format_for_width, pack, unpack
@@ -243,7 +243,7 @@ def test_awq_moves_scales_and_changes_no_output(tiny: Tiny, tmp_path: Path, fami
         with layers.loaded(0) as layer:
             (before,) = layers.run(layer)
             weight = layer.get_parameter("mlp.gate_proj.weight").clone()
-            fold_scales(layer, "model.layers.0", checkpoint.spec, INT4, layers.grams(layer), spool)
+            fold_scales(layer, "model.layers.0", checkpoint.spec, awq_scale(INT4), layers.grams(layer), spool)
             (after,) = layers.run(layer)
             assert not torch.allclose(weight, layer.get_parameter("mlp.gate_proj.weight"), rtol=0.01)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)

@@ -15,15 +15,15 @@ from pard_onnx.export.verify.parity import reference_logits
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadCheckpoint, BadInput
 from pard_onnx.models.manifest import Manifest, Source
-from pard_onnx.models.precision import INT4, Format
-from pard_onnx.quantize.algorithms.awq import fold_scales
+from pard_onnx.models.precision import INT4, INT8, Format
+from pard_onnx.quantize.algorithms.column_scales import awq_scale, fold_scales, smooth_scale
 from pard_onnx.quantize.calibration.layers import GROUPS, Layers
 from pard_onnx.quantize.calibration.rounding_pass import RoundingPass
 from pard_onnx.quantize.calibration.text import CalibrationRow, calibration_rows, read_text_file
 from pard_onnx.quantize.packing.pack import PackedRows, RoundingError, pack, unpack
 from pard_onnx.quantize.packing.prepared import EMBEDDING, HEAD, Formats, Spool
 from pard_onnx.quantize.quantizer import QuantizationRequest, quantize
-from pard_onnx.quantize.recipes import RECIPES, named_recipe
+from pard_onnx.quantize.recipes import RECIPES, SMALL_HIDDEN, named_recipe
 
 Tiny = Callable[..., Path]
 
@@ -70,7 +70,7 @@ def test_awqs_scales_change_no_output(tmp_path: Path, tiny: Tiny, text: Path, he
         with layers.loaded(0) as layer:
             before = next(layers.run(layer))
             weights = {name: layer.get_parameter(f"{name}.weight").clone() for group in GROUPS for name in group}
-            fold_scales(layer, "model.layers.0", checkpoint.spec, INT4, layers.grams(layer), spool)
+            fold_scales(layer, "model.layers.0", checkpoint.spec, awq_scale(INT4), layers.grams(layer), spool)
             changed = [not torch.equal(layer.get_parameter(f"{name}.weight"), w) for name, w in weights.items()]
             torch.testing.assert_close(next(layers.run(layer)), before, atol=1e-4, rtol=1e-4)
             norm = spool.vector("model.layers.0.input_layernorm.weight")
@@ -83,10 +83,10 @@ def test_awqs_scales_change_no_output(tmp_path: Path, tiny: Tiny, text: Path, he
 def test_the_pass_prepares_every_matrix_that_is_multiplied_by(
     tmp_path: Path, tiny: Tiny, text: Path, tied: bool
 ) -> None:
-    """In float32's place what was packed: the next layer is needs_text with it."""
+    """In float32's place what was packed: the next layer's inputs come from it."""
     checkpoint = Checkpoint.open(tiny(tmp_path / "model", tied=tied))
     named = named_recipe("int4-gptq")
-    formats = Formats(named.formats("target"), tied)
+    formats = Formats(named.formats(checkpoint.spec), tied)
     done: list[int] = []
     with TemporaryFile() as file:
         spool = Spool(file)
@@ -123,7 +123,8 @@ def test_a_spool_gives_rows_across_its_blocks() -> None:
 @pytest.mark.parametrize(
     ("name", "family", "role", "options"),
     (
-        pytest.param("int4-kquant", "llama", "target", {}, marks=pytest.mark.slow),
+        ("int4-good", "llama", "target", {}),
+        ("int8-smooth", "qwen3", "target", {"tied": True}),
         ("int4-gptq-asym", "qwen3", "draft", {"tied": True}),
         pytest.param("int4-awq-gptq", "qwen2", "target", {}, marks=pytest.mark.slow),
         ("int4-mixed", "llama", "target", {}),
@@ -178,7 +179,7 @@ def test_groups_that_do_not_divide_are_refused(tmp_path: Path, tiny: Tiny, text:
         )
 
 
-def test_names() -> None:
+def test_names(tmp_path: Path, tiny: Tiny) -> None:
     with pytest.raises(BadInput, match="the nearest is int4-gptq "):
         named_recipe("int4_gptq")
     assert named_recipe("int4-gptq", 32).format == replace(INT4, block=32)
@@ -187,11 +188,59 @@ def test_names() -> None:
         with pytest.raises(BadInput, match=f"--block-size {block}"):
             named_recipe(name, block)
     with pytest.raises(BadInput, match="neighbours"):
-        named_recipe("int8-dynamic").formats("target")
+        named_recipe("int8-dynamic").formats(Checkpoint.open(tiny(tmp_path / "model")).spec)
     with pytest.raises(BadInput, match="--budget"):
         QuantizationRequest(named_recipe("int4-gptq"), budget="0.6")
     with pytest.raises(BadInput, match="--calibration"):
         QuantizationRequest(named_recipe("int4-rtn"), calibration=Path("a.txt"))
+
+
+def test_the_model_decides_what_the_recipe_leaves_open(tmp_path: Path, tiny: Tiny) -> None:
+    """Small models get small blocks; keys, values, head and embedding 8 bits; a block size that is named stays."""
+    spec = Checkpoint.open(tiny(tmp_path / "model")).spec
+    good = named_recipe("int4-good")
+    small, large = (good.formats(replace(spec, hidden=hidden)) for hidden in (SMALL_HIDDEN - 64, SMALL_HIDDEN))
+    assert (small.matrices.block, large.matrices.block) == (32, 128)
+    assert named_recipe("int4-good", 64).formats(spec).matrices.block == 64
+    for name in ("lm_head", "model.embed_tokens", "model.layers.0.self_attn.k_proj", "model.layers.1.self_attn.v_proj"):
+        assert large.of(name) == INT8
+    assert large.of("model.layers.0.self_attn.q_proj") == replace(INT4, symmetric=False)
+
+
+@pytest.mark.parametrize("tied", (True, False))
+@pytest.mark.parametrize("draft", (True, False))
+def test_squares_are_the_diagonal_of_x_x(tmp_path: Path, tiny: Tiny, text: Path, tied: bool, draft: bool) -> None:
+    """Of every group's input and of the head's; the layer's outputs are those of a plain run."""
+    checkpoint = Checkpoint.open(tiny(tmp_path / "model", role="draft" if draft else "target", tied=tied))
+    with torch.inference_mode():
+        layers = Layers(checkpoint, rows_of(checkpoint, text)[:2])
+        with layers.loaded(0) as layer:
+            grams, outputs = layers.grams(layer), list(layers.run(layer))
+            squares = layers.advance_with_squares(layer)
+        assert squares.keys() == grams.keys()
+        for group, gram in grams.items():
+            torch.testing.assert_close(squares[group], gram.diagonal(), rtol=1e-4, atol=1e-5)
+        for found, wanted in zip(layers.hidden, outputs, strict=True):
+            torch.testing.assert_close(found, wanted)
+        torch.testing.assert_close(layers.head_squares(), layers.head_gram().diagonal(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), ((4, 2), (4, 4), (4, 1)))
+def test_smoothing_changes_no_output_and_evens_the_inputs(
+    tmp_path: Path, tiny: Tiny, text: Path, heads: int, kv_heads: int
+) -> None:
+    checkpoint = Checkpoint.open(tiny(tmp_path / "model", heads=heads, kv_heads=kv_heads))
+    with torch.inference_mode(), TemporaryFile() as file:
+        layers, spool = Layers(checkpoint, rows_of(checkpoint, text)), Spool(file)
+        with layers.loaded(0) as layer:
+            layer.get_parameter("input_layernorm.weight").data[3] *= 30  # a column with large activations
+            before, squares = next(layers.run(layer)), {g: x.diagonal().clone() for g, x in layers.grams(layer).items()}
+            fold_scales(layer, "model.layers.0", checkpoint.spec, smooth_scale, squares, spool)
+            torch.testing.assert_close(next(layers.run(layer)), before, atol=1e-4, rtol=1e-4)
+            after = {group: gram.diagonal() for group, gram in layers.grams(layer).items()}
+    for group, found in after.items():
+        torch.testing.assert_close(squares[group], found, rtol=1e-3, atol=1e-5)  # they follow the scales
+    assert after[GROUPS[0]].max() / after[GROUPS[0]].median() < 100
 
 
 def test_the_work_folder_is_empty_again(tmp_path: Path, tiny: Tiny, text: Path) -> None:

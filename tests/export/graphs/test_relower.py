@@ -75,8 +75,8 @@ slow = pytest.mark.slow
         pytest.param("int8-dynamic", "qwen2", "draft", {}, marks=slow),
         pytest.param("int4-awq", "qwen3", "target", {"attention": "portable", "tied": True}, marks=slow),
         pytest.param("int4-mixed", "llama", "target", {}, marks=slow),
-        pytest.param("int4-kquant", "llama", "draft", {}, marks=slow),
-        pytest.param("int4-hqq", "qwen2", "target", {"tied": True}, marks=slow),
+        ("int4-good", "llama", "draft", {}),
+        pytest.param("int8-smooth", "qwen2", "target", {"tied": True}, marks=slow),
         pytest.param("int8-gptq", "qwen2", "draft", {"attention": "portable", "tied": True}, marks=slow),
     ),
 )

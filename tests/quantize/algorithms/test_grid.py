@@ -7,14 +7,11 @@ from hypothesis import strategies as st
 
 from pard_onnx.models.precision import Format
 from pard_onnx.quantize.algorithms.grid import (
-    HQQ_NORM,
     SHRINKS,
     Grid,
-    best_grid,
     highest_level,
-    hqq,
     in_blocks,
-    kquant,
+    round_by_importance,
     round_by_search,
     search_grid,
 )
@@ -65,7 +62,9 @@ def test_the_search_is_trying_everything(fmt: Format) -> None:
         off = (dequantized(grid, grid.levels(weight)) - weight) ** 2 * (1 if counts is None else counts)
         found = in_blocks(off, fmt).sum(axis=-1)
         plain = (unpack(pack(weight, fmt), fmt) - weight) ** 2 * (1 if counts is None else counts)
-        assert (found <= in_blocks(plain, fmt).sum(axis=-1) * (1 + 1e-4) + 1e-12).all()
+        energy = in_blocks(weight**2 * (1 if counts is None else counts), fmt).sum(axis=-1)
+        # Both scales are rounded to half precision afterwards, which has 11 bits
+        assert (found <= in_blocks(plain, fmt).sum(axis=-1) * (1 + 1e-2) + energy * 2**-22).all()
     assert len(SHRINKS) > 10
 
 
@@ -78,35 +77,26 @@ def test_searched_rounding_errs_less(fmt: Format) -> None:
     assert found < plain * (0.98 if fmt.bits == 4 else 1)
 
 
-def test_the_best_of_equals_is_the_first() -> None:
-    fmt = FORMATS[0]
-    blocks = np.zeros((1, 1, 16), np.float32)
-    first, second = (Grid(fmt, np.full((1, 1), scale, np.float32), np.full((1, 1), 8.0)) for scale in (1, 2))
-    assert best_grid(blocks, [first, second]).scale == 1
+@pytest.mark.parametrize("fmt", [fmt for fmt in FORMATS if fmt.bits == 4], ids=lambda fmt: fmt.name)
+def test_importance_lowers_the_error_of_the_outputs(fmt: Format) -> None:
+    """For inputs whose columns have these mean squares; a column that is never used keeps its weights roughly."""
+    weight = np.random.default_rng(0).standard_t(5, size=(40, 256)).astype(np.float32)
+    squares = np.exp(2 * np.random.default_rng(1).normal(size=256)).astype(np.float32)
+    squares[7] = 0
+    off = [
+        (unpack(p, fmt) - weight) ** 2
+        for p in (round_by_search(weight, fmt), round_by_importance(squares)(weight, fmt))
+    ]
+    plain, weighted = ((errors * squares).sum() for errors in off)
+    assert weighted < plain
+    assert np.sqrt(off[1][:, 7].mean()) < 0.3 * weight[:, 7].std()
+    without = round_by_importance(np.zeros(256, np.float32))(weight, fmt)
+    np.testing.assert_allclose(unpack(without, fmt), unpack(round_by_search(weight, fmt), fmt), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("fmt", WITH_ZERO, ids=lambda fmt: fmt.name)
-@pytest.mark.parametrize("algorithm", (kquant, hqq))
-def test_zero_point_algorithms_pack_what_they_mean(fmt: Format, algorithm) -> None:
-    """Zero points, finite scales, and the weights up to rounding; constant blocks too."""
-    weight = random()
-    packed = algorithm(weight, fmt)
-    assert packed.zero_point is not None and np.isfinite(packed.scale).all()
-    error = np.linalg.norm(unpack(packed, fmt) - weight, axis=1)
-    assert (error <= 0.12 * np.linalg.norm(weight, axis=1)).all()
-    np.testing.assert_allclose(unpack(packed, fmt)[3], 0.25, rtol=0.1)
-
-
-def test_each_algorithm_is_best_at_what_it_minimizes() -> None:
-    fmt = Format("nbits", 4, 32, symmetric=False)
-    weight = (np.random.default_rng(0).standard_t(3, size=(60, 256)) * 0.02).astype(np.float32)  # heavy tails
-    off = {f.__name__: np.abs(unpack(f(weight, fmt), fmt) - weight) for f in (pack, kquant, hqq, round_by_search)}
-    squares, norms = ({name: np.power(o, p).sum() for name, o in off.items()} for p in (2, HQQ_NORM))
-    assert squares["round_by_search"] < squares["kquant"] < squares["pack"]
-    assert norms["hqq"] <= norms["pack"]
-
-
-@pytest.mark.parametrize("algorithm", (round_by_search, kquant, hqq))
+@pytest.mark.parametrize(
+    "algorithm", (round_by_search, round_by_importance(np.geomspace(0.1, 10, 96).astype(np.float32)))
+)
 def test_rows_are_rounded_on_their_own(algorithm) -> None:
     """So that blocks of rows may be packed one after the other."""
     fmt = WITH_ZERO[0]

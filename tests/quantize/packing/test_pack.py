@@ -50,12 +50,12 @@ def steps(packed: PackedRows, weight: np.ndarray) -> np.ndarray:
 
 
 def off(weight: np.ndarray, packed: PackedRows, fmt: Format) -> np.ndarray:
-    """Every weight's error in steps; rounding of the scale itself is worth 1e-4 of one at most."""
+    """Every weight's error in steps. Scales of 4 bits have half precision, worth 2^-12 of a level at most."""
     error, step = np.abs(unpack(packed, fmt) - weight), steps(packed, weight)
     return np.divide(error, step, out=np.where(error > 0, np.inf, 0.0), where=step > 0)
 
 
-HALF = 0.5 + 1e-4
+HALF = 0.5 + 15 * 2**-12 + 1e-4
 
 
 @settings(deadline=None)
@@ -79,8 +79,8 @@ def test_symmetric_weights_are_within_half_a_step_but_for_the_far_level(weight, 
     clipped = wanted > half - 1 + 0.5
     error = off(weight, packed, fmt)
     assert error[~clipped].max() <= HALF
-    assert error[clipped].max(initial=0) <= 1 + 1e-4
-    np.testing.assert_array_less(wanted[clipped], half + 1e-3)
+    assert error[clipped].max(initial=0) <= 1 + 15 * 2**-12 + 1e-4
+    np.testing.assert_array_less(wanted[clipped], half + 5e-3)
 
 
 def test_the_largest_magnitude_of_a_symmetric_block_is_kept():
@@ -88,7 +88,7 @@ def test_the_largest_magnitude_of_a_symmetric_block_is_kept():
     kept = unpack(pack(weight, NBITS[0]), NBITS[0]).reshape(-1, 16)
     blocks = weight.reshape(-1, 16)
     largest = np.arange(len(blocks)), np.abs(blocks).argmax(axis=1)
-    np.testing.assert_allclose(kept[largest], blocks[largest], rtol=1e-6)
+    np.testing.assert_allclose(kept[largest], blocks[largest], rtol=2**-11)  # the scale has half precision
 
 
 @settings(deadline=None)

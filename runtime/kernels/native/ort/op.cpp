@@ -3,7 +3,7 @@
 // MatMulNBits: inputs and attributes of com.microsoft::MatMulNBits at accuracy level 4.
 //   A [.., K], B?, scales?, zero_points?, g_idx? (refused), bias? -> Y [.., N]
 //   B, scales and zero_points are constants of the graph, or lie in a file: attributes weights_file, B_offset,
-//   scales_offset, zero_points_offset. A file is read while packing and never kept, where ONNX Runtime would hold its
+//   scales_offset, zero_points_offset, and scales_half for scales in float16. A file is read while packing and never kept, where ONNX Runtime would hold its
 //   constants beside the packed weights for as long as the session lives.
 //
 // GatedMatMulNBits: silu(A x gate) * (A x up), each a matrix [N, K] of one format in the file: offsets as above, with
