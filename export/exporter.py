@@ -4,13 +4,14 @@
 2. graphs    abstract graphs: of a trace, or of a float export; weights are only named
 3. weights   graphs are lowered to ONNX operators, and the weights that these read are written to one data file
 4. cache     the KV cache becomes int8 where the job says so
-5. verify    the graphs are compared with torch
+5. verify    the graphs are compared with torch: their logits, and how well they predict a text
 6. manifest  facts, sizes and hashes
 """
 
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +24,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from pard_onnx.models.checks import Progress, no_progress
 from pard_onnx.models.devices import Form
-from pard_onnx.models.errors import Failure
+from pard_onnx.models.errors import Failure, PardWarning
 from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import DATA, GRAPH, File, Manifest, Parity, TensorReport, write_draft_ids
 from pard_onnx.quantize.calibration.text import SHIPPED, read_text_file
@@ -68,9 +69,9 @@ def export(job: Job, progress: Progress = no_progress) -> Manifest:
         quantize_kv_cache(job, weights, folder, progress)
         manifest = describe(job, weights, tensors)
         write_side_files(job, weights, manifest, folder)
-        parity = verify(job, folder, manifest, progress)
+        manifest = verify(job, folder, manifest, progress)
         files = tuple(File.of(path) for path in sorted(folder.iterdir()))
-        manifest = replace(manifest, files=files, parity=parity)
+        manifest = replace(manifest, files=files)
         manifest.write(folder)
     return manifest
 
@@ -207,15 +208,30 @@ def quantize_kv_cache(job: Job, weights: QuantizedWeights, folder: Path, progres
 # 5. Verify
 
 
-def verify(job: Job, folder: Path, manifest: Manifest, progress: Progress) -> Parity | None:
-    """How the graphs in `folder` differ from torch, None without a check; Failure where they are another model."""
-    if not job.verify:
-        return None
-    from .verify.parity import check  # an export without the check does not need its imports
+def verify(job: Job, folder: Path, manifest: Manifest, progress: Progress) -> Manifest:
+    """The manifest with what the graphs in `folder` lose against torch; unchanged without a check.
 
-    progress("verify", 0, 1)
+    Failure where they are another model, or lose more than is accepted; PardWarning where they lose much.
+    """
+    if not job.verify:
+        return manifest
+    from .verify.parity import check  # an export without the check does not need these imports
+    from .verify.perplexity import judge, measure
+
+    progress("verify", 0, 2)
     parity = check(job.checkpoint, folder, manifest)
-    progress("verify", 1, 1)
+    progress("verify", 1, 2)
+    require_finite_logits(job, parity)
+    quality = measure(job.checkpoint, folder, manifest)
+    progress("verify", 2, 2)
+    warning = judge(quality, manifest, job.accept_loss)
+    if warning:
+        warnings.warn(warning, PardWarning, stacklevel=2)
+    return replace(manifest, parity=parity, quality=quality)
+
+
+def require_finite_logits(job: Job, parity: Parity) -> None:
+    """Failure for logits that are not finite, or, in floats, not the model's."""
     if not isfinite(parity.max_error):
         raise Failure(
             f"{job.checkpoint.folder}: its logits are not finite, in torch or in the {job.precision} graph; "
@@ -226,7 +242,6 @@ def verify(job: Job, folder: Path, manifest: Manifest, progress: Progress) -> Pa
             f"the exported graph is not the model: it agrees with torch on {parity.top1_agreement:.0%} of tokens, "
             f"mean logit error {parity.mean_error:.2g}; please report this model (--no-verify exports it all the same)"
         )
-    return parity
 
 
 # 6. Manifest
@@ -240,7 +255,7 @@ def describe(job: Job, weights: QuantizedWeights, tensors: tuple[TensorReport, .
         role=checkpoint.spec.role,
         spec=checkpoint.spec,
         precision=job.precision,
-        recipe=weights.recipe,
+        recipe=formats(job, weights).stored_recipe(checkpoint.spec),
         opset=form.opset,
         attention=form.attention,
         capacity=job.resolved_capacity(),

@@ -38,6 +38,7 @@ class Job:
     kv_cache: KvCacheFormat = "float"
     vocabulary: SelectedVocabulary | None = None  # the ids that a draft's head keeps; None: all
     verify: bool = True  # compare the graphs with torch
+    accept_loss: bool = False  # export a target whatever its perplexity loses
     force: bool = False  # replace an earlier export in `output`
     float_export: FloatExport | None = None  # whose graphs and weights are used, instead of a trace of the checkpoint
 
@@ -114,6 +115,7 @@ def requantize_job(
     *,
     kv_cache: KvCacheFormat | None = None,
     verify: bool = True,
+    accept_loss: bool = False,
     force: bool = False,
 ) -> Job:
     """The job that quantizes a float export. The export's source, device, shapes and context length stay.
@@ -137,6 +139,7 @@ def requantize_job(
         form=float_export.form(),
         kv_cache=kv_cache or manifest.kv_cache,
         verify=verify,
+        accept_loss=accept_loss,
         force=force,
         float_export=float_export,
     )

@@ -137,6 +137,21 @@ class Parity:
 
 
 @dataclass(frozen=True, slots=True)
+class TextQuality:
+    """How well an export predicts a text that ships with this package, against its checkpoint in torch's floats."""
+
+    rows: int  # predictions
+    reference_perplexity: float  # of the checkpoint
+    perplexity: float  # of the exported graphs
+    top1_agreement: float  # the share of rows in which both predict the same token
+
+    @property
+    def loss(self) -> float:
+        """The change of the perplexity, as a share: 0.03 is 3 % more."""
+        return self.perplexity / self.reference_perplexity - 1
+
+
+@dataclass(frozen=True, slots=True)
 class StaticGraph:
     """A graph of fixed shapes."""
 
@@ -174,6 +189,7 @@ class Manifest:
     tensors: tuple[TensorReport, ...] = ()
     quantization: Quantization | None = None  # None: rounded to nearest, as pard-export does
     parity: Parity | None = None
+    quality: TextQuality | None = None  # None: it was not measured
     device: str = "cpu"  # the device that it was exported for, a key of models.devices.DEVICES
     graphs: tuple[StaticGraph, ...] = ()  # narrowest first; empty: one graph of dynamic shapes, GRAPH
     kv_cache: KvCacheFormat = "float"

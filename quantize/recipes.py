@@ -129,6 +129,7 @@ RECIPES = {
         NamedRecipe("int8-rtn", INT8, "rtn"),
         NamedRecipe("int8-gptq", INT8, "gptq"),
         NamedRecipe("int8-smooth", INT8, "rtn", smooth=True),
+        NamedRecipe("int8-best", replace(INT8, block=32), "rtn", smooth=True),
         NamedRecipe("int8-dynamic", DYNAMIC_INT8, "rtn"),
         NamedRecipe("int8-a8w8", A8W8, "rtn"),
         NamedRecipe("int8-a16w8", A16W8, "rtn"),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pard_onnx.models.manifest import GRAPH, Manifest, StaticGraph
 from pard_onnx.models.spec import ModelSpec
 
-ROWS = 128  # of the KV buffers, for graphs of dynamic shapes
+ROWS = 128  # of the KV buffers, unless more are asked for
 Logits = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
@@ -34,13 +34,13 @@ class Driver(Protocol):
         ...
 
 
-def drive(folder: Path, manifest: Manifest) -> Driver:
-    """The driver of an artifact's graphs, on the CPU."""
+def drive(folder: Path, manifest: Manifest, rows: int = ROWS) -> Driver:
+    """The driver of an artifact's graphs, on the CPU. rows: of the KV buffers, for graphs of dynamic shapes."""
     spec = manifest.spec
     if manifest.graphs:
         sessions = [(graph, open_session(folder / graph.file)) for graph in manifest.graphs]
         return StaticDriver(sessions, spec, manifest.kv_rows, empty(spec, manifest.kv_dtype, manifest.kv_rows))
-    session, caches = open_session(folder / GRAPH), empty(spec, manifest.kv_dtype, ROWS)
+    session, caches = open_session(folder / GRAPH), empty(spec, manifest.kv_dtype, rows)
     return (FusedDriver if manifest.attention == "gqa" else PortableDriver)(session, spec, caches)
 
 

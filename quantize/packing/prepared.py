@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import prod
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pard_onnx.models.families import shapes
 from pard_onnx.models.precision import Format, Recipe
+from pard_onnx.models.spec import ModelSpec
 
-from .pack import Float, PackedRows, RoundingError
+from .pack import Float, PackedRows, RoundingError, format_for_width
 
 HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
 PARTS = ("weight", "scale", "zero_point")  # of PackedRows
@@ -68,6 +72,28 @@ class Formats:
     def twice(self) -> bool:
         """Whether a tied matrix is stored twice: in floats for the embedding, packed for the head."""
         return self.recipe.of(EMBEDDING).plain and not self.recipe.of(HEAD).plain
+
+    def stored_recipe(self, spec: ModelSpec) -> Recipe:
+        """The recipe as it is carried out on a model: blocks as matrices' widths allow, and prepared formats.
+
+        Overrides name a matrix in all layers where these have one format, and single matrices elsewhere.
+        """
+        extents = {name.removesuffix(".weight"): shape for name, shape in shapes(spec) if len(shape) == 2}
+        found = {name: format_for_width(self.of(name), shape[1], name) for name, shape in extents.items()}
+        weights: Counter[Format] = Counter()
+        by_suffix: dict[str, set[Format]] = defaultdict(set)
+        inner = [name for name in found if name not in (HEAD, EMBEDDING)]
+        for name in inner:
+            weights[found[name]] += prod(extents[name])
+            by_suffix[name.rsplit(".", 1)[-1]].add(found[name])
+        most = weights.most_common(1)[0][0]
+        uniform = {suffix: next(iter(formats)) for suffix, formats in by_suffix.items() if len(formats) == 1}
+        everywhere = tuple((f"*.{suffix}", fmt) for suffix, fmt in uniform.items() if fmt != most)
+        single = ((name, found[name]) for name in inner if name.rsplit(".", 1)[-1] not in uniform)
+        overrides = (*((name, fmt) for name, fmt in single if fmt != most), *everywhere)
+        embedding = found[EMBEDDING]
+        head = found.get(HEAD) or format_for_width(self.of(HEAD), extents[EMBEDDING][1], HEAD)
+        return Recipe(most, head, embedding, overrides, self.recipe.activations)
 
     def order(self, name: str) -> ColumnOrder | None:
         """`Prepared.order` of a matrix; None for a matrix that is not prepared."""

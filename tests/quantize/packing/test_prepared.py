@@ -1,6 +1,7 @@
 """Weights that are prepared: taken bit for bit, in their own formats and orders, everything else from the recipe."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from tiny import weights
 
 from pard_onnx.export.exporter import Job, export
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.families import shapes
 from pard_onnx.models.json_files import read_json
 from pard_onnx.models.manifest import Manifest, Source
 from pard_onnx.models.precision import INT4, INT8, Format, Recipe
-from pard_onnx.quantize.packing.pack import Float, PackedRows, RoundingError, pack
+from pard_onnx.quantize.packing.pack import Float, PackedRows, RoundingError, format_for_width, pack
 from pard_onnx.quantize.packing.prepared import EMBEDDING, HEAD, ColumnOrder, Formats
 
 Tiny = Callable[..., Path]
@@ -133,3 +135,24 @@ def test_formats_of_a_tied_head() -> None:
     held = Held({EMBEDDING: (np.zeros((1, 32), np.float32), FLAT)})
     assert [Formats(recipe, True, held).of(name) for name in (HEAD, EMBEDDING)] == [FLAT, FLAT]
     assert [Formats(recipe, False, held).of(name) for name in (HEAD, EMBEDDING)] == [INT8, FLAT]
+
+
+def test_the_stored_recipe_is_what_was_done(tmp_path: Path, tiny: Tiny) -> None:
+    """Blocks that the widths allow, prepared formats; of every matrix the format in which it is stored."""
+    checkpoint = Checkpoint.open(tiny(tmp_path / "model", hidden=96, head_dim=32, intermediate=160))
+    spec, prepared = checkpoint.spec, Held({"model.layers.1.mlp.up_proj": (np.zeros((160, 96), np.float32), ZP32)})
+    wanted = Recipe(INT4, INT8, INT8, (("*.v_proj", INT8),))
+    formats = Formats(wanted, spec.tied, prepared)
+    found = formats.stored_recipe(spec)
+    by32 = replace(INT4, block=32)
+    assert found.matrices == by32  # 96 and 160 are multiples of 32, and of no more
+    assert set(found.overrides) == {
+        ("model.layers.1.mlp.up_proj", ZP32),
+        ("*.v_proj", replace(INT8, block=32)),
+        ("*.o_proj", INT4),
+    }
+    assert found.head == found.embedding == replace(INT8, block=32)
+    for name, shape in shapes(spec):
+        stem = name.removesuffix(".weight")
+        if len(shape) == 2 and stem != EMBEDDING:
+            assert found.of(stem) == format_for_width(formats.of(stem), shape[1], stem)

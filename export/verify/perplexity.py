@@ -1,0 +1,119 @@
+"""The check of quality that ends an export: how well the exported graphs predict a text that ships, against torch.
+
+The text is cut into windows, each of which begins with an empty KV cache. Targets read a window in steps of several
+tokens, drafts token by token, since their graphs give the logits of a step's last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
+from pard_onnx.models.errors import BadCheckpoint, Failure
+from pard_onnx.models.manifest import Manifest, TextQuality, read_draft_ids
+
+from .drive import Driver, Ids, Logits, drive
+from .reference import reference_logits
+
+TEXT = Path(__file__).parent / "text.txt"  # of prose, code and other languages; it is not in the calibration text
+ROWS = 1024  # predictions, in all windows
+WINDOW = 256  # predictions of a window
+STEP = 64  # tokens of a target's step
+# Shares by which the perplexity may rise: without a warning, by the bits of most weights (0: floats); at all
+WARNED = {0: 0.01, 8: 0.01, 4: 0.03}
+ACCEPTED = 0.25
+LOGITS = 1 << 24  # that are in memory in float64 at a time
+Losses = NDArray[np.float64]  # -log p of the text's tokens, in nats
+
+
+def measure(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> TextQuality:
+    """The perplexity of the graphs in `folder` and of their checkpoint, on ROWS rows of the text that ships."""
+    spec, window = manifest.spec, min(WINDOW, manifest.capacity - 1)
+    known = read_draft_ids(folder) if manifest.draft_vocabulary else np.arange(spec.vocabulary.size)
+    graph = drive(folder, manifest, window)
+    step = 1 if spec.pard else max((g.width for g in manifest.graphs if g.logits), default=STEP)
+    exact, exported, same = [], [], []
+    for ids in _windows(checkpoint, window):
+        wanted = np.searchsorted(known, ids[1:])
+        inside = known[np.minimum(wanted, len(known) - 1)] == ids[1:]  # a reduced vocabulary lacks some tokens
+        reference = reference_logits(checkpoint, torch.from_numpy(ids[None, :-1])).numpy()[0][:, known]
+        found = _read(graph, ids[:-1], step)[:, : len(known)]
+        exact.append(_losses(reference, wanted)[inside])
+        exported.append(_losses(found, wanted)[inside])
+        same.append((reference.argmax(axis=1) == found.argmax(axis=1))[inside])
+    means = [float(np.exp(min(700.0, np.concatenate(losses).mean()))) for losses in (exact, exported)]
+    agreement = np.concatenate(same)
+    return TextQuality(len(agreement), *means, float(agreement.mean()))
+
+
+def judge(quality: TextQuality, manifest: Manifest, accept_loss: bool) -> str | None:
+    """What to warn of, in one line; None for an export that is as good as its bits allow.
+
+    Raises Failure for a target beyond ACCEPTED, unless `accept_loss` is set. A draft's loss costs acceptance, but never
+    changes a text. A model that predicts the text worse than chance (an untrained one) has no quality to lose.
+    """
+    chance = float(manifest.spec.vocabulary.size)
+    if quality.loss <= WARNED.get(manifest.recipe.matrices.bits, 0) or quality.reference_perplexity >= chance:
+        return None
+    name = manifest.quantization.recipe if manifest.quantization else manifest.precision
+    said = (
+        f"{name} raises this {manifest.role}'s perplexity on real text by {quality.loss:.1%}, from "
+        f"{quality.reference_perplexity:.4g} to {quality.perplexity:.4g}"
+    )
+    better = _better(name, manifest.recipe.matrices.bits)
+    if manifest.role == "draft":
+        return f"{said}: it will be accepted less often, with the same text; less is lost by {better}"
+    if quality.loss > ACCEPTED and not accept_loss:
+        raise Failure(
+            f"{said}, more than {ACCEPTED:.0%}: less is lost by {better}; --accept-loss exports it all the same"
+        )
+    return f"{said}; less is lost by {better}"
+
+
+def _better(name: str, bits: int) -> str:
+    """The option that loses less than the recipe or precision `name`."""
+    if bits == 0:
+        return "--precision fp32"
+    if bits == 8:
+        return "--precision fp32" if name.startswith("int8-best") else "--quality best"
+    if name.startswith("int4-best"):
+        return "--precision int8"
+    return "--quality best" if name.startswith("int4-good") else "--quality good"
+
+
+def _windows(checkpoint: Checkpoint, window: int) -> Iterator[Ids]:
+    """Token ids of window + 1 tokens each, in which the text is repeated if it is too short."""
+    tokenizer = load_tokenizer(checkpoint.folder / "tokenizer.json", BadCheckpoint)
+    text = TEXT.read_text(encoding="utf-8")
+    before = tokenizer.encode("").ids[: window // 2]  # what the tokenizer puts before a text
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    count, own = ceil(ROWS / window), window + 1 - len(before)
+    rows = np.resize(np.array(ids, np.int64), count * own).reshape(count, own)
+    for row in rows:
+        yield np.concatenate([np.array(before, np.int64), row])
+
+
+def _read(graph: Driver, ids: Ids, step: int) -> Logits:
+    """The graph's logits after each of the ids, from an empty KV cache."""
+    graph.length = 0
+    return np.concatenate([graph.step(ids[start : start + step]) for start in range(0, len(ids), step)])
+
+
+def _losses(logits: Logits, wanted: Ids) -> Losses:
+    """-log p of the tokens `wanted` under logits [n, ids]; infinite where a row is not finite."""
+    parts, count = [], max(1, LOGITS // logits.shape[1])
+    for start in range(0, len(logits), count):
+        rows = logits[start : start + count].astype(np.float64)
+        rows -= rows.max(axis=1, keepdims=True)
+        own = wanted[start : start + count]
+        picked = rows[np.arange(len(rows)), np.minimum(own, rows.shape[1] - 1)]
+        parts.append(np.log(np.exp(rows).sum(axis=1)) - picked)
+    losses = np.concatenate(parts)
+    return np.where(np.isfinite(losses), losses, np.inf)
