@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.precision import A8W8, A16W8, DYNAMIC_INT8, INT4, INT8, Format, Precision, Recipe
-from pard_onnx.models.spec import ModelSpec
+from pard_onnx.models.spec import ModelSpec, Role
 from pard_onnx.quantize.algorithms.grid import Float, Round, round_by_importance, round_by_search
 from pard_onnx.quantize.packing.pack import SMALLEST_BLOCK, pack
 
@@ -136,6 +136,40 @@ RECIPES = {
     )
 }
 assert min(BLOCKS) == SMALLEST_BLOCK
+
+
+Quality = Literal["fast", "good", "best"]
+DEFAULT_QUALITY: Quality = "good"
+# By quality, precision and role. fast: by the weights alone. good: a short pass over calibration text. best: minutes
+# or hours of it, and slower steps. A draft keeps the format with the fastest steps: what it loses costs acceptance.
+QUALITIES: dict[Quality, dict[tuple[Precision, Role], str]] = {
+    "fast": {
+        ("int4", "target"): "int4-rtn",
+        ("int4", "draft"): "int4-rtn",
+        ("int8", "target"): "int8-rtn",
+        ("int8", "draft"): "int8-rtn",
+    },
+    "good": {
+        ("int4", "target"): "int4-good",
+        ("int4", "draft"): "int4-importance",
+        ("int8", "target"): "int8-smooth",
+        ("int8", "draft"): "int8-smooth",
+    },
+    "best": {
+        ("int4", "target"): "int4-best",
+        ("int4", "draft"): "int4-gptq",
+        ("int8", "target"): "int8-best",
+        ("int8", "draft"): "int8-best",
+    },
+}
+
+
+def recipe_of_quality(quality: Quality, precision: Precision, role: Role) -> NamedRecipe:
+    """The recipe of a quality. Raises BadInput for a precision that stores floats, which have one quality."""
+    found = QUALITIES[quality].get((precision, role))
+    if found is None:
+        raise BadInput(f"--quality {quality} beside {precision}: only int4 and int8 have qualities; leave it out")
+    return RECIPES[found]
 
 
 def named_recipe(name: str, block: int | None = None) -> NamedRecipe:

@@ -23,7 +23,7 @@ from pard_onnx.quantize.calibration.text import CalibrationRow, calibration_rows
 from pard_onnx.quantize.packing.pack import PackedRows, RoundingError, pack, unpack
 from pard_onnx.quantize.packing.prepared import EMBEDDING, HEAD, Formats, Spool
 from pard_onnx.quantize.quantizer import QuantizationRequest, quantize
-from pard_onnx.quantize.recipes import RECIPES, SMALL_HIDDEN, named_recipe
+from pard_onnx.quantize.recipes import QUALITIES, RECIPES, SMALL_HIDDEN, named_recipe, recipe_of_quality
 
 Tiny = Callable[..., Path]
 
@@ -205,6 +205,16 @@ def test_the_model_decides_what_the_recipe_leaves_open(tmp_path: Path, tiny: Tin
     for name in ("lm_head", "model.embed_tokens", "model.layers.0.self_attn.k_proj", "model.layers.1.self_attn.v_proj"):
         assert large.of(name) == INT8
     assert large.of("model.layers.0.self_attn.q_proj") == replace(INT4, symmetric=False)
+
+
+def test_every_quality_has_a_recipe_of_its_precision() -> None:
+    for quality, found in QUALITIES.items():
+        for (precision, role), name in found.items():
+            recipe = recipe_of_quality(quality, precision, role)
+            assert recipe is RECIPES[name] and recipe.precision == precision
+            assert recipe.needs_text is (quality != "fast")
+    with pytest.raises(BadInput, match="--quality good beside fp32: .*leave it out"):
+        recipe_of_quality("good", "fp32", "target")
 
 
 @pytest.mark.parametrize("tied", (True, False))
