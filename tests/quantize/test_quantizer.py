@@ -213,7 +213,7 @@ def test_every_quality_has_a_recipe_of_its_precision() -> None:
             recipe = recipe_of_quality(quality, precision, role)
             assert recipe is RECIPES[name] and recipe.precision == precision
             assert recipe.needs_text is (quality != "fast")
-    with pytest.raises(BadInput, match="--quality good beside fp32: .*leave it out"):
+    with pytest.raises(BadInput, match=r"--quality good beside fp32: .*leave it out"):
         recipe_of_quality("good", "fp32", "target")
 
 
