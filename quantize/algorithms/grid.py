@@ -17,7 +17,7 @@ from pard_onnx.models.precision import Format
 from pard_onnx.quantize.packing.pack import SMALLEST_SCALE, Float, PackedRows, half_scale, pack, pack_levels
 
 SHRINKS = np.linspace(1.05, 0.5, 23, dtype=np.float32)  # factors of the range; above 1 the end levels are rarely used
-END_SHRINKS = (1.05, 1.0, 0.9, 0.8)  # factors of the upper and of the lower end of a range with zero points
+END_SHRINKS = (1.0, 0.88, 0.76)  # factors of the upper and of the lower end of a range with zero points
 TILE = 512  # rows whose blocks are searched together: their intermediate results stay in a core's cache
 LEAST_IMPORTANCE = 1e-3  # share of the mean square input: columns that the text never uses keep some weight
 Levels = NDArray[np.uint8]
