@@ -45,8 +45,8 @@ def measure(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> TextQua
         inside = known[np.minimum(wanted, len(known) - 1)] == ids[1:]  # a reduced vocabulary lacks some tokens
         reference = reference_logits(checkpoint, torch.from_numpy(ids[None, :-1])).numpy()[0][:, known]
         found = _read(graph, ids[:-1], step)[:, : len(known)]
-        exact.append(_losses(reference, wanted)[inside])
-        exported.append(_losses(found, wanted)[inside])
+        exact.append(losses_of(reference, wanted)[inside])
+        exported.append(losses_of(found, wanted)[inside])
         same.append((reference.argmax(axis=1) == found.argmax(axis=1))[inside])
     means = [float(np.exp(min(700.0, np.concatenate(losses).mean()))) for losses in (exact, exported)]
     agreement = np.concatenate(same)
@@ -106,7 +106,7 @@ def _read(graph: Driver, ids: Ids, step: int) -> Logits:
     return np.concatenate([graph.step(ids[start : start + step]) for start in range(0, len(ids), step)])
 
 
-def _losses(logits: Logits, wanted: Ids) -> Losses:
+def losses_of(logits: Logits, wanted: Ids) -> Losses:
     """-log p of the tokens `wanted` under logits [n, ids]; infinite where a row is not finite."""
     parts, count = [], max(1, LOGITS // logits.shape[1])
     for start in range(0, len(logits), count):
