@@ -7,24 +7,19 @@ the step widths whose rows are bitwise equal.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.checkpoints.layer_attention import KINDS
 from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
 from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.manifest import Manifest, Parity, read_draft_ids
-from pard_onnx.models.spec import ModelSpec
-from pard_onnx.quantize.calibration.layers import loaded_weights, model_without_weights
 
 from .drive import Driver, Ids, Logits, drive
+from .reference import reference_logits
 
 TEXT = (
     "def binary_search(items, wanted):\n    low, high = 0, len(items)\n    while low < high:\n"
@@ -104,45 +99,3 @@ def _compare(found: Logits, expected: Logits, rolled_back: int) -> Parity:
     return Parity(
         len(found), float(error.max()), float(error.mean()), float(agreement), float(error[-rolled_back:].max())
     )
-
-
-def reference_logits(checkpoint: Checkpoint, ids: Tensor, dtype: torch.dtype | None = None, **inputs: Tensor) -> Tensor:
-    """Logits of ids [batch, sequence]: float32 [batch, sequence, vocabulary rows].
-
-    dtype: the type to compute in. None: the checkpoint's own, or float32 for a quantized checkpoint, since half
-    precision would round the products of its scales and integers. inputs: for sequences that are not plain text, the
-    model's `position_ids` [batch, sequence] and `attention_mask` [batch, 1, sequence, sequence], added to the scores.
-    """
-    dtype = dtype or (torch.float32 if checkpoint.quantization else getattr(torch, checkpoint.spec.dtype))
-    model = model_without_weights(checkpoint, "eager", dtype)
-    for name, module in model.named_modules():
-        if module._parameters:
-            _lend_weights(module, name, checkpoint, dtype)
-    with torch.inference_mode():
-        logits: Tensor = model(input_ids=ids, use_cache=False, **_by_kind(checkpoint.spec, inputs)).logits
-    return logits.float()
-
-
-def _by_kind(spec: ModelSpec, inputs: dict[str, Tensor]) -> dict[str, Any]:
-    """A mask of one's own reaches every layer as it is: window layers get one that leaves out what is far behind."""
-    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
-    window = next((window for window in spec.windows if window is not None), None)
-    if mask is None or positions is None or window is None:
-        return dict(inputs)
-    far = (positions[:, :, None] - positions[:, None] >= window)[:, None]
-    return {**inputs, "attention_mask": dict(zip(KINDS, (mask, mask.masked_fill(far, float("-inf"))), strict=True))}
-
-
-def _lend_weights(module: nn.Module, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-    """Load the module's weights before it runs, and release them after it."""
-    lent: list[AbstractContextManager[None]] = []
-
-    def load(*_: Any) -> None:
-        lent.append(loaded_weights(module, name, checkpoint, dtype))
-        lent[-1].__enter__()
-
-    def drop(*_: Any) -> None:
-        lent.pop().__exit__(None, None, None)
-
-    module.register_forward_pre_hook(load)
-    module.register_forward_hook(drop)

@@ -76,6 +76,13 @@ def find_tensors(folder: Path) -> dict[str, TensorEntry]:
     return {name if name.startswith(head) else TRUNK + name: entry for name, entry in found.items()}
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder: one file, or the shards. Raises BadCheckpoint."""
+    if (folder / ONE_FILE).is_file():
+        return [folder / ONE_FILE]
+    return [folder / shard for shard in _shards(folder / INDEX, _shard_of(folder / INDEX))]
+
+
 def _stored_tensors(folder: Path) -> dict[str, TensorEntry]:
     if (folder / ONE_FILE).is_file():
         return read_header(folder / ONE_FILE)
@@ -98,23 +105,35 @@ def unread_weights(folder: Path) -> str:
 
 def _sharded(folder: Path) -> dict[str, TensorEntry]:
     index = folder / INDEX
-    shard_of = read_json(index, BadCheckpoint).get("weight_map")
-    if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):
-        raise BadCheckpoint(f"{index}: no weight_map from tensor names to file names; download it again")
-    shards = sorted(set(shard_of.values()))
-    for shard in shards:
-        if Path(shard).name != shard or "\\" in shard:  # an index may not reach outside its folder
-            raise BadCheckpoint(f"{index}: {shard!r} is not the name of a file beside it")
-    absent = [shard for shard in shards if not _is_file(folder / shard)]
-    if absent:
-        raise BadCheckpoint(f"{index}: names files that are not there: {', '.join(absent)}; download them")
-    headers = {shard: read_header(folder / shard) for shard in shards}
+    shard_of = _shard_of(index)
+    headers = {shard: read_header(folder / shard) for shard in _shards(index, shard_of)}
     if not any(HEAD in header for header in headers.values()):
         shard_of.pop(HEAD, None)  # of a tied head, which some tools name and do not store
     for name, shard in shard_of.items():
         if name not in headers[shard]:
             raise BadCheckpoint(f"{folder / shard}: has no tensor {name}, which {INDEX} says it has; download it again")
-    return {name: headers[shard][name] for name, shard in shard_of.items()}
+    # transformers reads all that is in the shards, also what the index leaves out; of two equal names the last one
+    return {name: entry for header in headers.values() for name, entry in header.items()}
+
+
+def _shard_of(index: Path) -> dict[str, str]:
+    """The names of the files that hold the tensors, by the tensors' names."""
+    shard_of = read_json(index, BadCheckpoint).get("weight_map")
+    if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):
+        raise BadCheckpoint(f"{index}: no weight_map from tensor names to file names; download it again")
+    return shard_of
+
+
+def _shards(index: Path, shard_of: Mapping[str, str]) -> list[str]:
+    """The names of the files that an index names, all of which are beside it."""
+    shards = sorted(set(shard_of.values()))
+    for shard in shards:
+        if Path(shard).name != shard or "\\" in shard:  # an index may not reach outside its folder
+            raise BadCheckpoint(f"{index}: {shard!r} is not the name of a file beside it")
+    absent = [shard for shard in shards if not _is_file(index.parent / shard)]
+    if absent:
+        raise BadCheckpoint(f"{index}: names files that are not there: {', '.join(absent)}; download them")
+    return shards
 
 
 def _is_file(path: Path) -> bool:
