@@ -190,6 +190,7 @@ def trace(folder: Path, spec: ModelSpec, variant: Variant, rows: int, dtype: tor
     with refusals(folder):
         # The dtype that was understood: transformers refuses some names that tools write
         config = AutoConfig.from_pretrained(folder, local_files_only=True, dtype=spec.dtype)
+    config.vocab_size = spec.vocabulary.rows  # an adapter may have resized the embedding
     name = f"pard_onnx_{variant.name}"
     AttentionInterface.register(name, variant.attend)
     AttentionMaskInterface.register(name, _no_mask)

@@ -15,7 +15,7 @@ import torch
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
-from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.errors import BadCheckpoint, Failure
 from pard_onnx.models.manifest import Manifest, Parity, read_draft_ids
 
 from .drive import Driver, Ids, Logits, drive
@@ -27,11 +27,15 @@ TEXT = (
     "        else:\n            high = middle\n    return low\n\nThe quick brown fox jumps over 13 lazy dogs."
 )
 LENGTH, PREFILL, SINGLE, MULTI = 48, 32, 4, 8
+# The largest relative error of logits: far above what the floats' precision costs (1e-6 and 1e-3), far below what a
+# misread weight does
+FLOAT_ERRORS = {"float32": 0.03, "float16": 0.1}
+OTHER_MODEL = 1.0  # that of logits which have nothing in common with the reference
 WIDEST = LENGTH - PREFILL  # of the steps compared bit for bit
 
 
 def check(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> Parity:
-    """Compare the graphs in `folder` with torch on the checkpoint that they were made of."""
+    """Compare the graphs in `folder` with torch on the checkpoint that they were made of. Failure for another model."""
     spec = checkpoint.spec
     ids = _ids(checkpoint)
     batch = ids[None]
@@ -46,7 +50,9 @@ def check(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> Parity:
     found = np.concatenate([row.logits for row in rows])
     # The ids of the columns; further columns are padding ids, whose logits are -inf by design
     ids_of = read_draft_ids(folder) if manifest.draft_vocabulary else np.arange(spec.vocabulary.size)
-    parity = _compare(found[:, : len(ids_of)], np.concatenate(expected)[:, ids_of], len(rows[-1].logits))
+    found, known = found[:, : len(ids_of)], np.concatenate(expected)[:, ids_of]
+    parity = _compare(found, known, len(rows[-1].logits))
+    _require_same_model(found, known, manifest)
     any_width = spec.pard is None and not manifest.graphs  # steps of any width, with logits of all rows
     return replace(parity, exact_widths=_exact_widths(graph, ids)) if any_width else parity
 
@@ -70,7 +76,7 @@ class _Rows:
 
 
 def _ids(checkpoint: Checkpoint) -> Ids:
-    tokenizer = load_tokenizer(checkpoint.folder / "tokenizer.json", BadCheckpoint)
+    tokenizer = load_tokenizer(checkpoint.tokenizer_folder / "tokenizer.json", BadCheckpoint)
     encoded = tokenizer.encode(TEXT, add_special_tokens=False).ids
     return np.resize(np.array(encoded, dtype=np.int64), LENGTH)
 
@@ -99,3 +105,16 @@ def _compare(found: Logits, expected: Logits, rolled_back: int) -> Parity:
     return Parity(
         len(found), float(error.max()), float(error.mean()), float(agreement), float(error[-rolled_back:].max())
     )
+
+
+def _require_same_model(found: Logits, expected: Logits, manifest: Manifest) -> None:
+    """Failure where the graphs compute something else than the checkpoint. Logits that are not finite pass."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = float(np.sqrt(np.square(found - expected).mean() / expected.var()))
+    most = FLOAT_ERRORS.get(manifest.recipe.matrices.kind, OTHER_MODEL)
+    if error > most:
+        raise Failure(
+            f"the exported {manifest.precision} graph is not the model that transformers loads: the relative error of "
+            f"its logits is {error:.2g}, at most {most:g} is rounding; please report this model (--no-verify exports "
+            "it all the same)"
+        )

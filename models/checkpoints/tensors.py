@@ -195,6 +195,16 @@ def read_tensor(entry: Tensor, rows: slice | None = None) -> NDArray[np.float32]
     return found
 
 
+def encoded(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """Floats rounded to a stored type, halves to even, in the type that DTYPES has for it."""
+    if dtype != "BF16":
+        with np.errstate(over="ignore"):  # who stores the values refuses infinite ones
+            return values.astype(DTYPES[dtype])
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    found: NDArray[Any] = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), found)
+
+
 def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     """Slices of rows, in order, of at most BLOCK_VALUES values (one row at least), for reading piece by piece."""
     rows = shape[0]
