@@ -45,6 +45,17 @@ def resolve_checkpoint(name: str, revision: str | None = None) -> tuple[Path, So
     return snapshot, Source(name, snapshot.name)  # a snapshot's folder is named by its commit
 
 
+def resolve_adapter(name: str) -> tuple[Path, Source]:
+    """The folder of a LoRA adapter: a local folder, or a hub id (`org/name`). Errors as in `resolve_checkpoint`."""
+    folder = _local(name)
+    if folder:
+        return folder, Source(folder.resolve().name)
+    _refuse_file(name, "the folder of an adapter, with adapter_config.json and adapter_model.safetensors")
+    _require_hub_id(name, "the folder of an adapter")
+    snapshot = _snapshot(name, None, allow_patterns=CHECKPOINT_FILES)
+    return snapshot, Source(name, snapshot.name)
+
+
 def resolve_artifact(name: str | Path, revision: str | None = None) -> Path:
     """The real folder of an exported model: a local one, or the hub id of one.
 

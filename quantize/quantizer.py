@@ -72,7 +72,9 @@ def quantize(
         return
     text = read_text_file(request.calibration or SHIPPED)
     budget = budget_bytes(request.budget or BUDGET, checkpoint, recipe) if named.mixed else None
-    rows = calibration_rows(text, load_tokenizer(checkpoint.tokenizer_folder / "tokenizer.json", BadCheckpoint), checkpoint.spec)
+    rows = calibration_rows(
+        text, load_tokenizer(checkpoint.tokenizer_folder / "tokenizer.json", BadCheckpoint), checkpoint.spec
+    )
     record = Quantization(named.name, named.rounding, _text_record(text, rows), budget)
     layers = checkpoint.spec.layers
     if named.qdq:

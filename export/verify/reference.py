@@ -2,8 +2,8 @@
 
 The weights are those that transformers' own loading puts into its model. This package's reader has no part in it, so
 whatever it misreads (a dropped head, a wrong tie, exchanged matrices) makes the graphs differ from the reference.
-Two exceptions: the integers of a quantized checkpoint are dequantized by this package, since transformers needs a GPU
-or further packages for them; and an exported folder, which has no checkpoint, is read by this package.
+This package itself reads three things: the integers of a quantized checkpoint, since transformers needs a GPU or
+further packages for them; an exported folder, which has no checkpoint; and what an adapter adds to the loaded weights.
 
 transformers maps the files into memory. Every module computes in float32 from blocks of rows of its weights, so neither
 a whole model nor a whole matrix in float32 is ever in memory.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,8 @@ from transformers.utils import logging
 from pard_onnx.export.graphs.trace import refusals
 from pard_onnx.models.checkpoints.checkpoint import EMBEDDING, Checkpoint
 from pard_onnx.models.checkpoints.layer_attention import KINDS
+from pard_onnx.models.checkpoints.merged import ChangedTensor, ReplacedTensor
+from pard_onnx.models.checkpoints.tensors import Tensor as Stored
 from pard_onnx.models.checkpoints.tensors import read_tensor, row_blocks, weight_files
 from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.manifest import FILE_NAME
@@ -44,7 +47,7 @@ def reference_logits(checkpoint: Checkpoint, ids: Tensor, **inputs: Tensor) -> T
     """
     model = _loaded_model(checkpoint)
     for name, module in model.named_modules():
-        parts = {part: _rows(checkpoint, name, part, p) for part, p in module._parameters.items() if p is not None}
+        parts = {part: _part(checkpoint, name, part, p) for part, p in module._parameters.items() if p is not None}
         if parts:
             _compute_in_float32(module, parts)
     with torch.inference_mode():
@@ -75,7 +78,7 @@ def _loaded_model(checkpoint: Checkpoint) -> Any:
     missing = sorted(info["missing_keys"])
     if missing:
         raise BadCheckpoint(
-            f"{checkpoint.folder}: transformers finds no tensor {missing[0]} in it and would fill it with random numbers"
+            f"{checkpoint.folder}: transformers finds no tensor {missing[0]} in it, and would make up random numbers"
         )
     return model
 
@@ -94,7 +97,7 @@ def _load_floats(checkpoint: Checkpoint, **options: Any) -> Any:
 
 
 def _load_around_integers(checkpoint: Checkpoint, **options: Any) -> Any:
-    """The tensors in floats, by transformers; integer matrices are stood in for by one number, which takes no memory."""
+    """The tensors in floats, by transformers; one number stands for an integer matrix, which takes no memory."""
     from safetensors import safe_open
 
     dtype, config = _dtype(checkpoint), _config(checkpoint)
@@ -139,20 +142,48 @@ def _quietly() -> Iterator[None]:
 # Computing
 
 
-def _rows(checkpoint: Checkpoint, module: str, part: str, parameter: Tensor) -> Rows:
-    matrices, name = imported_matrices(checkpoint), f"{module}.{part}"
-    if matrices and part == "weight" and module in checkpoint.packed:
-        return lambda rows: torch.from_numpy(matrices.dequantized(module, rows))
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A parameter, read by rows in float32."""
+
+    count: int  # of its rows
+    read: Rows
+
+    def blocks(self, width: int) -> Iterator[Tensor]:
+        return (self.read(rows) for rows in row_blocks((self.count, width)))
+
+    def whole(self) -> Tensor:
+        return self.read(slice(0, self.count))
+
+
+def _part(checkpoint: Checkpoint, module: str, name: str, parameter: Tensor) -> _Part:
+    """A parameter as transformers loaded it, with an adapter's changes; or as this package reads it (_loaded_model)."""
+    matrices = imported_matrices(checkpoint)
+    if matrices and name == "weight" and module in checkpoint.packed:
+        return _Part(len(parameter), lambda rows: torch.from_numpy(matrices.dequantized(module, rows)))
+    tensor = checkpoint.tensors.get(f"{module}.{name}") or checkpoint.tensors[EMBEDDING]  # of a tied head
     if parameter.is_meta:
-        entry = checkpoint.tensors.get(name) or checkpoint.tensors[EMBEDDING]  # a tied head
-        return lambda rows: torch.from_numpy(read_tensor(entry, rows))
-    return lambda rows: parameter.detach()[rows].float()
+        return _Part(tensor.shape[0], lambda rows: torch.from_numpy(read_tensor(tensor, rows)))
+    loaded: Rows = lambda rows: parameter.detach()[rows].float()  # noqa: E731
+    if checkpoint.adapter is None:
+        return _Part(len(parameter), loaded)
+    return _Part(tensor.shape[0], _changed(tensor, loaded))
 
 
-def _compute_in_float32(module: nn.Module, parts: dict[str, Rows]) -> None:
-    """Make a module compute in float32 from `parts`, rows of its parameters by name."""
+def _changed(tensor: Stored, loaded: Rows) -> Rows:
+    """The rows of a tensor, given those of the tensor that the adapter changes."""
+    if isinstance(tensor, ReplacedTensor):
+        return lambda rows: torch.from_numpy(read_tensor(tensor, rows))
+    if not isinstance(tensor, ChangedTensor):
+        return loaded
+    before = _changed(tensor.base, loaded)
+    return lambda rows: torch.from_numpy(tensor.changed(before(rows).numpy(), rows.start))
+
+
+def _compute_in_float32(module: nn.Module, parts: dict[str, _Part]) -> None:
+    """Make a module compute in float32 from `parts`, its parameters by name."""
     if isinstance(module, nn.Linear):
-        module.forward = partial(_product, module.out_features, module.in_features, parts)  # type: ignore[method-assign]
+        module.forward = partial(_product, module.in_features, parts)  # type: ignore[method-assign]
     elif isinstance(module, nn.Embedding):
         module.padding_idx = None  # it changes gradients alone, and is no id of the rows that are used
         module.forward = partial(_looked_up, module, module.forward, parts["weight"])  # type: ignore[method-assign]
@@ -160,27 +191,24 @@ def _compute_in_float32(module: nn.Module, parts: dict[str, Rows]) -> None:
         module.forward = partial(_with_whole, module, module.forward, parts)  # type: ignore[method-assign]
 
 
-def _product(rows: int, width: int, parts: dict[str, Rows], x: Tensor) -> Tensor:
+def _product(width: int, parts: dict[str, _Part], x: Tensor) -> Tensor:
     """A linear layer's output, some of its columns after the other."""
-    bias = parts.get("bias")
-    blocks = row_blocks((rows, width))
-    return torch.cat(
-        [functional.linear(x, parts["weight"](block), bias(block) if bias else None) for block in blocks], dim=-1
-    )
+    found = torch.cat([functional.linear(x, block) for block in parts["weight"].blocks(width)], dim=-1)
+    return found + parts["bias"].whole() if "bias" in parts else found
 
 
-def _looked_up(module: nn.Embedding, forward: Callable[[Tensor], Tensor], weight: Rows, ids: Tensor) -> Tensor:
+def _looked_up(module: nn.Embedding, forward: Callable[[Tensor], Tensor], weight: _Part, ids: Tensor) -> Tensor:
     """An embedding's output, computed from the rows that are used."""
     used, places = ids.unique(return_inverse=True)
-    table = torch.cat([weight(slice(row, row + 1)) for row in used.tolist()])
+    table = torch.cat([weight.read(slice(row, row + 1)) for row in used.tolist()])
     with _parameters(module, {"weight": table}):
         return forward(places)
 
 
 def _with_whole(
-    module: nn.Module, forward: Callable[..., Tensor], parts: dict[str, Rows], *inputs: Tensor, **named: Any
+    module: nn.Module, forward: Callable[..., Tensor], parts: dict[str, _Part], *inputs: Tensor, **named: Any
 ) -> Tensor:
-    with _parameters(module, {part: rows(slice(None)) for part, rows in parts.items()}):
+    with _parameters(module, {name: part.whole() for name, part in parts.items()}):
         return forward(*inputs, **named)
 
 

@@ -95,7 +95,9 @@ class Adapter:
         found: dict[str, TensorEntry] = {}
         for name, entry in read_header(folder / WEIGHTS).items():
             if not name.startswith(PREFIX):
-                raise BadCheckpoint(f"{entry.file}: tensor {name} is not of peft's layout; its names begin with {PREFIX}")
+                raise BadCheckpoint(
+                    f"{entry.file}: tensor {name} is not of peft's layout; its names begin with {PREFIX}"
+                )
             if entry.dtype not in DTYPES:
                 raise BadCheckpoint(
                     f"{entry.file}: tensor {name} is stored as {entry.dtype}; supported: {', '.join(DTYPES)}"
@@ -163,6 +165,8 @@ class _Merge:
             raise BadCheckpoint(f"{self._file}: {problem} {module}")
         for module in sorted(targets):
             self._add(module, stored[module])
+        if self.tied and self._config.flag("ensure_weight_tying") and {EMBED_MODULE, HEAD_MODULE} <= targets:
+            self.tensors[HEAD] = self.tensors[f"{EMBED_MODULE}.weight"]  # both products are the same
         self._replace_rows(stored)
         if self.tied and self.tensors[HEAD] is self.tensors[f"{EMBED_MODULE}.weight"]:
             del self.tensors[HEAD]

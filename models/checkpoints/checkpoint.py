@@ -188,9 +188,7 @@ def _spec(config: Config, family: Family, tokenizer: Path, dtype: str) -> ModelS
     )
 
 
-def _holds_another_head(
-    spec: ModelSpec, found: Mapping[str, Tensor], quantization: QuantizationConfig | None
-) -> bool:
+def _holds_another_head(spec: ModelSpec, found: Mapping[str, Tensor], quantization: QuantizationConfig | None) -> bool:
     """Whether the files hold a head whose values are not the embedding's, in floats or in integers.
 
     transformers does not tie such a head, whatever config.json says (`PreTrainedModel.tie_weights` compares the values

@@ -106,6 +106,10 @@ class ChangedTensor:
     def read(self, first: int, stop: int) -> NDArray[Any]:
         return encoded(self.change.apply(read_tensor(self.base, slice(first, stop)), first, self.dtype), self.dtype)
 
+    def changed(self, block: Floats, first: int) -> Floats:
+        """Rows first, first + 1, ... of the base, which the caller has read, with the change."""
+        return rounded_to(self.change.apply(block, first, self.dtype), self.dtype)
+
 
 @dataclass(frozen=True, slots=True)
 class ReplacedTensor:
