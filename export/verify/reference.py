@@ -149,9 +149,6 @@ class _Part:
     count: int  # of its rows
     read: Rows
 
-    def blocks(self, width: int) -> Iterator[Tensor]:
-        return (self.read(rows) for rows in row_blocks((self.count, width)))
-
     def whole(self) -> Tensor:
         return self.read(slice(0, self.count))
 
@@ -193,7 +190,10 @@ def _compute_in_float32(module: nn.Module, parts: dict[str, _Part]) -> None:
 
 def _product(width: int, parts: dict[str, _Part], x: Tensor) -> Tensor:
     """A linear layer's output, some of its columns after the other."""
-    found = torch.cat([functional.linear(x, block) for block in parts["weight"].blocks(width)], dim=-1)
+    weight = parts["weight"]
+    found = torch.empty(*x.shape[:-1], weight.count)
+    for rows in row_blocks((weight.count, width)):
+        found[..., rows] = functional.linear(x, weight.read(rows))
     return found + parts["bias"].whole() if "bias" in parts else found
 
 

@@ -132,8 +132,8 @@ def _with_adapter(
     if quantization and is_required(config):
         raise config.fault(
             KEY,
-            f"says {quantization.method}: an adapter is merged into floats, not into integers; name the unquantized "
-            f"base with --model, as peft's users do for adapters that were trained on a quantized one ({adapter.folder})",
+            f"says {quantization.method}, and {adapter.folder} can be merged into floats only; name the unquantized "
+            "base with --model, also for an adapter that was trained on a quantized one",
         )
     embedding, head = found.get(EMBEDDING), found.get(HEAD)
     if embedding is None:
