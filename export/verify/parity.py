@@ -17,6 +17,7 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
 from pard_onnx.models.errors import BadCheckpoint, Failure
 from pard_onnx.models.manifest import Manifest, Parity, read_draft_ids
+from pard_onnx.models.precision import FLOATS
 
 from .drive import Driver, Ids, Logits, drive
 from .reference import reference_logits
@@ -111,7 +112,8 @@ def _require_same_model(found: Logits, expected: Logits, manifest: Manifest) -> 
     """Failure where the graphs compute something else than the checkpoint. Logits that are not finite pass."""
     with np.errstate(invalid="ignore", over="ignore"):
         error = float(np.sqrt(np.square(found - expected).mean() / expected.var()))
-    most = FLOAT_ERRORS.get(manifest.recipe.matrices.kind, OTHER_MODEL)
+    floats = manifest.kv_cache == "float" and all(tensor.format in FLOATS.values() for tensor in manifest.tensors)
+    most = FLOAT_ERRORS[manifest.recipe.floats] if floats else OTHER_MODEL
     if error > most:
         raise Failure(
             f"the exported {manifest.precision} graph is not the model that transformers loads: the relative error of "

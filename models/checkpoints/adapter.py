@@ -135,6 +135,9 @@ def _require_plain_lora(config: Config) -> None:
     for key, value in config.values.items():
         if value and key not in READ and key not in HARMLESS:
             raise config.fault(key, f"is {value!r}; adapters with it are not merged, only plain LoRA is")
+    for key in ("layers_to_transform", "layers_pattern"):
+        if config.values.get(key) and isinstance(config.values.get("target_modules"), str):
+            raise config.fault(key, "is there beside a pattern in target_modules; peft takes it beside a list only")
     start = config.values.get("init_lora_weights")
     if not any(start is plain or (isinstance(start, str) and start == plain) for plain in PLAIN_STARTS):
         raise config.fault(

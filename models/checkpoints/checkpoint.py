@@ -37,7 +37,7 @@ from .vocabulary import chat_template, tokenizer_size
 __all__ = ["Checkpoint", "TensorEntry", "read_tensor", "require_finite"]
 
 EMBEDDING = "model.embed_tokens.weight"
-ROTARY_BUFFER = re.compile(r"rotary_emb\.inv_freq")  # which old checkpoints hold; transformers computes it
+ROTARY_BUFFER = re.compile(r"rotary_emb\.inv_freq")  # old checkpoints hold it; transformers passes over it silently
 UNMERGED = re.compile(r"\.lora_|\.(qweight|weight_packed)$")  # parts of a matrix that is then not what `.weight` says
 NAMED = 3  # tensors in a warning
 
@@ -80,6 +80,8 @@ class Checkpoint:
             quantization = None
         if quantization and not packed:
             raise config.fault(KEY, f"says {quantization.method}, but no matrix is stored in integers")
+        if spec.window_rope is None:  # transformers names it otherwise where there are two
+            found = {name: entry for name, entry in found.items() if not ROTARY_BUFFER.search(name)}
         _tell_of_unread(folder, found, tensors, packed)
         return cls(folder, spec, tensors, quantization, packed, merging)
 
@@ -246,7 +248,7 @@ def _tell_of_unread(
     """
     read = {f"{matrix}.{end}" for matrix, held in packed.items() for end in (*held.parts, "weight_shape")}
     unread = sorted(name for name in found if name not in tensors and name not in read and name != HEAD)
-    unread = [name for name in unread if not ROTARY_BUFFER.search(name) and not _is_zero_bias(name, found[name])]
+    unread = [name for name in unread if not _is_zero_bias(name, found[name])]
     for name in unread:
         if UNMERGED.search(name):
             raise BadCheckpoint(
