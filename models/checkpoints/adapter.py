@@ -138,6 +138,8 @@ def _require_plain_lora(config: Config) -> None:
     for key in ("layers_to_transform", "layers_pattern"):
         if config.values.get(key) and isinstance(config.values.get("target_modules"), str):
             raise config.fault(key, "is there beside a pattern in target_modules; peft takes it beside a list only")
+    if config.values.get("layers_pattern") and config.values.get("layers_to_transform") is None:
+        raise config.fault("layers_pattern", "is there without layers_to_transform, which peft refuses")
     start = config.values.get("init_lora_weights")
     if not any(start is plain or (isinstance(start, str) and start == plain) for plain in PLAIN_STARTS):
         raise config.fault(

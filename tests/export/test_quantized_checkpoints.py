@@ -14,7 +14,7 @@ from tiny import edit_json
 
 from pard_onnx import load
 from pard_onnx.export.exporter import Job, export
-from pard_onnx.export.verify.parity import reference_logits
+from pard_onnx.export.verify.reference import reference_logits
 from pard_onnx.export_command import main
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
