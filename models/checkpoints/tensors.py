@@ -155,29 +155,68 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             raise BadCheckpoint(f"{file}: truncated or not safetensors: no whole header in its {size} bytes")
         text = stream.read(length)
     try:
-        header = json.loads(text)
-        entries = dict(_entries(file, header, start=8 + length))
+        entries = dict(_entries(file, _header(text), start=8 + length))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BadCheckpoint(f"{file}: not a safetensors file (broken header); download it again") from error
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
+    _require_whole(file, entries, 8 + length, size)
+    return entries
+
+
+def _header(text: bytes) -> dict[str, Any]:
+    """The header's object. ValueError for JSON that is not strict, and for a name that is there twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a name is there twice")
+        return found
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    if not text.startswith(b"{"):
+        raise ValueError("no object")
+    header = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    if not all(isinstance(value, str) for value in (header.pop("__metadata__", None) or {}).values()):
+        raise ValueError("__metadata__")
+    json.dumps(header, ensure_ascii=False).encode("utf-8")  # halves of surrogate pairs are no text
+    found: dict[str, Any] = header
+    return found
+
+
+def _entries(file: Path, header: Mapping[str, Any], start: int) -> Iterator[tuple[str, TensorEntry]]:
+    for name, fact in header.items():
+        begin, end = (_whole(offset) for offset in fact["data_offsets"])
+        shape = tuple(_whole(extent) for extent in fact["shape"])
+        dtype = DTYPES.get(fact["dtype"])
+        if end < begin or (dtype and end - begin != math.prod(shape) * dtype.itemsize):
+            raise ValueError(name)
+        yield name, TensorEntry(file, fact["dtype"], shape, start + begin, end - begin)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 64:
+        raise ValueError(value)
+    return value
+
+
+def _require_whole(file: Path, entries: Mapping[str, TensorEntry], start: int, size: int) -> None:
+    """BadCheckpoint unless the tensors lie one behind the other up to the file's end, as the format demands."""
+    last = start
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         end = entry.offset + entry.nbytes
         if end > size:
             raise BadCheckpoint(
                 f"{file}: truncated: tensor {name} ends at byte {end} but the file has {size}; download it again"
             )
-    return entries
-
-
-def _entries(file: Path, header: Mapping[str, Any], start: int) -> Iterator[tuple[str, TensorEntry]]:
-    for name, fact in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = (int(offset) for offset in fact["data_offsets"])
-        shape = tuple(int(extent) for extent in fact["shape"])
-        dtype = DTYPES.get(fact["dtype"])
-        if not 0 <= begin <= end or (dtype and end - begin != math.prod(shape) * dtype.itemsize):
-            raise ValueError(name)
-        yield name, TensorEntry(file, fact["dtype"], shape, start + begin, end - begin)
+        if entry.offset != last:
+            problem = "overlaps the one before it" if entry.offset < last else "leaves a gap before it"
+            raise BadCheckpoint(f"{file}: not a safetensors file (tensor {name} {problem}); download it again")
+        last = end
+    if last != size:
+        raise BadCheckpoint(
+            f"{file}: not a safetensors file ({size - last} bytes behind its tensors); download it again"
+        )
 
 
 def read_tensor(entry: Tensor, rows: slice | None = None) -> NDArray[np.float32]:
