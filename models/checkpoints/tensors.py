@@ -6,6 +6,8 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -189,6 +191,8 @@ def _entries(file: Path, header: Mapping[str, Any], start: int) -> Iterator[tupl
         begin, end = (_whole(offset) for offset in fact["data_offsets"])
         shape = tuple(_whole(extent) for extent in fact["shape"])
         dtype = DTYPES.get(fact["dtype"])
+        if any(product >= 1 << 64 for product in accumulate(shape, mul)):
+            raise OverflowError(name)
         if end < begin or (dtype and end - begin != math.prod(shape) * dtype.itemsize):
             raise ValueError(name)
         yield name, TensorEntry(file, fact["dtype"], shape, start + begin, end - begin)

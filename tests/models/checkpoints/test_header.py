@@ -111,7 +111,8 @@ TEXTS = {
 
 @pytest.mark.parametrize("case", TEXTS)
 def test_texts_that_are_refused(case: str, tmp_path: Path) -> None:
-    path = written(tmp_path / "model.safetensors", TEXTS[case], 8 if case == "a gap" else 4)
+    size = {"a gap": 8, "a list": 0, "a product beyond 64 bits": 0}.get(case, 4)
+    path = written(tmp_path / "model.safetensors", TEXTS[case], size)
     assert not is_read(path)
 
 
