@@ -22,6 +22,16 @@ DEMO = {"demo-target": demo.TARGET, "demo-draft": demo.DRAFT, "demo-ar-draft": d
 HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?<![.-])", re.ASCII)
 # Never pickles: nothing of this package reads them
 CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja"]
+ADAPTER_FILES = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+]
 ARTIFACT_FILES = ["*.json", "*.jinja", "*.onnx", "*.data"]
 
 
@@ -52,7 +62,7 @@ def resolve_adapter(name: str) -> tuple[Path, Source]:
         return folder, Source(folder.resolve().name)
     _refuse_file(name, "the folder of an adapter, with adapter_config.json and adapter_model.safetensors")
     _require_hub_id(name, "the folder of an adapter")
-    snapshot = _snapshot(name, None, allow_patterns=CHECKPOINT_FILES)
+    snapshot = _snapshot(name, None, allow_patterns=ADAPTER_FILES)
     return snapshot, Source(name, snapshot.name)
 
 

@@ -27,14 +27,17 @@ from pard_onnx.export.graphs.trace import refusals
 from pard_onnx.models.checkpoints.checkpoint import EMBEDDING, Checkpoint
 from pard_onnx.models.checkpoints.layer_attention import KINDS
 from pard_onnx.models.checkpoints.merged import ChangedTensor, ReplacedTensor
+from pard_onnx.models.checkpoints.tensors import HEAD, read_tensor, row_blocks, weight_files
 from pard_onnx.models.checkpoints.tensors import Tensor as Stored
-from pard_onnx.models.checkpoints.tensors import read_tensor, row_blocks, weight_files
 from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.manifest import FILE_NAME
 from pard_onnx.models.spec import ModelSpec
 from pard_onnx.quantize.calibration.layers import model_without_weights
 from pard_onnx.quantize.packing.imported import imported_matrices
 
+# Without types of their own
+GENERATION_CONFIG: Any = GenerationConfig
+LOGGING: Any = logging
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Rows = Callable[[slice], Tensor]  # rows of a parameter in float32
 
@@ -91,7 +94,7 @@ def _load_floats(checkpoint: Checkpoint, **options: Any) -> Any:
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
-        generation_config=GenerationConfig(),  # the folder's own is not needed, and may be refused
+        generation_config=GENERATION_CONFIG(),  # the folder's own is not needed, and may be refused
         **options,
     )
 
@@ -110,7 +113,7 @@ def _load_around_integers(checkpoint: Checkpoint, **options: Any) -> Any:
             tensors |= {name: opened.get_tensor(name) for name in opened.keys() if name not in parts}  # noqa: SIM118
     for name, matrix in checkpoint.packed.items():
         tensors[f"{name}.weight"] = torch.zeros((), dtype=dtype).expand(matrix.shape)
-    build = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    build: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return build.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype, **options)
 
 
@@ -128,15 +131,15 @@ def _dtype(checkpoint: Checkpoint) -> torch.dtype:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without transformers' progress bar, and its report about the checkpoint: the reader has warned already."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    level, bars = LOGGING.get_verbosity(), LOGGING.is_progress_bar_enabled()
+    LOGGING.set_verbosity_error()
+    LOGGING.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        LOGGING.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            LOGGING.enable_progress_bar()
 
 
 # Computing
@@ -158,11 +161,12 @@ def _part(checkpoint: Checkpoint, module: str, name: str, parameter: Tensor) -> 
     matrices = imported_matrices(checkpoint)
     if matrices and name == "weight" and module in checkpoint.packed:
         return _Part(len(parameter), lambda rows: torch.from_numpy(matrices.dequantized(module, rows)))
-    tensor = checkpoint.tensors.get(f"{module}.{name}") or checkpoint.tensors[EMBEDDING]  # of a tied head
-    if parameter.is_meta:
+    full = f"{module}.{name}"
+    tensor = checkpoint.tensors.get(EMBEDDING if full == HEAD and checkpoint.spec.tied else full)
+    if parameter.is_meta and tensor is not None:
         return _Part(tensor.shape[0], lambda rows: torch.from_numpy(read_tensor(tensor, rows)))
     loaded: Rows = lambda rows: parameter.detach()[rows].float()  # noqa: E731
-    if checkpoint.adapter is None:
+    if checkpoint.adapter is None or tensor is None:
         return _Part(len(parameter), loaded)
     return _Part(tensor.shape[0], _changed(tensor, loaded))
 
@@ -185,7 +189,7 @@ def _compute_in_float32(module: nn.Module, parts: dict[str, _Part]) -> None:
         module.padding_idx = None  # it changes gradients alone, and is no id of the rows that are used
         module.forward = partial(_looked_up, module, module.forward, parts["weight"])  # type: ignore[method-assign]
     else:
-        module.forward = partial(_with_whole, module, module.forward, parts)  # type: ignore[method-assign]
+        module.forward = partial(_with_whole, module, module.forward, parts)
 
 
 def _product(width: int, parts: dict[str, _Part], x: Tensor) -> Tensor:
@@ -199,7 +203,7 @@ def _product(width: int, parts: dict[str, _Part], x: Tensor) -> Tensor:
 
 def _looked_up(module: nn.Embedding, forward: Callable[[Tensor], Tensor], weight: _Part, ids: Tensor) -> Tensor:
     """An embedding's output, computed from the rows that are used."""
-    used, places = ids.unique(return_inverse=True)
+    used, places = torch.unique(ids, return_inverse=True)
     table = torch.cat([weight.read(slice(row, row + 1)) for row in used.tolist()])
     with _parameters(module, {"weight": table}):
         return forward(places)

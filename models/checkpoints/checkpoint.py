@@ -63,7 +63,7 @@ class Checkpoint:
         _refuse_adapter_as_model(folder)
         config = configs.read_config(folder)
         family = configs.family_of(config)
-        found = find_tensors(folder)
+        found: dict[str, Tensor] = dict(find_tensors(folder))
         tied = config.flag("tie_word_embeddings", family.tied)
         if EMBEDDING not in found and HEAD in found and tied:
             found[EMBEDDING] = found[HEAD]  # transformers ties in both directions
@@ -198,9 +198,14 @@ def _holds_another_head(spec: ModelSpec, found: Mapping[str, Tensor], quantizati
     the head is untied and no file holds it, transformers fills it with random numbers: that is refused here.
     """
     head, embedding, shape = found.get(HEAD), found.get(EMBEDDING), (spec.vocabulary.rows, spec.hidden)
-    if quantization and packed_matrix(quantization, HEAD.removesuffix(".weight"), shape, found):
+    if quantization and packed_matrix(quantization, HEAD.removesuffix(".weight"), shape, _in_files(found)):
         return True
     return head is not None and embedding is not None and _differ(embedding, head, shape)
+
+
+def _in_files(found: Mapping[str, Tensor]) -> dict[str, TensorEntry]:
+    """The tensors that no adapter changes; a quantized checkpoint, whose parts are among them, has none."""
+    return {name: tensor for name, tensor in found.items() if isinstance(tensor, TensorEntry)}
 
 
 def _differ(embedding: Tensor, head: Tensor, shape: tuple[int, int]) -> bool:
@@ -216,24 +221,26 @@ def _needed(
     """The tensors in floats, and the matrices in integers, that a model of `spec` needs. Raises BadCheckpoint."""
     tensors: dict[str, Tensor] = {}
     packed: dict[str, PackedMatrix] = {}
+    stored = _in_files(found)
     for name, shape in shapes(spec):
         matrix = name.removesuffix(".weight")
         # The embedding is always in floats: its rows are looked up
         if quantization and len(shape) == 2 and name != EMBEDDING:
-            held = packed_matrix(quantization, matrix, (shape[0], shape[1]), found)
+            held = packed_matrix(quantization, matrix, (shape[0], shape[1]), stored)
             if held:
                 packed[matrix] = held
                 continue
         entry = found.get(name)
         if entry is None:
             raise BadCheckpoint(f"{folder}: no tensor {name} in its safetensors; a {spec.family} checkpoint needs it")
+        where = stored[name].file if name in stored else folder
         if entry.dtype not in DTYPES:
             raise BadCheckpoint(
-                f"{entry.file}: tensor {name} is stored as {entry.dtype}; supported: {', '.join(DTYPES)} "
+                f"{where}: tensor {name} is stored as {entry.dtype}; supported: {', '.join(DTYPES)} "
                 "(export the unquantized checkpoint)"
             )
         if entry.shape != shape:
-            raise BadCheckpoint(f"{entry.file}: tensor {name} is {list(entry.shape)}; config.json says {list(shape)}")
+            raise BadCheckpoint(f"{where}: tensor {name} is {list(entry.shape)}; config.json says {list(shape)}")
         tensors[name] = entry
     return tensors, packed
 
