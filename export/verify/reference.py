@@ -11,6 +11,7 @@ a whole model nor a whole matrix in float32 is ever in memory.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,9 +124,11 @@ def _config(checkpoint: Checkpoint) -> Any:
 
 
 def _dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The type in which matrices are loaded: the stored one, in which they stay mapped; float32 where types differ."""
-    stored = {tensor.dtype for tensor in checkpoint.tensors.values() if len(tensor.shape) == 2}
-    return TYPES[stored.pop()] if len(stored) == 1 else torch.float32
+    """The type in which most weights are stored: these stay mapped, and transformers rounds copies of the others."""
+    counts: Counter[str] = Counter()
+    for tensor in checkpoint.tensors.values():
+        counts[tensor.dtype] += tensor.nbytes
+    return TYPES[counts.most_common(1)[0][0]]
 
 
 @contextmanager
