@@ -34,7 +34,7 @@ def joined(names: Sequence[str]) -> str:
 
 
 def _scale_type(scale: NDArray[np.generic], floats: Floats) -> np.dtype[np.generic]:
-    """The type that a matrix's scales are stored in: float16 where it holds them exactly, or where activations have it."""
+    """The type that scales are stored in: float16 where it holds them exactly, or where activations have it."""
     with np.errstate(over="ignore"):
         exact = np.array_equal(scale.astype(np.float16).astype(np.float32), scale)
     return np.dtype(np.float16) if exact else np.dtype(floats)
