@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,8 @@ from pard_onnx.models.devices import (
     require_precision,
 )
 from pard_onnx.models.errors import BadInput
-from pard_onnx.models.hub import resolve_checkpoint
-from pard_onnx.models.manifest import KV_CACHE_FORMATS, Manifest, Source
+from pard_onnx.models.hub import resolve_adapter, resolve_checkpoint
+from pard_onnx.models.manifest import KV_CACHE_FORMATS, AdapterSource, Manifest, Source
 from pard_onnx.models.precision import DEFAULT_PRECISION, FLOATS, PRECISIONS, Precision, default_precision
 from pard_onnx.quantize.draft_vocabulary import SelectedVocabulary, select_vocabulary
 
@@ -58,6 +58,8 @@ def add_export_options(out: argparse.ArgumentParser) -> None:
         default="auto",
         help="default: draft if the checkpoint has a mask token",
     )
+    adapter = "a LoRA adapter, merged into the model: a folder that peft saved, or its hub id"
+    out.add_argument("--adapter", metavar="DIR_OR_ID", help=adapter)
     out.add_argument("--context-length", type=int, metavar="N", help="tokens; default: the model's, at most 4096")
     cache = "int8: a quarter of float32's memory, slower verification; one scale a channel or (int8-tensor) a layer"
     out.add_argument("--kv-cache", choices=KV_CACHE_FORMATS, help=f"default: float; {cache}")
@@ -113,11 +115,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     folder, source = resolve_checkpoint(options.model, options.revision)
-    checkpoint = Checkpoint.open(folder).as_role(options.role)
+    checkpoint, source = open_checkpoint(options, folder, source)
     bits, device = checkpoint.bits, form_from_options(options).device
     precision = options.precision or (default_precision(bits) if bits else device.precision(checkpoint.spec.role))
     job = job_from_options(options, checkpoint, source, precision)
     report(export_job(job), job.output, as_json=options.json)
+
+
+def open_checkpoint(options: argparse.Namespace, folder: Path, source: Source) -> tuple[Checkpoint, Source]:
+    """The checkpoint in `folder` in the role that the options ask for, with the adapter of --adapter; its source."""
+    if options.adapter is None:
+        return Checkpoint.open(folder).as_role(options.role), source
+    adapter_folder, adapter_source = resolve_adapter(options.adapter)
+    checkpoint = Checkpoint.open(folder, adapter_folder).as_role(options.role)
+    assert checkpoint.adapter is not None
+    merged = AdapterSource(adapter_source.model, checkpoint.adapter.sha256(), adapter_source.revision)
+    return checkpoint, replace(source, adapter=merged)
 
 
 def job_from_options(
@@ -161,7 +174,8 @@ def vocabulary_from_options(options: argparse.Namespace, checkpoint: Checkpoint)
 
 def default_output(source: Source, device: str, name: str) -> Path:
     suffix = name if device == DEFAULT_FORM.device.name else f"{device}-{name}"
-    return Path(f"{source.model.rsplit('/', 1)[-1]}-{suffix}")
+    models = [source.model] if source.adapter is None else [source.model, source.adapter.name]
+    return Path("-".join([*(model.rsplit("/", 1)[-1] for model in models), suffix]))
 
 
 def summary(manifest: Manifest, output: Path) -> dict[str, Any]:
@@ -200,6 +214,8 @@ def report(manifest: Manifest, output: Path, *, as_json: bool) -> None:
     kind = f"{manifest.role}, {manifest.precision}" + (f", integers of its {method} checkpoint" if method else "")
     if manifest.device != DEFAULT_FORM.device.name:
         kind += f", for {manifest.device}"
+    if manifest.source.adapter:
+        kind += f", with adapter {manifest.source.adapter.name}"
     reduced = manifest.draft_vocabulary
     if reduced:
         kind += f", {reduced.size} ids ({reduced.coverage:.1%} of {reduced.text}'s tokens)"

@@ -91,7 +91,7 @@ def target_of(options: argparse.Namespace, checkpoint: Checkpoint) -> Artifact:
         )
     read_text_file(options.calibration or SHIPPED_TEXT)
     target = open_artifact(options.target, "target")
-    require_tokenizer_of(target, str(checkpoint.folder), checkpoint.folder)
+    require_tokenizer_of(target, str(checkpoint.folder), checkpoint.tokenizer_folder)
     return target
 
 

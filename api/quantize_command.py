@@ -17,7 +17,14 @@ from pard_onnx.benchmarks import display
 from pard_onnx.benchmarks.quality.report import ReportRequest, make_report
 from pard_onnx.cli import Parser, exit_code, export_extra, export_job, stages
 from pard_onnx.export.job import Job, requantize_job
-from pard_onnx.export_command import add_export_options, default_output, job_from_options, report, summary
+from pard_onnx.export_command import (
+    add_export_options,
+    default_output,
+    job_from_options,
+    open_checkpoint,
+    report,
+    summary,
+)
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
@@ -52,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     if options.optimize_for is not None:
         require_choice(options)
-        run_choice(options, *open_checkpoint(options))
+        run_choice(options, *named_checkpoint(options))
         return
     if options.prompts is not None:
         raise BadInput(f"--prompts {options.prompts}: only --optimize-for measures on prompts; leave it out")
@@ -67,18 +74,18 @@ def run(options: argparse.Namespace) -> None:
     if (folder / FILE_NAME).is_file():
         job = requantize_job_from_options(options, resolve_artifact(options.model, options.revision), order)
     else:
-        checkpoint = Checkpoint.open(folder).as_role(options.role)
+        checkpoint, source = open_checkpoint(options, folder, source)
         job = job_from_options(options, checkpoint, source, named.precision, order)
     show(export_job(job), job.output, as_json=options.json)
 
 
-def open_checkpoint(options: argparse.Namespace) -> tuple[Checkpoint, Source]:
+def named_checkpoint(options: argparse.Namespace) -> tuple[Checkpoint, Source]:
     """The checkpoint that MODEL names; BadInput for an exported folder."""
     folder, source = resolve_checkpoint(options.model, options.revision)
     if (folder / FILE_NAME).is_file():
         source = Manifest.read(folder).source
         raise BadInput(f"{folder}: is exported already; name the checkpoint that it was exported from, {source.model}")
-    return Checkpoint.open(folder).as_role(options.role), source
+    return open_checkpoint(options, folder, source)
 
 
 def show(manifest: Manifest, output: Path, *, as_json: bool) -> None:
@@ -129,6 +136,11 @@ FIXED: dict[str, Callable[[Manifest], object]] = {
 def requantize_job_from_options(options: argparse.Namespace, folder: Path, order: QuantizationRequest) -> Job:
     """The job that quantizes the float export in `folder`; BadInput for options that would change its graphs."""
     manifest = Manifest.read(folder)
+    if options.adapter is not None:
+        raise BadInput(
+            f"--adapter {options.adapter}: {folder} is exported already; an adapter is merged into the checkpoint that "
+            f"it was exported from, {manifest.source.model}"
+        )
     for name, value_of in FIXED.items():
         value, fixed = getattr(options, name), value_of(manifest)
         if value not in (None, "auto", fixed):
@@ -182,6 +194,7 @@ def run_report(options: argparse.Namespace) -> None:
         options.tokens,
         options.draft,
         options.target,
+        adapter=options.adapter,
     )
     if options.plot:
         display.require_plot_path(options.plot)

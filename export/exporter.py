@@ -41,7 +41,7 @@ from .graphs.roles import vocabulary_bias
 from .graphs.tape import MICROSOFT, require_operators
 from .job import Job
 from .kv_cache import quantize_cache
-from .output import COPIED, checked_output_folder, replacing
+from .output import checked_output_folder, copy_side_files, replacing
 from .runtime_configs import write_genai_config, write_vitisai_config
 from .store import WeightStore
 
@@ -277,9 +277,7 @@ def write_side_files(job: Job, weights: QuantizedWeights, manifest: Manifest, fo
     """The checkpoint's tokenizer and configs, and what other runtimes read."""
     if job.vocabulary:
         write_draft_ids(folder, job.vocabulary.ids)
-    for name in COPIED:
-        if (job.checkpoint.folder / name).is_file():
-            shutil.copyfile(job.checkpoint.folder / name, folder / name)
+    copy_side_files(job.checkpoint, folder)
     if manifest.role == "target" and job.form.attention == "gqa":
         write_genai_config(manifest, folder)
     if job.form.device.name == "npu" and not weights.scales:  # its settings are for graphs in floats

@@ -70,7 +70,7 @@ def quantize_cache(checkpoint: Checkpoint, path: Path, floats: str, name: str, t
 
 def windows(checkpoint: Checkpoint, text: TextFile) -> NDArray[np.int64]:
     """Windows of tokens from all parts of the text: [windows, tokens]."""
-    ids = text.tokens(load_tokenizer(checkpoint.folder / "tokenizer.json", BadCheckpoint))
+    ids = text.tokens(load_tokenizer(checkpoint.tokenizer_folder / "tokenizer.json", BadCheckpoint))
     length = min(WINDOW, checkpoint.spec.max_positions - MASKS)
     count = min(WINDOWS, len(ids) // length)
     if not count:

@@ -9,24 +9,38 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
+from pard_onnx.models.json_files import read_json, write_json
 from pard_onnx.models.manifest import DATA, DRAFT_IDS, FILE_NAME, GRAPH, VITISAI_CONFIG
 
 from .runtime_configs import FILE_NAME as GENAI_CONFIG
 
-COPIED = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
-    "generation_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "config.json",
 )
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+COPIED = (*TOKENIZER_FILES, GENERATION_CONFIG, CONFIG)
 WRITTEN = frozenset((FILE_NAME, GRAPH, DATA, GENAI_CONFIG, VITISAI_CONFIG, DRAFT_IDS, *COPIED))
 STATIC_GRAPH = re.compile(r"model\.\d+(\.prefill)?\.onnx")
+
+
+def copy_side_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy the checkpoint's tokenizer and configs; where an adapter changed the vocabulary, config.json says so."""
+    for name in COPIED:
+        source = (checkpoint.tokenizer_folder if name in TOKENIZER_FILES else checkpoint.folder) / name
+        if source.is_file():
+            shutil.copyfile(source, folder / name)
+    if checkpoint.adapter:
+        spec = checkpoint.spec
+        changes = {"vocab_size": spec.vocabulary.rows, "tie_word_embeddings": spec.tied}
+        write_json(folder / CONFIG, read_json(folder / CONFIG) | changes)
 
 
 def checked_output_folder(output: Path, checkpoint: Path, *, force: bool) -> Path:

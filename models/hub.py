@@ -22,6 +22,16 @@ DEMO = {"demo-target": demo.TARGET, "demo-draft": demo.DRAFT, "demo-ar-draft": d
 HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?<![.-])", re.ASCII)
 # Never pickles: nothing of this package reads them
 CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja"]
+ADAPTER_FILES = [
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+]
 ARTIFACT_FILES = ["*.json", "*.jinja", "*.onnx", "*.data"]
 
 
@@ -43,6 +53,17 @@ def resolve_checkpoint(name: str, revision: str | None = None) -> tuple[Path, So
     _require_hub_id(name, "a checkpoint folder")
     snapshot = _snapshot(name, revision, allow_patterns=CHECKPOINT_FILES)
     return snapshot, Source(name, snapshot.name)  # a snapshot's folder is named by its commit
+
+
+def resolve_adapter(name: str) -> tuple[Path, Source]:
+    """The folder of a LoRA adapter: a local folder, or a hub id (`org/name`). Errors as in `resolve_checkpoint`."""
+    folder = _local(name)
+    if folder:
+        return folder, Source(folder.resolve().name)
+    _refuse_file(name, "the folder of an adapter, with adapter_config.json and adapter_model.safetensors")
+    _require_hub_id(name, "the folder of an adapter")
+    snapshot = _snapshot(name, None, allow_patterns=ADAPTER_FILES)
+    return snapshot, Source(name, snapshot.name)
 
 
 def resolve_artifact(name: str | Path, revision: str | None = None) -> Path:

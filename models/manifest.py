@@ -48,6 +48,15 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterSource:
+    """The LoRA adapter that was merged into the model."""
+
+    name: str  # hub id or folder name, never a local path
+    sha256: str  # of its configuration and weights
+    revision: str | None = None  # the commit, for hub ids
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """The model that an export was made from."""
 
@@ -55,6 +64,7 @@ class Source:
     revision: str | None = None  # the commit, for hub ids
     quantization: str | None = None  # the method of a quantized checkpoint, whose integers were kept
     export: Precision | None = None  # the precision of the float export that was read; None: the checkpoint itself
+    adapter: AdapterSource | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ def select_vocabulary(checkpoint: Checkpoint, size: int, text: Path | None = Non
         raise BadInput(
             f"{option}: {checkpoint.folder} is a target, which must be able to say every token; leave it out"
         )
-    tokenizer = load_tokenizer(checkpoint.folder / "tokenizer.json", BadCheckpoint)
+    tokenizer = load_tokenizer(checkpoint.tokenizer_folder / "tokenizer.json", BadCheckpoint)
     known = set(tokenizer.get_vocab(with_added_tokens=True).values()) - {spec.pard.mask_id}
     always = (set(tokenizer.get_added_tokens_decoder()) | set(spec.vocabulary.eos_ids)) & known
     least = max(LEAST, len(always))

@@ -80,7 +80,8 @@ def quantize(
         return
     text = read_text_file(request.calibration or SHIPPED)
     budget = budget_bytes(request.budget or BUDGET, checkpoint, recipe) if named.mixed else None
-    rows = calibration_rows(text, load_tokenizer(checkpoint.folder / "tokenizer.json", BadCheckpoint), checkpoint.spec)
+    tokenizer = load_tokenizer(checkpoint.tokenizer_folder / "tokenizer.json", BadCheckpoint)
+    rows = calibration_rows(text, tokenizer, checkpoint.spec)
     if not (named.needs_gram or named.mixed or named.qdq):
         rows = spread_rows(rows, SQUARES_ROWS)
     record = Quantization(named.name, named.rounding, _text_record(text, rows), budget)

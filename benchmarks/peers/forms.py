@@ -251,7 +251,7 @@ def _write_facts(writer: Any, spec: ModelSpec, form: GgufFormat) -> None:
 
 def _tokenizer(checkpoint: Checkpoint) -> tuple[list[str], list[int], list[str]]:
     """The token and its type for each vocabulary row, and the merges. Padding rows get the type UNUSED."""
-    path = checkpoint.folder / "tokenizer.json"
+    path = checkpoint.tokenizer_folder / "tokenizer.json"
     value = read_json(path, BadCheckpoint)
     model = value["model"]
     if model.get("type") != "BPE" or "merges" not in model or model.get("byte_fallback"):

@@ -110,10 +110,10 @@ def _draft_rows(session: DraftSession, text: Windows, proposable: Ids | None) ->
 
 
 def checkpoint_rows(checkpoint: Checkpoint, text: Windows) -> Iterator[TextRows]:
-    """Yield the same rows by torch in float32 from a checkpoint; one layer's weights are in memory at a time."""
+    """Yield the same rows by torch in float32 from a checkpoint as transformers loads it; weights stay on the disk."""
     import torch
 
-    from pard_onnx.export.verify.parity import reference_logits
+    from pard_onnx.export.verify.reference import reference_logits
 
     spec = checkpoint.spec
     if spec.pard is not None:
@@ -124,7 +124,7 @@ def checkpoint_rows(checkpoint: Checkpoint, text: Windows) -> Iterator[TextRows]
                 "position_ids": torch.from_numpy(packed.positions)[None],
                 "attention_mask": torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min),
             }
-            logits = reference_logits(checkpoint, torch.from_numpy(packed.ids)[None], torch.float32, **inputs)
+            logits = reference_logits(checkpoint, torch.from_numpy(packed.ids)[None], **inputs)
             order = np.lexsort((packed.segments, packed.bases))
             asked = order[np.isin(packed.bases[order], np.array(round_starts(len(ids))) - 1)]
             yield from _in_chunks(packed.labels[asked], packed.segments[asked], logits[0].numpy(), asked)
@@ -132,7 +132,7 @@ def checkpoint_rows(checkpoint: Checkpoint, text: Windows) -> Iterator[TextRows]
     batch = max(1, TORCH_VALUES // (text.shape[1] * spec.vocabulary.rows))
     for first in range(0, len(text), batch):
         part = text[first : first + batch]
-        logits = reference_logits(checkpoint, torch.from_numpy(part), torch.float32)
+        logits = reference_logits(checkpoint, torch.from_numpy(part))
         for ids, found in zip(part, logits.numpy(), strict=True):
             yield from _in_chunks(ids[1:], np.zeros_like(ids[1:]), found, np.arange(len(ids) - 1))
 

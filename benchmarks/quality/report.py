@@ -57,8 +57,11 @@ class ReportRequest:
     target: str | None = None  # forms a pair with each draft
     provider: str = "cpu"
     threads: int | None = None
+    adapter: str | None = None  # a LoRA adapter, merged into a reference that is a checkpoint
 
     def __post_init__(self) -> None:
+        if self.adapter is not None and self.reference is None:
+            raise BadInput(f"--adapter {self.adapter}: is merged into the --reference; name its checkpoint")
         require_whole("--tokens", self.tokens, LEAST_TOKENS)
 
     def partner(self, role: Role) -> str | None:
@@ -80,7 +83,7 @@ def make_report(request: ReportRequest, progress: Progress = no_progress) -> Rep
     for other in models[1:]:
         require_role(other, role)
         require_same_tokenizer(models[0], other)
-    reference = None if request.reference is None else open_model(request.reference, role)
+    reference = None if request.reference is None else open_model(request.reference, role, request.adapter)
     if reference is not None:
         for one in models:
             require_same_model(one, reference, request.reference)
@@ -173,14 +176,17 @@ def tokenized_windows(text: str, tokenizer: Text, length: int, tokens: int) -> W
     return cut_windows(tokenizer.encode(text)[len(before) :], length, tokens, before)
 
 
-def open_model(name: str, role: Role) -> Model:
-    """The model of an exported folder or of a checkpoint. Raises BadInput for another role."""
+def open_model(name: str, role: Role, adapter: str | None = None) -> Model:
+    """The model of an exported folder or of a checkpoint, with an adapter. Raises BadInput for another role."""
     if (Path(name).expanduser() / FILE_NAME).is_file():
+        if adapter is not None:
+            raise BadInput(f"--adapter {adapter}: {name} is exported already; name the checkpoint as the --reference")
         artifact = open_artifact(name)
         require_role(artifact, role)
         return artifact
     folder, _ = hub.resolve_checkpoint(name)
-    return Checkpoint.open(folder).as_role(role)
+    merged = None if adapter is None else hub.resolve_adapter(adapter)[0]
+    return Checkpoint.open(folder, merged).as_role(role)
 
 
 def require_role(one: Artifact, role: Role) -> None:

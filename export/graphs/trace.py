@@ -174,7 +174,7 @@ def _no_mask(*_: Any, **__: Any) -> None:
 
 
 @contextlib.contextmanager
-def _refusals(folder: Path) -> Iterator[None]:
+def refusals(folder: Path) -> Iterator[None]:
     """What transformers cannot read or build is the checkpoint's fault."""
     try:
         yield
@@ -187,16 +187,17 @@ def trace(folder: Path, spec: ModelSpec, variant: Variant, rows: int, dtype: tor
 
     rows: of the KV buffers and rotary tables; dtype: of activations.
     """
-    with _refusals(folder):
+    with refusals(folder):
         # The dtype that was understood: transformers refuses some names that tools write
         config = AutoConfig.from_pretrained(folder, local_files_only=True, dtype=spec.dtype)
+    config.vocab_size = spec.vocabulary.rows  # an adapter may have resized the embedding
     name = f"pard_onnx_{variant.name}"
     AttentionInterface.register(name, variant.attend)
     AttentionMaskInterface.register(name, _no_mask)
     build = TasksManager.get_model_class_for_task(TASK, framework="pt", model_type=spec.family)
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export's own notices
-        with _refusals(folder):
+        with refusals(folder):
             model = build.from_config(config, attn_implementation=name, dtype=dtype).eval()
         rotary = type(model.model.rotary_emb)
         try:

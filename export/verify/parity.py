@@ -7,24 +7,20 @@ the step widths whose rows are bitwise equal.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.checkpoints.layer_attention import KINDS
 from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
-from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.errors import BadCheckpoint, Failure
 from pard_onnx.models.manifest import Manifest, Parity, read_draft_ids
-from pard_onnx.models.spec import ModelSpec
-from pard_onnx.quantize.calibration.layers import loaded_weights, model_without_weights
+from pard_onnx.models.precision import FLOATS
 
 from .drive import Driver, Ids, Logits, drive
+from .reference import reference_logits
 
 TEXT = (
     "def binary_search(items, wanted):\n    low, high = 0, len(items)\n    while low < high:\n"
@@ -32,11 +28,15 @@ TEXT = (
     "        else:\n            high = middle\n    return low\n\nThe quick brown fox jumps over 13 lazy dogs."
 )
 LENGTH, PREFILL, SINGLE, MULTI = 48, 32, 4, 8
+# The largest relative error of logits: far above what the floats' precision costs (1e-6 and 1e-3), far below what a
+# misread weight does
+FLOAT_ERRORS = {"float32": 0.03, "float16": 0.1}
+OTHER_MODEL = 1.0  # that of logits which have nothing in common with the reference
 WIDEST = LENGTH - PREFILL  # of the steps compared bit for bit
 
 
 def check(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> Parity:
-    """Compare the graphs in `folder` with torch on the checkpoint that they were made of."""
+    """Compare the graphs in `folder` with torch on the checkpoint that they were made of. Failure for another model."""
     spec = checkpoint.spec
     ids = _ids(checkpoint)
     batch = ids[None]
@@ -51,7 +51,9 @@ def check(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> Parity:
     found = np.concatenate([row.logits for row in rows])
     # The ids of the columns; further columns are padding ids, whose logits are -inf by design
     ids_of = read_draft_ids(folder) if manifest.draft_vocabulary else np.arange(spec.vocabulary.size)
-    parity = _compare(found[:, : len(ids_of)], np.concatenate(expected)[:, ids_of], len(rows[-1].logits))
+    found, known = found[:, : len(ids_of)], np.concatenate(expected)[:, ids_of]
+    parity = _compare(found, known, len(rows[-1].logits))
+    _require_same_model(found, known, manifest)
     any_width = spec.pard is None and not manifest.graphs  # steps of any width, with logits of all rows
     return replace(parity, exact_widths=_exact_widths(graph, ids)) if any_width else parity
 
@@ -75,7 +77,7 @@ class _Rows:
 
 
 def _ids(checkpoint: Checkpoint) -> Ids:
-    tokenizer = load_tokenizer(checkpoint.folder / "tokenizer.json", BadCheckpoint)
+    tokenizer = load_tokenizer(checkpoint.tokenizer_folder / "tokenizer.json", BadCheckpoint)
     encoded = tokenizer.encode(TEXT, add_special_tokens=False).ids
     return np.resize(np.array(encoded, dtype=np.int64), LENGTH)
 
@@ -106,43 +108,15 @@ def _compare(found: Logits, expected: Logits, rolled_back: int) -> Parity:
     )
 
 
-def reference_logits(checkpoint: Checkpoint, ids: Tensor, dtype: torch.dtype | None = None, **inputs: Tensor) -> Tensor:
-    """Logits of ids [batch, sequence]: float32 [batch, sequence, vocabulary rows].
-
-    dtype: the type to compute in. None: the checkpoint's own, or float32 for a quantized checkpoint, since half
-    precision would round the products of its scales and integers. inputs: for sequences that are not plain text, the
-    model's `position_ids` [batch, sequence] and `attention_mask` [batch, 1, sequence, sequence], added to the scores.
-    """
-    dtype = dtype or (torch.float32 if checkpoint.quantization else getattr(torch, checkpoint.spec.dtype))
-    model = model_without_weights(checkpoint, "eager", dtype)
-    for name, module in model.named_modules():
-        if module._parameters:
-            _lend_weights(module, name, checkpoint, dtype)
-    with torch.inference_mode():
-        logits: Tensor = model(input_ids=ids, use_cache=False, **_by_kind(checkpoint.spec, inputs)).logits
-    return logits.float()
-
-
-def _by_kind(spec: ModelSpec, inputs: dict[str, Tensor]) -> dict[str, Any]:
-    """A mask of one's own reaches every layer as it is: window layers get one that leaves out what is far behind."""
-    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
-    window = next((window for window in spec.windows if window is not None), None)
-    if mask is None or positions is None or window is None:
-        return dict(inputs)
-    far = (positions[:, :, None] - positions[:, None] >= window)[:, None]
-    return {**inputs, "attention_mask": dict(zip(KINDS, (mask, mask.masked_fill(far, float("-inf"))), strict=True))}
-
-
-def _lend_weights(module: nn.Module, name: str, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-    """Load the module's weights before it runs, and release them after it."""
-    lent: list[AbstractContextManager[None]] = []
-
-    def load(*_: Any) -> None:
-        lent.append(loaded_weights(module, name, checkpoint, dtype))
-        lent[-1].__enter__()
-
-    def drop(*_: Any) -> None:
-        lent.pop().__exit__(None, None, None)
-
-    module.register_forward_pre_hook(load)
-    module.register_forward_hook(drop)
+def _require_same_model(found: Logits, expected: Logits, manifest: Manifest) -> None:
+    """Failure where the graphs compute something else than the checkpoint. Logits that are not finite pass."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = float(np.sqrt(np.square(found - expected).mean() / expected.var()))
+    floats = manifest.kv_cache == "float" and all(tensor.format in FLOATS.values() for tensor in manifest.tensors)
+    most = FLOAT_ERRORS[manifest.recipe.floats] if floats else OTHER_MODEL
+    if error > most:
+        raise Failure(
+            f"the exported {manifest.precision} graph is not the model that transformers loads: the relative error of "
+            f"its logits is {error:.2g}, at most {most:g} is rounding; please report this model (--no-verify exports "
+            "it all the same)"
+        )

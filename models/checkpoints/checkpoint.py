@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.errors import BadCheckpoint, PardWarning
 from pard_onnx.models.families import Family, shapes
 from pard_onnx.models.spec import ModelSpec, Vocabulary
 
+from . import adapter as adapters
 from . import config as configs
+from .adapter import Adapter
 from .config import MASK_KEYS, Config
 from .layer_attention import attention_of, ropes_of
 from .quantization import KEY, PackedMatrix, QuantizationConfig, is_required, packed_matrix, quantization_of
@@ -27,45 +31,64 @@ from .tensors import (
     require_finite,
     rounded,
 )
+from .vocabulary import FILE as TOKENIZER_FILE
 from .vocabulary import chat_template, tokenizer_size
 
 __all__ = ["Checkpoint", "TensorEntry", "read_tensor", "require_finite"]
 
 EMBEDDING = "model.embed_tokens.weight"
+ROTARY_BUFFER = re.compile(r"rotary_emb\.inv_freq")  # old checkpoints hold it; transformers passes over it silently
+UNMERGED = re.compile(r"\.lora_|\.(qweight|weight_packed)$")  # parts of a matrix that is then not what `.weight` says
+NAMED = 3  # tensors in a warning
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A Hugging Face folder. Its tensors are those that `spec` needs; other tensors of its files are ignored."""
+    """A Hugging Face folder. Its tensors are those that `spec` needs; a warning names others that its files hold."""
 
     folder: Path
     spec: ModelSpec
-    tensors: Mapping[str, Tensor]  # by name, with the shapes that `spec` demands
+    tensors: Mapping[str, Tensor]  # by name, with the shapes that `spec` demands; with the changes of `adapter`
     quantization: QuantizationConfig | None = None  # None: all weights are floats
     packed: Mapping[str, PackedMatrix] = field(default_factory=dict)  # matrices in integers, by name without `.weight`
+    adapter: Adapter | None = None  # whose changes are merged
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
+    def open(cls, folder: Path, adapter: Path | None = None) -> Checkpoint:
         """Read configs, tokenizer and safetensors headers. Raises BadCheckpoint.
 
-        Weights are read only where config.json ties the head to the embedding and the files hold both.
+        Weights are read only where config.json ties the head to the embedding and the files hold both. adapter: the
+        folder of a LoRA adapter, whose changes are merged; if it has a tokenizer.json, its tokenizer files are taken.
         """
+        _refuse_adapter_as_model(folder)
         config = configs.read_config(folder)
         family = configs.family_of(config)
-        found = find_tensors(folder)
-        if EMBEDDING not in found and HEAD in found and config.flag("tie_word_embeddings", family.tied):
+        found: dict[str, Tensor] = dict(find_tensors(folder))
+        tied = config.flag("tie_word_embeddings", family.tied)
+        if EMBEDDING not in found and HEAD in found and tied:
             found[EMBEDDING] = found[HEAD]  # transformers ties in both directions
-        stored = found[EMBEDDING].dtype if EMBEDDING in found else "F32"
-        spec = _spec(config, family, tokenizer_size(folder), configs.dtype_of(config, stored))
-        if spec.tied and _holds_another_head(spec, found):
-            spec = replace(spec, tied=False)
         quantization = quantization_of(config)
+        merging = None if adapter is None else Adapter.open(adapter)
+        if merging:
+            config, found = _with_adapter(config, found, merging, quantization, tied=tied)
+        stored = found[EMBEDDING].dtype if EMBEDDING in found else "F32"
+        spec = _spec(config, family, _tokenizer_folder(folder, merging), configs.dtype_of(config, stored))
+        if spec.tied and _holds_another_head(spec, found, quantization):
+            spec = replace(spec, tied=False)
         tensors, packed = _needed(folder, spec, found, quantization)
         if not packed and not is_required(config):
             quantization = None
         if quantization and not packed:
             raise config.fault(KEY, f"says {quantization.method}, but no matrix is stored in integers")
-        return cls(folder, spec, tensors, quantization, packed)
+        if spec.window_rope is None:  # transformers names it otherwise where there are two
+            found = {name: entry for name, entry in found.items() if not ROTARY_BUFFER.search(name)}
+        _tell_of_unread(folder, found, tensors, packed)
+        return cls(folder, spec, tensors, quantization, packed, merging)
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer files lie: the adapter's folder if they are there, or the checkpoint's."""
+        return _tokenizer_folder(self.folder, self.adapter)
 
     @property
     def bits(self) -> int | None:
@@ -83,13 +106,59 @@ class Checkpoint:
         return replace(self, spec=replace(self.spec, pard=None)) if role == "target" else self
 
 
-def _spec(config: Config, family: Family, size: int, dtype: str) -> ModelSpec:
+def _refuse_adapter_as_model(folder: Path) -> None:
+    """BadCheckpoint for the folder of an adapter, and for one that holds an adapter beside whole weights.
+
+    transformers with peft would merge the latter unasked, and without peft ignore the adapter.
+    """
+    if not (folder / adapters.FILE).is_file():
+        return
+    if (folder / configs.FILE).is_file():
+        raise BadCheckpoint(
+            f"{folder}: holds an adapter ({adapters.FILE}) beside {configs.FILE}; move {adapters.FILE} and "
+            f"{adapters.WEIGHTS} to a folder of their own, and name it with --adapter to merge it"
+        )
+    base = adapters.base_of(folder)
+    raise BadCheckpoint(f"{folder}: is a LoRA adapter, not a whole model; take --model {base} --adapter {folder}")
+
+
+def _with_adapter(
+    config: Config,
+    found: Mapping[str, Tensor],
+    adapter: Adapter,
+    quantization: QuantizationConfig | None,
+    *,
+    tied: bool,
+) -> tuple[Config, dict[str, Tensor]]:
+    """The config and the tensors with the adapter's changes; resized embeddings change the vocabulary's rows."""
+    if quantization and is_required(config):
+        raise config.fault(
+            KEY,
+            f"says {quantization.method}, and {adapter.folder} can be merged into floats only; name the unquantized "
+            "base with --model, also for an adapter that was trained on a quantized one",
+        )
+    embedding, head = found.get(EMBEDDING), found.get(HEAD)
+    if embedding is None:
+        return config, dict(found)  # refused below, by the tensor's name
+    rows, width = config.integer("vocab_size"), config.integer("hidden_size")
+    shared = tied and (head is None or not _differ(embedding, head, (rows, width)))
+    merged = adapter.merged(found, tied=shared)
+    if merged[EMBEDDING].shape[0] != embedding.shape[0]:
+        config = replace(config, values={**config.values, "vocab_size": merged[EMBEDDING].shape[0]})
+    return config, merged
+
+
+def _tokenizer_folder(folder: Path, adapter: Adapter | None) -> Path:
+    return adapter.folder if adapter and (adapter.folder / TOKENIZER_FILE).is_file() else folder
+
+
+def _spec(config: Config, family: Family, tokenizer: Path, dtype: str) -> ModelSpec:
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     kv_heads = configs.kv_heads_of(config, family, heads)
     head_dim = config.integer("head_dim", family.head_dim or hidden // heads)
     if head_dim % 2:
         raise config.fault("head_dim", f"is {head_dim}; rotary embedding needs an even one")
-    rows = config.integer("vocab_size")
+    rows, size = config.integer("vocab_size"), tokenizer_size(tokenizer)
     if size > rows + family.foreign_ids:
         raise config.fault("vocab_size", f"is {rows}, but the tokenizer has {size} ids; they are not of one model")
     eos_ids, bos_id = configs.eos_and_bos(config, family, rows)
@@ -110,7 +179,7 @@ def _spec(config: Config, family: Family, size: int, dtype: str) -> ModelSpec:
         max_positions=configs.max_positions_of(config, rope),
         dtype=dtype,
         vocabulary=Vocabulary(rows, min(size, rows), eos_ids, bos_id),
-        chat_template=chat_template(config.path.parent),
+        chat_template=chat_template(tokenizer),
         pard=configs.pard_of(config, rows),
         attention=attention_of(config, family),
         window_rope=window_rope,
@@ -121,43 +190,89 @@ def _spec(config: Config, family: Family, size: int, dtype: str) -> ModelSpec:
     )
 
 
-def _holds_another_head(spec: ModelSpec, found: Mapping[str, TensorEntry]) -> bool:
-    """Whether the files hold a head whose values are not the embedding's.
+def _holds_another_head(spec: ModelSpec, found: Mapping[str, Tensor], quantization: QuantizationConfig | None) -> bool:
+    """Whether the files hold a head whose values are not the embedding's, in floats or in integers.
 
     transformers does not tie such a head, whatever config.json says (`PreTrainedModel.tie_weights` compares the values
     of two matrices that are both stored); it ties equal copies. In the other direction, where config.json says that
     the head is untied and no file holds it, transformers fills it with random numbers: that is refused here.
     """
-    head, embedding = found.get(HEAD), found.get(EMBEDDING)
-    if head is None or embedding is None or not {head.dtype, embedding.dtype} <= set(DTYPES):
+    head, embedding, shape = found.get(HEAD), found.get(EMBEDDING), (spec.vocabulary.rows, spec.hidden)
+    if quantization and packed_matrix(quantization, HEAD.removesuffix(".weight"), shape, _in_files(found)):
+        return True
+    return head is not None and embedding is not None and _differ(embedding, head, shape)
+
+
+def _in_files(found: Mapping[str, Tensor]) -> dict[str, TensorEntry]:
+    """The tensors that no adapter changes; a quantized checkpoint, whose parts are among them, has none."""
+    return {name: tensor for name, tensor in found.items() if isinstance(tensor, TensorEntry)}
+
+
+def _differ(embedding: Tensor, head: Tensor, shape: tuple[int, int]) -> bool:
+    """Whether the head holds other values. A tensor of another type or shape cannot be this model's head."""
+    if not {head.dtype, embedding.dtype} <= set(DTYPES) or head is embedding:
         return False
-    matrix = (spec.vocabulary.rows, spec.hidden)  # a tensor of another shape cannot be this model's head
-    return head.shape == embedding.shape == matrix and not equal_tensors(head, embedding)
+    return head.shape == embedding.shape == shape and not equal_tensors(head, embedding)
 
 
 def _needed(
-    folder: Path, spec: ModelSpec, found: Mapping[str, TensorEntry], quantization: QuantizationConfig | None
+    folder: Path, spec: ModelSpec, found: Mapping[str, Tensor], quantization: QuantizationConfig | None
 ) -> tuple[dict[str, Tensor], dict[str, PackedMatrix]]:
     """The tensors in floats, and the matrices in integers, that a model of `spec` needs. Raises BadCheckpoint."""
     tensors: dict[str, Tensor] = {}
     packed: dict[str, PackedMatrix] = {}
+    stored = _in_files(found)
     for name, shape in shapes(spec):
         matrix = name.removesuffix(".weight")
         # The embedding is always in floats: its rows are looked up
         if quantization and len(shape) == 2 and name != EMBEDDING:
-            held = packed_matrix(quantization, matrix, (shape[0], shape[1]), found)
+            held = packed_matrix(quantization, matrix, (shape[0], shape[1]), stored)
             if held:
                 packed[matrix] = held
                 continue
         entry = found.get(name)
         if entry is None:
             raise BadCheckpoint(f"{folder}: no tensor {name} in its safetensors; a {spec.family} checkpoint needs it")
+        where = stored[name].file if name in stored else folder
         if entry.dtype not in DTYPES:
             raise BadCheckpoint(
-                f"{entry.file}: tensor {name} is stored as {entry.dtype}; supported: {', '.join(DTYPES)} "
+                f"{where}: tensor {name} is stored as {entry.dtype}; supported: {', '.join(DTYPES)} "
                 "(export the unquantized checkpoint)"
             )
         if entry.shape != shape:
-            raise BadCheckpoint(f"{entry.file}: tensor {name} is {list(entry.shape)}; config.json says {list(shape)}")
+            raise BadCheckpoint(f"{where}: tensor {name} is {list(entry.shape)}; config.json says {list(shape)}")
         tensors[name] = entry
     return tensors, packed
+
+
+def _tell_of_unread(
+    folder: Path, found: Mapping[str, Tensor], tensors: Mapping[str, Tensor], packed: Mapping[str, PackedMatrix]
+) -> None:
+    """Warn of tensors that are no part of the model, as transformers does, which leaves them out too.
+
+    Raises BadCheckpoint for weights of an adapter that is not merged, and for integers of a matrix that is read in
+    floats: the model is then another one than its floats say.
+    """
+    read = {f"{matrix}.{end}" for matrix, held in packed.items() for end in (*held.parts, "weight_shape")}
+    unread = sorted(name for name in found if name not in tensors and name not in read and name != HEAD)
+    unread = [name for name in unread if not _is_zero_bias(name, found[name])]
+    for name in unread:
+        if UNMERGED.search(name):
+            raise BadCheckpoint(
+                f"{folder}: tensor {name} would be left out, and the model would be another one; export a checkpoint "
+                "whose adapter is merged, and whose config.json says how it is quantized"
+            )
+    if unread:
+        more = f" and {len(unread) - NAMED} more" if len(unread) > NAMED else ""
+        warnings.warn(
+            f"{folder}: tensors that the model of its config.json does not have are left out, as in transformers: "
+            f"{', '.join(unread[:NAMED])}{more}; if they belong to the model, correct config.json",
+            PardWarning,
+            stacklevel=3,
+        )
+
+
+def _is_zero_bias(name: str, tensor: Tensor) -> bool:
+    """Whether the tensor is a bias of zeros, which some tools write for layers that have none."""
+    vector = name.endswith(".bias") and len(tensor.shape) == 1 and tensor.dtype in DTYPES
+    return vector and not read_tensor(tensor).any()

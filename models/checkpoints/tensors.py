@@ -6,6 +6,8 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -76,6 +78,13 @@ def find_tensors(folder: Path) -> dict[str, TensorEntry]:
     return {name if name.startswith(head) else TRUNK + name: entry for name, entry in found.items()}
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint folder: one file, or the shards. Raises BadCheckpoint."""
+    if (folder / ONE_FILE).is_file():
+        return [folder / ONE_FILE]
+    return [folder / shard for shard in _shards(folder / INDEX, _shard_of(folder / INDEX))]
+
+
 def _stored_tensors(folder: Path) -> dict[str, TensorEntry]:
     if (folder / ONE_FILE).is_file():
         return read_header(folder / ONE_FILE)
@@ -98,23 +107,35 @@ def unread_weights(folder: Path) -> str:
 
 def _sharded(folder: Path) -> dict[str, TensorEntry]:
     index = folder / INDEX
-    shard_of = read_json(index, BadCheckpoint).get("weight_map")
-    if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):
-        raise BadCheckpoint(f"{index}: no weight_map from tensor names to file names; download it again")
-    shards = sorted(set(shard_of.values()))
-    for shard in shards:
-        if Path(shard).name != shard or "\\" in shard:  # an index may not reach outside its folder
-            raise BadCheckpoint(f"{index}: {shard!r} is not the name of a file beside it")
-    absent = [shard for shard in shards if not _is_file(folder / shard)]
-    if absent:
-        raise BadCheckpoint(f"{index}: names files that are not there: {', '.join(absent)}; download them")
-    headers = {shard: read_header(folder / shard) for shard in shards}
+    shard_of = _shard_of(index)
+    headers = {shard: read_header(folder / shard) for shard in _shards(index, shard_of)}
     if not any(HEAD in header for header in headers.values()):
         shard_of.pop(HEAD, None)  # of a tied head, which some tools name and do not store
     for name, shard in shard_of.items():
         if name not in headers[shard]:
             raise BadCheckpoint(f"{folder / shard}: has no tensor {name}, which {INDEX} says it has; download it again")
-    return {name: headers[shard][name] for name, shard in shard_of.items()}
+    # transformers reads all that is in the shards, also what the index leaves out; of two equal names the last one
+    return {name: entry for header in headers.values() for name, entry in header.items()}
+
+
+def _shard_of(index: Path) -> dict[str, str]:
+    """The names of the files that hold the tensors, by the tensors' names."""
+    shard_of = read_json(index, BadCheckpoint).get("weight_map")
+    if not isinstance(shard_of, dict) or not all(isinstance(name, str) for name in shard_of.values()):
+        raise BadCheckpoint(f"{index}: no weight_map from tensor names to file names; download it again")
+    return shard_of
+
+
+def _shards(index: Path, shard_of: Mapping[str, str]) -> list[str]:
+    """The names of the files that an index names, all of which are beside it."""
+    shards = sorted(set(shard_of.values()))
+    for shard in shards:
+        if Path(shard).name != shard or "\\" in shard:  # an index may not reach outside its folder
+            raise BadCheckpoint(f"{index}: {shard!r} is not the name of a file beside it")
+    absent = [shard for shard in shards if not _is_file(index.parent / shard)]
+    if absent:
+        raise BadCheckpoint(f"{index}: names files that are not there: {', '.join(absent)}; download them")
+    return shards
 
 
 def _is_file(path: Path) -> bool:
@@ -136,29 +157,70 @@ def read_header(file: Path) -> dict[str, TensorEntry]:
             raise BadCheckpoint(f"{file}: truncated or not safetensors: no whole header in its {size} bytes")
         text = stream.read(length)
     try:
-        header = json.loads(text)
-        entries = dict(_entries(file, header, start=8 + length))
+        entries = dict(_entries(file, _header(text), start=8 + length))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BadCheckpoint(f"{file}: not a safetensors file (broken header); download it again") from error
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].offset):
+    _require_whole(file, entries, 8 + length, size)
+    return entries
+
+
+def _header(text: bytes) -> dict[str, Any]:
+    """The header's object. ValueError for JSON that is not strict, and for a name that is there twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise ValueError("a name is there twice")
+        return found
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    if not text.startswith(b"{"):
+        raise ValueError("no object")
+    header = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    if not all(isinstance(value, str) for value in (header.pop("__metadata__", None) or {}).values()):
+        raise ValueError("__metadata__")
+    json.dumps(header, ensure_ascii=False).encode("utf-8")  # halves of surrogate pairs are no text
+    found: dict[str, Any] = header
+    return found
+
+
+def _entries(file: Path, header: Mapping[str, Any], start: int) -> Iterator[tuple[str, TensorEntry]]:
+    for name, fact in header.items():
+        begin, end = (_whole(offset) for offset in fact["data_offsets"])
+        shape = tuple(_whole(extent) for extent in fact["shape"])
+        dtype = DTYPES.get(fact["dtype"])
+        if any(product >= 1 << 64 for product in accumulate(shape, mul)):
+            raise OverflowError(name)
+        if end < begin or (dtype and end - begin != math.prod(shape) * dtype.itemsize):
+            raise ValueError(name)
+        yield name, TensorEntry(file, fact["dtype"], shape, start + begin, end - begin)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 64:
+        raise ValueError(value)
+    return value
+
+
+def _require_whole(file: Path, entries: Mapping[str, TensorEntry], start: int, size: int) -> None:
+    """BadCheckpoint unless the tensors lie one behind the other up to the file's end, as the format demands."""
+    last = start
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
         end = entry.offset + entry.nbytes
         if end > size:
             raise BadCheckpoint(
                 f"{file}: truncated: tensor {name} ends at byte {end} but the file has {size}; download it again"
             )
-    return entries
-
-
-def _entries(file: Path, header: Mapping[str, Any], start: int) -> Iterator[tuple[str, TensorEntry]]:
-    for name, fact in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = (int(offset) for offset in fact["data_offsets"])
-        shape = tuple(int(extent) for extent in fact["shape"])
-        dtype = DTYPES.get(fact["dtype"])
-        if not 0 <= begin <= end or (dtype and end - begin != math.prod(shape) * dtype.itemsize):
-            raise ValueError(name)
-        yield name, TensorEntry(file, fact["dtype"], shape, start + begin, end - begin)
+        if entry.offset != last:
+            problem = "overlaps the one before it" if entry.offset < last else "leaves a gap before it"
+            raise BadCheckpoint(f"{file}: not a safetensors file (tensor {name} {problem}); download it again")
+        last = end
+    if last != size:
+        raise BadCheckpoint(
+            f"{file}: not a safetensors file ({size - last} bytes behind its tensors); download it again"
+        )
 
 
 def read_tensor(entry: Tensor, rows: slice | None = None) -> NDArray[np.float32]:
@@ -174,6 +236,16 @@ def read_tensor(entry: Tensor, rows: slice | None = None) -> NDArray[np.float32]
         raw = (raw.astype(np.uint32) << 16).view(np.float32)
     found: NDArray[np.float32] = raw.astype(np.float32, order="C", copy=False)
     return found
+
+
+def encoded(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """Floats rounded to a stored type, halves to even, in the type that DTYPES has for it."""
+    if dtype != "BF16":
+        with np.errstate(over="ignore"):  # who stores the values refuses infinite ones
+            return values.astype(DTYPES[dtype])
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    found: NDArray[Any] = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), found)
 
 
 def row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:

@@ -223,6 +223,7 @@ def model_without_weights(checkpoint: Checkpoint, attention: str, dtype: torch.d
     """
     # The dtype that was understood: transformers refuses some names that tools write
     config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, dtype=checkpoint.spec.dtype)
+    config.vocab_size = checkpoint.spec.vocabulary.rows  # an adapter may have resized the embedding
     build = TasksManager.get_model_class_for_task("text-generation", framework="pt", model_type=checkpoint.spec.family)
     with torch.device("meta"):
         model = build.from_config(config, attn_implementation=attention, dtype=dtype).eval()

@@ -34,7 +34,13 @@ def test_the_first_command_of_a_user(tmp_path: Path, tiny: Tiny, capsys: Capture
     assert main(["--model", "amd/PARD-Qwen2.5-0.5B", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["output"] == "PARD-Qwen2.5-0.5B-int4"
-    found_in = {"model": "amd/PARD-Qwen2.5-0.5B", "revision": SHA, "quantization": None, "export": None}
+    found_in = {
+        "model": "amd/PARD-Qwen2.5-0.5B",
+        "revision": SHA,
+        "quantization": None,
+        "export": None,
+        "adapter": None,
+    }
     assert found["source"] == found_in
     manifest = Manifest.read(tmp_path / "PARD-Qwen2.5-0.5B-int4")
     assert manifest.role == "draft" and manifest.parity is not None

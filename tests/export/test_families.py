@@ -21,7 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pard_onnx import load
 from pard_onnx.export.exporter import Job, export
 from pard_onnx.export.graphs.trace import swap
-from pard_onnx.export.verify.parity import check, reference_logits
+from pard_onnx.export.verify.parity import check
+from pard_onnx.export.verify.reference import reference_logits
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.layer_attention import KINDS
 from pard_onnx.models.checkpoints.tensors import read_tensor

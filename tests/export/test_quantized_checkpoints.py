@@ -14,7 +14,7 @@ from tiny import edit_json
 
 from pard_onnx import load
 from pard_onnx.export.exporter import Job, export
-from pard_onnx.export.verify.parity import reference_logits
+from pard_onnx.export.verify.reference import reference_logits
 from pard_onnx.export_command import main
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
@@ -65,7 +65,7 @@ def test_an_imported_model_computes_what_its_floats_do(tmp_path: Path, case: str
     floats = Checkpoint.open(quantized.write_dequantized(tmp_path / "floats", truth, **shape))
     checkpoint = Checkpoint.open(folder)
     wanted = reference_logits(floats, IDS)
-    assert torch.equal(reference_logits(checkpoint, IDS), wanted)
+    torch.testing.assert_close(reference_logits(checkpoint, IDS), wanted, atol=1e-5, rtol=1e-5)
     manifest = export(Job(checkpoint, Source("tiny"), tmp_path / "out", "fp32"))
     assert manifest.source.quantization == checkpoint.quantization.method  # type: ignore[union-attr]
     size = manifest.spec.vocabulary.size
@@ -169,3 +169,20 @@ def test_a_checkpoint_is_refused_whose_groups_are_too_small(tmp_path: Path) -> N
     with pytest.raises(BadInput, match="groups of 8 weights"):
         export(Job(Checkpoint.open(folder), Source("tiny"), tmp_path / "out", "fp32", verify=False))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("layout", ("gptq", "awq", "compressed-tensors"))
+def test_a_quantized_head_beside_a_tied_config_is_exported(tmp_path: Path, layout: str) -> None:
+    """Its integers, as in the checkpoint that says untied; the names may lack their prefix."""
+    from safetensors.numpy import load_file, save_file
+
+    folder, _ = quantized.write(tmp_path / "model", layout, quantized_head=True, layers=1)
+    wanted = reference_logits(Checkpoint.open(folder), IDS)
+    edit_json(folder / "config.json", tie_word_embeddings=True)
+    tensors = {name.removeprefix("model."): array for name, array in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors")
+    checkpoint = Checkpoint.open(folder)
+    assert torch.equal(reference_logits(checkpoint, IDS), wanted)
+    manifest = export(Job(checkpoint, Source("tiny"), tmp_path / "out", "int4"))
+    assert {tensor.name: tensor.format for tensor in manifest.tensors}["lm_head"].startswith("int4")
+    assert manifest.parity is not None and manifest.parity.top1_agreement > 0.7

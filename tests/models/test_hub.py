@@ -14,7 +14,7 @@ from tiny import SHA, save_in_hub_cache
 from pard_onnx.models import demo, hub
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
-from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
+from pard_onnx.models.hub import resolve_adapter, resolve_artifact, resolve_checkpoint
 from pard_onnx.models.manifest import FILE_NAME, Source
 
 
@@ -214,6 +214,14 @@ def test_fetching_a_checkpoint(online, tiny, tmp_path):
     assert Source("org/name", SHA) == source
     assert Checkpoint.open(folder).spec.chat_template == "{{ 1 }}"
     assert set(Hub.files) - {"pytorch_model.bin", "README.md"} == {path.name for path in folder.iterdir()}
+
+
+def test_fetching_an_adapter(online):
+    wanted = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights", "tokenizer.json": b"{}"}
+    Hub.files = wanted | {"adapter_model.bin": b"pickle", "trainer_state.json": b"{}", "README.md": b"text"}
+    folder, source = resolve_adapter("org/name")
+    assert Source("org/name", SHA) == source
+    assert set(wanted) == {path.name for path in folder.iterdir()}
 
 
 def test_fetching_an_artifact_into_a_real_folder(online, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from pard_onnx.export.exporter import Job, export
-from pard_onnx.export.verify.parity import reference_logits
+from pard_onnx.export.verify.reference import reference_logits
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadCheckpoint, BadInput
 from pard_onnx.models.manifest import Manifest, Source
