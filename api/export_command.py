@@ -19,6 +19,7 @@ from pard_onnx.models.devices import (
     DEFAULT_FORM,
     DEVICES,
     OPSETS,
+    Device,
     Form,
     device_named,
     form_for,
@@ -29,6 +30,8 @@ from pard_onnx.models.hub import resolve_adapter, resolve_checkpoint
 from pard_onnx.models.manifest import KV_CACHE_FORMATS, AdapterSource, Manifest, Source
 from pard_onnx.models.precision import DEFAULT_PRECISION, FLOATS, PRECISIONS, Precision, default_precision
 from pard_onnx.quantize.draft_vocabulary import SelectedVocabulary, select_vocabulary
+from pard_onnx.quantize.quantizer import BUDGET
+from pard_onnx.quantize.recipes import BLOCKS, DEFAULT_QUALITY, QUALITIES, RECIPES, named_recipe, recipe_of_quality
 
 if TYPE_CHECKING:
     from pard_onnx.quantize.quantizer import QuantizationRequest
@@ -36,18 +39,89 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     out = Parser(prog="pard-export", description="Export a checkpoint for ONNX Runtime.")
-    out.add_argument(
-        "--model",
-        required=True,
-        metavar="ID_OR_PATH",
-        help="a hub id, a checkpoint folder, demo-target, demo-draft or demo-ar-draft",
-    )
+    add_model(out, "a hub id, a checkpoint folder, demo-target, demo-draft or demo-ar-draft")
     out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-PRECISION in the current folder")
     own = f"the device's ({DEFAULT_PRECISION} on cpu)"
     precision = f"default: {own}, or what a quantized checkpoint has, whose integers are always kept"
     out.add_argument("--precision", choices=PRECISIONS, help=precision)
+    add_quantization(out)
     add_export_options(out)
     return out
+
+
+def add_model(out: argparse.ArgumentParser, help_text: str) -> None:
+    """The model, as an argument or as --model: `model_of` reads it."""
+    out.add_argument("model", nargs="?", metavar="MODEL", help=help_text)
+    out.add_argument("--model", dest="named_model", metavar="MODEL", help="the same")
+
+
+def model_of(options: argparse.Namespace) -> str | None:
+    """The model that the options name, None for none. Raises BadInput for two."""
+    first, second = options.model, options.named_model
+    if first is not None and second is not None:
+        raise BadInput(f"{first} and --model {second}: two models; name one")
+    found: str | None = first if second is None else second
+    return found
+
+
+def add_quantization(out: argparse.ArgumentParser) -> None:
+    """How weights are rounded to fewer bits."""
+    group = out.add_argument_group("quantization")
+    quality = (
+        "of int4 and int8. fast: rounded to nearest. good: by the importance of inputs, which a short pass over text "
+        "measures. best: GPTQ over all of the text, minutes to hours "
+        f"(default: {DEFAULT_QUALITY}; a draft keeps the format with the fastest steps)"
+    )
+    group.add_argument("--quality", choices=tuple(QUALITIES), help=quality)
+    group.add_argument("--recipe", metavar="NAME", help=f"instead of a quality: {', '.join(RECIPES)}")
+    sizes = f"weights that share a scale: {', '.join(map(str, BLOCKS))}; default: the recipe's"
+    group.add_argument("--block-size", type=int, metavar="N", help=sizes)
+    text = ".txt or .jsonl; default: a small set that ships"
+    group.add_argument("--calibration", type=Path, metavar="F", help=text)
+    budget = f"of int4-mixed: a share of the size at 8 bits, or a size as 600MB (default: {BUDGET})"
+    group.add_argument("--budget", metavar="SIZE", help=budget)
+    group.add_argument(
+        "--accept-loss", action="store_true", help="export a target whose perplexity rises by more than a quarter, too"
+    )
+
+
+# What only a recipe that rounds weights has; in floats there is nothing that these could change
+QUANTIZATION_OPTIONS = ("quality", "recipe", "block_size", "calibration", "budget")
+
+
+def request_from_options(
+    options: argparse.Namespace, checkpoint: Checkpoint, precision: Precision, device: Device
+) -> QuantizationRequest | None:
+    """How to quantize; None: the weights are stored in floats, or are quantized already, or are rounded to nearest.
+
+    Without a quality or a recipe that is the default quality, where the device has the 8 bits that it needs. Raises
+    BadInput for options that exclude one another.
+    """
+    from pard_onnx.quantize.quantizer import QuantizationRequest
+
+    named = [name for name in QUANTIZATION_OPTIONS if getattr(options, name) is not None]
+    if options.recipe is not None:
+        if options.quality is not None:
+            raise BadInput(f"--quality {options.quality} beside --recipe {options.recipe}: leave one of them out")
+        recipe = named_recipe(options.recipe, options.block_size)
+        if options.precision not in (None, recipe.precision):
+            raise BadInput(
+                f"--precision {options.precision} beside --recipe {recipe.name}, which is {recipe.precision}"
+            )
+        return QuantizationRequest(recipe, options.calibration, options.budget)
+    if checkpoint.quantization or precision not in ("int4", "int8"):
+        if named:
+            value, option = getattr(options, named[0]), named[0].replace("_", "-")
+            held = f"the weights of {checkpoint.folder.name} are quantized already" if checkpoint.quantization else None
+            raise BadInput(
+                f"--{option} {value}: {held or f'{precision} rounds no weights to fewer bits'}; leave it out"
+            )
+        return None
+    quality = options.quality or (DEFAULT_QUALITY if "int8" in device.precisions else "fast")
+    recipe = recipe_of_quality(quality, precision, checkpoint.spec.role)
+    if options.block_size is not None:
+        recipe = named_recipe(recipe.name, options.block_size)
+    return QuantizationRequest(recipe, options.calibration, options.budget)
 
 
 def add_export_options(out: argparse.ArgumentParser) -> None:
@@ -114,11 +188,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    folder, source = resolve_checkpoint(options.model, options.revision)
+    model = model_of(options)
+    if model is None:
+        raise BadInput("name the model to export: a hub id, a checkpoint folder, or demo-target")
+    folder, source = resolve_checkpoint(model, options.revision)
     checkpoint, source = open_checkpoint(options, folder, source)
     bits, device = checkpoint.bits, form_from_options(options).device
-    precision = options.precision or (default_precision(bits) if bits else device.precision(checkpoint.spec.role))
-    job = job_from_options(options, checkpoint, source, precision)
+    own = default_precision(bits) if bits else device.precision(checkpoint.spec.role)
+    if options.recipe is not None:
+        own = named_recipe(options.recipe, options.block_size).precision
+    precision = options.precision or own
+    order = request_from_options(options, checkpoint, precision, device)
+    job = job_from_options(options, checkpoint, source, precision, order)
     report(export_job(job), job.output, as_json=options.json)
 
 
@@ -142,12 +223,12 @@ def job_from_options(
 ) -> Job:
     """The export that the options of `add_export_options` ask for; order: by a named recipe of this precision.
 
-    Without --output the folder's name is made of the model, the device, and the recipe or precision.
+    Without --output the folder's name is made of the model, the device, and the recipe, if one is named, or precision.
     """
     form = form_from_options(options)
     require_precision(form, precision)
     vocabulary = vocabulary_from_options(options, checkpoint)
-    name = order.recipe.name if order else precision
+    name = order.recipe.name if order and options.recipe is not None else precision
     name += f"-v{vocabulary.record.size}" if vocabulary else ""
     return Job(
         checkpoint,
@@ -160,6 +241,7 @@ def job_from_options(
         kv_cache=options.kv_cache or "float",
         vocabulary=vocabulary,
         verify=options.verify,
+        accept_loss=options.accept_loss,
         force=options.force,
     )
 
@@ -195,6 +277,8 @@ def summary(manifest: Manifest, output: Path) -> dict[str, Any]:
         "bytes": manifest.bytes,
         "source": asdict(manifest.source),
         "parity": asdict(manifest.parity) if manifest.parity else None,
+        "quality": asdict(manifest.quality) if manifest.quality else None,
+        "recipe": manifest.quantization.recipe if manifest.quantization else None,
         "tensors": [asdict(tensor) for tensor in manifest.tensors],
     }
 
@@ -204,14 +288,19 @@ def report(manifest: Manifest, output: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts))
         return
-    parity = manifest.parity
+    parity, quality = manifest.parity, manifest.quality
     checked = (
         "not checked against torch"
         if parity is None
         else (f"against torch: mean logit error {parity.mean_error:.2g}, top-1 agreement {parity.top1_agreement:.0%}")
     )
+    if quality is not None:
+        checked += f", perplexity {quality.perplexity:.4g} ({quality.loss:+.1%})"
     method = manifest.source.quantization
-    kind = f"{manifest.role}, {manifest.precision}" + (f", integers of its {method} checkpoint" if method else "")
+    recipe = f" ({manifest.quantization.recipe})" if manifest.quantization else ""
+    kind = f"{manifest.role}, {manifest.precision}{recipe}" + (
+        f", integers of its {method} checkpoint" if method else ""
+    )
     if manifest.device != DEFAULT_FORM.device.name:
         kind += f", for {manifest.device}"
     if manifest.source.adapter:

@@ -32,7 +32,7 @@ from pard_onnx.runtime.model import Artifact, open_artifact, require_tokenizer_o
 
 NAME = "throughput"
 # Options of other tasks, or of a format that the user names
-EXCLUDED = ("report", "recipe", "block_size", "budget", "draft", "reference", "text", "plot")
+EXCLUDED = ("report", "recipe", "quality", "block_size", "budget", "draft", "reference", "text", "plot")
 
 
 def add_choice(out: argparse.ArgumentParser) -> None:

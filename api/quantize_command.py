@@ -19,8 +19,11 @@ from pard_onnx.cli import Parser, exit_code, export_extra, export_job, stages
 from pard_onnx.export.job import Job, requantize_job
 from pard_onnx.export_command import (
     add_export_options,
+    add_model,
+    add_quantization,
     default_output,
     job_from_options,
+    model_of,
     open_checkpoint,
     report,
     summary,
@@ -30,20 +33,17 @@ from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
 from pard_onnx.models.manifest import FILE_NAME, Manifest, Quantization, Source
 from pard_onnx.models.precision import FLOATS
-from pard_onnx.quantize.quantizer import BUDGET, QuantizationRequest
-from pard_onnx.quantize.recipes import BLOCKS, RECIPES, named_recipe
+from pard_onnx.models.spec import Role
+from pard_onnx.quantize.quantizer import QuantizationRequest
+from pard_onnx.quantize.recipes import named_recipe, recipe_of_quality
 from pard_onnx.quantize_choice import add_choice, require_choice, run_choice
 
 
 def parser() -> argparse.ArgumentParser:
     out = Parser(prog="pard-quantize", description="Quantize a model by a named recipe, or compare quantized ones.")
     model = "a checkpoint folder, a hub id, demo-target, demo-draft or demo-ar-draft; or an export in fp32 or fp16"
-    out.add_argument("model", nargs="?", metavar="MODEL", help=model)
-    out.add_argument("--recipe", metavar="NAME", help=", ".join(RECIPES))
-    out.add_argument("--block-size", type=int, metavar="N", help=f"weights that share a scale: {BLOCKS} (default: 128)")
-    out.add_argument("--calibration", type=Path, metavar="F", help=".txt or .jsonl; default: a small set that ships")
-    budget = f"of int4-mixed: a share of the size at 8 bits, or a size as 600MB (default: {BUDGET})"
-    out.add_argument("--budget", metavar="SIZE", help=budget)
+    add_model(out, model)
+    add_quantization(out)
     out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-RECIPE in the current folder")
     add_export_options(out)
     add_report(out)
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     if options.optimize_for is not None:
+        options.model = model_of(options)
         require_choice(options)
         run_choice(options, *named_checkpoint(options))
         return
@@ -66,17 +67,27 @@ def run(options: argparse.Namespace) -> None:
     if options.report is not None:
         run_report(options)
         return
-    if options.model is None or options.recipe is None:
+    options.model = model_of(options)
+    if options.model is None or (options.recipe is None and options.quality is None):
         raise BadInput("name what to quantize and how: MODEL --recipe NAME; or what to compare: --report DIR...")
-    named = named_recipe(options.recipe, options.block_size)
-    order = QuantizationRequest(named, options.calibration, options.budget)
+    if options.recipe is not None and options.quality is not None:
+        raise BadInput(f"--quality {options.quality} beside --recipe {options.recipe}: leave one of them out")
     folder, source = resolve_checkpoint(options.model, options.revision)
     if (folder / FILE_NAME).is_file():
-        job = requantize_job_from_options(options, resolve_artifact(options.model, options.revision), order)
+        artifact = resolve_artifact(options.model, options.revision)
+        order = request_of(options, Manifest.read(artifact).role)
+        job = requantize_job_from_options(options, artifact, order)
     else:
         checkpoint, source = open_checkpoint(options, folder, source)
-        job = job_from_options(options, checkpoint, source, named.precision, order)
+        order = request_of(options, checkpoint.spec.role)
+        job = job_from_options(options, checkpoint, source, order.recipe.precision, order)
     show(export_job(job), job.output, as_json=options.json)
+
+
+def request_of(options: argparse.Namespace, role: Role) -> QuantizationRequest:
+    """The recipe that --recipe names, or that --quality has for int4 and this role."""
+    name = options.recipe or recipe_of_quality(options.quality, "int4", role).name
+    return QuantizationRequest(named_recipe(name, options.block_size), options.calibration, options.budget)
 
 
 def named_checkpoint(options: argparse.Namespace) -> tuple[Checkpoint, Source]:
@@ -156,6 +167,7 @@ def requantize_job_from_options(options: argparse.Namespace, folder: Path, order
         order,
         kv_cache=options.kv_cache,
         verify=options.verify,
+        accept_loss=options.accept_loss,
         force=options.force,
     )
 

@@ -90,7 +90,7 @@ def _better(name: str, bits: int) -> str:
 
 def _windows(checkpoint: Checkpoint, window: int) -> Iterator[Ids]:
     """Token ids of window + 1 tokens each, in which the text is repeated if it is too short."""
-    tokenizer = load_tokenizer(checkpoint.folder / "tokenizer.json", BadCheckpoint)
+    tokenizer = load_tokenizer(checkpoint.tokenizer_folder / "tokenizer.json", BadCheckpoint)
     text = TEXT.read_text(encoding="utf-8")
     before = tokenizer.encode("").ids[: window // 2]  # what the tokenizer puts before a text
     ids = tokenizer.encode(text, add_special_tokens=False).ids

@@ -1,8 +1,8 @@
 """What the default export of a real model loses, against llama.cpp's Q4_K_M of the same floats; and that drafts change
 no token of it.
 
-The numbers of llama.cpp are those of llama-quantize on this file, measured on another text of the same kind: a perplexity
-of 11.05 where the floats have 10.316, in 105 MB.
+The numbers of llama.cpp are those of its quantize on this file, measured on another text of the same kind: perplexity
+11.05 where the floats have 10.316, in 105 MB.
 """
 
 from __future__ import annotations
