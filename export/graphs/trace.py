@@ -33,6 +33,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AttentionInterface, AutoConfig
 from transformers.masking_utils import AttentionMaskInterface
 
+from pard_onnx.models.checkpoints.config import transformers_refusals
 from pard_onnx.models.devices import FUSED_OPSET
 from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.families import FAMILIES, Family
@@ -173,21 +174,12 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """Causality is the attention operator's."""
 
 
-@contextlib.contextmanager
-def refusals(folder: Path) -> Iterator[None]:
-    """What transformers cannot read or build is the checkpoint's fault."""
-    try:
-        yield
-    except Exception as error:  # of every kind: its own, huggingface_hub's, torch's
-        raise BadCheckpoint(f"{folder / 'config.json'}: transformers refuses it: {error}") from error
-
-
 def trace(folder: Path, spec: ModelSpec, variant: Variant, rows: int, dtype: torch.dtype) -> Trace:
     """Trace the checkpoint in `folder` (its config alone is read). Raises BadCheckpoint.
 
     rows: of the KV buffers and rotary tables; dtype: of activations.
     """
-    with refusals(folder):
+    with transformers_refusals(folder):
         # The dtype that was understood: transformers refuses some names that tools write
         config = AutoConfig.from_pretrained(folder, local_files_only=True, dtype=spec.dtype)
     config.vocab_size = spec.vocabulary.rows  # an adapter may have resized the embedding
@@ -197,7 +189,7 @@ def trace(folder: Path, spec: ModelSpec, variant: Variant, rows: int, dtype: tor
     build = TasksManager.get_model_class_for_task(TASK, framework="pt", model_type=spec.family)
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export's own notices
-        with refusals(folder):
+        with transformers_refusals(folder):
             model = build.from_config(config, attn_implementation=name, dtype=dtype).eval()
         rotary = type(model.model.rotary_emb)
         try:

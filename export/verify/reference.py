@@ -24,8 +24,8 @@ from torch.nn import functional
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging
 
-from pard_onnx.export.graphs.trace import refusals
 from pard_onnx.models.checkpoints.checkpoint import EMBEDDING, Checkpoint
+from pard_onnx.models.checkpoints.config import transformers_refusals
 from pard_onnx.models.checkpoints.layer_attention import KINDS
 from pard_onnx.models.checkpoints.merged import ChangedTensor, ReplacedTensor
 from pard_onnx.models.checkpoints.tensors import HEAD, read_tensor, row_blocks, weight_files
@@ -77,7 +77,7 @@ def _loaded_model(checkpoint: Checkpoint) -> Any:
     if (checkpoint.folder / FILE_NAME).is_file():
         return model_without_weights(checkpoint, "eager", torch.float32)
     load = _load_around_integers if checkpoint.quantization else _load_floats
-    with refusals(checkpoint.folder), _quietly():
+    with transformers_refusals(checkpoint.folder), _quietly():
         model, info = load(checkpoint, attn_implementation="eager", output_loading_info=True)
     missing = sorted(info["missing_keys"])
     if missing:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -257,3 +258,12 @@ def needs_target(config: Config) -> bool:
     return any(config.values.get(key) is not None for key in PARD2_KEYS) or (
         config.path.with_name(PARD2_WEIGHTS).exists()
     )
+
+
+@contextmanager
+def transformers_refusals(folder: Path) -> Iterator[None]:
+    """What transformers cannot read or build of a checkpoint is the checkpoint's fault: BadCheckpoint."""
+    try:
+        yield
+    except Exception as error:  # of every kind: its own, huggingface_hub's, torch's
+        raise BadCheckpoint(f"{folder / FILE}: transformers refuses it: {error}") from error

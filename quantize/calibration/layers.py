@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from pard_onnx.models.checkpoints.checkpoint import EMBEDDING, Checkpoint
+from pard_onnx.models.checkpoints.config import transformers_refusals
 from pard_onnx.models.checkpoints.layer_attention import KINDS
 from pard_onnx.models.checkpoints.tensors import read_tensor, require_finite, row_blocks
 from pard_onnx.models.families import FAMILIES
@@ -221,12 +222,15 @@ def model_without_weights(checkpoint: Checkpoint, attention: str, dtype: torch.d
 
     attention: a key of transformers' AttentionInterface.
     """
-    # The dtype that was understood: transformers refuses some names that tools write
-    config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, dtype=checkpoint.spec.dtype)
-    config.vocab_size = checkpoint.spec.vocabulary.rows  # an adapter may have resized the embedding
-    build = TasksManager.get_model_class_for_task("text-generation", framework="pt", model_type=checkpoint.spec.family)
-    with torch.device("meta"):
-        model = build.from_config(config, attn_implementation=attention, dtype=dtype).eval()
+    with transformers_refusals(checkpoint.folder):
+        # The dtype that was understood: transformers refuses some names that tools write
+        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, dtype=checkpoint.spec.dtype)
+        config.vocab_size = checkpoint.spec.vocabulary.rows  # an adapter may have resized the embedding
+        build = TasksManager.get_model_class_for_task(
+            "text-generation", framework="pt", model_type=checkpoint.spec.family
+        )
+        with torch.device("meta"):
+            model = build.from_config(config, attn_implementation=attention, dtype=dtype).eval()
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
     embedding = FAMILIES[checkpoint.spec.family].embedding
     if embedding is not None:

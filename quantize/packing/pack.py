@@ -15,7 +15,6 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from onnxruntime.capi import _pybind_state as ort_native
 
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.precision import Format
@@ -88,6 +87,8 @@ def unpack(packed: PackedRows, fmt: Format) -> Float:
 
 
 def _pack_nbits(weight: Float, fmt: Format) -> PackedRows:
+    from onnxruntime.capi import _pybind_state as ort_native  # commands read their options before it is imported
+
     rows, width = weight.shape
     blocks = width // fmt.block
     data = np.zeros((rows, blocks, fmt.block * fmt.bits // 8), dtype=np.uint8)
