@@ -27,7 +27,7 @@ from .tensors import (
     require_finite,
     rounded,
 )
-from .vocabulary import chat_template, tokenizer_size
+from .vocabulary import TokenIds, chat_template, token_ids
 
 __all__ = ["Checkpoint", "TensorEntry", "read_tensor", "require_finite"]
 
@@ -56,7 +56,7 @@ class Checkpoint:
         if EMBEDDING not in found and HEAD in found and config.flag("tie_word_embeddings", family.tied):
             found[EMBEDDING] = found[HEAD]  # transformers ties in both directions
         stored = found[EMBEDDING].dtype if EMBEDDING in found else "F32"
-        spec = _spec(config, family, tokenizer_size(folder), configs.dtype_of(config, stored))
+        spec = _spec(config, family, token_ids(folder), configs.dtype_of(config, stored))
         if spec.tied and _holds_another_head(spec, found):
             spec = replace(spec, tied=False)
         quantization = quantization_of(config)
@@ -83,16 +83,18 @@ class Checkpoint:
         return replace(self, spec=replace(self.spec, pard=None)) if role == "target" else self
 
 
-def _spec(config: Config, family: Family, size: int, dtype: str) -> ModelSpec:
+def _spec(config: Config, family: Family, ids: TokenIds, dtype: str) -> ModelSpec:
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     kv_heads = configs.kv_heads_of(config, family, heads)
     head_dim = config.integer("head_dim", family.head_dim or hidden // heads)
     if head_dim % 2:
         raise config.fault("head_dim", f"is {head_dim}; rotary embedding needs an even one")
     rows = config.integer("vocab_size")
-    if size > rows + family.foreign_ids:
-        raise config.fault("vocab_size", f"is {rows}, but the tokenizer has {size} ids; they are not of one model")
+    if ids.ordinary > rows:
+        raise config.fault("vocab_size", f"is {rows}, but the tokenizer has {ids.all} ids; they are not of one model")
     eos_ids, bos_id = configs.eos_and_bos(config, family, rows)
+    # A token that ends texts must be possible even where no file of the tokenizer names it
+    size = min(rows, max(ids.all, *(token + 1 for token in eos_ids), 0))
     rope, window_rope = ropes_of(config, family)
     return ModelSpec(
         family=family.name,
@@ -109,7 +111,7 @@ def _spec(config: Config, family: Family, size: int, dtype: str) -> ModelSpec:
         tied=config.flag("tie_word_embeddings", family.tied),
         max_positions=configs.max_positions_of(config, rope),
         dtype=dtype,
-        vocabulary=Vocabulary(rows, min(size, rows), eos_ids, bos_id),
+        vocabulary=Vocabulary(rows, size, eos_ids, bos_id),
         chat_template=chat_template(config.path.parent),
         pard=configs.pard_of(config, rows),
         attention=attention_of(config, family),

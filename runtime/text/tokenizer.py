@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pard_onnx.models.checkpoints.added_tokens import read_added_tokens
 from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
 from pard_onnx.models.errors import BadArtifact, BadInput
-from pard_onnx.models.json_files import read_json
 
 from .template import Message, checked_arguments, render
 from .writer import Detokenizer
@@ -21,7 +21,7 @@ class Text:
     def __init__(self, folder: Path, chat_template: str | None) -> None:
         self._tokenizer = load_tokenizer(folder / TOKENIZER, BadArtifact)
         self._template = chat_template
-        self._special = special_tokens(folder / "tokenizer_config.json")
+        self.special_tokens = read_added_tokens(folder, BadArtifact).texts  # by the names that templates use
 
     def vocabulary(self) -> dict[str, int]:
         """Every token's id, added tokens included."""
@@ -55,7 +55,7 @@ class Text:
         if self._template is None:
             raise BadInput("this model has no chat template; give the prompt as text")
         try:
-            return render(self._template, messages, self._special | checked_arguments(arguments))
+            return render(self._template, messages, dict(self.special_tokens) | checked_arguments(arguments))
         except BadInput:
             raise
         except Exception as error:  # a template is a program, which may fail in any way
@@ -69,16 +69,6 @@ class Text:
     def stream(self, prompt: Sequence[int]) -> Detokenizer:
         """Decodes the tokens that follow a prompt, one by one."""
         return Detokenizer(self, prompt)
-
-
-def special_tokens(path: Path) -> dict[str, str]:
-    """The special tokens (bos_token, eos_token, ..) in a tokenizer_config.json, by the names that templates use."""
-    if not path.is_file():
-        return {}
-    config = read_json(path, BadArtifact)
-    tokens = {key: value for key, value in config.items() if key.endswith("_token")}
-    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in tokens.items()}
-    return {key: value for key, value in texts.items() if isinstance(value, str)}
 
 
 def first_difference(ours: Mapping[str, int], theirs: Mapping[str, int]) -> tuple[int, str | None, str | None] | None:
