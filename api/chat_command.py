@@ -15,11 +15,13 @@ from pard_onnx.cli import (
     Parser,
     add_providers,
     add_sampling,
+    add_stops,
     add_template_arguments,
     complain,
     exit_code,
     load_arguments,
     sampling_arguments,
+    stop_arguments,
     template_arguments,
     whole_or_auto,
 )
@@ -45,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     length = "drafts a round, 1 to 32; 0: plain decoding; auto (default): by measured costs and acceptance"
     out.add_argument("--draft-length", type=whole_or_auto, default=AUTO, metavar="K", help=length)
     out.add_argument("--show-accepted", action="store_true", help="colour the tokens that came from the draft")
+    add_stops(out)
     add_sampling(out)
     add_providers(out)
     return out
@@ -61,6 +64,7 @@ def talk(options: argparse.Namespace, failed: list[int]) -> None:
     generation = {
         "max_new_tokens": options.max_new_tokens,
         "draft_length": options.draft_length,
+        **stop_arguments(options),
         **sampling_arguments(options),
     }
     Options.from_keywords(generation)  # refuses bad options before the models load

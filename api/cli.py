@@ -180,6 +180,18 @@ def exported_demo_model(name: str, parent: Path, precision: Precision) -> Path:
     return output
 
 
+def add_stops(parser: argparse.ArgumentParser) -> None:
+    text = "end before this text, which may have special tokens; repeatable"
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help=text)
+    ids = "end at this token, as at the model's own end; repeatable"
+    parser.add_argument("--stop-token-id", action="append", type=int, default=[], metavar="ID", help=ids)
+
+
+def stop_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_stops`, as keyword arguments of `Pair.generate`."""
+    return {"stop": options.stop, "stop_token_ids": options.stop_token_id}
+
+
 # Name, type, metavar, help; the defaults are those of `Sampling`.
 SAMPLING = (
     ("temperature", float, "T", "0 (default) is greedy"),

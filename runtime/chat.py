@@ -70,7 +70,7 @@ class Chat:
         question = {"role": "user", "content": text}
         arguments = checked_arguments(self.template_arguments) | dict(chosen.template_arguments)
         encoded = self._engine.text.encode_chat([*before, question], arguments)
-        ids = known_ids(encoded, self._engine.target_manifest.spec.vocabulary.size)
+        ids = known_ids(encoded, self._engine.text, self._engine.target_manifest.spec.vocabulary.size)
         if len(ids) >= self._engine.capacity:
             raise TooLong(
                 f"the conversation would have {len(ids)} tokens, but the capacity is {self._engine.capacity} with at "

@@ -12,14 +12,14 @@ from time import perf_counter
 from typing import Generic
 
 from pard_onnx.models.checks import DRAFT_LIMIT
-from pard_onnx.models.errors import Failure, PardWarning
+from pard_onnx.models.errors import BadInput, Failure, PardWarning
 
 from . import kernels
 from .decoding.auto import DrafterFactory
 from .decoding.drafter import Drafter, PardDrafter
 from .decoding.loop import Halted, Settings, Step, decode
 from .model import LoadedModel
-from .options import AUTO, Options
+from .options import AUTO, Options, checked_ids
 from .providers.choice import on_separate_devices
 from .providers.table import CPU
 from .result import Chunk, Facts, Result
@@ -28,6 +28,7 @@ from .sequence import Sequence
 from .sessions.kv_cache import KvCache
 from .sessions.session import AnySession, BeforeStep, DraftSession, Floats, Ids, Rows, TargetSession, do_nothing
 from .stream import Stream, chunks
+from .text.prompt import require_ids
 from .text.tokenizer import Text
 from .text.writer import Writer, stop_strings
 from .tuning.steps import ANY, Widths
@@ -91,13 +92,17 @@ class Engine:
         return Sequence(target.session.cache, draft.session.cache if draft else None)
 
     def settings(self, options: Options) -> Settings:
-        """The loop's settings for these options."""
-        tuning = self.models[0].tuning
+        """The loop's settings for these options; BadInput for a stop token that the model does not have."""
+        tuning, vocabulary = self.models[0].tuning, self.target_manifest.spec.vocabulary
+        stop_ids = checked_ids(options.stop_token_ids)
+        for token in stop_ids:
+            if token >= vocabulary.size:
+                raise BadInput(f"stop_token_ids: id {token} does not exist; the model's ids are 0 to {vocabulary.size - 1}")
         return Settings(
             max_new_tokens=options.max_new_tokens,
             draft_length=DRAFT_LIMIT if options.draft_length == AUTO else options.draft_length,
             capacity=self.capacity,
-            eos_ids=frozenset(self.target_manifest.spec.vocabulary.eos_ids),
+            eos_ids=frozenset((*vocabulary.eos_ids, *stop_ids)),
             widths=(options.exact and tuning.widths) or ANY,
             chunk=tuning.chunk,
         )
@@ -121,6 +126,7 @@ class Engine:
         """
         settings, (target, draft) = self.settings(options), self.models
         vocabulary = self.target_manifest.spec.vocabulary.size
+        require_ids(sequence.tokens, vocabulary)
         choose = chooser(options.sampling, vocabulary, len(sequence.tokens), seed)
         seat = TargetSeat(target.session, sequence.target, before_step, self._session_locks[0])
         draft_seat = None
@@ -155,7 +161,8 @@ class Engine:
         start: perf_counter() when the request came.
         Raises BadInput (TooLong) at once, Failure on the first chunk if another stream runs.
         """
-        stops = stop_strings(options.stop)
+        require_ids(ids, self.target_manifest.spec.vocabulary.size)
+        stops = stop_strings(options.stop, self.text.special_ids() if options.stop else {})
         settings, sampling = self.settings(options), options.sampling
         settings.room(len(ids))
         seed = None if sampling.certain else sampling.chosen_seed()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypedDict
 
-from pard_onnx.models.checks import DRAFT_LIMIT, is_positive, nearest_name, require_whole
+from pard_onnx.models.checks import DRAFT_LIMIT, is_positive, nearest_name, require_whole, whole_number
 from pard_onnx.models.errors import BadInput
 
 from .sampling.settings import Sampling
@@ -22,6 +22,7 @@ class OptionArguments(TypedDict, total=False):
     draft_length: int | Literal["auto"]
     lookup: bool
     stop: str | Sequence[str]
+    stop_token_ids: int | Sequence[int]
     exact: bool
     chat: bool
     template_arguments: Mapping[str, object]
@@ -50,7 +51,9 @@ class Options:
     # round, from the measured costs of steps and the acceptance of drafts.
     draft_length: int | Literal["auto"] = AUTO
     lookup: bool = True  # with "auto": repetitions of earlier text are proposed, too
-    stop: str | Sequence[str] = ()  # strings that end the text, of which they are not a part
+    # Strings that end the text, of which they are not a part. Special tokens in them are meant as tokens, too.
+    stop: str | Sequence[str] = ()
+    stop_token_ids: int | Sequence[int] = ()  # ids that end the text as the model's own EOS does; kept as a tuple
     exact: bool = True  # plain decoding and any draft give the same tokens, bit for bit, on quantized targets too
     chat: bool = False  # a text prompt is a user's message, to which the chat template is applied
     # Further variables of the chat template by name, as apply_chat_template's keywords: tools, enable_thinking, ...
@@ -60,6 +63,7 @@ class Options:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "template_arguments", checked_arguments(self.template_arguments))
+        object.__setattr__(self, "stop_token_ids", checked_ids(self.stop_token_ids))
         require_whole("max_new_tokens", self.max_new_tokens, 1)
         if self.draft_length != AUTO:
             if isinstance(self.draft_length, str):
@@ -80,3 +84,13 @@ class Options:
         sampling = {name: arguments[name] for name in SAMPLING if name in arguments}
         own = {name: value for name, value in arguments.items() if name not in sampling}
         return cls(**own, sampling=Sampling(**sampling))
+
+
+def checked_ids(ids: object) -> tuple[int, ...]:
+    """The user's stop_token_ids, one id or several; BadInput for what is not an id."""
+    items = tuple(ids) if isinstance(ids, Iterable) and not isinstance(ids, str | bytes | Mapping) else (ids,)
+    found = tuple(whole_number("an id of stop_token_ids", item) for item in items)
+    for token in found:
+        if token < 0:
+            raise BadInput(f"an id of stop_token_ids must be at least 0, not {token}")
+    return found

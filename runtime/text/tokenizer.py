@@ -28,6 +28,16 @@ class Text:
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         return vocabulary
 
+    def token(self, id_: int) -> str | None:
+        """The text of one token, special or not, as the tokenizer's files have it; None for an id that has none."""
+        token: str | None = self._tokenizer.id_to_token(id_)
+        return token
+
+    def special_ids(self) -> dict[str, int]:
+        """The ids of the special tokens by their texts. `decode` leaves these tokens out."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: id_ for id_, token in added.items() if token.special}
+
     def encode(self, text: str) -> list[int]:
         """The ids of a plain prompt, with the special tokens that the tokenizer adds (such as BOS)."""
         return self._ids(text, add_special_tokens=True)

@@ -67,6 +67,16 @@ def test_chat_and_stop(options: list[str], pair_folders: tuple[Path, Path], caps
     assert capsys.readouterr().out == whole[: whole.index(whole[5:7])] + "\n"
 
 
+def test_a_stop_token(options: list[str], pair_folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = load(*pair_folders).generate(TEXT, max_new_tokens=12).tokens
+    stop = tokens[6]
+    assert main([*options, "--prompt", TEXT, "--json", "--stop-token-id", str(stop), "--stop-token-id", "1"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert (out["tokens"], out["finish_reason"]) == (list(tokens[: tokens.index(stop)]), "stop")
+    assert main([*options, "--prompt", TEXT, "--stop-token-id", "900"]) == 2
+    assert "stop_token_ids: id 900 does not exist" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("values", "arguments"),
     [
