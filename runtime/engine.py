@@ -18,6 +18,7 @@ from . import kernels
 from .decoding.auto import DrafterFactory
 from .decoding.drafter import Drafter, PardDrafter
 from .decoding.loop import Halted, Settings, Step, decode
+from .decoding.shared_ids import SharedIds
 from .model import LoadedModel
 from .options import AUTO, Options, checked_ids
 from .providers.choice import on_separate_devices
@@ -43,8 +44,13 @@ MakeDrafter = Callable[[Sequence, Options, Settings], Drafter]
 class Engine:
     """A target, with or without a draft. Any number of sequences may be alive, and their runs may take turns."""
 
-    def __init__(self, target: LoadedModel[TargetSession], draft: LoadedModel[DraftSession] | None = None) -> None:
-        """Warns with PardWarning where a model runs token by token."""
+    def __init__(
+        self,
+        target: LoadedModel[TargetSession],
+        draft: LoadedModel[DraftSession] | None = None,
+        shared: SharedIds | None = None,
+    ) -> None:
+        """shared: see `model.shared_ids`. Warns with PardWarning where a model runs token by token."""
         for model in (target, draft):
             if model and model.warning:
                 warnings.warn(model.warning, PardWarning, stacklevel=3)
@@ -53,6 +59,7 @@ class Engine:
         self.text: Text = target.artifact.text()
         self.kernel = kernels.isa() or ORT_KERNEL if target.provider.key == CPU.key else ORT_KERNEL
         self._models: Models | None = (target, draft)
+        self._shared = shared
         self._drafters = DrafterFactory(
             target.tuning.costs,
             draft.tuning.costs if draft else None,
@@ -135,7 +142,7 @@ class Engine:
         if make_drafter:
             drafter = make_drafter(sequence, options, settings)
         else:
-            pard = PardDrafter(draft_seat, memory=sequence.memory) if draft_seat else None
+            pard = PardDrafter(draft_seat, memory=sequence.memory, shared=self._shared) if draft_seat else None
             drafter = self._drafters.drafter(options, settings.widths, pard)
         rounds = decode(seat, drafter, sequence.tokens, settings, choose)
         try:
