@@ -24,6 +24,7 @@ from pard_onnx.cli import (
     stop_arguments,
     template_arguments,
     whole_or_auto,
+    with_own_sampling,
 )
 from pard_onnx.models.errors import BadInput, PardError, TooLong
 from pard_onnx.runtime.chat import Chat
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--draft-length", type=whole_or_auto, default=AUTO, metavar="K", help=length)
     out.add_argument("--show-accepted", action="store_true", help="colour the tokens that came from the draft")
     add_stops(out)
-    add_sampling(out)
+    add_sampling(out, default="model")
     add_providers(out)
     return out
 
@@ -75,9 +76,13 @@ def talk(options: argparse.Namespace, failed: list[int]) -> None:
             chat = pair.restore(options.resume, arguments)
         else:
             chat = pair.chat(options.system, template_arguments=arguments)
+        generation, how = with_own_sampling(pair, generation, "model")
         talker = Talker(pair, chat, screen, generation, mark=options.show_accepted)
         if screen.person:
             screen.note(talker.greeting())
+        # In a pipe, a model without settings of its own decodes as it always did, which needs no line
+        if how and (screen.person or options.sampling or generation["sampling"] == "model"):
+            screen.note(how)
         for line in screen.lines():
             try:
                 talker.handle(line)

@@ -22,6 +22,7 @@ from pard_onnx.cli import (
     stop_arguments,
     template_arguments,
     whole_or_auto,
+    with_own_sampling,
 )
 from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.options import AUTO
@@ -63,19 +64,22 @@ def generate(options: argparse.Namespace) -> None:
     arguments = checked_arguments(template_arguments(options))  # refused before the models load
     if arguments and not options.chat:
         raise BadInput("--template-arg is for the chat template; give --chat too, or leave it out")
+    generation = {
+        "max_new_tokens": options.max_new_tokens,
+        "draft_length": options.draft_length,
+        "lookup": options.lookup,
+        "exact": options.exact,
+        "chat": options.chat,
+        "timeout": options.timeout,
+        "template_arguments": arguments,
+        **stop_arguments(options),
+        **sampling_arguments(options),
+    }
     with load(options.target, options.draft, **load_arguments(options)) as pair:
-        stream = pair.stream(
-            prompt,
-            max_new_tokens=options.max_new_tokens,
-            draft_length=options.draft_length,
-            lookup=options.lookup,
-            exact=options.exact,
-            chat=options.chat,
-            timeout=options.timeout,
-            template_arguments=arguments,
-            **stop_arguments(options),
-            **sampling_arguments(options),
-        )
+        generation, how = with_own_sampling(pair, generation, "greedy")
+        if how:
+            print(how, file=sys.stderr)
+        stream = pair.stream(prompt, **generation)
         with stream:
             show(stream, as_json=options.json)
 

@@ -62,7 +62,7 @@ class Chat:
         if another generation runs.
         """
         start = perf_counter()
-        chosen = Options.from_keywords(options)
+        chosen = Options.from_keywords(options, self._engine.model_sampling)
         if not isinstance(text, str) or not text:
             raise BadInput(f"a message is text of at least one character, not {text!r}")
         sequence = self._open()

@@ -20,11 +20,13 @@ from .decoding.drafter import Drafter, PardDrafter
 from .decoding.loop import Halted, Settings, Step, decode
 from .decoding.shared_ids import SharedIds
 from .model import LoadedModel
-from .options import AUTO, Options, checked_ids
+from .options import AUTO, GREEDY, Options, checked_ids
 from .providers.choice import on_separate_devices
 from .providers.table import CPU
 from .result import Chunk, Facts, Result
+from .sampling.generation_config import read_sampling
 from .sampling.sampler import chooser, require_known
+from .sampling.settings import Sampling
 from .sequence import Sequence
 from .sessions.kv_cache import KvCache
 from .sessions.session import AnySession, BeforeStep, DraftSession, Floats, Ids, Rows, TargetSession, do_nothing
@@ -60,6 +62,7 @@ class Engine:
         self.kernel = kernels.isa() or ORT_KERNEL if target.provider.key == CPU.key else ORT_KERNEL
         self._models: Models | None = (target, draft)
         self._shared = shared
+        self._target = target.artifact
         self._drafters = DrafterFactory(
             target.tuning.costs,
             draft.tuning.costs if draft else None,
@@ -87,6 +90,19 @@ class Engine:
     def exact_widths(self) -> Widths | None:
         """The widths of steps whose rows are bitwise equal on this machine; None if no set of them is known."""
         return self._models[0].tuning.widths if self._models else None
+
+    @property
+    def own_sampling(self) -> Sampling | None:
+        """The settings of the target's generation_config.json; None if it has no such file. Raises BadArtifact."""
+        return read_sampling(self._target.folder)
+
+    def model_sampling(self) -> Sampling:
+        """As `own_sampling`; where there is no file, PardWarning says so, and decoding is greedy."""
+        found = self.own_sampling
+        if found is None:
+            message = f"{self._target.name}: has no generation_config.json, so its own sampling is greedy; sampling='greedy' says so"
+            warnings.warn(message, PardWarning, stacklevel=4)
+        return found or GREEDY
 
     def new_sequence(self) -> Sequence:
         """An empty sequence with memory of its own."""

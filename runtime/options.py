@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict
 
 from pard_onnx.models.checks import DRAFT_LIMIT, is_positive, nearest_name, require_whole, whole_number
@@ -16,7 +16,11 @@ AUTO: Literal["auto"] = "auto"
 
 
 class OptionArguments(TypedDict, total=False):
-    """The keyword arguments of `generate`, `stream`, `chat.send` and `chat.stream`; see `Options` and `Sampling`."""
+    """The keyword arguments of `generate`, `stream`, `chat.send` and `chat.stream`; see `Options` and `Sampling`.
+
+    sampling: where the settings of `Sampling` start from, "greedy" (the default) or "model", the model's own
+    generation_config.json. Settings that are given beat it.
+    """
 
     max_new_tokens: int
     draft_length: int | Literal["auto"]
@@ -27,6 +31,7 @@ class OptionArguments(TypedDict, total=False):
     chat: bool
     template_arguments: Mapping[str, object]
     timeout: float | None
+    sampling: Literal["greedy", "model"]
     temperature: float
     top_k: int
     top_p: float
@@ -39,6 +44,7 @@ class OptionArguments(TypedDict, total=False):
 
 
 GREEDY = Sampling()
+STARTS = ("greedy", "model")
 SAMPLING = tuple(setting.name for setting in fields(Sampling))
 
 
@@ -73,17 +79,25 @@ class Options:
             raise BadInput(f"timeout must be a number of seconds above 0, or None, not {self.timeout!r}")
 
     @classmethod
-    def from_keywords(cls, arguments: Mapping[str, Any]) -> Options:
-        """The options from keyword arguments; for an unknown one, BadInput names the most similar known one."""
-        known = [known.name for known in fields(cls) if known.name != "sampling"] + list(SAMPLING)
+    def from_keywords(
+        cls, arguments: Mapping[str, Any], model_sampling: Callable[[], Sampling] = lambda: GREEDY
+    ) -> Options:
+        """The options from keyword arguments; for an unknown one, BadInput names the most similar known one.
+
+        model_sampling: gives the model's own settings.
+        """
+        known = [known.name for known in fields(cls)] + list(SAMPLING)
         for name in arguments:
             if name not in known:
                 nearest = nearest_name(name, known)
                 hint = f"did you mean {nearest}?" if nearest else f"known are {', '.join(known)}"
                 raise BadInput(f"unknown option {name}; {hint}")
-        sampling = {name: arguments[name] for name in SAMPLING if name in arguments}
-        own = {name: value for name, value in arguments.items() if name not in sampling}
-        return cls(**own, sampling=Sampling(**sampling))
+        start = arguments.get("sampling", STARTS[0])
+        if start not in STARTS:
+            raise BadInput(f"sampling must be 'greedy' or 'model', not {start!r}; settings are options of their own")
+        given = {name: arguments[name] for name in SAMPLING if name in arguments}
+        own = {name: value for name, value in arguments.items() if name not in (*SAMPLING, "sampling")}
+        return cls(**own, sampling=replace(model_sampling() if start == "model" else GREEDY, **given))
 
 
 def checked_ids(ids: object) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from .options import OptionArguments, Options
 from .providers.choice import ProviderCandidates, ProviderChoice, draft_candidates, open_first, provider_candidates
 from .providers.threads import Threads
 from .result import Result
+from .sampling.settings import Sampling
 from .stream import Stream
 from .text.prompt import Prompt, encode, opening_messages
 from .text.template import Message
@@ -111,6 +112,14 @@ class Pair:
         """The widths of steps whose rows are bitwise equal on this machine; None if no set of them is known."""
         return self.engine.exact_widths
 
+    @property
+    def own_sampling(self) -> Sampling | None:
+        """The sampling settings of the target's makers, which sampling="model" starts from; None if it names none.
+
+        Raises BadArtifact, naming file and key, for a value that is not valid.
+        """
+        return self.engine.own_sampling
+
     def generate(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> Result:
         """Generate to the end; arguments and errors as of `stream`."""
         return self.stream(prompt, **options).read()
@@ -124,7 +133,7 @@ class Pair:
         if another generation runs.
         """
         start = perf_counter()
-        chosen = Options.from_keywords(options)
+        chosen = Options.from_keywords(options, self.engine.model_sampling)
         ids = self.encode(prompt, chat=chosen.chat, template_arguments=chosen.template_arguments)
         return self.engine.stream(self._sequence, ids, chosen, start, reuse=False)
 
