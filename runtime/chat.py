@@ -74,7 +74,7 @@ class Chat:
         if len(ids) >= self._engine.capacity:
             raise TooLong(
                 f"the conversation would have {len(ids)} tokens, but the capacity is {self._engine.capacity} with at "
-                "least one of them new; remove earlier messages, or export with a larger --context-length"
+                f"least one of them new; remove earlier messages, or {self._engine.longer_context}"
             )
         stream = self._engine.stream(sequence, ids, chosen, start)
         return stream.within(lambda generation: self._turn(generation, before, question))

@@ -19,7 +19,7 @@ from .decoding.auto import DrafterFactory
 from .decoding.drafter import Drafter, PardDrafter
 from .decoding.loop import Halted, Settings, Step, decode
 from .decoding.shared_ids import SharedIds
-from .model import LoadedModel
+from .model import LoadedModel, longer_context
 from .options import AUTO, GREEDY, Options, checked_ids
 from .providers.choice import on_separate_devices
 from .providers.table import CPU
@@ -87,6 +87,11 @@ class Engine:
         return min(manifest.capacity for manifest in (self.target_manifest, self.draft_manifest) if manifest)
 
     @property
+    def longer_context(self) -> str:
+        """How to get a larger capacity, as part of a sentence."""
+        return longer_context(self.target_manifest, self.draft_manifest)
+
+    @property
     def exact_widths(self) -> Widths | None:
         """The widths of steps whose rows are bitwise equal on this machine; None if no set of them is known."""
         return self._models[0].tuning.widths if self._models else None
@@ -128,6 +133,7 @@ class Engine:
             eos_ids=frozenset((*vocabulary.eos_ids, *stop_ids)),
             widths=(options.exact and tuning.widths) or ANY,
             chunk=tuning.chunk,
+            longer=self.longer_context,
         )
 
     def run(

@@ -162,6 +162,24 @@ def unshared_warning(target: str, draft: str, shared: SharedIds, texts: tuple[Te
     return f"{draft}: the draft {' and '.join(parts)}; the text is {target}'s own, fewer drafts may be accepted"
 
 
+def longer_context(target: Manifest, draft: Manifest | None) -> str:
+    """How to get a larger capacity: which of the models bounds it, and what to export. Part of a sentence."""
+    models = [target, draft] if draft else [target]
+    capacity = min(model.capacity for model in models)
+    least = [model for model in models if model.capacity == capacity]
+    names = " and ".join(f"the {model.role}" for model in least)
+    other = next((f", and the {model.role} for {model.capacity}" for model in models if model not in least), "")
+    most = min(model.spec.max_positions for model in least)
+    alone = ", or load the target alone" if least == [draft] else ""
+    if most <= capacity:
+        return f"take other models: {names} cannot be exported for more than {most} tokens{alone}"
+    wanted = min([most, *(model.capacity for model in models if model not in least)])
+    return (
+        f"export {names} with a larger --context-length, such as {wanted} ({'they were' if len(least) == 2 else 'it was'} "
+        f"exported for {capacity} tokens{other}){alone}"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Opening:
     """How the models of one role are opened, checked and measured."""

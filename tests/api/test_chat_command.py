@@ -148,7 +148,7 @@ def test_save_and_resume(say: Say, pair: Pair, tmp_path: Path) -> None:
         ("/k 33", "draft_length must be from 0 to 32, not 33", 2),
         ("/save", "/save takes the name of a file", 2),
         ("/save /no/such/folder", "/no/such/folder: cannot be written", 2),
-        ("fox " * 300, "remove earlier messages, or export with a larger --context-length; here /reset begins", 2),
+        ("fox " * 300, "remove earlier messages, or export the target and the draft with a larger --context-length", 2),
     ],
 )
 def test_what_goes_wrong_is_one_line_and_the_chat_goes_on(

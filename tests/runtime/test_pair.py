@@ -120,6 +120,40 @@ def test_a_prompt_that_fills_the_capacity_is_refused(pair: Pair) -> None:
         pair.generate([1] * 128)
 
 
+@pytest.mark.parametrize(
+    ("rows", "most", "hint"),
+    [
+        ((192, None), 1000, "export the target with a larger --context-length, such as 1000 (it was exported for 128"),
+        ((192, 192), 500, "export the target and the draft with a larger --context-length, such as 500 (they were"),
+        (
+            (192, 320), 500,
+            "export the target with a larger --context-length, such as 256 (it was exported for 128 tokens, and the draft "
+            "for 256)",
+        ),
+        (
+            (320, 192), 200,
+            "export the draft with a larger --context-length, such as 200 (it was exported for 128 tokens, and the target "
+            "for 256), or load the target alone",
+        ),
+        ((320, 192), 128, "the draft cannot be exported for more than 128 tokens, or load the target alone"),
+    ],
+)  # fmt: skip
+def test_the_capacity_says_whose_it_is_and_how_to_get_more(
+    write_artifact: Callable[..., Path], tmp_path: Path, rows: tuple[int, int | None], most: int, hint: str
+) -> None:
+    folders = []
+    for role, count in zip(("target", "draft"), rows, strict=True):
+        if count:
+            folder = write_artifact(tmp_path / role, role, kv_rows=count)
+            manifest = Manifest.read(folder)
+            replace(manifest, spec=replace(manifest.spec, max_positions=most)).write(folder)
+            folders.append(folder)
+    with load(*folders, threads=1) as opened, pytest.raises(TooLong) as caught:
+        opened.generate([1] * 128)
+    assert "the capacity is 128" in str(caught.value) and hint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("k", [1, 8])
 def test_a_stop_string_across_tokens_cuts_the_text(pair: Pair, k: int) -> None:
     whole = pair.generate(TEXT, max_new_tokens=40)
