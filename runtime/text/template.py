@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Template, nodes
 
+from pard_onnx.models.chat_template import environment, template_problem, to_json
 from pard_onnx.models.errors import BadInput
 
 Message = Mapping[str, Any]
@@ -144,45 +139,11 @@ def is_content(node: nodes.Node | None, names: set[str]) -> bool:
     return False
 
 
-class GenerationTag(Extension):
-    """The tag `{% generation %}`, which marks the assistant's words for training: its body is rendered as it is."""
-
-    tags = {"generation"}  # noqa: RUF012 jinja2's own type
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        # A call block, as in transformers: variables that are set in the body are not seen after it
-        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
-
-    def _body(self, caller: Macro) -> str:
-        text: str = caller()
-        return text
-
-
 @lru_cache(maxsize=8)
 def compiled(template: str) -> Template:
-    """The compiled template; kept, since this takes milliseconds."""
-    return environment().from_string(template)
-
-
-@lru_cache(maxsize=1)
-def environment() -> ImmutableSandboxedEnvironment:
-    """What templates are compiled in, as in transformers (chat_template_utils.py)."""
-    out = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"]
-    )
-    out.filters["tojson"] = to_json
-    out.globals["raise_exception"] = refuse
-    out.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return out
-
-
-def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """The filter `tojson`. Jinja's own filter escapes HTML, which models were not trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def refuse(message: str) -> NoReturn:
-    """The function `raise_exception` of templates."""
-    raise TemplateError(message)
+    """The compiled template; kept, since this takes milliseconds. BadInput for a template that is broken."""
+    try:
+        return environment().from_string(template)
+    except Exception as error:
+        problem = template_problem(template) or " ".join(str(error).split())
+        raise BadInput(f"the model's chat template is broken: {problem}; give the prompt as text") from error
