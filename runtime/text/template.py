@@ -14,12 +14,15 @@ from pard_onnx.models.errors import BadInput
 
 Message = Mapping[str, Any]
 CONTENT = "content"
+# What OpenAI-like servers and templates call the thinking that a message's content leaves out; Qwen3's name first
+THINKING = ("reasoning_content", "reasoning", "thinking")
 
 
 def render(template: str, messages: Sequence[Message], variables: Mapping[str, object]) -> str:
     """The text that a Hugging Face chat template writes, with the variables that transformers gives to templates.
 
-    As in transformers, a key of a message whose value is None is left out. A template that loops over the parts of a
+    As in transformers, a key of a message whose value is None is left out. A message's thinking is given under the name that
+    the template reads. A template that loops over the parts of a
     content gets the parts; any other gets their texts as one string.
 
     Raises BadInput for parts that are not text, and for contents that the template would write as Python objects.
@@ -30,6 +33,8 @@ def render(template: str, messages: Sequence[Message], variables: Mapping[str, o
         return compiled(template).render(known | {"messages": chosen})
 
     present = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    if any(name in message for message in present for name in THINKING):
+        present = [with_thinking(message, thinking_names(template)) for message in present]
     joined = [with_joined_parts(message) for message in present]
     text = None
     if joined != present and loops_over_parts(template):
@@ -63,6 +68,26 @@ def checked_arguments(arguments: Mapping[str, object] | None) -> dict[str, objec
         if not isinstance(items, list | tuple) or not all(isinstance(item, Mapping) for item in items):
             raise BadInput(f"{name} in template_arguments are a list of JSON objects, not {items!r}")
     return dict(arguments)
+
+
+def with_thinking(message: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The message, with its thinking under the first of `names`, which the template reads, if it has none of them."""
+    found = next((message[name] for name in THINKING if name in message), None)
+    if found is None or not names or any(name in message for name in names):
+        return message
+    return {**message, names[0]: found}
+
+
+@lru_cache(maxsize=8)
+def thinking_names(template: str) -> tuple[str, ...]:
+    """The names of THINKING that the template reads of messages."""
+    tree = environment().parse(template)
+    read: set[object] = {node.attr for node in tree.find_all(nodes.Getattr)}
+    read |= {node.arg.value for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)}
+    for call in tree.find_all(nodes.Call):  # message.get("reasoning")
+        if isinstance(call.node, nodes.Getattr) and call.node.attr == "get":
+            read |= {arg.value for arg in call.args[:1] if isinstance(arg, nodes.Const)}
+    return tuple(name for name in THINKING if name in read)
 
 
 def with_joined_parts(message: Message) -> dict[str, Any]:
