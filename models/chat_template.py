@@ -32,8 +32,8 @@ def warn_of_template(template: str | None, folder: Path) -> None:
         named = (folder / name for name in ("chat_template.jinja", "tokenizer_config.json"))
         path = next((path for path in named if path.is_file()), folder)
         warnings.warn(
-            f"{path}: the chat template is broken: {problem}; the exported model takes prompts, but no chats: correct the "
-            "template and export again",
+            f"{path}: the chat template is broken: {problem}; the exported model takes prompts, but no chats: correct "
+            "the template and export again",
             PardWarning,
             stacklevel=3,
         )

@@ -105,8 +105,8 @@ class Engine:
         """As `own_sampling`; where there is no file, PardWarning says so, and decoding is greedy."""
         found = self.own_sampling
         if found is None:
-            message = f"{self._target.name}: has no generation_config.json, so its own sampling is greedy; sampling='greedy' says so"
-            warnings.warn(message, PardWarning, stacklevel=4)
+            problem = "has no generation_config.json, so its own sampling is greedy; leave sampling out"
+            warnings.warn(f"{self._target.name}: {problem}", PardWarning, stacklevel=4)
         return found or GREEDY
 
     def new_sequence(self) -> Sequence:
@@ -125,7 +125,9 @@ class Engine:
         stop_ids = checked_ids(options.stop_token_ids)
         for token in stop_ids:
             if token >= vocabulary.size:
-                raise BadInput(f"stop_token_ids: id {token} does not exist; the model's ids are 0 to {vocabulary.size - 1}")
+                raise BadInput(
+                    f"stop_token_ids: id {token} does not exist; the model's ids are 0 to {vocabulary.size - 1}"
+                )
         return Settings(
             max_new_tokens=options.max_new_tokens,
             draft_length=DRAFT_LIMIT if options.draft_length == AUTO else options.draft_length,

@@ -99,8 +99,8 @@ def require_same_tokenizer(one: Artifact, other: Artifact) -> None:
 
 def other_tokenizer(one: str, other: str, id_: int, ours: str | None, theirs: str | None) -> BadArtifact:
     return BadArtifact(
-        f"{other}: its tokenizer is not that of {one}; id {id_} is {theirs!r} there and {ours!r} here; take a draft made "
-        "for this target"
+        f"{other}: its tokenizer is not that of {one}; id {id_} is {theirs!r} there and {ours!r} here; take a draft "
+        "made for this target"
     )
 
 
@@ -174,9 +174,10 @@ def longer_context(target: Manifest, draft: Manifest | None) -> str:
     if most <= capacity:
         return f"take other models: {names} cannot be exported for more than {most} tokens{alone}"
     wanted = min([most, *(model.capacity for model in models if model not in least)])
+    were = "they were" if len(least) == 2 else "it was"
     return (
-        f"export {names} with a larger --context-length, such as {wanted} ({'they were' if len(least) == 2 else 'it was'} "
-        f"exported for {capacity} tokens{other}){alone}"
+        f"export {names} with a larger --context-length, such as {wanted} ({were} exported for {capacity} "
+        f"tokens{other}){alone}"
     )
 
 

@@ -54,8 +54,8 @@ def load(
     CPU the model's steps are checked against single steps and the CPU's.
 
     Raises BadArtifact (missing, damaged, wrong role, other tokenizer, not for this provider), BadProvider, BadInput.
-    Warns with PardWarning where a provider computes only steps of one token correctly, and runs so; and where one of the
-    tokenizers has tokens that the other lacks, which the draft then neither reads nor proposes.
+    Warns with PardWarning where a provider computes only steps of one token correctly, and runs so; and where one of
+    the tokenizers has tokens that the other lacks, which the draft then neither reads nor proposes.
     """
     pool = Threads(threads, share_threads)
     if draft is None and (draft_provider is not None or draft_provider_options):

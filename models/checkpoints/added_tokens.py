@@ -1,9 +1,9 @@
 """Tokens that the files beside a tokenizer.json add to it, as transformers adds them when it loads a tokenizer.
 
-tokenizer_config.json   `added_tokens_decoder`, the named tokens (`eos_token`, ...) and `extra_special_tokens`, which older
-                        files call `additional_special_tokens`
-special_tokens_map.json, added_tokens.json   the older files; transformers reads them only where tokenizer_config.json has
-                        no `added_tokens_decoder`
+tokenizer_config.json     `added_tokens_decoder`, the named tokens (`eos_token`, ...) and `extra_special_tokens`, which
+                          older files call `additional_special_tokens`
+special_tokens_map.json   the older files; transformers reads them only where tokenizer_config.json has no
+added_tokens.json         `added_tokens_decoder`
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def read_added_tokens(folder: Path, error: type[BadInput]) -> AddedTokens:
     if not config.get(EXTRA):
         mapped = with_one_extra_key(mapped)
     elif all(isinstance(part, list) for part in both):
-        mapped = mapped | {EXTRA: [*both[0], *both[1]]}
+        mapped = mapped | {EXTRA: [token for part in both for token in part or ()]}
     # The older file wins, but for a text under a name that is not a usual one
     taken = {key: value for key, value in mapped.items() if key in NAMES or not isinstance(config.get(key), str)}
     config, where = config | taken, where | dict.fromkeys(taken, older)
@@ -121,9 +121,7 @@ def named_tokens(config: Mapping[str, Any], where: Mapping[str, Path], error: ty
     return {name: added_token(value, name, paths[name], error, special=True) for name, value in values.items()}
 
 
-def extra_tokens(
-    config: Mapping[str, Any], where: Mapping[str, Path], error: type[BadInput]
-) -> tuple[AddedToken, ...]:
+def extra_tokens(config: Mapping[str, Any], where: Mapping[str, Path], error: type[BadInput]) -> tuple[AddedToken, ...]:
     """The special tokens without a name."""
     found = config.get(EXTRA)
     if not found or isinstance(found, Mapping):

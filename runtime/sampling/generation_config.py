@@ -1,11 +1,11 @@
 """The sampling settings that a model's makers recommend: its generation_config.json, read as transformers reads it.
 
 `do_sample` decides whether tokens are drawn; without it decoding is greedy, and of the other settings the repetition
-penalty alone has an effect. Where tokens are drawn, settings that the file leaves out are transformers' defaults, of which
-top_k is 50.
+penalty alone has an effect. Where tokens are drawn, settings that the file leaves out are transformers' defaults, of
+which top_k is 50.
 
-The file's other keys are ignored. `num_beams`, `num_return_sequences`, `penalty_alpha` and their relatives ask for several
-texts at a time, which speculative decoding does not have. `typical_p`, `epsilon_cutoff`, `eta_cutoff`, `top_h`,
+The file's other keys are ignored. `num_beams`, `num_return_sequences`, `penalty_alpha` and their relatives ask for
+several texts at a time, which speculative decoding does not have. `typical_p`, `epsilon_cutoff`, `eta_cutoff`, `top_h`,
 `no_repeat_ngram_size`, `suppress_tokens`, `bad_words_ids` and other filters have no counterpart here. `max_length`,
 `max_new_tokens`, `stop_strings` and `max_time` are the caller's to set. Ids of EOS are read when a model is exported.
 """

@@ -91,7 +91,7 @@ class Sampling:
         return self.certain and not self.penalizes
 
     def __str__(self) -> str:
-        """In words, without what has no effect: "temperature 0.7, top_k 20", "greedy", "greedy, repetition_penalty 1.1"."""
+        """In words, without what has no effect: "temperature 0.7, top_k 20", "greedy, repetition_penalty 1.1"."""
         values = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
         if self.certain:
             values = {name: value for name, value in values.items() if name not in DRAWING}

@@ -21,9 +21,9 @@ THINKING = ("reasoning_content", "reasoning", "thinking")
 def render(template: str, messages: Sequence[Message], variables: Mapping[str, object]) -> str:
     """The text that a Hugging Face chat template writes, with the variables that transformers gives to templates.
 
-    As in transformers, a key of a message whose value is None is left out. A message's thinking is given under the name that
-    the template reads. A template that loops over the parts of a
-    content gets the parts; any other gets their texts as one string.
+    As in transformers, a key of a message whose value is None is left out. A message's thinking is given under the name
+    that the template reads. A template that loops over the parts of a content gets the parts; any other gets their
+    texts as one string.
 
     Raises BadInput for parts that are not text, and for contents that the template would write as Python objects.
     """

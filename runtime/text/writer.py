@@ -94,8 +94,8 @@ MARK = re.compile("[\ud800-\udfff]")
 class Stops:
     """The stop strings of a generation.
 
-    Special tokens do not appear in text. Where a stop string has one, texts are searched in a marked form, in which each
-    special token is one character, a mark.
+    Special tokens do not appear in text. Where a stop string has one, texts are searched in a marked form, in which
+    each special token is one character, a mark.
     """
 
     texts: tuple[str, ...] = ()  # all stop strings, for what is text only

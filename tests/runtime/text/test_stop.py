@@ -86,7 +86,7 @@ def raw(ids: Sequence[int]) -> str:
 
 def literal_end(ids: list[int], stops: list[str]) -> tuple[str, int]:
     """The text, and the number of tokens, up to the first token that completes a stop string as text or as tokens."""
-    tokenized = [[found for found in re.findall(r"<s><t>|<s>|<t>|.", stop)] for stop in stops]
+    tokenized = [re.findall(r"<s><t>|<s>|<t>|.", stop) for stop in stops]
     for count in range(1, len(ids) + 1):
         atoms = [(TEXTS[id_], id_ in SPECIAL.values()) for id_ in ids[:count]]
         visible = [text for text, special in atoms if not special]
@@ -101,7 +101,7 @@ def literal_end(ids: list[int], stops: list[str]) -> tuple[str, int]:
                 cuts.append(sum(not special for _, special in atoms[: -len(wanted)]))
         if cuts:
             return "".join(visible[: min(cuts)]), count
-    return "".join(text for text, special in ((TEXTS[id_], id_ in SPECIAL.values()) for id_ in ids) if not special), len(ids)
+    return "".join(TEXTS[id_] for id_ in ids if id_ not in SPECIAL.values()), len(ids)
 
 
 stops_with_tokens = st.lists(
