@@ -69,7 +69,7 @@ class Text:
         except BadInput:
             raise
         except Exception as error:  # a template is a program, which may fail in any way
-            raise BadInput(f"the chat template refuses these messages: {error}") from error
+            raise BadInput(f"the chat template refuses these messages: {' '.join(str(error).split())}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these tokens, without special tokens."""
