@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,5 +59,5 @@ def test_the_engine_refuses_ids_too(pair: Pair, ids: list[int]) -> None:
         next(pair.engine.run(sequence, Options(max_new_tokens=2)))
 
 
-def test_an_export_keeps_the_files(pair: Pair, tmp_path: Path) -> None:
+def test_an_export_keeps_the_files(pair: Pair) -> None:
     assert {"tokenizer_config.json", "generation_config.json"} <= {file.name for file in pair.target_manifest.files}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import pytest
@@ -46,9 +45,8 @@ def test_what_is_broken_is_said_with_its_line(template: str, problem: str) -> No
     ],
 )
 def test_nothing_is_evaluated_while_a_template_is_compiled(template: str) -> None:
-    start = perf_counter()
+    """It would take all memory, or years."""
     assert template_problem(template) is None
-    assert perf_counter() - start < 5
 
 
 def test_constants_are_rendered_as_ever() -> None:
