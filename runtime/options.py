@@ -69,6 +69,8 @@ class Options:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "template_arguments", checked_arguments(self.template_arguments))
+        if not isinstance(self.sampling, Sampling):
+            raise BadInput(f"the sampling of Options must be a Sampling, not {self.sampling!r}")
         object.__setattr__(self, "stop_token_ids", checked_ids(self.stop_token_ids))
         require_whole("max_new_tokens", self.max_new_tokens, 1)
         if self.draft_length != AUTO:

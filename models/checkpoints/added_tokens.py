@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 from tokenizers import AddedToken
@@ -89,7 +90,7 @@ def with_one_extra_key(config: dict[str, Any]) -> dict[str, Any]:
 def decoder_tokens(value: object, path: Path, error: type[BadInput]) -> tuple[AddedToken, ...]:
     """The tokens of `added_tokens_decoder`: an object of tokens by id."""
     if not isinstance(value, Mapping):
-        raise error(f"{path}: {DECODER} is {value!r}; it must be an object of tokens by id")
+        raise error(f"{path}: {DECODER} is {shortened(value)}; it must be an object of tokens by id")
     try:
         by_id = sorted((int(id_), token) for id_, token in value.items())
     except (TypeError, ValueError):  # TypeError: two keys of one id, whose tokens have no order
@@ -104,9 +105,11 @@ def older_tokens(path: Path, special: set[str], error: type[BadInput]) -> tuple[
     ids = read_json(path, error)
     for text, id_ in ids.items():
         if isinstance(id_, bool) or not isinstance(id_, int):
-            raise error(f"{path}: {text!r} is {id_!r}; it must be a token id")
-    texts = sorted(ids, key=lambda text: ids[text])
-    return tuple(AddedToken(text, normalized=text not in special, special=text in special) for text in texts if text)
+            raise error(f"{path}: {text!r} is {shortened(id_)}; it must be a token id")
+    return tuple(
+        added_token({"content": text, "normalized": text not in special, "special": text in special}, text, path, error)
+        for text in sorted(ids, key=lambda text: ids[text])
+    )
 
 
 def named_tokens(config: Mapping[str, Any], where: Mapping[str, Path], error: type[BadInput]) -> dict[str, AddedToken]:
@@ -127,8 +130,13 @@ def extra_tokens(config: Mapping[str, Any], where: Mapping[str, Path], error: ty
     if not found or isinstance(found, Mapping):
         return ()
     if not isinstance(found, list):
-        raise error(f"{where[EXTRA]}: {EXTRA} is {found!r}; it must be a list of tokens")
+        raise error(f"{where[EXTRA]}: {EXTRA} is {shortened(found)}; it must be a list of tokens")
     return tuple(added_token(value, EXTRA, where[EXTRA], error, special=True) for value in found)
+
+
+def is_unicode(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can have and tokenizers cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def is_token(value: object) -> bool:
@@ -136,14 +144,16 @@ def is_token(value: object) -> bool:
 
 
 def added_token(value: Any, key: str, path: Path, error: type[BadInput], *, special: bool = False) -> AddedToken:
-    """One token: its text, or an object with its text as `content` and its flags. special: of a text."""
+    """One token: its text, or an object with its text as `content` and its flags. special: where the object has no such
+    flag; a text is always special."""
     if isinstance(value, str):
-        return AddedToken(value, special=True)
+        value, special = {"content": value}, True
     content = value.get("content") if isinstance(value, Mapping) else None
-    if not isinstance(content, str):
-        raise error(f"{path}: {key} is {value!r}; it must be a token's text, or an object with it as content")
+    if not isinstance(content, str) or not is_unicode(content):
+        problem = f"is {shortened(value)}; it must be a token's text, or an object with it as content"
+        raise error(f"{path}: {key} {problem}")
     flags = {flag: value[flag] for flag in FLAGS if value.get(flag) is not None}
     for flag, given in flags.items():
         if not isinstance(given, bool):
-            raise error(f"{path}: {flag} of {key} is {given!r}; it must be true or false")
+            raise error(f"{path}: {flag} of {key} is {shortened(given)}; it must be true or false")
     return AddedToken(content, **({"special": special} | flags))

@@ -110,6 +110,8 @@ BAD = [
     ("tokenizer_config.json", {"extra_special_tokens": "<a>"}, "extra_special_tokens is '<a>'"),
     ("tokenizer_config.json", {"extra_special_tokens": [None]}, "extra_special_tokens is None"),
     ("special_tokens_map.json", {"pad_token": {}}, "pad_token is {}"),
+    ("tokenizer_config.json", {"pad_token": "half \ud83d"}, "pad_token is "),
+    ("added_tokens.json", {"\ud83d": 300}, "is {'content'"),
     ("added_tokens.json", {"<a>": "300"}, "'<a>' is '300'"),
 ]
 
