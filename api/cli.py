@@ -226,16 +226,17 @@ def with_own_sampling(pair: Pair, generation: Mapping[str, Any], default: str) -
 
     default: what the settings start from where the user has not said.
     """
+    greedy = {**generation, "sampling": "greedy"}
     if generation.get("sampling", default) == "greedy":
-        return {**generation, "sampling": "greedy"}, None
-    own = pair.own_sampling
+        return greedy, None
+    plain, own = Options.from_keywords(greedy).sampling, pair.own_sampling
     if own is None:
-        greedy = {**generation, "sampling": "greedy"}
-        settings = Options.from_keywords(greedy).sampling
-        return greedy, f"sampling: {settings} ({pair.target_name} has no generation_config.json)"
+        return greedy, f"sampling: {plain} ({pair.target_name} has no generation_config.json)"
     chosen = {**generation, "sampling": "model"}
     settings = Options.from_keywords(chosen, lambda: own).sampling
-    return chosen, f"sampling: {settings} (the model's own settings and the given ones; --sampling greedy leaves them)"
+    if settings == plain:
+        return greedy, f"sampling: {plain} (the model's own settings)"
+    return chosen, f"sampling: {settings} (the model's own settings, but for yours; --sampling greedy turns them off)"
 
 
 def add_template_arguments(parser: argparse.ArgumentParser) -> None:
