@@ -15,13 +15,16 @@ from pard_onnx.cli import (
     Parser,
     add_providers,
     add_sampling,
+    add_stops,
     add_template_arguments,
     complain,
     exit_code,
     load_arguments,
     sampling_arguments,
+    stop_arguments,
     template_arguments,
     whole_or_auto,
+    with_own_sampling,
 )
 from pard_onnx.models.errors import BadInput, PardError, TooLong
 from pard_onnx.runtime.chat import Chat
@@ -45,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
     length = "drafts a round, 1 to 32; 0: plain decoding; auto (default): by measured costs and acceptance"
     out.add_argument("--draft-length", type=whole_or_auto, default=AUTO, metavar="K", help=length)
     out.add_argument("--show-accepted", action="store_true", help="colour the tokens that came from the draft")
-    add_sampling(out)
+    add_stops(out)
+    add_sampling(out, default="model")
     add_providers(out)
     return out
 
@@ -61,6 +65,7 @@ def talk(options: argparse.Namespace, failed: list[int]) -> None:
     generation = {
         "max_new_tokens": options.max_new_tokens,
         "draft_length": options.draft_length,
+        **stop_arguments(options),
         **sampling_arguments(options),
     }
     Options.from_keywords(generation)  # refuses bad options before the models load
@@ -71,9 +76,13 @@ def talk(options: argparse.Namespace, failed: list[int]) -> None:
             chat = pair.restore(options.resume, arguments)
         else:
             chat = pair.chat(options.system, template_arguments=arguments)
+        generation, how = with_own_sampling(pair, generation, "model")
         talker = Talker(pair, chat, screen, generation, mark=options.show_accepted)
         if screen.person:
             screen.note(talker.greeting())
+        # In a pipe, a model without settings of its own decodes as it always did, which needs no line
+        if how and (screen.person or options.sampling or generation["sampling"] == "model"):
+            screen.note(how)
         for line in screen.lines():
             try:
                 talker.handle(line)

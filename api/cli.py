@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -25,7 +25,8 @@ from pard_onnx.models.errors import BadInput, PardError, PardWarning
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.precision import Precision
-from pard_onnx.runtime.options import AUTO
+from pard_onnx.runtime.options import AUTO, STARTS, Options
+from pard_onnx.runtime.pair import Pair
 from pard_onnx.runtime.providers.table import PROVIDERS, parse_options
 
 # Names are the user's own bytes on stdout, and readable whatever they hold on stderr.
@@ -180,9 +181,21 @@ def exported_demo_model(name: str, parent: Path, precision: Precision) -> Path:
     return output
 
 
+def add_stops(parser: argparse.ArgumentParser) -> None:
+    text = "end before this text, which may have special tokens; repeatable"
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help=text)
+    ids = "end at this token, as at the model's own end; repeatable"
+    parser.add_argument("--stop-token-id", action="append", type=int, default=[], metavar="ID", help=ids)
+
+
+def stop_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_stops`, as keyword arguments of `Pair.generate`."""
+    return {"stop": options.stop, "stop_token_ids": options.stop_token_id}
+
+
 # Name, type, metavar, help; the defaults are those of `Sampling`.
 SAMPLING = (
-    ("temperature", float, "T", "0 (default) is greedy"),
+    ("temperature", float, "T", "0 is greedy"),
     ("top-k", int, "N", "draw from so many ids"),
     ("top-p", float, "P", "draw from the fewest ids of this probability"),
     ("min-p", float, "P", "draw from ids at least so probable, relative to the most probable"),
@@ -193,16 +206,37 @@ SAMPLING = (
 )
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
+def add_sampling(parser: argparse.ArgumentParser, default: str = "greedy") -> None:
     group = parser.add_argument_group("sampling")
+    own = "where the settings start from: model is its makers' generation_config.json; those below beat it"
+    group.add_argument("--sampling", choices=STARTS, help=f"{own} (default: {default})")
     for name, kind, metavar, text in SAMPLING:
         group.add_argument(f"--{name}", type=kind, metavar=metavar, help=text)
 
 
 def sampling_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """The sampling options that are set, as keyword arguments of `Pair.generate`."""
-    values = {name: getattr(options, name) for name in (name.replace("-", "_") for name, *_ in SAMPLING)}
+    names = ("sampling", *(name.replace("-", "_") for name, *_ in SAMPLING))
+    values = {name: getattr(options, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def with_own_sampling(pair: Pair, generation: Mapping[str, Any], default: str) -> tuple[dict[str, Any], str | None]:
+    """The keyword arguments of a generation, and a line that says how tokens are chosen; None for what was asked for.
+
+    default: what the settings start from where the user has not said.
+    """
+    greedy = {**generation, "sampling": "greedy"}
+    if generation.get("sampling", default) == "greedy":
+        return greedy, None
+    plain, own = Options.from_keywords(greedy).sampling, pair.own_sampling
+    if own is None:
+        return greedy, f"sampling: {plain} ({pair.target_name} has no generation_config.json)"
+    chosen = {**generation, "sampling": "model"}
+    settings = Options.from_keywords(chosen, lambda: own).sampling
+    if settings == plain:
+        return greedy, f"sampling: {plain} (the model's own settings)"
+    return chosen, f"sampling: {settings} (the model's own settings, but for yours; --sampling greedy turns them off)"
 
 
 def add_template_arguments(parser: argparse.ArgumentParser) -> None:

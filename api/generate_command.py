@@ -14,12 +14,15 @@ from pard_onnx.cli import (
     Parser,
     add_providers,
     add_sampling,
+    add_stops,
     add_template_arguments,
     exit_code,
     load_arguments,
     sampling_arguments,
+    stop_arguments,
     template_arguments,
     whole_or_auto,
+    with_own_sampling,
 )
 from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.options import AUTO
@@ -42,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     length = "drafts a round, 1 to 32; 0: plain decoding; auto (default): by measured costs and acceptance"
     out.add_argument("--draft-length", type=whole_or_auto, default=AUTO, metavar="K", help=length)
     out.add_argument("--no-lookup", dest="lookup", action="store_false", help="with auto: only the draft model drafts")
-    out.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    add_stops(out)
     out.add_argument("--timeout", type=float, metavar="S", help="end after so many seconds")
     add_sampling(out)
     add_providers(out)
@@ -61,19 +64,22 @@ def generate(options: argparse.Namespace) -> None:
     arguments = checked_arguments(template_arguments(options))  # refused before the models load
     if arguments and not options.chat:
         raise BadInput("--template-arg is for the chat template; give --chat too, or leave it out")
+    generation = {
+        "max_new_tokens": options.max_new_tokens,
+        "draft_length": options.draft_length,
+        "lookup": options.lookup,
+        "exact": options.exact,
+        "chat": options.chat,
+        "timeout": options.timeout,
+        "template_arguments": arguments,
+        **stop_arguments(options),
+        **sampling_arguments(options),
+    }
     with load(options.target, options.draft, **load_arguments(options)) as pair:
-        stream = pair.stream(
-            prompt,
-            max_new_tokens=options.max_new_tokens,
-            draft_length=options.draft_length,
-            lookup=options.lookup,
-            stop=options.stop,
-            exact=options.exact,
-            chat=options.chat,
-            timeout=options.timeout,
-            template_arguments=arguments,
-            **sampling_arguments(options),
-        )
+        generation, how = with_own_sampling(pair, generation, "greedy")
+        if how:
+            print(how, file=sys.stderr)
+        stream = pair.stream(prompt, **generation)
         with stream:
             show(stream, as_json=options.json)
 

@@ -28,7 +28,7 @@ from pard_onnx.quantize.calibration.text import SHIPPED as SHIPPED_TEXT
 from pard_onnx.quantize.calibration.text import read_text_file
 from pard_onnx.quantize.quantizer import QuantizationRequest
 from pard_onnx.quantize.recipes import named_recipe
-from pard_onnx.runtime.model import Artifact, open_artifact, require_tokenizer_of
+from pard_onnx.runtime.model import Artifact, open_artifact, shared_ids
 
 NAME = "throughput"
 # Options of other tasks, or of a format that the user names
@@ -91,7 +91,7 @@ def target_of(options: argparse.Namespace, checkpoint: Checkpoint) -> Artifact:
         )
     read_text_file(options.calibration or SHIPPED_TEXT)
     target = open_artifact(options.target, "target")
-    require_tokenizer_of(target, str(checkpoint.folder), checkpoint.tokenizer_folder)
+    shared_ids(target, str(checkpoint.folder), checkpoint.tokenizer_folder, checkpoint.spec)
     return target
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from pard_onnx.models.chat_template import warn_of_template
 from pard_onnx.models.checks import Progress, no_progress
 from pard_onnx.models.devices import Form
 from pard_onnx.models.errors import Failure, PardWarning
@@ -60,6 +61,8 @@ def export(job: Job, progress: Progress = no_progress) -> Manifest:
     output = checked_output_folder(job.output, job.checkpoint.folder, force=job.force)
     job.resolved_capacity()
     job.resolved_recipe()
+    if job.checkpoint.spec.role == "target":
+        warn_of_template(job.checkpoint.spec.chat_template, job.checkpoint.tokenizer_folder)
     with replacing(output, force=job.force) as folder:
         require_space(job, folder)
         with planned_weights(job, folder, progress) as weights:

@@ -57,7 +57,8 @@ class LayerAttention:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """rows: of the embedding matrix, padding included; size: ids the tokenizer knows (0..size-1)."""
+    """rows: of the embedding matrix, padding included. size: ids 0..size-1 may be read and written: those of the
+    tokenizer that the embedding has rows for, and those that end texts."""
 
     rows: int
     size: int

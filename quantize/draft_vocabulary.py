@@ -37,7 +37,8 @@ def select_vocabulary(checkpoint: Checkpoint, size: int, text: Path | None = Non
             f"{option}: {checkpoint.folder} is a target, which must be able to say every token; leave it out"
         )
     tokenizer = load_tokenizer(checkpoint.tokenizer_folder / "tokenizer.json", BadCheckpoint)
-    known = set(tokenizer.get_vocab(with_added_tokens=True).values()) - {spec.pard.mask_id}
+    size_of_all = spec.vocabulary.size  # the tokenizer may have added tokens that the embedding has no rows for
+    known = {id_ for id_ in tokenizer.get_vocab().values() if id_ < size_of_all} - {spec.pard.mask_id}
     always = (set(tokenizer.get_added_tokens_decoder()) | set(spec.vocabulary.eos_ids)) & known
     least = max(LEAST, len(always))
     if not least <= size <= len(known):

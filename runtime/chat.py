@@ -62,7 +62,7 @@ class Chat:
         if another generation runs.
         """
         start = perf_counter()
-        chosen = Options.from_keywords(options)
+        chosen = Options.from_keywords(options, self._engine.model_sampling)
         if not isinstance(text, str) or not text:
             raise BadInput(f"a message is text of at least one character, not {text!r}")
         sequence = self._open()
@@ -70,11 +70,11 @@ class Chat:
         question = {"role": "user", "content": text}
         arguments = checked_arguments(self.template_arguments) | dict(chosen.template_arguments)
         encoded = self._engine.text.encode_chat([*before, question], arguments)
-        ids = known_ids(encoded, self._engine.target_manifest.spec.vocabulary.size)
+        ids = known_ids(encoded, self._engine.text, self._engine.target_manifest.spec.vocabulary.size)
         if len(ids) >= self._engine.capacity:
             raise TooLong(
                 f"the conversation would have {len(ids)} tokens, but the capacity is {self._engine.capacity} with at "
-                "least one of them new; remove earlier messages, or export with a larger --context-length"
+                f"least one of them new; remove earlier messages, or {self._engine.longer_context}"
             )
         stream = self._engine.stream(sequence, ids, chosen, start)
         return stream.within(lambda generation: self._turn(generation, before, question))

@@ -12,22 +12,26 @@ from time import perf_counter
 from typing import Generic
 
 from pard_onnx.models.checks import DRAFT_LIMIT
-from pard_onnx.models.errors import Failure, PardWarning
+from pard_onnx.models.errors import BadInput, Failure, PardWarning
 
 from . import kernels
 from .decoding.auto import DrafterFactory
 from .decoding.drafter import Drafter, PardDrafter
 from .decoding.loop import Halted, Settings, Step, decode
-from .model import LoadedModel
-from .options import AUTO, Options
+from .decoding.shared_ids import SharedIds
+from .model import LoadedModel, longer_context
+from .options import AUTO, GREEDY, Options, checked_ids
 from .providers.choice import on_separate_devices
 from .providers.table import CPU
 from .result import Chunk, Facts, Result
+from .sampling.generation_config import read_sampling
 from .sampling.sampler import chooser, require_known
+from .sampling.settings import Sampling
 from .sequence import Sequence
 from .sessions.kv_cache import KvCache
 from .sessions.session import AnySession, BeforeStep, DraftSession, Floats, Ids, Rows, TargetSession, do_nothing
 from .stream import Stream, chunks
+from .text.prompt import require_ids
 from .text.tokenizer import Text
 from .text.writer import Writer, stop_strings
 from .tuning.steps import ANY, Widths
@@ -42,8 +46,13 @@ MakeDrafter = Callable[[Sequence, Options, Settings], Drafter]
 class Engine:
     """A target, with or without a draft. Any number of sequences may be alive, and their runs may take turns."""
 
-    def __init__(self, target: LoadedModel[TargetSession], draft: LoadedModel[DraftSession] | None = None) -> None:
-        """Warns with PardWarning where a model runs token by token."""
+    def __init__(
+        self,
+        target: LoadedModel[TargetSession],
+        draft: LoadedModel[DraftSession] | None = None,
+        shared: SharedIds | None = None,
+    ) -> None:
+        """shared: see `model.shared_ids`. Warns with PardWarning where a model runs token by token."""
         for model in (target, draft):
             if model and model.warning:
                 warnings.warn(model.warning, PardWarning, stacklevel=3)
@@ -52,6 +61,8 @@ class Engine:
         self.text: Text = target.artifact.text()
         self.kernel = kernels.isa() or ORT_KERNEL if target.provider.key == CPU.key else ORT_KERNEL
         self._models: Models | None = (target, draft)
+        self._shared = shared
+        self._target = target.artifact
         self._drafters = DrafterFactory(
             target.tuning.costs,
             draft.tuning.costs if draft else None,
@@ -76,9 +87,27 @@ class Engine:
         return min(manifest.capacity for manifest in (self.target_manifest, self.draft_manifest) if manifest)
 
     @property
+    def longer_context(self) -> str:
+        """How to get a larger capacity, as part of a sentence."""
+        return longer_context(self.target_manifest, self.draft_manifest)
+
+    @property
     def exact_widths(self) -> Widths | None:
         """The widths of steps whose rows are bitwise equal on this machine; None if no set of them is known."""
         return self._models[0].tuning.widths if self._models else None
+
+    @property
+    def own_sampling(self) -> Sampling | None:
+        """The settings of the target's generation_config.json; None if it has no such file. Raises BadArtifact."""
+        return read_sampling(self._target.folder)
+
+    def model_sampling(self) -> Sampling:
+        """As `own_sampling`; where there is no file, PardWarning says so, and decoding is greedy."""
+        found = self.own_sampling
+        if found is None:
+            problem = "has no generation_config.json, so its own sampling is greedy; leave sampling out"
+            warnings.warn(f"{self._target.name}: {problem}", PardWarning, stacklevel=4)
+        return found or GREEDY
 
     def new_sequence(self) -> Sequence:
         """An empty sequence with memory of its own."""
@@ -91,15 +120,22 @@ class Engine:
         return Sequence(target.session.cache, draft.session.cache if draft else None)
 
     def settings(self, options: Options) -> Settings:
-        """The loop's settings for these options."""
-        tuning = self.models[0].tuning
+        """The loop's settings for these options; BadInput for a stop token that the model does not have."""
+        tuning, vocabulary = self.models[0].tuning, self.target_manifest.spec.vocabulary
+        stop_ids = checked_ids(options.stop_token_ids)
+        for token in stop_ids:
+            if token >= vocabulary.size:
+                raise BadInput(
+                    f"stop_token_ids: id {token} does not exist; the model's ids are 0 to {vocabulary.size - 1}"
+                )
         return Settings(
             max_new_tokens=options.max_new_tokens,
             draft_length=DRAFT_LIMIT if options.draft_length == AUTO else options.draft_length,
             capacity=self.capacity,
-            eos_ids=frozenset(self.target_manifest.spec.vocabulary.eos_ids),
+            eos_ids=frozenset((*vocabulary.eos_ids, *stop_ids)),
             widths=(options.exact and tuning.widths) or ANY,
             chunk=tuning.chunk,
+            longer=self.longer_context,
         )
 
     def run(
@@ -121,6 +157,7 @@ class Engine:
         """
         settings, (target, draft) = self.settings(options), self.models
         vocabulary = self.target_manifest.spec.vocabulary.size
+        require_ids(sequence.tokens, vocabulary)
         choose = chooser(options.sampling, vocabulary, len(sequence.tokens), seed)
         seat = TargetSeat(target.session, sequence.target, before_step, self._session_locks[0])
         draft_seat = None
@@ -129,7 +166,7 @@ class Engine:
         if make_drafter:
             drafter = make_drafter(sequence, options, settings)
         else:
-            pard = PardDrafter(draft_seat, memory=sequence.memory) if draft_seat else None
+            pard = PardDrafter(draft_seat, memory=sequence.memory, shared=self._shared) if draft_seat else None
             drafter = self._drafters.drafter(options, settings.widths, pard)
         rounds = decode(seat, drafter, sequence.tokens, settings, choose)
         try:
@@ -155,7 +192,8 @@ class Engine:
         start: perf_counter() when the request came.
         Raises BadInput (TooLong) at once, Failure on the first chunk if another stream runs.
         """
-        stops = stop_strings(options.stop)
+        require_ids(ids, self.target_manifest.spec.vocabulary.size)
+        stops = stop_strings(options.stop, self.text.special_ids() if options.stop else {})
         settings, sampling = self.settings(options), options.sampling
         settings.room(len(ids))
         seed = None if sampling.certain else sampling.chosen_seed()

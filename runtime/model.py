@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
@@ -9,10 +10,12 @@ from pathlib import Path
 from typing import Any, Generic
 
 from pard_onnx.models import hub
-from pard_onnx.models.errors import BadArtifact, BadProvider, Failure
+from pard_onnx.models.checkpoints.added_tokens import read_added_tokens
+from pard_onnx.models.errors import BadArtifact, BadProvider, Failure, PardWarning
 from pard_onnx.models.manifest import Manifest
-from pard_onnx.models.spec import Role
+from pard_onnx.models.spec import ModelSpec, Role
 
+from .decoding.shared_ids import SharedIds
 from .providers.choice import incompatibility
 from .providers.memory import start_provider
 from .providers.opening import first_line
@@ -85,23 +88,97 @@ def open_artifact(name: str | PathLike[str], role: Role | None = None) -> Artifa
     return Artifact(fspath(name), folder, manifest)
 
 
-def require_same_tokenizer(target: Artifact, draft: Artifact) -> None:
+def require_same_tokenizer(one: Artifact, other: Artifact) -> None:
     """Raise BadArtifact, with the first id whose tokens differ, unless both have the same tokens. The padding of the
     vocabularies may differ."""
-    require_tokenizer_of(target, draft.name, draft.folder)
-
-
-def require_tokenizer_of(target: Artifact, name: str, folder: Path) -> None:
-    """As `require_same_tokenizer`, for any folder that has a tokenizer; name: of the folder, as the user gave it."""
-    if (target.folder / TOKENIZER).read_bytes() == (folder / TOKENIZER).read_bytes():
+    if same_tokens(one.folder, other.folder):
         return
-    difference = first_difference(target.text().vocabulary(), Text(folder, None).vocabulary())
-    if difference:
-        token_id, ours, theirs = difference
-        raise BadArtifact(
-            f"{name}: its tokenizer is not that of {target.name}; id {token_id} is {theirs!r} there and "
-            f"{ours!r} here; take a draft made for this target"
+    if difference := first_difference(one.text().vocabulary(), other.text().vocabulary()):
+        raise other_tokenizer(one.name, other.name, *difference)
+
+
+def other_tokenizer(one: str, other: str, id_: int, ours: str | None, theirs: str | None) -> BadArtifact:
+    return BadArtifact(
+        f"{other}: its tokenizer is not that of {one}; id {id_} is {theirs!r} there and {ours!r} here; take a draft "
+        "made for this target"
+    )
+
+
+def same_tokens(one: Path, other: Path) -> bool:
+    """Whether both folders' tokenizer files plainly give the same tokens; False where that takes a closer look."""
+
+    def added(folder: Path) -> list[str]:
+        found = read_added_tokens(folder, BadArtifact)
+        return [token.content for token in (*found.tokens, *found.named.values(), *found.extra)]
+
+    return (one / TOKENIZER).read_bytes() == (other / TOKENIZER).read_bytes() and added(one) == added(other)
+
+
+def shared_ids(target: Artifact, name: str, folder: Path, spec: ModelSpec) -> SharedIds | None:
+    """The ids that a target and a draft have in common; None if each has all ids of the other.
+
+    name, folder, spec: of the draft, an artifact or a checkpoint. Raises BadArtifact, naming the id, where both have an
+    id and its tokens differ. Warns with PardWarning of ids that only one of them has.
+    """
+    known, sizes = target.manifest.spec.vocabulary, (target.manifest.spec.vocabulary.size, spec.vocabulary.size)
+    if sizes[0] == sizes[1] and same_tokens(target.folder, folder):
+        return None
+    texts = target.text(), Text(folder, None)
+    ours, theirs = (
+        {id_: token for token, id_ in text.vocabulary().items() if id_ < size}
+        for text, size in zip(texts, sizes, strict=True)
+    )
+    both = ours.keys() & theirs.keys()
+    differing = min((id_ for id_ in both if ours[id_] != theirs[id_]), default=None)
+    if differing is not None:
+        raise other_tokenizer(target.name, name, differing, ours[differing], theirs[differing])
+    # Ids without a token, such as ends of text that no tokenizer file names, are known to whoever has a row for them
+    target_only = (ours.keys() - theirs.keys()) | set(range(sizes[1], sizes[0]))
+    draft_only = (theirs.keys() - ours.keys()) | set(range(sizes[0], sizes[1]))
+    if not target_only and not draft_only:
+        return None
+    ends = (id_ for id_ in (*spec.vocabulary.eos_ids, *known.eos_ids) if id_ in both)
+    shared = SharedIds(frozenset(target_only), frozenset(draft_only), next(ends, 0))
+    warnings.warn(unshared_warning(target.name, name, shared, texts), PardWarning, stacklevel=3)
+    return shared
+
+
+def unshared_warning(target: str, draft: str, shared: SharedIds, texts: tuple[Text, Text]) -> str:
+    """What `shared_ids` warns of."""
+    parts = []
+    if shared.target_only:
+        first = min(shared.target_only)
+        instead = texts[1].token(shared.stand_in)
+        parts.append(
+            f"lacks {len(shared.target_only)} of the target's tokens (the first is {texts[0].token(first)!r}, id "
+            f"{first}) and reads {instead!r} in their place"
         )
+    if shared.draft_only:
+        first = min(shared.draft_only)
+        parts.append(
+            f"has {len(shared.draft_only)} tokens that the target lacks (the first is {texts[1].token(first)!r}, id "
+            f"{first}) and does not propose them"
+        )
+    return f"{draft}: the draft {' and '.join(parts)}; the text is {target}'s own, fewer drafts may be accepted"
+
+
+def longer_context(target: Manifest, draft: Manifest | None) -> str:
+    """How to get a larger capacity: which of the models bounds it, and what to export. Part of a sentence."""
+    models = [target, draft] if draft else [target]
+    capacity = min(model.capacity for model in models)
+    least = [model for model in models if model.capacity == capacity]
+    names = " and ".join(f"the {model.role}" for model in least)
+    other = next((f", and the {model.role} for {model.capacity}" for model in models if model not in least), "")
+    most = min(model.spec.max_positions for model in least)
+    alone = ", or load the target alone" if least == [draft] else ""
+    if most <= capacity:
+        return f"take other models: {names} cannot be exported for more than {most} tokens{alone}"
+    wanted = min([most, *(model.capacity for model in models if model not in least)])
+    were = "they were" if len(least) == 2 else "it was"
+    return (
+        f"export {names} with a larger --context-length, such as {wanted} ({were} exported for {capacity} "
+        f"tokens{other}){alone}"
+    )
 
 
 @dataclass(frozen=True, slots=True)

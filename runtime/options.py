@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict
 
-from pard_onnx.models.checks import DRAFT_LIMIT, is_positive, nearest_name, require_whole
+from pard_onnx.models.checks import DRAFT_LIMIT, is_positive, nearest_name, require_whole, whole_number
 from pard_onnx.models.errors import BadInput
 
 from .sampling.settings import Sampling
@@ -16,16 +16,22 @@ AUTO: Literal["auto"] = "auto"
 
 
 class OptionArguments(TypedDict, total=False):
-    """The keyword arguments of `generate`, `stream`, `chat.send` and `chat.stream`; see `Options` and `Sampling`."""
+    """The keyword arguments of `generate`, `stream`, `chat.send` and `chat.stream`; see `Options` and `Sampling`.
+
+    sampling: where the settings of `Sampling` start from, "greedy" (the default) or "model", the model's own
+    generation_config.json. Settings that are given beat it.
+    """
 
     max_new_tokens: int
     draft_length: int | Literal["auto"]
     lookup: bool
     stop: str | Sequence[str]
+    stop_token_ids: int | Sequence[int]
     exact: bool
     chat: bool
     template_arguments: Mapping[str, object]
     timeout: float | None
+    sampling: Literal["greedy", "model"]
     temperature: float
     top_k: int
     top_p: float
@@ -38,6 +44,7 @@ class OptionArguments(TypedDict, total=False):
 
 
 GREEDY = Sampling()
+STARTS = ("greedy", "model")
 SAMPLING = tuple(setting.name for setting in fields(Sampling))
 
 
@@ -50,7 +57,9 @@ class Options:
     # round, from the measured costs of steps and the acceptance of drafts.
     draft_length: int | Literal["auto"] = AUTO
     lookup: bool = True  # with "auto": repetitions of earlier text are proposed, too
-    stop: str | Sequence[str] = ()  # strings that end the text, of which they are not a part
+    # Strings that end the text, of which they are not a part. Special tokens in them are meant as tokens, too.
+    stop: str | Sequence[str] = ()
+    stop_token_ids: int | Sequence[int] = ()  # ids that end the text as the model's own EOS does; kept as a tuple
     exact: bool = True  # plain decoding and any draft give the same tokens, bit for bit, on quantized targets too
     chat: bool = False  # a text prompt is a user's message, to which the chat template is applied
     # Further variables of the chat template by name, as apply_chat_template's keywords: tools, enable_thinking, ...
@@ -60,6 +69,9 @@ class Options:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "template_arguments", checked_arguments(self.template_arguments))
+        if not isinstance(self.sampling, Sampling):
+            raise BadInput(f"the sampling of Options must be a Sampling, not {self.sampling!r}")
+        object.__setattr__(self, "stop_token_ids", checked_ids(self.stop_token_ids))
         require_whole("max_new_tokens", self.max_new_tokens, 1)
         if self.draft_length != AUTO:
             if isinstance(self.draft_length, str):
@@ -69,14 +81,32 @@ class Options:
             raise BadInput(f"timeout must be a number of seconds above 0, or None, not {self.timeout!r}")
 
     @classmethod
-    def from_keywords(cls, arguments: Mapping[str, Any]) -> Options:
-        """The options from keyword arguments; for an unknown one, BadInput names the most similar known one."""
-        known = [known.name for known in fields(cls) if known.name != "sampling"] + list(SAMPLING)
+    def from_keywords(
+        cls, arguments: Mapping[str, Any], model_sampling: Callable[[], Sampling] = lambda: GREEDY
+    ) -> Options:
+        """The options from keyword arguments; for an unknown one, BadInput names the most similar known one.
+
+        model_sampling: gives the model's own settings.
+        """
+        known = [known.name for known in fields(cls)] + list(SAMPLING)
         for name in arguments:
             if name not in known:
                 nearest = nearest_name(name, known)
                 hint = f"did you mean {nearest}?" if nearest else f"known are {', '.join(known)}"
                 raise BadInput(f"unknown option {name}; {hint}")
-        sampling = {name: arguments[name] for name in SAMPLING if name in arguments}
-        own = {name: value for name, value in arguments.items() if name not in sampling}
-        return cls(**own, sampling=Sampling(**sampling))
+        start = arguments.get("sampling", STARTS[0])
+        if start not in STARTS:
+            raise BadInput(f"sampling must be 'greedy' or 'model', not {start!r}; settings are options of their own")
+        given = {name: arguments[name] for name in SAMPLING if name in arguments}
+        own = {name: value for name, value in arguments.items() if name not in (*SAMPLING, "sampling")}
+        return cls(**own, sampling=replace(model_sampling() if start == "model" else GREEDY, **given))
+
+
+def checked_ids(ids: object) -> tuple[int, ...]:
+    """The user's stop_token_ids, one id or several; BadInput for what is not an id."""
+    items = tuple(ids) if isinstance(ids, Iterable) and not isinstance(ids, str | bytes | Mapping) else (ids,)
+    found = tuple(whole_number("an id of stop_token_ids", item) for item in items)
+    for token in found:
+        if token < 0:
+            raise BadInput(f"an id of stop_token_ids must be at least 0, not {token}")
+    return found

@@ -13,11 +13,12 @@ from pard_onnx.models.errors import BadInput
 from . import snapshot
 from .chat import Chat
 from .engine import Engine
-from .model import Artifact, LoadedModel, open_artifact, open_model, require_same_tokenizer
+from .model import Artifact, LoadedModel, open_artifact, open_model, shared_ids
 from .options import OptionArguments, Options
 from .providers.choice import ProviderCandidates, ProviderChoice, draft_candidates, open_first, provider_candidates
 from .providers.threads import Threads
 from .result import Result
+from .sampling.settings import Sampling
 from .stream import Stream
 from .text.prompt import Prompt, encode, opening_messages
 from .text.template import Message
@@ -53,7 +54,8 @@ def load(
     CPU the model's steps are checked against single steps and the CPU's.
 
     Raises BadArtifact (missing, damaged, wrong role, other tokenizer, not for this provider), BadProvider, BadInput.
-    Warns with PardWarning where a provider computes only steps of one token correctly, and runs so.
+    Warns with PardWarning where a provider computes only steps of one token correctly, and runs so; and where one of
+    the tokenizers has tokens that the other lacks, which the draft then neither reads nor proposes.
     """
     pool = Threads(threads, share_threads)
     if draft is None and (draft_provider is not None or draft_provider_options):
@@ -64,14 +66,15 @@ def load(
         for_draft = provider_candidates(draft_provider, draft_provider_options, fallback=fallback)
     target_artifact = open_artifact(target, "target")
     draft_artifact = None if draft is None else open_artifact(draft, "draft")
+    shared = None
     if draft_artifact:
-        require_same_tokenizer(target_artifact, draft_artifact)
+        shared = shared_ids(target_artifact, draft_artifact.name, draft_artifact.folder, draft_artifact.manifest.spec)
     target_model = open_on_first(target_artifact, for_target, pool)
     draft_model = None
     if draft_artifact:
         for_draft = for_draft or draft_candidates(for_target, target_model.provider, draft_provider_options)
         draft_model = open_on_first(draft_artifact, for_draft, pool)
-    return Pair(Engine(target_model, draft_model))
+    return Pair(Engine(target_model, draft_model, shared))
 
 
 def open_on_first(artifact: Artifact, candidates: ProviderCandidates, threads: Threads) -> LoadedModel[Any]:
@@ -109,6 +112,14 @@ class Pair:
         """The widths of steps whose rows are bitwise equal on this machine; None if no set of them is known."""
         return self.engine.exact_widths
 
+    @property
+    def own_sampling(self) -> Sampling | None:
+        """The sampling settings of the target's makers, which sampling="model" starts from; None if it names none.
+
+        Raises BadArtifact, naming file and key, for a value that is not valid.
+        """
+        return self.engine.own_sampling
+
     def generate(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> Result:
         """Generate to the end; arguments and errors as of `stream`."""
         return self.stream(prompt, **options).read()
@@ -122,7 +133,7 @@ class Pair:
         if another generation runs.
         """
         start = perf_counter()
-        chosen = Options.from_keywords(options)
+        chosen = Options.from_keywords(options, self.engine.model_sampling)
         ids = self.encode(prompt, chat=chosen.chat, template_arguments=chosen.template_arguments)
         return self.engine.stream(self._sequence, ids, chosen, start, reuse=False)
 

@@ -62,8 +62,10 @@ class Result:
     """A whole generation."""
 
     text: str  # what follows the prompt, up to the first stop string
-    tokens: tuple[int, ...]  # without EOS, and up to the token that completes a stop string
-    # "stop" for EOS and stop strings, "length" for max_new_tokens and the capacity, "cancelled" and "timeout".
+    # Without EOS and tokens of stop_token_ids, and up to the token that completes a stop string
+    tokens: tuple[int, ...]
+    # "stop" for EOS, stop_token_ids and stop strings, "length" for max_new_tokens and the capacity, "cancelled" and
+    # "timeout".
     finish_reason: FinishReason
     stats: Stats
 

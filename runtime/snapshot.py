@@ -28,6 +28,7 @@ from pard_onnx.models.errors import BadArtifact, BadInput, PardError, TooLong
 from pard_onnx.models.manifest import File, Manifest
 from pard_onnx.models.records import from_json, to_json
 
+from .model import longer_context
 from .sequence import Sequence
 from .sessions.kv_cache import KvCache, KvRows
 from .text.prompt import Messages, copy_messages
@@ -124,7 +125,7 @@ def read(
         if len(tokens) > capacity:
             raise TooLong(
                 f"{path}: the conversation has {len(tokens)} tokens, but the capacity is {capacity}; "
-                "load it without the draft, or with one of a larger --context-length"
+                f"{longer_context(target, draft)}"
             )
         require(tokens.dtype == np.int64 and tokens.ndim == 1, "tokens that are none")
         size = target.spec.vocabulary.size

@@ -17,7 +17,7 @@ from pard_onnx.models.demo import corpus
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import FILE_NAME
 from pard_onnx.models.spec import ModelSpec, Role
-from pard_onnx.runtime.model import Artifact, open_artifact, require_same_tokenizer
+from pard_onnx.runtime.model import Artifact, open_artifact, require_same_tokenizer, shared_ids
 from pard_onnx.runtime.pair import load
 from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
@@ -90,7 +90,9 @@ def make_report(request: ReportRequest, progress: Progress = no_progress) -> Rep
         require_whole_vocabulary(reference)
     partner = request.partner(role)
     if partner is not None:
-        require_same_tokenizer(models[0], open_artifact(partner, "target" if role == "draft" else "draft"))
+        other = open_artifact(partner, "target" if role == "draft" else "draft")
+        target, draft = (other, models[0]) if role == "draft" else (models[0], other)
+        shared_ids(target, draft.name, draft.folder, draft.manifest.spec)
     artifacts = [one for one in (*models, reference) if isinstance(one, Artifact)]
     capacity = min(one.manifest.capacity for one in artifacts)
     text = tokenized_windows(read_text(request.text), models[0].text(), min(WINDOW, capacity), request.tokens)

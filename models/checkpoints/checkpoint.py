@@ -32,7 +32,7 @@ from .tensors import (
     rounded,
 )
 from .vocabulary import FILE as TOKENIZER_FILE
-from .vocabulary import chat_template, tokenizer_size
+from .vocabulary import chat_template, token_ids
 
 __all__ = ["Checkpoint", "TensorEntry", "read_tensor", "require_finite"]
 
@@ -158,10 +158,12 @@ def _spec(config: Config, family: Family, tokenizer: Path, dtype: str) -> ModelS
     head_dim = config.integer("head_dim", family.head_dim or hidden // heads)
     if head_dim % 2:
         raise config.fault("head_dim", f"is {head_dim}; rotary embedding needs an even one")
-    rows, size = config.integer("vocab_size"), tokenizer_size(tokenizer)
-    if size > rows + family.foreign_ids:
-        raise config.fault("vocab_size", f"is {rows}, but the tokenizer has {size} ids; they are not of one model")
+    rows, ids = config.integer("vocab_size"), token_ids(tokenizer)
+    if ids.ordinary > rows:
+        raise config.fault("vocab_size", f"is {rows}, but the tokenizer has {ids.all} ids; they are not of one model")
     eos_ids, bos_id = configs.eos_and_bos(config, family, rows)
+    # A token that ends texts must be possible even where no file of the tokenizer names it
+    size = min(rows, max(ids.all, *(token + 1 for token in eos_ids), 0))
     rope, window_rope = ropes_of(config, family)
     return ModelSpec(
         family=family.name,
@@ -178,7 +180,7 @@ def _spec(config: Config, family: Family, tokenizer: Path, dtype: str) -> ModelS
         tied=config.flag("tie_word_embeddings", family.tied),
         max_positions=configs.max_positions_of(config, rope),
         dtype=dtype,
-        vocabulary=Vocabulary(rows, min(size, rows), eos_ids, bos_id),
+        vocabulary=Vocabulary(rows, size, eos_ids, bos_id),
         chat_template=chat_template(tokenizer),
         pard=configs.pard_of(config, rows),
         attention=attention_of(config, family),

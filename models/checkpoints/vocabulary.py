@@ -1,7 +1,8 @@
-"""A model's tokenizer files: the tokenizer itself, its size and the chat template."""
+"""A model's tokenizer files: the tokenizer itself, its ids and the chat template."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ from tokenizers import Tokenizer
 from pard_onnx.models.errors import BadCheckpoint, BadInput
 from pard_onnx.models.json_files import read_json
 
+from .added_tokens import CONFIG_FILE, read_added_tokens
+
 FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 
 
 def load_tokenizer(path: Path, error: type[BadInput] = BadInput) -> Tokenizer:
     """The tokenizer in a tokenizer.json, which encodes whole texts; raises `error` if it cannot be read.
 
-    Truncation and padding that are saved in the file are switched off: they belong to the training of the model.
+    Tokens of the files beside it are added, as transformers does. Truncation and padding that are saved in the file are
+    switched off: they belong to the training of the model.
     """
     try:
         # Not from_file, which fails on paths with letters that the platform's encoding lacks
@@ -27,27 +30,42 @@ def load_tokenizer(path: Path, error: type[BadInput] = BadInput) -> Tokenizer:
         raise error(f"{path} cannot be read: {problem}") from problem
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    missing = read_added_tokens(path.parent, error).missing(known)
+    if missing:
+        tokenizer.add_tokens(missing)
     return tokenizer
 
 
-def tokenizer_size(folder: Path) -> int:
-    """One more than the highest id of tokenizer.json, added tokens included. Raises BadCheckpoint."""
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """How far a tokenizer's ids reach. Each is one more than the highest id."""
+
+    ordinary: int  # of the tokens that text is made of
+    all: int  # added tokens included
+
+
+def token_ids(folder: Path) -> TokenIds:
+    """How far the ids of a folder's tokenizer reach. Raises BadCheckpoint."""
     path = folder / FILE
     if not path.is_file():
         raise BadCheckpoint(f"{folder}: no {FILE}; save the checkpoint's fast tokenizer beside its weights")
     value = read_json(path, BadCheckpoint)
     try:
-        added = [int(token["id"]) for token in value.get("added_tokens") or ()]
-        highest: int = max((*_model_ids(value["model"]["vocab"]), *added))
+        marked = {int(token["id"]) for token in value.get("added_tokens") or ()}
+        own = set(_model_ids(value["model"]["vocab"]))
+        ordinary, most = max(own - marked, default=-1), max(own | marked)
     except (KeyError, TypeError, ValueError, OverflowError) as error:  # OverflowError: Infinity
         raise BadCheckpoint(f"{path}: not a tokenizer of the tokenizers library (no vocabulary in it)") from error
     try:
-        load_tokenizer(path, BadCheckpoint)
+        added = load_tokenizer(path, BadCheckpoint).get_added_tokens_decoder()
     except BadCheckpoint as error:
+        if error.__cause__ is None:  # a file beside it, which the message names
+            raise
         raise BadCheckpoint(
             f"{path}: the tokenizers library cannot read it: {error.__cause__}; download it again"
         ) from error
-    return highest + 1
+    return TokenIds(ordinary + 1, max(most, *added, -1) + 1)
 
 
 def _model_ids(vocab: Any) -> range | list[int]:

@@ -85,7 +85,6 @@ class Family:
     window: int | None = None  # `sliding_window` where config.json leaves it out, if windows is None
     window_used: bool = True  # `use_sliding_window` where config.json leaves it out, if windows is None
     unrotated: Unrotated | None = None
-    foreign_ids: int = 0  # how many ids of the tokenizer may lie past the embedding's rows; they are no text
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
 

@@ -21,7 +21,6 @@ GEMMA3_TEXT = Family(
     tied=True,
     theta=1_000_000.0,
     windows=Windows(4096, "sliding_window_pattern", 6, "rope_local_base_freq", 10_000.0),
-    foreign_ids=1,  # <image_soft_token>, of the models that see
     bos_id=2,
     eos_ids=(1,),
 )

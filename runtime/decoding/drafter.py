@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 from pard_onnx.runtime.tuning.steps import PREFILL_CHUNK
 
+from .shared_ids import SharedIds
+
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
@@ -112,11 +114,18 @@ class PardDrafter(Drafter):
     The cache holds committed[start:length]; start is 0 unless a proposal was asked for after a window of context.
     """
 
-    def __init__(self, model: DraftModel, chunk: int = PREFILL_CHUNK, memory: DraftMemory | None = None) -> None:
-        """memory: of the sequence that the model's cache belongs to."""
+    def __init__(
+        self,
+        model: DraftModel,
+        chunk: int = PREFILL_CHUNK,
+        memory: DraftMemory | None = None,
+        shared: SharedIds | None = None,
+    ) -> None:
+        """memory: of the sequence that the model's cache belongs to. shared: where the target has other ids."""
         self._model = model
         self._chunk = chunk
         self._memory = memory or DraftMemory()
+        self._shared = shared
 
     @property
     def start(self) -> int:
@@ -147,10 +156,13 @@ class PardDrafter(Drafter):
         while len(committed) - self.length > self._chunk:
             self._feed(committed[self.length : self.length + self._chunk], 1)
         ids, probabilities = self._feed(committed[self.length :], k)
-        return Proposal(tuple(ids.tolist()), tuple(probabilities.tolist()), "pard")
+        proposal = Proposal(tuple(ids.tolist()), tuple(probabilities.tolist()), "pard")
+        return proposal.first(self._shared.proposable(proposal.ids)) if self._shared else proposal
 
     def _feed(self, ids: Sequence[int], k: int) -> tuple[Any, Any]:
         real = self._model.length + len(ids)
+        if self._shared:
+            ids = self._shared.for_draft(ids)
         drafts = self._model.step(ids, k)
         self._model.rollback(real)  # the k - 1 masks leave the cache: it holds real tokens only
         return drafts

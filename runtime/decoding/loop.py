@@ -56,6 +56,7 @@ class Settings:
     eos_ids: frozenset[int] = frozenset()
     widths: Widths = ANY  # of the target's steps, and numbers of rows of its LM head
     chunk: int = PREFILL_CHUNK  # tokens a step in prefill
+    longer: str = "export with a larger --context-length"  # how to get a larger capacity
 
     def __post_init__(self) -> None:
         require_whole("max_new_tokens", self.max_new_tokens, 1)
@@ -68,7 +69,7 @@ class Settings:
         if prompt >= self.capacity:
             raise TooLong(
                 f"the prompt has {prompt} tokens, but the capacity is {self.capacity} with at least one of them new; "
-                "shorten it or export with a larger --context-length"
+                f"shorten it, or {self.longer}"
             )
         return min(self.max_new_tokens, self.capacity - prompt)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf
 from numbers import Real
 from secrets import randbits
@@ -14,6 +14,7 @@ from pard_onnx.models.errors import BadInput
 
 MOST_SEED = 2**64 - 1
 FRESH_BITS = 32  # bits of a seed that the user did not give: short enough to type again
+DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")  # of no effect where the most probable id is taken
 Biases = tuple[tuple[int, float], ...]
 
 
@@ -88,6 +89,14 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether the id of the largest logit is chosen, and no penalty or bias changes the logits."""
         return self.certain and not self.penalizes
+
+    def __str__(self) -> str:
+        """In words, without what has no effect: "temperature 0.7, top_k 20", "greedy, repetition_penalty 1.1"."""
+        values = {one.name: getattr(self, one.name) for one in fields(self) if getattr(self, one.name) != one.default}
+        if self.certain:
+            values = {name: value for name, value in values.items() if name not in DRAWING}
+        words = [f"{name} {value}" for name, value in values.items()]
+        return ", ".join(["greedy", *words] if self.certain else words)
 
     def chosen_seed(self) -> int:
         """The seed, or a fresh random one if there is none. Call this once per generation, and report the seed."""

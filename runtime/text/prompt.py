@@ -32,29 +32,36 @@ def encode(
         if not prompt:
             raise BadInput("the prompt is empty")
         if not chat:
-            return known_ids(text.encode(prompt), size)
-        return known_ids(text.encode_chat([{"role": "user", "content": prompt}], template_arguments), size)
+            return known_ids(text.encode(prompt), text, size)
+        return known_ids(text.encode_chat([{"role": "user", "content": prompt}], template_arguments), text, size)
     if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
         raise BadInput(f"{WANTED}, not {type(prompt).__name__}")
     items: Sequence[Any] = list(prompt)
     if items and all(isinstance(item, Mapping) for item in items):
-        return known_ids(text.encode_chat(copy_messages(items), template_arguments), size)
+        return known_ids(text.encode_chat(copy_messages(items), template_arguments), text, size)
     try:
         ids = [index(item) for item in items]
     except TypeError:
         raise BadInput(WANTED) from None
-    for token in ids:
-        if not 0 <= token < size:
-            raise BadInput(f"token id {token} in the prompt; the tokenizer has ids 0 to {size - 1}")
+    require_ids(ids, size)
     return ids
 
 
-def known_ids(ids: list[int], size: int) -> list[int]:
-    """A text's ids. A tokenizer that other models share may have some that the model has no row for."""
+def require_ids(ids: Sequence[int], size: int) -> None:
+    """BadInput for the first id that is not below `size`."""
+    if ids and not (min(ids) >= 0 and max(ids) < size):
+        token = next(token for token in ids if not 0 <= token < size)
+        raise BadInput(f"token id {token} in the prompt; the model has ids 0 to {size - 1}")
+
+
+def known_ids(ids: list[int], text: Text, size: int) -> list[int]:
+    """A text's ids. A tokenizer may have tokens that the model has no row for: one that was added for padding, or one
+    of other models of the family."""
     foreign = next((token for token in ids if token >= size), None)
     if foreign is not None:
         raise BadInput(
-            f"the prompt's text has token id {foreign}; the model has ids 0 to {size - 1}: leave that text out"
+            f"the prompt has the token {text.token(foreign)!r} (id {foreign}), but the model has ids 0 to {size - 1}; "
+            "leave that text out"
         )
     return ids
 

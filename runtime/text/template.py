@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import Template, TemplateError, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Template, nodes
 
+from pard_onnx.models.chat_template import environment, template_problem, to_json
 from pard_onnx.models.errors import BadInput
 
 Message = Mapping[str, Any]
 CONTENT = "content"
+# What OpenAI-like servers and templates call the thinking that a message's content leaves out; Qwen3's name first
+THINKING = ("reasoning_content", "reasoning", "thinking")
 
 
 def render(template: str, messages: Sequence[Message], variables: Mapping[str, object]) -> str:
     """The text that a Hugging Face chat template writes, with the variables that transformers gives to templates.
 
-    As in transformers, a key of a message whose value is None is left out. A template that loops over the parts of a
-    content gets the parts; any other gets their texts as one string.
+    As in transformers, a key of a message whose value is None is left out. A message's thinking is given under the name
+    that the template reads. A template that loops over the parts of a content gets the parts; any other gets their
+    texts as one string.
 
     Raises BadInput for parts that are not text, and for contents that the template would write as Python objects.
     """
@@ -35,6 +33,8 @@ def render(template: str, messages: Sequence[Message], variables: Mapping[str, o
         return compiled(template).render(known | {"messages": chosen})
 
     present = [{key: value for key, value in message.items() if value is not None} for message in messages]
+    if any(name in message for message in present for name in THINKING):
+        present = [with_thinking(message, thinking_names(template)) for message in present]
     joined = [with_joined_parts(message) for message in present]
     text = None
     if joined != present and loops_over_parts(template):
@@ -68,6 +68,26 @@ def checked_arguments(arguments: Mapping[str, object] | None) -> dict[str, objec
         if not isinstance(items, list | tuple) or not all(isinstance(item, Mapping) for item in items):
             raise BadInput(f"{name} in template_arguments are a list of JSON objects, not {items!r}")
     return dict(arguments)
+
+
+def with_thinking(message: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The message, with its thinking under the first of `names`, which the template reads, if it has none of them."""
+    found = next((message[name] for name in THINKING if name in message), None)
+    if found is None or not names or any(name in message for name in names):
+        return message
+    return {**message, names[0]: found}
+
+
+@lru_cache(maxsize=8)
+def thinking_names(template: str) -> tuple[str, ...]:
+    """The names of THINKING that the template reads of messages."""
+    tree = environment().parse(template)
+    read: set[object] = {node.attr for node in tree.find_all(nodes.Getattr)}
+    read |= {node.arg.value for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)}
+    for call in tree.find_all(nodes.Call):  # message.get("reasoning")
+        if isinstance(call.node, nodes.Getattr) and call.node.attr == "get":
+            read |= {arg.value for arg in call.args[:1] if isinstance(arg, nodes.Const)}
+    return tuple(name for name in THINKING if name in read)
 
 
 def with_joined_parts(message: Message) -> dict[str, Any]:
@@ -144,45 +164,11 @@ def is_content(node: nodes.Node | None, names: set[str]) -> bool:
     return False
 
 
-class GenerationTag(Extension):
-    """The tag `{% generation %}`, which marks the assistant's words for training: its body is rendered as it is."""
-
-    tags = {"generation"}  # noqa: RUF012 jinja2's own type
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        # A call block, as in transformers: variables that are set in the body are not seen after it
-        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
-
-    def _body(self, caller: Macro) -> str:
-        text: str = caller()
-        return text
-
-
 @lru_cache(maxsize=8)
 def compiled(template: str) -> Template:
-    """The compiled template; kept, since this takes milliseconds."""
-    return environment().from_string(template)
-
-
-@lru_cache(maxsize=1)
-def environment() -> ImmutableSandboxedEnvironment:
-    """What templates are compiled in, as in transformers (chat_template_utils.py)."""
-    out = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, "jinja2.ext.loopcontrols"]
-    )
-    out.filters["tojson"] = to_json
-    out.globals["raise_exception"] = refuse
-    out.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    return out
-
-
-def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """The filter `tojson`. Jinja's own filter escapes HTML, which models were not trained on."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-
-def refuse(message: str) -> NoReturn:
-    """The function `raise_exception` of templates."""
-    raise TemplateError(message)
+    """The compiled template; kept, since this takes milliseconds. BadInput for a template that is broken."""
+    try:
+        return environment().from_string(template)
+    except Exception as error:
+        problem = template_problem(template) or " ".join(str(error).split())
+        raise BadInput(f"the model's chat template is broken: {problem}; give the prompt as text") from error

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pard_onnx.models.checkpoints.added_tokens import read_added_tokens
 from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
 from pard_onnx.models.errors import BadArtifact, BadInput
-from pard_onnx.models.json_files import read_json
 
 from .template import Message, checked_arguments, render
 from .writer import Detokenizer
@@ -21,12 +21,22 @@ class Text:
     def __init__(self, folder: Path, chat_template: str | None) -> None:
         self._tokenizer = load_tokenizer(folder / TOKENIZER, BadArtifact)
         self._template = chat_template
-        self._special = special_tokens(folder / "tokenizer_config.json")
+        self.special_tokens = read_added_tokens(folder, BadArtifact).texts  # by the names that templates use
 
     def vocabulary(self) -> dict[str, int]:
         """Every token's id, added tokens included."""
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         return vocabulary
+
+    def token(self, id_: int) -> str | None:
+        """The text of one token, special or not, as the tokenizer's files have it; None for an id that has none."""
+        token: str | None = self._tokenizer.id_to_token(id_)
+        return token
+
+    def special_ids(self) -> dict[str, int]:
+        """The ids of the special tokens by their texts. `decode` leaves these tokens out."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: id_ for id_, token in added.items() if token.special}
 
     def encode(self, text: str) -> list[int]:
         """The ids of a plain prompt, with the special tokens that the tokenizer adds (such as BOS)."""
@@ -55,11 +65,11 @@ class Text:
         if self._template is None:
             raise BadInput("this model has no chat template; give the prompt as text")
         try:
-            return render(self._template, messages, self._special | checked_arguments(arguments))
+            return render(self._template, messages, dict(self.special_tokens) | checked_arguments(arguments))
         except BadInput:
             raise
         except Exception as error:  # a template is a program, which may fail in any way
-            raise BadInput(f"the chat template refuses these messages: {error}") from error
+            raise BadInput(f"the chat template refuses these messages: {' '.join(str(error).split())}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these tokens, without special tokens."""
@@ -69,16 +79,6 @@ class Text:
     def stream(self, prompt: Sequence[int]) -> Detokenizer:
         """Decodes the tokens that follow a prompt, one by one."""
         return Detokenizer(self, prompt)
-
-
-def special_tokens(path: Path) -> dict[str, str]:
-    """The special tokens (bos_token, eos_token, ..) in a tokenizer_config.json, by the names that templates use."""
-    if not path.is_file():
-        return {}
-    config = read_json(path, BadArtifact)
-    tokens = {key: value for key, value in config.items() if key.endswith("_token")}
-    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in tokens.items()}
-    return {key: value for key, value in texts.items() if isinstance(value, str)}
 
 
 def first_difference(ours: Mapping[str, int], theirs: Mapping[str, int]) -> tuple[int, str | None, str | None] | None:

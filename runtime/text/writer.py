@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pard_onnx.models.errors import BadInput
@@ -47,9 +48,13 @@ class Detokenizer:
 
     def finish(self) -> str:
         """The text that was held back: the replacement characters of a character that was not completed."""
-        text = self._decoder.decode(self._ids)
-        delta, self._released = text[self._released :], len(text)
-        return delta
+        rest = self.held()
+        self._released += len(rest)
+        return rest
+
+    def held(self) -> str:
+        """The text that is held back at present."""
+        return self._decoder.decode(self._ids)[self._released :]
 
 
 def unfinished(text: str) -> int:
@@ -81,19 +86,61 @@ def scan(text: str, stops: Sequence[str]) -> Scan:
     return Scan(text, "", False)
 
 
-def stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
-    """The user's `stop` as a tuple: one string or several; BadInput if one of them is empty."""
-    stops = (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else tuple(stop)
-    for one in stops:
+FIRST_MARK, OTHER_MARK = 0xD800, "\udfff"  # surrogates, which decoded text cannot have
+MARK = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Stops:
+    """The stop strings of a generation.
+
+    Special tokens do not appear in text. Where a stop string has one, texts are searched in a marked form, in which
+    each special token is one character, a mark.
+    """
+
+    texts: tuple[str, ...] = ()  # all stop strings, for what is text only
+    marked: tuple[str, ...] = ()  # those that have special tokens, in the marked form
+    marks: Mapping[int, str] = field(default_factory=dict)  # of all special tokens, by id; empty if `marked` is
+
+    def scan(self, text: str) -> Scan:
+        """See `scan`; the text may have marks, which are not released."""
+        if not self.marked:
+            return scan(text, self.texts)
+        places = [at for at, character in enumerate(text) if not MARK.match(character)]
+        plain, marked = scan(MARK.sub("", text), self.texts), scan(text, self.marked)
+        kept = len(plain.release)
+        end = places[kept] if kept < len(places) else len(text)
+        if plain.stopped == marked.stopped:
+            end, stopped = min(end, len(marked.release)), plain.stopped
+        else:
+            end, stopped = end if plain.stopped else len(marked.release), True
+        return Scan(MARK.sub("", text[:end]), "" if stopped else text[end:], stopped)
+
+
+def stop_strings(stop: str | Sequence[str], special: Mapping[str, int]) -> Stops:
+    """The user's `stop`, one string or several; BadInput if one of them is empty.
+
+    special: the ids of special tokens by their texts.
+    """
+    texts = (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else tuple(stop)
+    for one in texts:
         if not isinstance(one, str) or not one:
             raise BadInput(f"a stop string must be text of at least one character, not {one!r}")
-    return stops
+    longest_first = sorted(filter(None, special), key=len, reverse=True)
+    if not texts or not longest_first:
+        return Stops(texts)
+    token = re.compile("|".join(map(re.escape, longest_first)))
+    named = dict.fromkeys(found for one in texts for found in token.findall(one))
+    mark_of = {found: chr(FIRST_MARK + number) for number, found in enumerate(named)}
+    marked = tuple(token.sub(lambda found: mark_of[found[0]], one) for one in texts if token.search(one))
+    marks = {id_: mark_of.get(one, OTHER_MARK) for one, id_ in special.items()} if marked else {}
+    return Stops(texts, marked, marks)
 
 
 class Writer:
     """The output of a generation: decodes its tokens, up to the first stop string."""
 
-    def __init__(self, detokenizer: Detokenizer, stops: tuple[str, ...]) -> None:
+    def __init__(self, detokenizer: Detokenizer, stops: Stops) -> None:
         self._detokenizer = detokenizer
         self._stops = stops
         self._hold = ""
@@ -106,7 +153,10 @@ class Writer:
         pieces: list[str] = []
         for token in tokens:
             self.tokens.append(token)
-            pieces.append(self._release(self._detokenizer.push(token)))
+            text = self._detokenizer.push(token)
+            if mark := self._stops.marks.get(token):
+                text += self._held_before(text + mark) + mark
+            pieces.append(self._release(text))
             if self.stopped:
                 break
         self.parts += pieces
@@ -116,12 +166,17 @@ class Writer:
         """The text that was held back; empty if a stop string was completed."""
         if self.stopped:
             return ""
-        rest = self._release(self._detokenizer.finish()) + self._hold
+        rest = self._release(self._detokenizer.finish()) + MARK.sub("", self._hold)
         self._hold = ""
         self.parts.append(rest)
         return rest
 
+    def _held_before(self, text: str) -> str:
+        """The beginning of a character that a special token ends, if the text stops at that token."""
+        held = self._detokenizer.held()
+        return held if held and self._stops.scan(self._hold + text[:-1] + held + text[-1]).stopped else ""
+
     def _release(self, text: str) -> str:
-        result = scan(self._hold + text, self._stops)
+        result = self._stops.scan(self._hold + text)
         self._hold, self.stopped = result.hold, result.stopped
         return result.release

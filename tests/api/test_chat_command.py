@@ -1,6 +1,7 @@
 """pard-chat: piped sessions, its commands, and a person at a terminal with Ctrl-C."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from terminal import CTRL_C, CTRL_D, Terminal
 from pard_onnx import Chunk, Failure, Pair, load
 from pard_onnx.chat_command import COMMANDS, main
 from pard_onnx.chat_screen import Screen
+from pard_onnx.models.manifest import File, Manifest
 from pard_onnx.runtime.sessions.dynamic_shapes import FusedTarget
 
 posix = pytest.mark.skipif(os.name == "nt", reason="a POSIX terminal")
@@ -145,7 +148,7 @@ def test_save_and_resume(say: Say, pair: Pair, tmp_path: Path) -> None:
         ("/k 33", "draft_length must be from 0 to 32, not 33", 2),
         ("/save", "/save takes the name of a file", 2),
         ("/save /no/such/folder", "/no/such/folder: cannot be written", 2),
-        ("fox " * 300, "remove earlier messages, or export with a larger --context-length; here /reset begins", 2),
+        ("fox " * 300, "remove earlier messages, or export the target and the draft with a larger --context-length", 2),
     ],
 )
 def test_what_goes_wrong_is_one_line_and_the_chat_goes_on(
@@ -320,3 +323,29 @@ def test_a_chat_in_a_thread_leaves_signals_alone(monkeypatch: pytest.MonkeyPatch
     thread.start()
     thread.join()
     assert passed == [before] == [signal.getsignal(signal.SIGINT)]
+
+
+def test_the_models_own_sampling_is_the_default_and_is_said(
+    write_artifact: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = write_artifact(tmp_path / "target", "target", kv_rows=320)
+    own = {"do_sample": True, "temperature": 9.0, "top_k": 20}
+    (folder / "generation_config.json").write_text(json.dumps(own), encoding="utf-8")
+    manifest = Manifest.read(folder)
+    replace(manifest, files=(*manifest.files, File.of(folder / "generation_config.json"))).write(folder)
+    target = ["--target", str(folder), "--max-new-tokens", "12", "--threads", "1"]
+    with load(folder, threads=1) as alone:
+        drawn = alone.chat().send("the fox", max_new_tokens=12, temperature=9.0, top_k=20, seed=5).text
+        greedy = alone.chat().send("the fox", max_new_tokens=12).text
+    for more, text, note in (
+        (["--seed", "5"], drawn, "sampling: temperature 9.0, top_k 20, seed 5 (the model's own settings"),
+        (["--sampling", "greedy"], greedy, ""),
+        (["--temperature", "0"], greedy, "sampling: greedy (the model's own settings"),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("the fox\n"))
+        assert main([*target, *more]) == 0
+        captured = capsys.readouterr()
+        assert captured.out.startswith(text) and note in captured.err and captured.err.count("\n") == 1 + bool(note)

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from pard_onnx import load
 from pard_onnx.cli import template_arguments
 from pard_onnx.generate_command import main, parser
+from pard_onnx.models.manifest import File, Manifest
 
 TEXT = "the quick brown"
 KEYS = [
@@ -65,6 +68,35 @@ def test_chat_and_stop(options: list[str], pair_folders: tuple[Path, Path], caps
     whole = load(*pair_folders).generate(TEXT, chat=True, max_new_tokens=12).text
     assert main([*options, "--prompt", TEXT, "--chat", "--stop", whole[5:7], "--stop", "never"]) == 0
     assert capsys.readouterr().out == whole[: whole.index(whole[5:7])] + "\n"
+
+
+def test_the_models_own_sampling(
+    write_artifact: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_artifact(tmp_path / "target", "target")
+    arguments = ["--target", str(folder), "--prompt", TEXT, "--max-new-tokens", "12", "--seed", "3"]
+    assert main([*arguments, "--sampling", "model"]) == 0
+    greedy, said = capsys.readouterr()
+    assert said == f"sampling: greedy ({folder} has no generation_config.json)\n"
+    (folder / "generation_config.json").write_text('{"do_sample": true, "temperature": 9.0}', encoding="utf-8")
+    manifest = Manifest.read(folder)
+    replace(manifest, files=(*manifest.files, File.of(folder / "generation_config.json"))).write(folder)
+    assert main([*arguments, "--sampling", "model", "--top-k", "7"]) == 0
+    drawn = load(folder).generate(TEXT, max_new_tokens=12, temperature=9.0, top_k=7, seed=3).text
+    out, said = capsys.readouterr()
+    assert out == drawn + "\n" != greedy and said.startswith("sampling: temperature 9.0, top_k 7, seed 3 (the model's")
+    assert main(arguments) == 0
+    assert capsys.readouterr() == (greedy, "")
+
+
+def test_a_stop_token(options: list[str], pair_folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = load(*pair_folders).generate(TEXT, max_new_tokens=12).tokens
+    stop = tokens[6]
+    assert main([*options, "--prompt", TEXT, "--json", "--stop-token-id", str(stop), "--stop-token-id", "1"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert (out["tokens"], out["finish_reason"]) == (list(tokens[: tokens.index(stop)]), "stop")
+    assert main([*options, "--prompt", TEXT, "--stop-token-id", "900"]) == 2
+    assert "stop_token_ids: id 900 does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -227,10 +227,6 @@ def test_gemmas_tokenizer_has_an_id_that_its_text_models_have_not(tiny: Tiny, tm
         Checkpoint.open(tmp_path).spec.vocabulary.rows,
         Checkpoint.open(tmp_path).spec.vocabulary.size,
     ) == (300, 300)
-    value["added_tokens"].append(value["added_tokens"][0] | {"id": 301, "content": "<other>"})
-    save_json(tmp_path / "tokenizer.json", value)
-    with pytest.raises(BadCheckpoint, match="vocab_size is 300, but the tokenizer has 302 ids"):
-        Checkpoint.open(tmp_path)
 
 
 def test_rounding_to_bfloat16_is_to_even() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import pard_onnx
-from pard_onnx import BadArtifact, BadInput, BadProvider, Failure, Pair, TooLong, load
+from pard_onnx import BadArtifact, BadInput, BadProvider, Failure, Pair, Result, TooLong, load
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.runtime.text.prompt import Prompt
 from pard_onnx.runtime.tuning.steps import EVEN, Widths
@@ -120,6 +120,40 @@ def test_a_prompt_that_fills_the_capacity_is_refused(pair: Pair) -> None:
         pair.generate([1] * 128)
 
 
+@pytest.mark.parametrize(
+    ("rows", "most", "hint"),
+    [
+        ((192, None), 1000, "export the target with a larger --context-length, such as 1000 (it was exported for 128"),
+        ((192, 192), 500, "export the target and the draft with a larger --context-length, such as 500 (they were"),
+        (
+            (192, 320), 500,
+            "export the target with a larger --context-length, such as 256 (it was exported for 128 tokens, and the "
+            "draft for 256)",
+        ),
+        (
+            (320, 192), 200,
+            "export the draft with a larger --context-length, such as 200 (it was exported for 128 tokens, and the "
+            "target for 256), or load the target alone",
+        ),
+        ((320, 192), 128, "the draft cannot be exported for more than 128 tokens, or load the target alone"),
+    ],
+)  # fmt: skip
+def test_the_capacity_says_whose_it_is_and_how_to_get_more(
+    write_artifact: Callable[..., Path], tmp_path: Path, rows: tuple[int, int | None], most: int, hint: str
+) -> None:
+    folders = []
+    for role, count in zip(("target", "draft"), rows, strict=True):
+        if count:
+            folder = write_artifact(tmp_path / role, role, kv_rows=count)
+            manifest = Manifest.read(folder)
+            replace(manifest, spec=replace(manifest.spec, max_positions=most)).write(folder)
+            folders.append(folder)
+    with load(*folders, threads=1) as opened, pytest.raises(TooLong) as caught:
+        opened.generate([1] * 128)
+    assert "the capacity is 128" in str(caught.value) and hint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("k", [1, 8])
 def test_a_stop_string_across_tokens_cuts_the_text(pair: Pair, k: int) -> None:
     whole = pair.generate(TEXT, max_new_tokens=40)
@@ -129,6 +163,49 @@ def test_a_stop_string_across_tokens_cuts_the_text(pair: Pair, k: int) -> None:
     assert (result.text, result.finish_reason) == (whole.text[:at], "stop")
     assert result.tokens == whole.tokens[: len(result.tokens)]
     assert len(result.tokens) < 40
+
+
+@pytest.fixture(scope="module")
+def marked(pair: Pair) -> tuple[dict[str, Any], Result, int]:
+    """Options with which the models write a special token in the middle, what they write, and where it is."""
+    marker = pair.text.special_ids()["<|im_start|>"]
+    for seed in range(200):
+        options = {"max_new_tokens": 40, "logit_bias": {marker: 150.0}, "temperature": 50.0, "seed": seed}
+        result = pair.generate(TEXT, **options)
+        if marker in result.tokens[5:] and marker not in result.tokens[:5]:
+            return options, result, result.tokens.index(marker)
+    raise AssertionError("no seed brings the token up")
+
+
+@pytest.mark.parametrize("k", [0, 1, 8, "auto"])
+def test_a_special_token_as_stop_string_ends_the_text(
+    pair: Pair, marked: tuple[dict[str, Any], Result, int], k: Any
+) -> None:
+    """As the last part of a stop string too, whose text before it is not part of the output either."""
+    options, whole, at = marked
+    assert "<|im_start|>" not in whole.text
+    before = pair.text.decode(whole.tokens[:at])
+    for stop, text in (("<|im_start|>", before), (before[-1] + "<|im_start|>", before[:-1])):
+        chunks = []
+        stream = pair.stream(TEXT, **options, draft_length=k, stop=["never", stop])
+        chunks = [chunk.text for chunk in stream]
+        result = stream.result
+        assert (result.text, result.finish_reason, result.tokens) == (text, "stop", whole.tokens[: at + 1])
+        assert "".join(chunks) == text
+
+
+@pytest.mark.parametrize("k", [0, 1, 8, "auto"])
+def test_a_stop_token_ends_the_text_as_eos_does(pair: Pair, k: Any) -> None:
+    whole = pair.generate(TEXT, max_new_tokens=40)
+    stop = whole.tokens[9]
+    at = whole.tokens.index(stop)
+    for ids in (stop, [stop, 3], (stop,)):
+        result = pair.generate(TEXT, max_new_tokens=40, draft_length=k, stop_token_ids=ids)
+        assert (result.tokens, result.finish_reason) == (whole.tokens[:at], "stop")
+    chat = pair.chat()
+    reply = chat.send("the fox", max_new_tokens=20)
+    again = pair.chat().send("the fox", max_new_tokens=20, stop_token_ids=reply.tokens[5], draft_length=k)
+    assert (again.tokens, again.finish_reason) == (reply.tokens[: reply.tokens.index(reply.tokens[5])], "stop")
 
 
 def test_text_held_back_for_a_stop_string_comes_at_the_end(pair: Pair) -> None:
@@ -295,7 +372,7 @@ def test_a_closed_pair_says_so(pair_folders: tuple[Path, Path]) -> None:
     [
         ("", {}, "the prompt is empty"),
         ([], {}, "the prompt is empty"),
-        ([1, 280], {}, "token id 280 in the prompt; the tokenizer has ids 0 to 279"),
+        ([1, 280], {}, "token id 280 in the prompt; the model has ids 0 to 279"),
         ([-1], {}, "token id -1"),
         ([1.5], {}, "a prompt is text, token ids, or a list of messages"),
         ("half \ud83d", {}, "the prompt is not valid Unicode"),
@@ -318,6 +395,11 @@ def test_a_closed_pair_says_so(pair_folders: tuple[Path, Path]) -> None:
         (TEXT, {"stop": None}, "a stop string must be text of at least one character, not None"),
         (TEXT, {"stop": 5}, "not 5"),
         (TEXT, {"stop": [""]}, "a stop string must be text"),
+        (TEXT, {"stop_token_ids": 280}, "stop_token_ids: id 280 does not exist; the model's ids are 0 to 279"),
+        (TEXT, {"stop_token_ids": [3, -1]}, "an id of stop_token_ids must be at least 0, not -1"),
+        (TEXT, {"stop_token_ids": "12"}, "an id of stop_token_ids must be a whole number, not '12'"),
+        (TEXT, {"stop_token_ids": [True]}, "an id of stop_token_ids must be a whole number, not True"),
+        (TEXT, {"stop_token_ids": None}, "an id of stop_token_ids must be a whole number, not None"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(

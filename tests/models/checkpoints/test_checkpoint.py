@@ -140,6 +140,8 @@ def test_tokenizer_size_counts_added_tokens(folder):
     assert Checkpoint.open(folder).spec.vocabulary.size == 311
     value["added_tokens"] = []
     save_json(folder / "tokenizer.json", value)
+    edit_json(folder / "tokenizer_config.json", eos_token=None, pad_token=None)
+    edit_json(folder / "generation_config.json", eos_token_id=0)
     assert Checkpoint.open(folder).spec.vocabulary.size == 297
 
 
@@ -250,7 +252,7 @@ def test_require_finite(value):
         ({"rms_norm_eps": -1}, "rms_norm_eps is -1; it must be a positive number"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'; it must be true or false"),
         ({"dtype": "float64"}, "dtype is 'float64'; supported: float32, float16, bfloat16"),
-        ({"vocab_size": 299}, "vocab_size is 299, but the tokenizer has 300 ids"),
+        ({"vocab_size": 296, "eos_token_id": 0}, "vocab_size is 296, but the tokenizer has 300 ids"),
         ({"bos_token_id": 320}, "bos_token_id is 320, outside the vocabulary of 320 rows"),
         ({"spd_type": "pard"}, "spd_type is 'pard' but the draft has no mask id; add pard_token"),
         ({"spd_type": "eagle"}, "spd_type is 'eagle'; only 'pard' is supported"),

@@ -128,3 +128,17 @@ def test_a_seed_that_was_not_given_is_chosen_afresh() -> None:
     fresh = {Sampling().chosen_seed() for _ in range(8)}
     assert len(fresh) > 1
     assert all(Sampling(seed=seed).chosen_seed() == seed for seed in fresh)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, "greedy"),
+        ({"top_k": 20, "seed": 3}, "greedy"),
+        ({"repetition_penalty": 1.1, "top_p": 0.5}, "greedy, repetition_penalty 1.1"),
+        ({"temperature": 0.7, "top_k": 20}, "temperature 0.7, top_k 20"),
+        ({"temperature": 0.7, "top_k": 1}, "greedy"),
+    ],
+)
+def test_settings_in_words(settings: dict[str, Any], text: str) -> None:
+    assert str(Sampling(**settings)) == text

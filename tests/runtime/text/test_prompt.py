@@ -16,6 +16,9 @@ class Spelled:
     def encode(self, text: str) -> list[int]:
         return [int(word) for word in text.split()]
 
+    def token(self, id_: int) -> str:
+        return f"<{id_}>"
+
     def encode_chat(self, messages: list[dict[str, str]], _: object) -> list[int]:
         return [token for message in messages for token in self.encode(message["content"])]
 
@@ -25,5 +28,5 @@ class Spelled:
 def test_ids_beyond_the_models(prompt: Any, chat: bool) -> None:
     text: Any = Spelled()
     assert encode(prompt, text, 11, chat=chat) == [4, 10, 5]
-    with pytest.raises(BadInput, match="the prompt's text has token id 10; the model has ids 0 to 9"):
+    with pytest.raises(BadInput, match=r"the prompt has the token '<10>' \(id 10\), but the model has ids 0 to 9"):
         encode(prompt, text, 10, chat=chat)

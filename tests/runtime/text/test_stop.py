@@ -1,11 +1,14 @@
 """Stop strings: whatever the cut into pieces, the text ends in front of the first one to be complete."""
 
+import re
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pard_onnx.models.errors import BadInput
-from pard_onnx.runtime.text.writer import Scan, scan, stop_strings
+from pard_onnx.runtime.text.writer import Detokenizer, Scan, Writer, scan, stop_strings
 
 letters = st.text("ab", min_size=1, max_size=3)
 
@@ -49,10 +52,84 @@ def test_no_stop_strings_hold_nothing() -> None:
 
 @pytest.mark.parametrize(("given_", "known"), [("END", ("END",)), (["a", "b"], ("a", "b")), ((), ())])
 def test_one_or_several(given_: str | list[str], known: tuple[str, ...]) -> None:
-    assert stop_strings(given_) == known
+    assert stop_strings(given_, {}).texts == known
 
 
 @pytest.mark.parametrize("bad", ["", ["a", ""], [3]])
 def test_empty_ones_are_refused(bad: object) -> None:
     with pytest.raises(BadInput, match="a stop string must be text of at least one character"):
-        stop_strings(bad)  # type: ignore[arg-type]
+        stop_strings(bad, {})  # type: ignore[arg-type]
+
+
+SPECIAL = {"<s>": 0, "<t>": 1, "<s><t>": 2}
+ORDINARY = "ab<>é"  # ids 3 to 7; é is two tokens, 7 and 8
+TEXTS = {id_: text for text, id_ in SPECIAL.items()} | {3 + at: letter for at, letter in enumerate(ORDINARY)}
+
+
+class Decoder:
+    """As tokenizers decode: special tokens are left out, and half a character is the replacement character."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return raw([id_ for id_ in ids if id_ not in SPECIAL.values()])
+
+
+def raw(ids: Sequence[int]) -> str:
+    """The text of tokens, special ones included."""
+    out = ""
+    for at, id_ in enumerate(ids):
+        if id_ == 8:
+            out += "" if at and ids[at - 1] == 7 else "\ufffd"
+        else:
+            out += "\ufffd" if id_ == 7 and ids[at + 1 : at + 2] != [8] else TEXTS[id_]
+    return out
+
+
+def literal_end(ids: list[int], stops: list[str]) -> tuple[str, int]:
+    """The text, and the number of tokens, up to the first token that completes a stop string as text or as tokens."""
+    tokenized = [re.findall(r"<s><t>|<s>|<t>|.", stop) for stop in stops]
+    for count in range(1, len(ids) + 1):
+        atoms = [(TEXTS[id_], id_ in SPECIAL.values()) for id_ in ids[:count]]
+        visible = [text for text, special in atoms if not special]
+        cuts = [
+            len(visible) - len(stop)
+            for stop in stops
+            if not atoms[-1][1] and "".join(visible).endswith(stop) and len(stop) <= len(visible)
+        ]
+        for parts in tokenized:
+            wanted = [(part, part in SPECIAL) for part in parts]
+            if any(special for _, special in wanted) and atoms[-len(wanted) :] == wanted:
+                cuts.append(sum(not special for _, special in atoms[: -len(wanted)]))
+        if cuts:
+            return "".join(visible[: min(cuts)]), count
+    return "".join(TEXTS[id_] for id_ in ids if id_ not in SPECIAL.values()), len(ids)
+
+
+stops_with_tokens = st.lists(
+    st.lists(st.sampled_from(["a", "b", "<s>", "<t>", "<s><t>"]), min_size=1, max_size=3).map("".join), max_size=3
+)
+
+
+@given(st.lists(st.integers(0, 6), max_size=14), stops_with_tokens)
+def test_special_tokens_in_stop_strings_are_tokens(ids: list[int], stops: list[str]) -> None:
+    writer = Writer(Detokenizer(Decoder(), []), stop_strings(stops, SPECIAL))
+    pieces = writer.write(ids)
+    text = "".join(pieces) + writer.finish()
+    assert (text, len(writer.tokens)) == literal_end(ids, stops)
+    assert len(pieces) == len(writer.tokens) and "".join(writer.parts) == text
+
+
+@given(st.lists(st.integers(0, 8), max_size=20))
+def test_a_stop_string_that_never_comes_changes_no_text(ids: list[int]) -> None:
+    texts = []
+    for stops in ([], ["<s>" * 30], ["a<s>" * 10, "b" * 30]):
+        writer = Writer(Detokenizer(Decoder(), []), stop_strings(stops, SPECIAL))
+        writer.write(ids)
+        writer.finish()
+        texts.append("".join(writer.parts))
+    assert len(set(texts)) == 1
+
+
+def test_half_a_character_before_a_token_that_stops() -> None:
+    writer = Writer(Detokenizer(Decoder(), []), stop_strings("<s>", SPECIAL))
+    writer.write([3, 7, 0])
+    assert ("".join(writer.parts), writer.stopped) == ("a\ufffd", True)

@@ -179,7 +179,7 @@ def test_marks_of_the_assistants_words_change_nothing(
 
 
 def test_a_mark_without_an_end_is_refused(folder: Path) -> None:
-    with pytest.raises(BadInput, match="the chat template refuses these messages: Unexpected end of template"):
+    with pytest.raises(BadInput, match="the model's chat template is broken: line 1: Unexpected end of template"):
         Text(folder, "{% generation %}a").render([user("hi")])
 
 

@@ -133,7 +133,7 @@ def test_templates_have_what_transformers_gives_them(folder: Path) -> None:
     [
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{{ messages.append(1) }}", "is not safely callable|unsafe"),
-        ("{% if %}", "refuses"),
+        ("{% if %}", "is broken: line 1"),
         ("{{ 1 / 0 }}", "division by zero"),
     ],
 )

@@ -1,0 +1,107 @@
+"""What chat templates are compiled in, as in transformers; templates that cannot be compiled."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from .errors import PardWarning
+
+LONGEST = 1_000_000  # characters of a template; real ones have up to 20 thousand
+
+
+def warn_of_template(template: str | None, folder: Path) -> None:
+    """Warn with PardWarning of a chat template that cannot be compiled, naming its file and line.
+
+    folder: the checkpoint. This is no error, as it is none in transformers when a model is loaded: only chats need the
+    template.
+    """
+    problem = template_problem(template) if template else None
+    if problem:
+        named = (folder / name for name in ("chat_template.jinja", "tokenizer_config.json"))
+        path = next((path for path in named if path.is_file()), folder)
+        warnings.warn(
+            f"{path}: the chat template is broken: {problem}; the exported model takes prompts, but no chats: correct "
+            "the template and export again",
+            PardWarning,
+            stacklevel=3,
+        )
+
+
+def template_problem(template: str) -> str | None:
+    """Why a template cannot be compiled, with its line; None if it can be. Takes seconds at most."""
+    if len(template) > LONGEST:
+        return f"it has {len(template)} characters, more than {LONGEST}"
+    try:
+        environment().compile(template)
+    except TemplateSyntaxError as error:
+        return f"line {error.lineno}: {' '.join(str(error.message).split()).rstrip('.')}"
+    except (SyntaxError, RecursionError, MemoryError, ValueError, OverflowError) as error:
+        # What jinja makes of it is no Python: loops or expressions that are nested too deeply
+        return f"it is too deeply nested ({' '.join(str(error).split()) or type(error).__name__})"
+    return None
+
+
+class PlainGenerator(CodeGenerator):
+    """Evaluates no expression while it compiles: `{{ "a" * 10 ** 10 }}` would take all memory before it is rendered."""
+
+    def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: Any) -> str:
+        if not isinstance(node, nodes.TemplateData):
+            raise nodes.Impossible
+        return super()._output_child_to_const(node, frame, finalize)
+
+
+class TemplateEnvironment(ImmutableSandboxedEnvironment):
+    code_generator_class = PlainGenerator
+
+
+class GenerationTag(Extension):
+    """The tag `{% generation %}`, which marks the assistant's words for training: its body is rendered as it is."""
+
+    tags = {"generation"}  # noqa: RUF012 jinja2's own type
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # A call block, as in transformers: variables that are set in the body are not seen after it
+        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+    def _body(self, caller: Macro) -> str:
+        text: str = caller()
+        return text
+
+
+@lru_cache(maxsize=1)
+def environment() -> TemplateEnvironment:
+    """What templates are compiled in, as in transformers (chat_template_utils.py)."""
+    out = TemplateEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[GenerationTag, "jinja2.ext.loopcontrols"],
+        optimized=False,  # see `PlainGenerator`
+    )
+    out.filters["tojson"] = to_json
+    out.globals["raise_exception"] = refuse
+    out.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    return out
+
+
+def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    """The filter `tojson`. Jinja's own filter escapes HTML, which models were not trained on."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+def refuse(message: str) -> NoReturn:
+    """The function `raise_exception` of templates."""
+    raise TemplateError(message)

