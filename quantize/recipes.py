@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 INT4_ZERO = replace(INT4, symmetric=False)
 BLOCKS = (16, 32, 64, 128, 256)
-SMALL_HIDDEN = 1024  # of a small model: it loses more by 4 bits than a larger one, and its steps are short in any case
-SMALL_BLOCK = 32  # of a small model's recipes without a block size of their own
+SMALL_HIDDEN = 1024  # below it a model is small: it loses more by 4 bits than a larger one, and its steps are short
+SMALL_BLOCK = 32
 KEYS_AND_VALUES = ("*.k_proj", "*.v_proj")  # small matrices, whose errors stay in the KV cache for all later tokens
 
 
@@ -65,7 +65,7 @@ class NamedRecipe:
     mixed: bool = False  # the matrices that lose most by 4 bits get 8 bits
     ends: Format | None = None  # of the LM head and the embedding; None: that of the other matrices
     eight_bits: tuple[str, ...] = ()  # patterns of the matrices that have 8 bits in any case
-    any_block: bool = False  # the model's size decides the block size
+    by_size: bool = False  # small models get blocks of SMALL_BLOCK; larger ones only 4 bits where `eight_bits` says 8
 
     @property
     def algorithm(self) -> Algorithm:
@@ -95,11 +95,11 @@ class NamedRecipe:
 
     def formats(self, spec: ModelSpec) -> Recipe:
         """The format of every matrix, before any is given more bits. Raises BadInput for a role that cannot have it."""
-        fmt = self.format
-        if self.any_block and spec.hidden < SMALL_HIDDEN:
+        fmt, small = self.format, spec.hidden < SMALL_HIDDEN
+        if self.by_size and small:
             fmt = replace(fmt, block=SMALL_BLOCK)
         lookup = INT8 if fmt.kind == "dynamic" else fmt  # dynamic int8 has no embedding lookup
-        eight = tuple((pattern, INT8) for pattern in self.eight_bits)
+        eight = () if self.by_size and not small else tuple((pattern, INT8) for pattern in self.eight_bits)
         recipe = Recipe(fmt, self.ends or lookup, self.ends or lookup, eight)
         recipe.require(spec.role)
         return recipe
@@ -109,7 +109,7 @@ class NamedRecipe:
         if block not in BLOCKS or self.format.kind != "nbits":
             known = ", ".join(map(str, BLOCKS)) if self.format.kind == "nbits" else "none: it has one scale a row"
             raise BadInput(f"--block-size {block}: blocks of {self.name} are {known}")
-        return replace(self, name=f"{self.name}-b{block}", format=replace(self.format, block=block), any_block=False)
+        return replace(self, name=f"{self.name}-b{block}", format=replace(self.format, block=block), by_size=False)
 
 
 RECIPES = {
@@ -124,7 +124,7 @@ RECIPES = {
         NamedRecipe("int4-awq", INT4, "importance", awq=True),
         NamedRecipe("int4-awq-gptq", INT4, "gptq", awq=True),
         NamedRecipe("int4-mixed", INT4, "gptq", mixed=True),
-        NamedRecipe("int4-good", INT4_ZERO, "importance", ends=INT8, eight_bits=KEYS_AND_VALUES, any_block=True),
+        NamedRecipe("int4-good", INT4_ZERO, "importance", ends=INT8, eight_bits=KEYS_AND_VALUES, by_size=True),
         NamedRecipe("int4-best", replace(INT4_ZERO, block=32), "gptq", ends=INT8, eight_bits=KEYS_AND_VALUES),
         NamedRecipe("int8-rtn", INT8, "rtn"),
         NamedRecipe("int8-gptq", INT8, "gptq"),

@@ -26,7 +26,7 @@ from pard_onnx.quantize.packing.pack import format_for_width, unpack
 from pard_onnx.quantize.packing.prepared import Spool
 
 POWERS = np.linspace(0, 1, 11)
-SAMPLED_ROWS = 256  # of a matrix, whose errors are computed
+SAMPLED_ROWS = 64  # of a matrix, whose errors are computed
 FLOOR = 1e-3  # least root mean square over the mean one, for columns that the text hardly uses
 
 

@@ -196,14 +196,16 @@ def test_names(tmp_path: Path, tiny: Tiny) -> None:
 
 
 def test_the_model_decides_what_the_recipe_leaves_open(tmp_path: Path, tiny: Tiny) -> None:
-    """Small models get small blocks; keys, values, head and embedding 8 bits; a block size that is named stays."""
+    """Small models get small blocks, and 8 bits for keys and values; all get 8 bits for head and embedding."""
     spec = Checkpoint.open(tiny(tmp_path / "model")).spec
     good = named_recipe("int4-good")
     small, large = (good.formats(replace(spec, hidden=hidden)) for hidden in (SMALL_HIDDEN - 64, SMALL_HIDDEN))
     assert (small.matrices.block, large.matrices.block) == (32, 128)
     assert named_recipe("int4-good", 64).formats(spec).matrices.block == 64
-    for name in ("lm_head", "model.embed_tokens", "model.layers.0.self_attn.k_proj", "model.layers.1.self_attn.v_proj"):
-        assert large.of(name) == INT8
+    for name in ("model.layers.0.self_attn.k_proj", "model.layers.1.self_attn.v_proj"):
+        assert small.of(name) == INT8 and large.of(name) == large.matrices
+    for name in ("lm_head", "model.embed_tokens"):
+        assert small.of(name) == large.of(name) == INT8
     assert large.of("model.layers.0.self_attn.q_proj") == replace(INT4, symmetric=False)
 
 
