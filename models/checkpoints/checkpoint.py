@@ -1,4 +1,4 @@
-"""`Checkpoint`: a Hugging Face folder whose config, tokenizer and tensors have been checked."""
+"""`Checkpoint`: a Hugging Face folder or a GGUF file whose config, tokenizer and tensors have been checked."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pard_onnx.models.spec import ModelSpec, Vocabulary
 
 from . import config as configs
 from .config import MASK_KEYS, Config
+from .gguf.checkpoint import GgufCheckpoint
 from .layer_attention import attention_of, ropes_of
 from .quantization import KEY, PackedMatrix, QuantizationConfig, is_required, packed_matrix, quantization_of
 from .tensors import (
@@ -36,20 +37,35 @@ EMBEDDING = "model.embed_tokens.weight"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A Hugging Face folder. Its tensors are those that `spec` needs; other tensors of its files are ignored."""
+    """A Hugging Face folder, whose files may hold more tensors than `spec` needs, or a GGUF file, which may not."""
 
-    folder: Path
+    folder: Path  # of config.json and the tokenizer; of a GGUF file: in this package's cache
     spec: ModelSpec
     tensors: Mapping[str, Tensor]  # by name, with the shapes that `spec` demands
     quantization: QuantizationConfig | None = None  # None: all weights are floats
     packed: Mapping[str, PackedMatrix] = field(default_factory=dict)  # matrices in integers, by name without `.weight`
+    file: Path | None = None  # the GGUF file; None: a Hugging Face folder
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
-        """Read configs, tokenizer and safetensors headers. Raises BadCheckpoint.
+    def open(cls, path: Path) -> Checkpoint:
+        """Read configs, tokenizer and the headers of a Hugging Face folder or a GGUF file. Raises BadCheckpoint.
 
         Weights are read only where config.json ties the head to the embedding and the files hold both.
         """
+        return cls._open_gguf(path) if path.is_file() else cls._open_folder(path)
+
+    @classmethod
+    def _open_gguf(cls, file: Path) -> Checkpoint:
+        found = GgufCheckpoint.open(file)
+        config = configs.read_config(found.folder)
+        spec = _spec(config, configs.family_of(config), tokenizer_size(found.folder), configs.dtype_of(config, "F32"))
+        tensors, packed = _needed(file, spec, found.tensors, None)
+        for name in sorted(set(found.tensors) - set(tensors) - {f"{matrix}.weight" for matrix in packed}):
+            raise BadCheckpoint(f"{file}: has {name}, which a {spec.family} model of its metadata has not")
+        return cls(found.folder, spec, tensors, None, packed, file)
+
+    @classmethod
+    def _open_folder(cls, folder: Path) -> Checkpoint:
         config = configs.read_config(folder)
         family = configs.family_of(config)
         found = find_tensors(folder)
@@ -66,6 +82,11 @@ class Checkpoint:
         if quantization and not packed:
             raise config.fault(KEY, f"says {quantization.method}, but no matrix is stored in integers")
         return cls(folder, spec, tensors, quantization, packed)
+
+    @property
+    def path(self) -> Path:
+        """What the user has: the folder or the GGUF file."""
+        return self.file or self.folder
 
     @property
     def bits(self) -> int | None:

@@ -1,0 +1,120 @@
+"""The types of tensors in GGUF files: a table; and `GgufTensor`, whose rows are read one block at a time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pard_onnx.models.checkpoints.tensors import DTYPES
+from pard_onnx.models.errors import BadCheckpoint, BadInput
+
+# The numbers of ggml's types in a file; all are named, so that those which are not read are refused by name
+TYPE_NUMBERS = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
+    12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
+    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
+    29: "IQ1_M", 30: "BF16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class GgmlType:
+    """A type of values: `block` consecutive values of a row take `size` bytes."""
+
+    name: str
+    block: int
+    size: int
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        return math.prod(shape) // self.block * self.size
+
+
+TYPES = {
+    kind.name: kind
+    for kind in (
+        GgmlType("F32", 1, 4),
+        GgmlType("F16", 1, 2),
+        GgmlType("BF16", 1, 2),
+        GgmlType("Q8_0", 32, 34),
+        GgmlType("Q4_0", 32, 18),
+        GgmlType("Q4_1", 32, 20),
+        GgmlType("Q5_0", 32, 22),
+        GgmlType("Q5_1", 32, 24),
+        GgmlType("Q4_K", 256, 144),
+        GgmlType("Q5_K", 256, 176),
+        GgmlType("Q6_K", 256, 210),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """A tensor of a GGUF file as transformers' model of it has it, in floats.
+
+    heads: how many heads the rows belong to, whose rotary pairs are rows 2i and 2i + 1 in the file, rows i and
+    i + head_dim / 2 in transformers; 0: the rows are in the same order. added: what the file's values have more than
+    transformers'.
+    """
+
+    file: Path
+    kind: GgmlType
+    shape: tuple[int, ...]
+    offset: int  # bytes from the beginning of the file
+    heads: int = 0
+    added: float = 0.0
+
+    @property
+    def dtype(self) -> str:
+        return self.kind.name if self.kind.name in DTYPES and not self.added else "F32"
+
+    @property
+    def nbytes(self) -> int:
+        return self.kind.nbytes(self.shape)
+
+    def read(self, first: int, stop: int) -> NDArray[Any]:
+        values = self._floats(self.blocks(first, stop))
+        values = values.reshape(len(values), *self.shape[1:])
+        return values - np.float32(self.added) if self.added else values
+
+    def blocks(self, first: int, stop: int) -> NDArray[np.uint8]:
+        """The bytes of rows first .. stop, in transformers' order: [rows, bytes of a row]."""
+        rows, width = self.shape[0], self.kind.nbytes(self.shape[1:])
+        if not self.heads:
+            return self._stored(first, stop, width)
+        head = rows // self.heads
+        low = first // head * head
+        stored = self._stored(low, -(-stop // head) * head, width)
+        pairs = stored.reshape(-1, head // 2, 2, width).swapaxes(1, 2)  # [heads, 2, head / 2, bytes]
+        return pairs.reshape(stored.shape)[first - low : stop - low]
+
+    def _stored(self, first: int, stop: int, row: int) -> NDArray[np.uint8]:
+        count = max(0, stop - first)
+        raw: NDArray[np.uint8] = np.fromfile(self.file, np.uint8, count * row, offset=self.offset + first * row)
+        if raw.size != count * row:
+            raise BadCheckpoint(f"{self.file}: ends within a tensor; download it again")
+        return raw.reshape(count, row)
+
+    def _floats(self, blocks: NDArray[np.uint8]) -> NDArray[Any]:
+        """The values of rows: in the stored type where that is a float, else in float32."""
+        if stored := DTYPES.get(self.kind.name):
+            values = blocks.reshape(-1).view(stored).reshape(len(blocks), -1)
+            if not self.added or self.kind.name != "BF16":
+                return values
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        gguf = library()
+        found: NDArray[np.float32] = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[self.kind.name])
+        return found
+
+
+def library() -> Any:
+    """The gguf package, which only files with quantized tensors need."""
+    try:
+        import gguf
+    except ImportError:
+        raise BadInput("the gguf package, which reads quantized tensors, is not installed; pip install gguf") from None
+    return gguf
