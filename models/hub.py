@@ -27,8 +27,9 @@ ARTIFACT_FILES = ["*.json", "*.jinja", "*.onnx", "*.data"]
 
 
 def resolve_checkpoint(name: str, revision: str | None = None) -> tuple[Path, Source]:
-    """The folder of a checkpoint (a shipped model, which is a name in DEMO, a local folder, or a hub id: `org/name`), or
-    a GGUF file.
+    """The folder of a checkpoint, or a GGUF file.
+
+    name: of a shipped model (one of DEMO), a local folder or GGUF file, or a hub id (`org/name`).
 
     A hub id is fetched into huggingface_hub's cache, or found there if the hub cannot be reached; `revision`
     is a branch, tag or commit of it. Raises BadInput, or Failure when a download breaks off.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from pard_onnx.models.spec import ModelSpec, Vocabulary
 from . import config as configs
 from .config import MASK_KEYS, Config
 from .gguf.checkpoint import GgufCheckpoint
+from .gguf.types import GgufMatrix, GgufTensor
 from .layer_attention import attention_of, ropes_of
 from .quantization import KEY, PackedMatrix, QuantizationConfig, is_required, packed_matrix, quantization_of
 from .tensors import (
@@ -33,6 +35,9 @@ from .vocabulary import chat_template, tokenizer_size
 __all__ = ["Checkpoint", "TensorEntry", "read_tensor", "require_finite"]
 
 EMBEDDING = "model.embed_tokens.weight"
+GGUF = QuantizationConfig("gguf", "gguf", bits=None, group=None, zeros=False)
+Packed = PackedMatrix | GgufMatrix
+Stored = TensorEntry | GgufTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class Checkpoint:
     spec: ModelSpec
     tensors: Mapping[str, Tensor]  # by name, with the shapes that `spec` demands
     quantization: QuantizationConfig | None = None  # None: all weights are floats
-    packed: Mapping[str, PackedMatrix] = field(default_factory=dict)  # matrices in integers, by name without `.weight`
+    packed: Mapping[str, Packed] = field(default_factory=dict)  # matrices in integers, by name without `.weight`
     file: Path | None = None  # the GGUF file; None: a Hugging Face folder
 
     @classmethod
@@ -59,10 +64,10 @@ class Checkpoint:
         found = GgufCheckpoint.open(file)
         config = configs.read_config(found.folder)
         spec = _spec(config, configs.family_of(config), tokenizer_size(found.folder), configs.dtype_of(config, "F32"))
-        tensors, packed = _needed(file, spec, found.tensors, None)
+        tensors, packed = _needed(file, spec, found.tensors, found.packed)
         for name in sorted(set(found.tensors) - set(tensors) - {f"{matrix}.weight" for matrix in packed}):
             raise BadCheckpoint(f"{file}: has {name}, which a {spec.family} model of its metadata has not")
-        return cls(found.folder, spec, tensors, None, packed, file)
+        return cls(found.folder, spec, tensors, GGUF if packed else None, packed, file)
 
     @classmethod
     def _open_folder(cls, folder: Path) -> Checkpoint:
@@ -76,7 +81,8 @@ class Checkpoint:
         if spec.tied and _holds_another_head(spec, found):
             spec = replace(spec, tied=False)
         quantization = quantization_of(config)
-        tensors, packed = _needed(folder, spec, found, quantization)
+        known = partial(packed_matrix, quantization, found=found) if quantization else lambda *_: None
+        tensors, packed = _needed(folder, spec, found, known)
         if not packed and not is_required(config):
             quantization = None
         if quantization and not packed:
@@ -157,28 +163,36 @@ def _holds_another_head(spec: ModelSpec, found: Mapping[str, TensorEntry]) -> bo
 
 
 def _needed(
-    folder: Path, spec: ModelSpec, found: Mapping[str, TensorEntry], quantization: QuantizationConfig | None
-) -> tuple[dict[str, Tensor], dict[str, PackedMatrix]]:
-    """The tensors in floats, and the matrices in integers, that a model of `spec` needs. Raises BadCheckpoint."""
+    path: Path, spec: ModelSpec, found: Mapping[str, Stored], packed_of: Callable[[str, tuple[int, int]], Packed | None]
+) -> tuple[dict[str, Tensor], dict[str, Packed]]:
+    """The tensors in floats, and the matrices in integers, that a model of `spec` needs. Raises BadCheckpoint.
+
+    packed_of: the matrix of a name without `.weight` and a shape; None if it is not stored in integers.
+    """
     tensors: dict[str, Tensor] = {}
-    packed: dict[str, PackedMatrix] = {}
+    packed: dict[str, Packed] = {}
     for name, shape in shapes(spec):
         matrix = name.removesuffix(".weight")
         # The embedding is always in floats: its rows are looked up
-        if quantization and len(shape) == 2 and name != EMBEDDING:
-            held = packed_matrix(quantization, matrix, (shape[0], shape[1]), found)
+        if len(shape) == 2 and name != EMBEDDING:
+            held = packed_of(matrix, (shape[0], shape[1]))
             if held:
                 packed[matrix] = held
                 continue
-        entry = found.get(name)
-        if entry is None:
-            raise BadCheckpoint(f"{folder}: no tensor {name} in its safetensors; a {spec.family} checkpoint needs it")
-        if entry.dtype not in DTYPES:
-            raise BadCheckpoint(
-                f"{entry.file}: tensor {name} is stored as {entry.dtype}; supported: {', '.join(DTYPES)} "
-                "(export the unquantized checkpoint)"
-            )
-        if entry.shape != shape:
-            raise BadCheckpoint(f"{entry.file}: tensor {name} is {list(entry.shape)}; config.json says {list(shape)}")
-        tensors[name] = entry
+        tensors[name] = _float_tensor(path, spec, name, shape, found.get(name))
     return tensors, packed
+
+
+def _float_tensor(path: Path, spec: ModelSpec, name: str, shape: tuple[int, ...], entry: Stored | None) -> Tensor:
+    if entry is None:
+        where = "" if path.is_file() else " in its safetensors"
+        raise BadCheckpoint(f"{path}: no tensor {name}{where}; a {spec.family} checkpoint needs it")
+    if entry.dtype not in DTYPES:
+        raise BadCheckpoint(
+            f"{entry.file}: tensor {name} is stored as {entry.dtype}; supported: {', '.join(DTYPES)} "
+            "(export the unquantized checkpoint)"
+        )
+    if entry.shape != shape:
+        says = "the metadata says" if path.is_file() else "config.json says"
+        raise BadCheckpoint(f"{entry.file}: tensor {name} is {list(entry.shape)}; {says} {list(shape)}")
+    return entry

@@ -17,7 +17,7 @@ from pard_onnx.models.errors import Failure
 from .config import architecture_of, config_values, named_tensors
 from .file import GgufFile
 from .tokenizer import GgufTokenizer
-from .types import GgufTensor
+from .types import GgufMatrix, GgufTensor
 
 TEMPLATE = "tokenizer.chat_template"
 
@@ -46,6 +46,12 @@ class GgufCheckpoint:
             "tokenizer_config.json": _text(tokenizer.config(template)),
         }
         return cls(_written(texts), tensors)
+
+    def packed(self, matrix: str, shape: tuple[int, int]) -> GgufMatrix | None:
+        """The matrix of this name without `.weight`; None if it is read as floats, or has another shape."""
+        tensor = self.tensors.get(f"{matrix}.weight")
+        held = tensor is not None and tensor.kind.integers is not None and tensor.shape == shape
+        return GgufMatrix(tensor) if tensor and held else None
 
 
 def _text(value: Mapping[str, Any]) -> str:

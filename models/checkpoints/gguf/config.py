@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pard_onnx.models.checkpoints.config import MASK_KEYS, Config
+from pard_onnx.models.checkpoints.config import MASK_KEYS
 from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadCheckpoint
 
@@ -37,7 +37,7 @@ GEMMA3 = {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 # Numbers that change the model, by the ends of their keys, and what they are in a model of a supported family
-NEUTRAL: dict[str, float] = {
+NEUTRAL = {
     "expert_count": 0,
     "attention.clamp_kqv": 0,
     "attention.max_alibi_bias": 0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ class Own:
         if (found := self.integer(key, wanted)) != wanted:
             raise self.fault(key, f"is {found}, {why}")
 
-    def require_neutral(self, numbers: dict[str, float]) -> None:
+    def require_neutral(self, numbers: Mapping[str, float]) -> None:
         """BadCheckpoint where a number of the file is neither 0 nor the one of `numbers`, which changes nothing."""
         for key, neutral in numbers.items():
             if (found := self.value(key)) not in (None, 0, neutral):

@@ -20,11 +20,16 @@ CONTRACTION = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 WORD, MARKS, SPACES = r"[^\r\n\p{L}\p{N}]?\p{L}+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = rf"{CONTRACTION}|{WORD}|\p{{N}}{{1,3}}|{MARKS}|{SPACES}"
 QWEN2 = rf"{CONTRACTION}|{WORD}|\p{{N}}|{MARKS}|{SPACES}"
-# Texts that llama.cpp takes for control tokens, whatever their type in the file is. These end a generation:
+# Texts that end a generation in llama.cpp, and are control tokens to it, whatever their type in the file is
 ENDS = frozenset(
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> "
-    "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> "
-    "[e~[".split()
+    {
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
+        *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>"),
+        *("<end_of_utterance>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
+        # Of code models: padding, a repository's name, a file's end
+        *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>"),
+        *("<REPO>", "<reponame>", "<|file_sep|>"),
+    }
 )
 
 
@@ -125,7 +130,7 @@ class GgufTokenizer:
         return [index for index, kind in enumerate(self.kinds) if kind in (UNKNOWN, CONTROL, USER_DEFINED)]
 
     def _template(self, level: dict[str, Any]) -> dict[str, Any]:
-        """Texts with special tokens begin with the first token's id, or end with the last one's, if the file says so."""
+        """Texts with special tokens begin with the id of bos, or end with that of eos, where the file says so."""
         pieces: list[dict[str, Any]] = [{"Sequence": {"id": "A", "type_id": 0}}]
         used = {}
         for key, default, place in (("bos", self.pre.bos, 0), ("eos", False, 1)):

@@ -1,8 +1,10 @@
-"""The types of tensors in GGUF files: a table; and `GgufTensor`, whose rows are read one block at a time."""
+"""The types of tensors in GGUF files: a table; `GgufTensor`, whose rows are read one block at a time as floats, and
+`GgufMatrix`, whose rows are read as the integers that the file holds."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,20 @@ TYPE_NUMBERS = {
 }  # fmt: skip
 
 
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Integers:
+    """How a block holds integers that MatMulNBits takes: weight = scale * (level - the middle level).
+
+    levels: of blocks [..., bytes], [..., block]; a block begins with its scale in float16.
+    """
+
+    bits: int
+    levels: Callable[[Bytes], Bytes]
+
+
 @dataclass(frozen=True, slots=True)
 class GgmlType:
     """A type of values: `block` consecutive values of a row take `size` bytes."""
@@ -29,9 +45,21 @@ class GgmlType:
     name: str
     block: int
     size: int
+    integers: Integers | None = None  # None: the values are read as floats
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         return math.prod(shape) // self.block * self.size
+
+
+def _halves(block: Bytes) -> Bytes:
+    """16 bytes after the scale: the low halves are the first 16 levels, the high halves the other 16."""
+    packed = block[..., 2:]
+    return np.concatenate([packed & 15, packed >> 4], axis=-1)
+
+
+def _signed(block: Bytes) -> Bytes:
+    """32 signed bytes after the scale."""
+    return block[..., 2:] ^ np.uint8(128)
 
 
 TYPES = {
@@ -40,8 +68,8 @@ TYPES = {
         GgmlType("F32", 1, 4),
         GgmlType("F16", 1, 2),
         GgmlType("BF16", 1, 2),
-        GgmlType("Q8_0", 32, 34),
-        GgmlType("Q4_0", 32, 18),
+        GgmlType("Q8_0", 32, 34, Integers(8, _signed)),
+        GgmlType("Q4_0", 32, 18, Integers(4, _halves)),
         GgmlType("Q4_1", 32, 20),
         GgmlType("Q5_0", 32, 22),
         GgmlType("Q5_1", 32, 24),
@@ -81,7 +109,7 @@ class GgufTensor:
         values = values.reshape(len(values), *self.shape[1:])
         return values - np.float32(self.added) if self.added else values
 
-    def blocks(self, first: int, stop: int) -> NDArray[np.uint8]:
+    def blocks(self, first: int, stop: int) -> Bytes:
         """The bytes of rows first .. stop, in transformers' order: [rows, bytes of a row]."""
         rows, width = self.shape[0], self.kind.nbytes(self.shape[1:])
         if not self.heads:
@@ -92,14 +120,14 @@ class GgufTensor:
         pairs = stored.reshape(-1, head // 2, 2, width).swapaxes(1, 2)  # [heads, 2, head / 2, bytes]
         return pairs.reshape(stored.shape)[first - low : stop - low]
 
-    def _stored(self, first: int, stop: int, row: int) -> NDArray[np.uint8]:
+    def _stored(self, first: int, stop: int, row: int) -> Bytes:
         count = max(0, stop - first)
-        raw: NDArray[np.uint8] = np.fromfile(self.file, np.uint8, count * row, offset=self.offset + first * row)
+        raw: Bytes = np.fromfile(self.file, np.uint8, count * row, offset=self.offset + first * row)
         if raw.size != count * row:
             raise BadCheckpoint(f"{self.file}: ends within a tensor; download it again")
         return raw.reshape(count, row)
 
-    def _floats(self, blocks: NDArray[np.uint8]) -> NDArray[Any]:
+    def _floats(self, blocks: Bytes) -> NDArray[Any]:
         """The values of rows: in the stored type where that is a float, else in float32."""
         if stored := DTYPES.get(self.kind.name):
             values = blocks.reshape(-1).view(stored).reshape(len(blocks), -1)
@@ -109,6 +137,46 @@ class GgufTensor:
         gguf = library()
         found: NDArray[np.float32] = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[self.kind.name])
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class GgufMatrix:
+    """A matrix [out, in] in integers. Its zero points are the middle level."""
+
+    tensor: GgufTensor  # of a type with integers
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, width = self.tensor.shape
+        return rows, width
+
+    @property
+    def bits(self) -> int:
+        return self._integers.bits
+
+    @property
+    def group(self) -> int:
+        """Input columns that share a scale."""
+        return self.tensor.kind.block
+
+    def levels(self, rows: slice) -> Bytes:
+        """The integers of rows, [n, in]."""
+        blocks = self._blocks(rows)
+        return self._integers.levels(blocks).reshape(len(blocks), self.shape[1])
+
+    def scales(self, rows: slice) -> NDArray[np.float32]:
+        """The scales of rows, [n, groups]."""
+        stored = np.ascontiguousarray(self._blocks(rows)[..., :2]).view("<f2")
+        return stored[..., 0].astype(np.float32)
+
+    def _blocks(self, rows: slice) -> Bytes:
+        first, stop, _ = rows.indices(self.shape[0])
+        return self.tensor.blocks(first, stop).reshape(stop - first, -1, self.tensor.kind.size)
+
+    @property
+    def _integers(self) -> Integers:
+        assert self.tensor.kind.integers is not None
+        return self.tensor.kind.integers
 
 
 def library() -> Any:
