@@ -130,7 +130,7 @@ class GgufTensor:
     def _floats(self, blocks: Bytes) -> NDArray[Any]:
         """The values of rows: in the stored type where that is a float, else in float32."""
         if stored := DTYPES.get(self.kind.name):
-            values = blocks.reshape(-1).view(stored).reshape(len(blocks), -1)
+            values = blocks.view(stored)
             if not self.added or self.kind.name != "BF16":
                 return values
             return (values.astype(np.uint32) << 16).view(np.float32)
@@ -171,7 +171,8 @@ class GgufMatrix:
 
     def _blocks(self, rows: slice) -> Bytes:
         first, stop, _ = rows.indices(self.shape[0])
-        return self.tensor.blocks(first, stop).reshape(stop - first, -1, self.tensor.kind.size)
+        stored = self.tensor.blocks(first, stop)
+        return stored.reshape(len(stored), self.shape[1] // self.group, self.tensor.kind.size)
 
     @property
     def _integers(self) -> Integers:
