@@ -53,6 +53,19 @@ class Own:
         return Config(self.metadata.path, {self.prefix + key: self.value(key)})
 
 
+def texts(metadata: Config, key: str) -> list[str]:
+    """A list of texts. Raises BadCheckpoint where it is missing, no such list, or not UTF-8."""
+    found = metadata.values.get(key)
+    if found is None:
+        raise metadata.fault(key, "is missing; convert the model again")
+    if not isinstance(found, list):
+        raise metadata.fault(key, "is no list of texts; convert the model again")
+    for index, item in enumerate(found):
+        if isinstance(item, bytes):
+            raise metadata.fault(key, f"has {item!r} at {index}, which is not UTF-8; convert the model again")
+    return found
+
+
 def shortest(value: float) -> float:
     """The shortest decimal number that rounds to the same float32: 1e-05 where the file has 9.99999974e-06."""
     return float(str(np.float32(value)))
