@@ -104,7 +104,7 @@ class Checkpoint:
         """The same checkpoint with this role; "auto": a draft if its config has a mask id. Raises BadCheckpoint."""
         if role == "draft" and self.spec.pard is None:
             raise BadCheckpoint(
-                f"{self.folder / configs.FILE}: a draft without a mask id: none of {', '.join(MASK_KEYS)} is there; "
+                f"{self.file or self.folder / configs.FILE}: a draft without a mask id: none of {', '.join(MASK_KEYS)} is there; "
                 "take a PARD draft, or --role target"
             )
         return replace(self, spec=replace(self.spec, pard=None)) if role == "target" else self

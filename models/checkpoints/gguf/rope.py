@@ -87,10 +87,11 @@ def _limits(wavelengths: NDArray[np.float64], found: NDArray[np.float64], factor
     if len(share) > 1:
         slope, at = np.polyfit(1 / wavelengths[between], share, 1)
         return float(slope / (1 - at)), float(slope / -at)
-    if len(share) == 1:  # the line through its point that is 1 at `before`; it is 0 behind it
-        x, first = 1 / wavelengths[between][0], 1 / before
-        last = (x - share[0] * first) / (1 - share[0])
-        return float(before), float(1 / last) if last > 0 else float(after)
+    if len(share) == 1:  # many lines go through its point: the one that is 0 at `after`, or 1 at `before`
+        x, part = 1 / wavelengths[between][0], share[0]
+        first = min((x - (1 - part) / after) / part, 1 / before)
+        last = (x - part * first) / (1 - part)
+        return float(1 / first), float(1 / last)
     return float(before * 1.0001), float(after * 0.9999)
 
 
