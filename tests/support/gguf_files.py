@@ -225,3 +225,22 @@ def _restored(values: Float, heads: int) -> Float:
         return values
     pairs = values.reshape(heads, -1, 2, *values.shape[1:])
     return np.concatenate([pairs[:, :, 0], pairs[:, :, 1]], axis=1).reshape(values.shape)
+
+
+def split(path: Path, stem: Path, count: int) -> list[Path]:
+    """Write a file again as `count` parts, named as llama.cpp names them."""
+    reader = gguf.GGUFReader(path)
+    parts = [stem.with_name(f"{stem.name}-{i + 1:05}-of-{count:05}.gguf") for i in range(count)]
+    for index, part in enumerate(parts):
+        writer = gguf.GGUFWriter(part, str(reader.fields["general.architecture"].contents()))
+        if index == 0:
+            for key, field in reader.fields.items():
+                if not key.startswith("GGUF.") and key != "general.architecture":
+                    add(writer, key, field.contents())
+        for tensor in reader.tensors[index::count]:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return parts

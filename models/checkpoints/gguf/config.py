@@ -121,6 +121,8 @@ def config_values(file: GgufFile, ids: Mapping[str, Any]) -> dict[str, Any]:
     name, architecture = architecture_of(file)
     own = Own(file.metadata, f"{name}.")
     embedding = _required(file, "token_embd.weight")
+    if own.integer("block_count") > len(file.tensors):
+        raise own.fault("block_count", f"is {own.integer('block_count')}, but the file has {len(file.tensors)} tensors")
     heads = own.integer("attention.head_count")
     head_dim = own.integer("attention.key_length", max(1, own.integer("embedding_length") // heads))
     own.require_neutral(NEUTRAL)
