@@ -56,7 +56,7 @@ def export(job: Job, progress: Progress = no_progress) -> Manifest:
     Raises BadInput for what cannot be exported, Failure where the disk is too small. The folder is made
     beside its final place and renamed, so that an interrupted export leaves nothing that looks finished.
     """
-    output = checked_output_folder(job.output, job.checkpoint.folder, force=job.force)
+    output = checked_output_folder(job.output, job.checkpoint.path, force=job.force)
     job.resolved_capacity()
     job.resolved_recipe()
     with replacing(output, force=job.force) as folder:
@@ -218,7 +218,7 @@ def verify(job: Job, folder: Path, manifest: Manifest, progress: Progress) -> Pa
     progress("verify", 1, 1)
     if not isfinite(parity.max_error):
         raise Failure(
-            f"{job.checkpoint.folder}: its logits are not finite, in torch or in the {job.precision} graph; "
+            f"{job.checkpoint.path}: its logits are not finite, in torch or in the {job.precision} graph; "
             "the checkpoint is damaged or beyond the range of its floats (--no-verify exports it all the same)"
         )
     if job.resolved_recipe().matrices.plain and not parity.top1_agreement >= FLOAT_AGREEMENT:

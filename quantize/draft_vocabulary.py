@@ -33,9 +33,7 @@ def select_vocabulary(checkpoint: Checkpoint, size: int, text: Path | None = Non
     """
     option, spec = f"--draft-vocabulary {size}", checkpoint.spec
     if spec.pard is None:
-        raise BadInput(
-            f"{option}: {checkpoint.folder} is a target, which must be able to say every token; leave it out"
-        )
+        raise BadInput(f"{option}: {checkpoint.path} is a target, which must be able to say every token; leave it out")
     tokenizer = load_tokenizer(checkpoint.folder / "tokenizer.json", BadCheckpoint)
     known = set(tokenizer.get_vocab(with_added_tokens=True).values()) - {spec.pard.mask_id}
     always = (set(tokenizer.get_added_tokens_decoder()) | set(spec.vocabulary.eos_ids)) & known

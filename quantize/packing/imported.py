@@ -39,7 +39,7 @@ class ImportedMatrices:
         block = gcd(matrix.group, LARGEST_BLOCK)
         if block < SMALLEST_BLOCK:
             raise BadCheckpoint(
-                f"{self.checkpoint.folder}: {name}: groups of {matrix.group} weights; MatMulNBits takes multiples of "
+                f"{self.checkpoint.path}: {name}: groups of {matrix.group} weights; MatMulNBits takes multiples of "
                 f"{SMALLEST_BLOCK}, so export the unquantized checkpoint"
             )
         return Format("nbits", matrix.bits, block, symmetric=self.zeros(name) is None)

@@ -60,7 +60,7 @@ def write(
 ) -> Path:
     """Write `folder` as a GGUF file; the folder of its floats.
 
-    kind: of matrices. kinds: of tensors whose GGUF names contain a text. metadata: entries beside the usual ones, or
+    kind: of matrices. kinds: of tensors by a part of their GGUF names. metadata: entries beside the usual ones, or
     in their place; None leaves one out. tensors: the same of tensors in float32.
     """
     config = json.loads((folder / "config.json").read_text())
@@ -76,7 +76,7 @@ def write(
         if tensors and theirs in tensors:
             continue
         plain = values.ndim == 1
-        chosen = next((k for part, k in (kinds or {}).items() if part in theirs), "F32" if plain else kind)
+        chosen = next((k for part, k in (kinds or {}).items() if f".{part}" in f".{theirs}"), "F32" if plain else kind)
         heads = _heads(own, config) if name in NEIGHBOURS else 0
         added = np.float32(family == "gemma3_text" and own.endswith("norm.weight"))
         data = encoded(_permuted(values + added, heads), chosen)

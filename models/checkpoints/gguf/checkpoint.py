@@ -34,7 +34,7 @@ class GgufCheckpoint:
         _, architecture = architecture_of(file)
         tokenizer = GgufTokenizer.read(file.metadata)
         ids = {"bos_token_id": tokenizer.special("bos"), "eos_token_id": tokenizer.ends()}
-        config = config_values(file, ids)
+        config = config_values(file, ids | {"pad_token_id": tokenizer.special("padding")})
         tensors = named_tensors(file, architecture, config["num_attention_heads"], config["num_key_value_heads"])
         template = file.metadata.values.get(TEMPLATE)
         if template is not None and not isinstance(template, str):
