@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +14,8 @@ from pard_onnx.models.spec import ModelSpec, Vocabulary
 
 from . import config as configs
 from .config import MASK_KEYS, Config
-from .gguf.checkpoint import GgufCheckpoint
-from .gguf.types import GgufMatrix, GgufTensor
+from .gguf.checkpoint import GGUF, GgufCheckpoint
+from .gguf.types import GgufMatrix
 from .layer_attention import attention_of, ropes_of
 from .quantization import KEY, PackedMatrix, QuantizationConfig, is_required, packed_matrix, quantization_of
 from .tensors import (
@@ -35,42 +34,31 @@ from .vocabulary import chat_template, tokenizer_size
 __all__ = ["Checkpoint", "TensorEntry", "read_tensor", "require_finite"]
 
 EMBEDDING = "model.embed_tokens.weight"
-GGUF = QuantizationConfig("gguf", "gguf", bits=None, group=None, zeros=False)
 Packed = PackedMatrix | GgufMatrix
-Stored = TensorEntry | GgufTensor
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A Hugging Face folder, whose files may hold more tensors than `spec` needs, or a GGUF file, which may not."""
+    """A Hugging Face folder. Its tensors are those that `spec` needs; other tensors of its files are ignored.
 
-    folder: Path  # of config.json and the tokenizer; of a GGUF file: in this package's cache
+    Or a GGUF file: all its tensors are needed.
+    """
+
+    folder: Path  # of config.json and the tokenizer; a GGUF file's is in this package's cache
     spec: ModelSpec
     tensors: Mapping[str, Tensor]  # by name, with the shapes that `spec` demands
     quantization: QuantizationConfig | None = None  # None: all weights are floats
     packed: Mapping[str, Packed] = field(default_factory=dict)  # matrices in integers, by name without `.weight`
-    file: Path | None = None  # the GGUF file; None: a Hugging Face folder
+    file: Path | None = None  # the GGUF file
 
     @classmethod
-    def open(cls, path: Path) -> Checkpoint:
-        """Read configs, tokenizer and the headers of a Hugging Face folder or a GGUF file. Raises BadCheckpoint.
+    def open(cls, folder: Path) -> Checkpoint:
+        """Read configs, tokenizer and headers of a Hugging Face folder, or of a GGUF file. Raises BadCheckpoint.
 
         Weights are read only where config.json ties the head to the embedding and the files hold both.
         """
-        return cls._open_gguf(path) if path.is_file() else cls._open_folder(path)
-
-    @classmethod
-    def _open_gguf(cls, file: Path) -> Checkpoint:
-        found = GgufCheckpoint.open(file)
-        config = configs.read_config(found.folder)
-        spec = _spec(config, configs.family_of(config), tokenizer_size(found.folder), configs.dtype_of(config, "F32"))
-        tensors, packed = _needed(file, spec, found.tensors, found.packed)
-        for name in sorted(set(found.tensors) - set(tensors) - {f"{matrix}.weight" for matrix in packed}):
-            raise BadCheckpoint(f"{file}: has {name}, which a {spec.family} model of its metadata has not")
-        return cls(found.folder, spec, tensors, GGUF if packed else None, packed, file)
-
-    @classmethod
-    def _open_folder(cls, folder: Path) -> Checkpoint:
+        if folder.is_file():
+            return cls._open_gguf(folder)
         config = configs.read_config(folder)
         family = configs.family_of(config)
         found = find_tensors(folder)
@@ -81,17 +69,24 @@ class Checkpoint:
         if spec.tied and _holds_another_head(spec, found):
             spec = replace(spec, tied=False)
         quantization = quantization_of(config)
-        known = partial(packed_matrix, quantization, found=found) if quantization else lambda *_: None
-        tensors, packed = _needed(folder, spec, found, known)
+        tensors, packed = _needed(folder, spec, found, quantization)
         if not packed and not is_required(config):
             quantization = None
         if quantization and not packed:
             raise config.fault(KEY, f"says {quantization.method}, but no matrix is stored in integers")
         return cls(folder, spec, tensors, quantization, packed)
 
+    @classmethod
+    def _open_gguf(cls, file: Path) -> Checkpoint:
+        found = GgufCheckpoint.open(file)
+        config = configs.read_config(found.folder)
+        spec = _spec(config, configs.family_of(config), tokenizer_size(found.folder), configs.dtype_of(config, "F32"))
+        tensors, packed = found.needed(spec)
+        return cls(found.folder, spec, tensors, GGUF if packed else None, packed, file)
+
     @property
     def path(self) -> Path:
-        """What the user has: the folder or the GGUF file."""
+        """What the user named: the folder or the GGUF file."""
         return self.file or self.folder
 
     @property
@@ -103,8 +98,9 @@ class Checkpoint:
     def as_role(self, role: Literal["auto", "target", "draft"]) -> Checkpoint:
         """The same checkpoint with this role; "auto": a draft if its config has a mask id. Raises BadCheckpoint."""
         if role == "draft" and self.spec.pard is None:
+            where = self.file or self.folder / configs.FILE
             raise BadCheckpoint(
-                f"{self.file or self.folder / configs.FILE}: a draft without a mask id: none of {', '.join(MASK_KEYS)} is there; "
+                f"{where}: a draft without a mask id: none of {', '.join(MASK_KEYS)} is there; "
                 "take a PARD draft, or --role target"
             )
         return replace(self, spec=replace(self.spec, pard=None)) if role == "target" else self
@@ -163,36 +159,28 @@ def _holds_another_head(spec: ModelSpec, found: Mapping[str, TensorEntry]) -> bo
 
 
 def _needed(
-    path: Path, spec: ModelSpec, found: Mapping[str, Stored], packed_of: Callable[[str, tuple[int, int]], Packed | None]
-) -> tuple[dict[str, Tensor], dict[str, Packed]]:
-    """The tensors in floats, and the matrices in integers, that a model of `spec` needs. Raises BadCheckpoint.
-
-    packed_of: the matrix of a name without `.weight` and a shape; None if it is not stored in integers.
-    """
+    folder: Path, spec: ModelSpec, found: Mapping[str, TensorEntry], quantization: QuantizationConfig | None
+) -> tuple[dict[str, Tensor], dict[str, PackedMatrix]]:
+    """The tensors in floats, and the matrices in integers, that a model of `spec` needs. Raises BadCheckpoint."""
     tensors: dict[str, Tensor] = {}
-    packed: dict[str, Packed] = {}
+    packed: dict[str, PackedMatrix] = {}
     for name, shape in shapes(spec):
         matrix = name.removesuffix(".weight")
         # The embedding is always in floats: its rows are looked up
-        if len(shape) == 2 and name != EMBEDDING:
-            held = packed_of(matrix, (shape[0], shape[1]))
+        if quantization and len(shape) == 2 and name != EMBEDDING:
+            held = packed_matrix(quantization, matrix, (shape[0], shape[1]), found)
             if held:
                 packed[matrix] = held
                 continue
-        tensors[name] = _float_tensor(path, spec, name, shape, found.get(name))
+        entry = found.get(name)
+        if entry is None:
+            raise BadCheckpoint(f"{folder}: no tensor {name} in its safetensors; a {spec.family} checkpoint needs it")
+        if entry.dtype not in DTYPES:
+            raise BadCheckpoint(
+                f"{entry.file}: tensor {name} is stored as {entry.dtype}; supported: {', '.join(DTYPES)} "
+                "(export the unquantized checkpoint)"
+            )
+        if entry.shape != shape:
+            raise BadCheckpoint(f"{entry.file}: tensor {name} is {list(entry.shape)}; config.json says {list(shape)}")
+        tensors[name] = entry
     return tensors, packed
-
-
-def _float_tensor(path: Path, spec: ModelSpec, name: str, shape: tuple[int, ...], entry: Stored | None) -> Tensor:
-    if entry is None:
-        where = "" if path.is_file() else " in its safetensors"
-        raise BadCheckpoint(f"{path}: no tensor {name}{where}; a {spec.family} checkpoint needs it")
-    if entry.dtype not in DTYPES:
-        raise BadCheckpoint(
-            f"{entry.file}: tensor {name} is stored as {entry.dtype}; supported: {', '.join(DTYPES)} "
-            "(export the unquantized checkpoint)"
-        )
-    if entry.shape != shape:
-        says = "the metadata says" if path.is_file() else "config.json says"
-        raise BadCheckpoint(f"{entry.file}: tensor {name} is {list(entry.shape)}; {says} {list(shape)}")
-    return entry

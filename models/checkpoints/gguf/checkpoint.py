@@ -12,18 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from pard_onnx.models.cache_folder import cache_folder
-from pard_onnx.models.errors import Failure
+from pard_onnx.models.checkpoints.quantization import QuantizationConfig
+from pard_onnx.models.checkpoints.tensors import Tensor
+from pard_onnx.models.errors import BadCheckpoint, Failure
+from pard_onnx.models.families import shapes
+from pard_onnx.models.spec import ModelSpec
 
-from .config import architecture_of, config_values, named_tensors
+from .config import Architecture, architecture_of, config_values, named_tensors, stored_name
 from .file import GgufFile
 from .tokenizer import GgufTokenizer
 from .types import GgufMatrix, GgufTensor
 
 TEMPLATE = "tokenizer.chat_template"
+EMBEDDING = "model.embed_tokens.weight"
+GGUF = QuantizationConfig("gguf", "gguf", bits=None, group=None, zeros=False)
 
 
 @dataclass(frozen=True, slots=True)
 class GgufCheckpoint:
+    """A GGUF file in transformers' terms."""
+
+    file: Path
+    architecture: Architecture
     folder: Path  # with config.json, generation_config.json, tokenizer.json and tokenizer_config.json; no weights
     tensors: Mapping[str, GgufTensor]  # by transformers' names
 
@@ -45,13 +55,33 @@ class GgufCheckpoint:
             "tokenizer.json": tokenizer.json(),
             "tokenizer_config.json": _text(tokenizer.config(template)),
         }
-        return cls(_written(texts), tensors)
+        return cls(path, architecture, _written(texts), tensors)
 
-    def packed(self, matrix: str, shape: tuple[int, int]) -> GgufMatrix | None:
-        """The matrix of this name without `.weight`; None if it is read as floats, or has another shape."""
-        tensor = self.tensors.get(f"{matrix}.weight")
-        held = tensor is not None and tensor.kind.integers is not None and tensor.shape == shape
-        return GgufMatrix(tensor) if tensor and held else None
+    def needed(self, spec: ModelSpec) -> tuple[dict[str, Tensor], dict[str, GgufMatrix]]:
+        """The tensors in floats, and the matrices in integers by their names without `.weight`.
+
+        Raises BadCheckpoint where the file has others than a model of `spec` needs.
+        """
+        tensors: dict[str, Tensor] = {}
+        packed: dict[str, GgufMatrix] = {}
+        for name, shape in shapes(spec):
+            tensor, own = self.tensors.get(name), stored_name(name, self.architecture)
+            if tensor is None:
+                raise BadCheckpoint(f"{self.file}: no tensor {own}; a {spec.family} checkpoint needs it")
+            if tensor.shape != shape:
+                raise BadCheckpoint(
+                    f"{self.file}: tensor {own} is {list(tensor.shape)}; the metadata says {list(shape)}"
+                )
+            # The embedding is always in floats: its rows are looked up
+            if len(shape) == 2 and tensor.kind.integers and name != EMBEDDING:
+                packed[name.removesuffix(".weight")] = GgufMatrix(tensor)
+            else:
+                tensors[name] = tensor
+        for name in sorted(self.tensors):
+            if name not in tensors and name.removesuffix(".weight") not in packed:
+                own = stored_name(name, self.architecture)
+                raise BadCheckpoint(f"{self.file}: has {own}, which a {spec.family} model of its metadata has not")
+        return tensors, packed
 
 
 def _text(value: Mapping[str, Any]) -> str:

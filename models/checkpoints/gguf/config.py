@@ -116,6 +116,19 @@ def _name(name: str, architecture: Architecture) -> str | None:
     return f"model.layers.{layer}.{architecture.layer[part]}.{end}"
 
 
+def stored_name(name: str, architecture: Architecture) -> str:
+    """The name that transformers' tensor has in the file."""
+    stem, _, end = name.rpartition(".")
+    if stem.startswith("model.layers."):
+        _, _, layer, part = stem.split(".", 3)
+        return f"blk.{layer}.{_key(architecture.layer, part)}.{end}"
+    return f"{_key(OUTER, stem)}.{end}"
+
+
+def _key(names: Mapping[str, str], value: str) -> str:
+    return next(key for key, name in names.items() if name == value)
+
+
 def config_values(file: GgufFile, ids: Mapping[str, Any]) -> dict[str, Any]:
     """What config.json says of the same model. ids: of special tokens, by config.json's keys."""
     name, architecture = architecture_of(file)
