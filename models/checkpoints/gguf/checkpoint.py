@@ -73,7 +73,7 @@ class GgufCheckpoint:
                     f"{self.file}: tensor {own} is {list(tensor.shape)}; the metadata says {list(shape)}"
                 )
             # The embedding is always in floats: its rows are looked up
-            if len(shape) == 2 and tensor.kind.integers and name != EMBEDDING:
+            if len(shape) == 2 and name != EMBEDDING and tensor.kind.integers and tensor.kind.integers.kept:
                 packed[name.removesuffix(".weight")] = GgufMatrix(tensor)
             else:
                 tensors[name] = tensor

@@ -29,13 +29,20 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Integers:
-    """How a block holds integers that MatMulNBits takes: weight = scale * (level - the middle level).
+    """How a block holds integers that MatMulNBits can take, after its scale (and minimum) in float16.
 
-    levels: of blocks [..., bytes], [..., block]; a block begins with its scale in float16.
+    weight = scale * (level - the middle level), or with a minimum: scale * level + minimum.
     """
 
     bits: int
-    levels: Callable[[Bytes], Bytes]
+    levels: Callable[[Bytes], Bytes]  # of the bytes after scale and minimum, along the last axis
+    minimum: bool = False
+
+    @property
+    def kept(self) -> bool:
+        """Whether exports keep the integers. A minimum is a zero point in fractions, which packed matrices do not have
+        yet: such types are read as floats."""
+        return not self.minimum
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +58,14 @@ class GgmlType:
         return math.prod(shape) // self.block * self.size
 
 
-def _halves(block: Bytes) -> Bytes:
-    """16 bytes after the scale: the low halves are the first 16 levels, the high halves the other 16."""
-    packed = block[..., 2:]
+def _halves(packed: Bytes) -> Bytes:
+    """16 bytes: their low halves are the first 16 levels, their high halves the other 16."""
     return np.concatenate([packed & 15, packed >> 4], axis=-1)
 
 
-def _signed(block: Bytes) -> Bytes:
-    """32 signed bytes after the scale."""
-    return block[..., 2:] ^ np.uint8(128)
+def _signed(packed: Bytes) -> Bytes:
+    """32 signed bytes."""
+    return packed ^ np.uint8(128)
 
 
 TYPES = {
@@ -70,7 +76,7 @@ TYPES = {
         GgmlType("BF16", 1, 2),
         GgmlType("Q8_0", 32, 34, Integers(8, _signed)),
         GgmlType("Q4_0", 32, 18, Integers(4, _halves)),
-        GgmlType("Q4_1", 32, 20),
+        GgmlType("Q4_1", 32, 20, Integers(4, _halves, minimum=True)),
         GgmlType("Q5_0", 32, 22),
         GgmlType("Q5_1", 32, 24),
         GgmlType("Q4_K", 256, 144),
@@ -141,7 +147,7 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufMatrix:
-    """A matrix [out, in] in integers. Its zero points are the middle level."""
+    """A matrix [out, in] in integers: weight = scale * (level - zero)."""
 
     tensor: GgufTensor  # of a type with integers
 
@@ -162,12 +168,23 @@ class GgufMatrix:
     def levels(self, rows: slice) -> Bytes:
         """The integers of rows, [n, in]."""
         blocks = self._blocks(rows)
-        return self._integers.levels(blocks).reshape(len(blocks), self.shape[1])
+        found = self._integers.levels(blocks[..., 4 if self._integers.minimum else 2 :])
+        if self._integers.minimum:
+            found[self._half(blocks, 0) == 0] = 0  # as in `scales`
+        return found.reshape(len(blocks), self.shape[1])
 
     def scales(self, rows: slice) -> NDArray[np.float32]:
-        """The scales of rows, [n, groups]."""
-        stored = np.ascontiguousarray(self._blocks(rows)[..., :2]).view("<f2")
-        return stored[..., 0].astype(np.float32)
+        """The scales of rows, [n, groups]. Where all weights of a block are its minimum, the scale is 1, not 0."""
+        found = self._half(self._blocks(rows), 0)
+        return np.where(found == 0, np.float32(1), found) if self._integers.minimum else found
+
+    def zeros(self, rows: slice) -> NDArray[np.float32] | None:
+        """The zero points of rows, in fractions of a level, [n, groups]; None: the middle level is zero."""
+        return -self._half(self._blocks(rows), 2) / self.scales(rows) if self._integers.minimum else None
+
+    def _half(self, blocks: Bytes, place: int) -> NDArray[np.float32]:
+        """The number in float16 at a place in each block."""
+        return np.ascontiguousarray(blocks[..., place : place + 2]).view("<f2")[..., 0].astype(np.float32)
 
     def _blocks(self, rows: slice) -> Bytes:
         first, stop, _ = rows.indices(self.shape[0])
