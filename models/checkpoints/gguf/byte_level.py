@@ -18,6 +18,19 @@ CONTRACTION = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 WORD, MARKS, SPACES = r"[^\r\n\p{L}\p{N}]?\p{L}+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = rf"{CONTRACTION}|{WORD}|\p{{N}}{{1,3}}|{MARKS}|{SPACES}"
 QWEN2 = rf"{CONTRACTION}|{WORD}|\p{{N}}|{MARKS}|{SPACES}"
+# Words in which small letters follow capital ones, and words without small letters
+_CASED = r"[^\r\n\p{L}\p{N}]?((?=\p{L})[^a-z])*((?=\p{L})[^A-Z])+"
+_CAPITAL = r"[^\r\n\p{L}\p{N}]?((?=\p{L})[^a-z])+((?=\p{L})[^A-Z])*"
+_SLASHED = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
+TEKKEN = rf"{_CASED}|{_CAPITAL}|\p{{N}}|{_SLASHED}|{SPACES}"
+GPT4O = rf"{_CASED}{CONTRACTION}?|{_CAPITAL}{CONTRACTION}?|\p{{N}}{{1,3}}|{_SLASHED}|{SPACES}"
+DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    "[一-龥\u3040-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{SPACES}",
+)
+FALCON = (r"[\p{P}\$\+<=>\^~\|`]+", GPT2, "[0-9][0-9][0-9]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +55,10 @@ PRE_TOKENIZERS = {
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan", "solar-open"), _QWEN2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS),
     **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "gigachat", "a.x-4.0", "mellum"), _GPT2),
+    "tekken": PreTokenizer((TEKKEN,), whole=True, bos=True),
+    **dict.fromkeys(("gpt-4o", "llama4"), PreTokenizer((GPT4O,))),
+    "deepseek-v3": PreTokenizer(DEEPSEEK3),
+    "falcon": PreTokenizer(FALCON),
 }
 
 
