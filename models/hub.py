@@ -23,6 +23,7 @@ HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?
 # Never pickles: nothing of this package reads them
 CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja"]
 GGUF, GGUF_MAGIC = ".gguf", b"GGUF"
+GGUF_ENDING = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)  # with the number of a part
 ARTIFACT_FILES = ["*.json", "*.jinja", "*.onnx", "*.data"]
 
 
@@ -45,7 +46,7 @@ def resolve_checkpoint(name: str, revision: str | None = None) -> tuple[Path, So
     file = _gguf_file(name)
     if file:
         _refuse_revision(name, revision)
-        return file, Source(file.resolve().name.removesuffix(GGUF))
+        return file, Source(GGUF_ENDING.sub("", file.name))
     _refuse_file(name, "a checkpoint folder with config.json, tokenizer.json and safetensors, or a GGUF file")
     _require_hub_id(name, "a checkpoint folder")
     snapshot = _snapshot(name, revision, allow_patterns=CHECKPOINT_FILES)

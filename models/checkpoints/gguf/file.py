@@ -25,6 +25,7 @@ from .types import TYPE_NUMBERS, TYPES, GgmlType
 
 ENDING = ".gguf"
 MAGIC = b"GGUF"
+SHORTEST = 24  # bytes: magic, version, two counts
 VERSIONS = (2, 3)
 ALIGNMENT = 32  # bytes, where the metadata names none
 DIMENSIONS = 4
@@ -71,17 +72,17 @@ class GgufFile:
 
     @classmethod
     def _read_one(cls, path: Path) -> GgufFile:
-        size = path.stat().st_size
-        if size < 24:
-            raise BadCheckpoint(f"{path}: truncated or not GGUF: it has {size} bytes; download it again")
-        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            reader = _Reader(path, data, size)
-            try:
+        try:
+            size = path.stat().st_size
+            if size < SHORTEST:
+                raise BadCheckpoint(f"{path}: truncated or not GGUF: it has {size} bytes; download it again")
+            with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                reader = _Reader(path, data, size)
                 tensors, entries = reader.start()
                 metadata = Config(path, reader.metadata(entries))
                 return cls(path, metadata, reader.tensors(tensors, _alignment(metadata)))
-            finally:
-                del reader.data  # the map cannot be closed while it is referenced
+        except OSError as error:
+            raise BadCheckpoint(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _parts(path: Path) -> list[Path]:

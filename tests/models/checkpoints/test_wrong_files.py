@@ -10,6 +10,7 @@ import pytest
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadCheckpoint, BadInput
 from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
+from pard_onnx.models.manifest import Source
 
 Tiny = Callable[..., Path]
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 988097824\n".format("0a" * 32)
@@ -58,6 +59,25 @@ def test_files_that_are_not_there(tmp_path: Path, name: str) -> None:
             with pytest.raises(BadInput) as caught:
                 resolve(given)
             assert f"{given}: there is no such file; name {wanted}, or a hub id of one" == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("model-Q4_K_M.gguf", "model-Q4_K_M"),
+        ("MODEL.GGUF", "MODEL"),
+        ("model-Q8_0-00001-of-00003.gguf", "model-Q8_0"),
+        ("0123abcd", "0123abcd"),  # of a download cache
+    ],
+)
+def test_gguf_files_are_checkpoints(tmp_path: Path, name: str, model: str) -> None:
+    blob = tmp_path / "blob"
+    blob.write_bytes(b"GGUF")
+    path = tmp_path / name
+    path.symlink_to(blob)
+    assert (path, Source(model)) == resolve_checkpoint(str(path))
+    with pytest.raises(BadInput, match=r"revision 'main': .* is a local path"):
+        resolve_checkpoint(str(path), "main")
 
 
 def test_a_gguf_file_is_no_artifact(tmp_path: Path) -> None:
