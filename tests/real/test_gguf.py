@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from real import real_gguf
+from real import smollm2_gguf
 from transformers import AutoModelForCausalLM
 
 from pard_onnx import load
@@ -63,7 +63,7 @@ PIECES = [
 
 @pytest.fixture(scope="module")
 def path() -> Path:
-    return real_gguf()
+    return smollm2_gguf()
 
 
 @pytest.fixture(scope="module")
