@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         "--model",
         required=True,
         metavar="ID_OR_PATH",
-        help="a hub id, a checkpoint folder, demo-target, demo-draft or demo-ar-draft",
+        help="a hub id, a checkpoint folder, a GGUF file, demo-target, demo-draft or demo-ar-draft",
     )
     out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-PRECISION in the current folder")
     own = f"the device's ({DEFAULT_PRECISION} on cpu)"

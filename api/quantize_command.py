@@ -37,7 +37,7 @@ from pard_onnx.quantize_choice import add_choice, require_choice, run_choice
 
 def parser() -> argparse.ArgumentParser:
     out = Parser(prog="pard-quantize", description="Quantize a model by a named recipe, or compare quantized ones.")
-    model = "a checkpoint folder, a hub id, demo-target, demo-draft or demo-ar-draft; or an export in fp32 or fp16"
+    model = "a checkpoint folder, a GGUF file, a hub id, demo-target, demo-draft, demo-ar-draft; or an export in floats"
     out.add_argument("model", nargs="?", metavar="MODEL", help=model)
     out.add_argument("--recipe", metavar="NAME", help=", ".join(RECIPES))
     out.add_argument("--block-size", type=int, metavar="N", help=f"weights that share a scale: {BLOCKS} (default: 128)")
