@@ -67,7 +67,7 @@ def run_choice(options: argparse.Namespace, checkpoint: Checkpoint, source: Sour
     prompts = read_prompts(options.prompts or SHIPPED).prompts
     options = copy(options)
     options.output = options.output or default_output(source, DEFAULT_FORM.device.name, NAME)
-    output = checked_output_folder(options.output, checkpoint.folder, force=options.force)
+    output = checked_output_folder(options.output, checkpoint.path, force=options.force)
     with replacing(output, force=options.force) as work:
         made = {name: export_candidate(options, checkpoint, source, name, work / name) for name in FORMATS}
         with stages() as progress:
@@ -81,17 +81,17 @@ def target_of(options: argparse.Namespace, checkpoint: Checkpoint) -> Artifact:
     option = f"--optimize-for {NAME}"
     if checkpoint.spec.pard is None:
         raise BadInput(
-            f"{option}: {checkpoint.folder} is a target, whose format is a matter of its quality: choose a --recipe, "
+            f"{option}: {checkpoint.path} is a target, whose format is a matter of its quality: choose a --recipe, "
             "and see with --report what it loses"
         )
     if checkpoint.quantization:
         method = checkpoint.quantization.method
         raise BadInput(
-            f"{option}: {checkpoint.folder} is quantized already ({method}); pard-export takes its integers as they are"
+            f"{option}: {checkpoint.path} is quantized already ({method}); pard-export takes its integers as they are"
         )
     read_text_file(options.calibration or SHIPPED_TEXT)
     target = open_artifact(options.target, "target")
-    shared_ids(target, str(checkpoint.folder), checkpoint.tokenizer_folder, checkpoint.spec)
+    shared_ids(target, str(checkpoint.path), checkpoint.tokenizer_folder, checkpoint.spec)
     return target
 
 

@@ -41,7 +41,7 @@ from pard_onnx.quantize_choice import add_choice, require_choice, run_choice
 
 def parser() -> argparse.ArgumentParser:
     out = Parser(prog="pard-quantize", description="Quantize a model by a named recipe, or compare quantized ones.")
-    model = "a checkpoint folder, a hub id, demo-target, demo-draft or demo-ar-draft; or an export in fp32 or fp16"
+    model = "a checkpoint folder, a GGUF file, a hub id, demo-target, demo-draft, demo-ar-draft; or an export in floats"
     add_model(out, model)
     add_quantization(out)
     out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-RECIPE in the current folder")

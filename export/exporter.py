@@ -58,11 +58,11 @@ def export(job: Job, progress: Progress = no_progress) -> Manifest:
     Raises BadInput for what cannot be exported, Failure where the disk is too small. The folder is made
     beside its final place and renamed, so that an interrupted export leaves nothing that looks finished.
     """
-    output = checked_output_folder(job.output, job.checkpoint.folder, force=job.force)
+    output = checked_output_folder(job.output, job.checkpoint.path, force=job.force)
     job.resolved_capacity()
     job.resolved_recipe()
     if job.checkpoint.spec.role == "target":
-        warn_of_template(job.checkpoint.spec.chat_template, job.checkpoint.tokenizer_folder)
+        warn_of_template(job.checkpoint.spec.chat_template, job.checkpoint.file or job.checkpoint.tokenizer_folder)
     with replacing(output, force=job.force) as folder:
         require_space(job, folder)
         with planned_weights(job, folder, progress) as weights:
@@ -237,7 +237,7 @@ def require_finite_logits(job: Job, parity: Parity) -> None:
     """Failure for logits that are not finite, or, in floats, not the model's."""
     if not isfinite(parity.max_error):
         raise Failure(
-            f"{job.checkpoint.folder}: its logits are not finite, in torch or in the {job.precision} graph; "
+            f"{job.checkpoint.path}: its logits are not finite, in torch or in the {job.precision} graph; "
             "the checkpoint is damaged or beyond the range of its floats (--no-verify exports it all the same)"
         )
     if job.resolved_recipe().matrices.plain and not parity.top1_agreement >= FLOAT_AGREEMENT:

@@ -54,7 +54,7 @@ class Job:
             raise BadInput(f"{self.precision}: its scales come from text; use pard-quantize --recipe {self.precision}")
         if self.checkpoint.quantization and self.order:
             raise BadInput(
-                f"{self.checkpoint.folder}: is quantized already ({self.checkpoint.quantization.method}); pard-export "
+                f"{self.checkpoint.path}: is quantized already ({self.checkpoint.quantization.method}); pard-export "
                 "takes its integers as they are, and pard-quantize the unquantized checkpoint"
             )
         if self.kv_cache != "float" and self.form.attention != "gqa":

@@ -24,8 +24,8 @@ LONGEST = 1_000_000  # characters of a template; real ones have up to 20 thousan
 def warn_of_template(template: str | None, folder: Path) -> None:
     """Warn with PardWarning of a chat template that cannot be compiled, naming its file and line.
 
-    folder: the checkpoint. This is no error, as it is none in transformers when a model is loaded: only chats need the
-    template.
+    folder: the tokenizer's, or a GGUF file. This is no error, as it is none in transformers when a model is loaded:
+    only chats need the template.
     """
     problem = template_problem(template) if template else None
     if problem:

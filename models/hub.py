@@ -32,11 +32,15 @@ ADAPTER_FILES = [
     "merges.txt",
     "chat_template.jinja",
 ]
+GGUF, GGUF_MAGIC = ".gguf", b"GGUF"
+GGUF_ENDING = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)  # with the number of a part
 ARTIFACT_FILES = ["*.json", "*.jinja", "*.onnx", "*.data"]
 
 
 def resolve_checkpoint(name: str, revision: str | None = None) -> tuple[Path, Source]:
-    """The folder of a checkpoint: a shipped model (a name in DEMO), a local folder, or a hub id (`org/name`).
+    """The folder of a checkpoint, or a GGUF file.
+
+    name: of a shipped model (one of DEMO), a local folder or GGUF file, or a hub id (`org/name`).
 
     A hub id is fetched into huggingface_hub's cache, or found there if the hub cannot be reached; `revision`
     is a branch, tag or commit of it. Raises BadInput, or Failure when a download breaks off.
@@ -49,7 +53,11 @@ def resolve_checkpoint(name: str, revision: str | None = None) -> tuple[Path, So
     if folder:
         _refuse_revision(name, revision)
         return folder, Source(folder.resolve().name)
-    _refuse_file(name, "a checkpoint folder with config.json, tokenizer.json and safetensors")
+    file = _gguf_file(name)
+    if file:
+        _refuse_revision(name, revision)
+        return file, Source(GGUF_ENDING.sub("", file.name))
+    _refuse_file(name, "a checkpoint folder with config.json, tokenizer.json and safetensors, or a GGUF file")
     _require_hub_id(name, "a checkpoint folder")
     snapshot = _snapshot(name, revision, allow_patterns=CHECKPOINT_FILES)
     return snapshot, Source(name, snapshot.name)  # a snapshot's folder is named by its commit
@@ -80,6 +88,8 @@ def resolve_artifact(name: str | Path, revision: str | None = None) -> Path:
     name = str(name)
     if name in DEMO:
         raise BadInput(f"{name}: is a checkpoint; run pard-export --model {name} first and name the folder it writes")
+    if _gguf_file(name):
+        raise BadInput(f"{name}: is a checkpoint; run pard-export --model {name} first and name the folder it writes")
     _refuse_file(name, "a folder that pard-export writes")
     _require_hub_id(name, "an exported folder", "; pard-export --model CHECKPOINT writes such a folder")
     # quote: branches and tags may have slashes
@@ -98,22 +108,37 @@ def _local(name: str | Path) -> Path | None:
         return None
 
 
+def _local_file(name: str) -> Path | None:
+    try:
+        file = Path(name).expanduser()
+        return file if file.is_file() else None
+    except (OSError, RuntimeError, ValueError):  # as in _local; a null character
+        return None
+
+
+def _gguf_file(name: str) -> Path | None:
+    """The local file of this name if it is GGUF, by its ending or by its first bytes."""
+    file = _local_file(name)
+    if file is None or file.suffix.lower() == GGUF:
+        return file
+    try:
+        with file.open("rb") as stream:
+            return file if stream.read(len(GGUF_MAGIC)) == GGUF_MAGIC else None
+    except OSError:
+        return None
+
+
 def _refuse_revision(name: str, revision: str | None) -> None:
     if revision is not None:
-        raise BadInput(f"revision {revision!r}: {name} is a local folder, which has no revisions; leave it out")
+        raise BadInput(f"revision {revision!r}: {name} is a local path, which has no revisions; leave it out")
 
 
 def _refuse_file(name: str, wanted: str) -> None:
-    """BadInput where the name is that of a single file, above all of one in another format."""
-    if name.lower().endswith((".gguf", ".onnx")):
-        kind = name[-4:].upper()
-        raise BadInput(f"{name}: {kind} files are not taken as a model; name {wanted}, or a hub id of one")
-    try:
-        is_file = Path(name).expanduser().is_file()
-    except (OSError, RuntimeError, ValueError):  # as in _local; a null character
-        return
-    if is_file:
+    """BadInput where the name is that of a single file, which is of another kind than is wanted."""
+    if _local_file(name):
         raise BadInput(f"{name}: is a file; name {wanted}, or a hub id of one")
+    if name.lower().endswith((GGUF, ".onnx")):
+        raise BadInput(f"{name}: there is no such file; name {wanted}, or a hub id of one")
 
 
 def _require_hub_id(name: str, wanted: str, advice: str = "") -> None:

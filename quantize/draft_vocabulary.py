@@ -33,9 +33,7 @@ def select_vocabulary(checkpoint: Checkpoint, size: int, text: Path | None = Non
     """
     option, spec = f"--draft-vocabulary {size}", checkpoint.spec
     if spec.pard is None:
-        raise BadInput(
-            f"{option}: {checkpoint.folder} is a target, which must be able to say every token; leave it out"
-        )
+        raise BadInput(f"{option}: {checkpoint.path} is a target, which must be able to say every token; leave it out")
     tokenizer = load_tokenizer(checkpoint.tokenizer_folder / "tokenizer.json", BadCheckpoint)
     size_of_all = spec.vocabulary.size  # the tokenizer may have added tokens that the embedding has no rows for
     known = {id_ for id_ in tokenizer.get_vocab().values() if id_ < size_of_all} - {spec.pard.mask_id}

@@ -71,7 +71,7 @@ def quantize(
     named = request.recipe
     if checkpoint.quantization:
         raise BadInput(
-            f"{checkpoint.folder}: is quantized already (quantization_config: {checkpoint.quantization.method}); "
+            f"{checkpoint.path}: is quantized already (quantization_config: {checkpoint.quantization.method}); "
             "pard-export takes its integers as they are, or name the checkpoint in floats"
         )
     recipe, by_weights = named.formats(checkpoint.spec), named.algorithm.from_weights

@@ -179,7 +179,7 @@ def write_gguf(
     spec = checkpoint.spec
     if spec.family not in PRE_TOKENIZERS or spec.rope.yarn:
         what = "YaRN" if spec.rope.yarn else spec.family
-        raise BadInput(f"{checkpoint.folder}: {what} is not written to GGUF here; only {', '.join(PRE_TOKENIZERS)} are")
+        raise BadInput(f"{checkpoint.path}: {what} is not written to GGUF here; only {', '.join(PRE_TOKENIZERS)} are")
     name = spec.family if native else architecture(spec)
     tokenizer = _tokenizer(checkpoint)
     writer = gguf.GGUFWriter(output, name)

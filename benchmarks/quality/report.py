@@ -218,4 +218,4 @@ def vocabulary_size(model: Model) -> int:
 
 
 def model_name(model: Model) -> str:
-    return model.folder.resolve().name if isinstance(model, Checkpoint) else Path(model.name).name
+    return model.path.resolve().name if isinstance(model, Checkpoint) else Path(model.name).name

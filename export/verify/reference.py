@@ -2,11 +2,12 @@
 
 The weights are those that transformers' own loading puts into its model. This package's reader has no part in it, so
 whatever it misreads (a dropped head, a wrong tie, exchanged matrices) makes the graphs differ from the reference.
-This package itself reads three things: the integers of a quantized checkpoint, since transformers needs a GPU or
-further packages for them; an exported folder, which has no checkpoint; and what an adapter adds to the loaded weights.
+This package itself reads four things: the integers of a quantized checkpoint, since transformers needs a GPU or
+further packages for them; an exported folder, which has no checkpoint; what an adapter adds to the loaded weights; and
+GGUF files that transformers does not read, or not within the memory of an export (`_reads_gguf`).
 
-transformers maps the files into memory. Every module computes in float32 from blocks of rows of its weights, so neither
-a whole model nor a whole matrix in float32 is ever in memory.
+transformers maps safetensors files into memory. Every module computes in float32 from blocks of rows of its weights, so
+neither a whole model nor a whole matrix in float32 is ever in memory, but for small GGUF files.
 """
 
 from __future__ import annotations
@@ -16,21 +17,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    modeling_gguf_pytorch_utils,
+)
+from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 from transformers.utils import logging
+from transformers.utils.import_utils import is_accelerate_available, is_gguf_available
 
 from pard_onnx.models.checkpoints.checkpoint import EMBEDDING, Checkpoint
 from pard_onnx.models.checkpoints.config import transformers_refusals
+from pard_onnx.models.checkpoints.gguf.config import architecture_of
+from pard_onnx.models.checkpoints.gguf.file import GgufFile
 from pard_onnx.models.checkpoints.layer_attention import KINDS
 from pard_onnx.models.checkpoints.merged import ChangedTensor, ReplacedTensor
+from pard_onnx.models.checkpoints.quantization import PackedMatrix
 from pard_onnx.models.checkpoints.tensors import HEAD, read_tensor, row_blocks, weight_files
 from pard_onnx.models.checkpoints.tensors import Tensor as Stored
 from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import FILE_NAME
 from pard_onnx.models.spec import ModelSpec
 from pard_onnx.quantize.calibration.layers import model_without_weights
@@ -39,7 +54,9 @@ from pard_onnx.quantize.packing.imported import imported_matrices
 # Without types of their own
 GENERATION_CONFIG: Any = GenerationConfig
 LOGGING: Any = logging
+GGUF_LOADING: Any = modeling_gguf_pytorch_utils
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+MOST_WIDENED = 1 << 28  # weights; transformers widens all of a GGUF file to float32, which takes up to 1.6 GB
 Rows = Callable[[slice], Tensor]  # rows of a parameter in float32
 
 
@@ -73,21 +90,35 @@ def _by_kind(spec: ModelSpec, inputs: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _loaded_model(checkpoint: Checkpoint) -> Any:
-    """transformers' model. Parameters on the meta device, and quantized matrices, are read by this package."""
-    if (checkpoint.folder / FILE_NAME).is_file():
+    """transformers' model. Parameters on the meta device, and integers beside safetensors, are read by this package."""
+    if (checkpoint.folder / FILE_NAME).is_file() or (checkpoint.file and not _reads_gguf(checkpoint.file, checkpoint)):
         return model_without_weights(checkpoint, "eager", torch.float32)
-    load = _load_around_integers if checkpoint.quantization else _load_floats
-    with transformers_refusals(checkpoint.folder), _quietly():
+    load = _load_around_integers if checkpoint.quantization and checkpoint.file is None else _load_floats
+    with transformers_refusals(checkpoint.path), _quietly():
         model, info = load(checkpoint, attn_implementation="eager", output_loading_info=True)
     missing = sorted(info["missing_keys"])
     if missing:
         raise BadCheckpoint(
-            f"{checkpoint.folder}: transformers finds no tensor {missing[0]} in it, and would make up random numbers"
+            f"{checkpoint.path}: transformers finds no tensor {missing[0]} in it, and would make up random numbers"
         )
     return model
 
 
+def _reads_gguf(path: Path, checkpoint: Checkpoint) -> bool:
+    """Whether transformers reads this GGUF file, all of it, in the memory that an export may take."""
+    file = GgufFile.read(path)
+    name, _ = architecture_of(file)
+    whole = all(tensor.file == path for tensor in file.tensors.values())  # transformers reads one file
+    # Without this entry, which means as many heads, transformers leaves rotary pairs in llama.cpp's order
+    plain = f"{name}.attention.head_count_kv" in file.metadata.values
+    weights = sum(prod(shape) for _, shape in shapes(checkpoint.spec))
+    installed = is_accelerate_available() and is_gguf_available()
+    return installed and name in GGUF_SUPPORTED_ARCHITECTURES and whole and plain and weights <= MOST_WIDENED
+
+
 def _load_floats(checkpoint: Checkpoint, **options: Any) -> Any:
+    if checkpoint.file:
+        options["gguf_file"] = str(checkpoint.file.resolve())
     return AutoModelForCausalLM.from_pretrained(
         checkpoint.folder,
         config=_config(checkpoint),
@@ -107,12 +138,13 @@ def _load_around_integers(checkpoint: Checkpoint, **options: Any) -> Any:
     dtype, config = _dtype(checkpoint), _config(checkpoint)
     for key in ("quantization_config", "compression_config"):
         config.__dict__.pop(key, None)
-    parts = {f"{name}.{end}" for name, matrix in checkpoint.packed.items() for end in matrix.parts}
+    packed = {name: matrix for name, matrix in checkpoint.packed.items() if isinstance(matrix, PackedMatrix)}
+    parts = {f"{name}.{end}" for name, matrix in packed.items() for end in matrix.parts}
     tensors: dict[str, Tensor] = {}
     for file in weight_files(checkpoint.folder):
         with safe_open(file, framework="pt") as opened:
             tensors |= {name: opened.get_tensor(name) for name in opened.keys() if name not in parts}  # noqa: SIM118
-    for name, matrix in checkpoint.packed.items():
+    for name, matrix in packed.items():
         tensors[f"{name}.weight"] = torch.zeros((), dtype=dtype).expand(matrix.shape)
     build: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     return build.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype, **options)
@@ -124,7 +156,12 @@ def _config(checkpoint: Checkpoint) -> Any:
 
 
 def _dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """The type in which most weights are stored: these stay mapped, and transformers rounds copies of the others."""
+    """The type in which most weights are stored: these stay mapped, and transformers rounds copies of the others.
+
+    Of a GGUF file nothing stays mapped, and its integers stand for values in float32.
+    """
+    if checkpoint.file:
+        return torch.float32
     counts: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():
         counts[tensor.dtype] += tensor.nbytes
@@ -133,13 +170,15 @@ def _dtype(checkpoint: Checkpoint) -> torch.dtype:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without transformers' progress bar, and its report about the checkpoint: the reader has warned already."""
-    level, bars = LOGGING.get_verbosity(), LOGGING.is_progress_bar_enabled()
+    """Without transformers' progress bars, and its report about the checkpoint: the reader has warned already."""
+    level, bars, gguf_bar = LOGGING.get_verbosity(), LOGGING.is_progress_bar_enabled(), GGUF_LOADING.tqdm
+    GGUF_LOADING.tqdm = lambda tensors, **_: tensors  # the other bars' switch is not this one's
     LOGGING.set_verbosity_error()
     LOGGING.disable_progress_bar()
     try:
         yield
     finally:
+        GGUF_LOADING.tqdm = gguf_bar
         LOGGING.set_verbosity(level)
         if bars:
             LOGGING.enable_progress_bar()
@@ -161,7 +200,7 @@ class _Part:
 
 def _part(checkpoint: Checkpoint, module: str, name: str, parameter: Tensor) -> _Part:
     """A parameter as transformers loaded it, with an adapter's changes; or as this package reads it (_loaded_model)."""
-    matrices = imported_matrices(checkpoint)
+    matrices = imported_matrices(checkpoint) if checkpoint.file is None or parameter.is_meta else None
     if matrices and name == "weight" and module in checkpoint.packed:
         return _Part(len(parameter), lambda rows: torch.from_numpy(matrices.dequantized(module, rows)))
     full = f"{module}.{name}"

@@ -1,4 +1,4 @@
-"""`Checkpoint`: a Hugging Face folder whose config, tokenizer and tensors have been checked."""
+"""`Checkpoint`: a Hugging Face folder or a GGUF file whose config, tokenizer and tensors have been checked."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from . import adapter as adapters
 from . import config as configs
 from .adapter import Adapter
 from .config import MASK_KEYS, Config
+from .gguf.checkpoint import GGUF, GgufCheckpoint
+from .gguf.types import GgufMatrix
 from .layer_attention import attention_of, ropes_of
 from .quantization import KEY, PackedMatrix, QuantizationConfig, is_required, packed_matrix, quantization_of
 from .tensors import (
@@ -40,26 +42,33 @@ EMBEDDING = "model.embed_tokens.weight"
 ROTARY_BUFFER = re.compile(r"rotary_emb\.inv_freq")  # old checkpoints hold it; transformers passes over it silently
 UNMERGED = re.compile(r"\.lora_|\.(qweight|weight_packed)$")  # parts of a matrix that is then not what `.weight` says
 NAMED = 3  # tensors in a warning
+Packed = PackedMatrix | GgufMatrix
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A Hugging Face folder. Its tensors are those that `spec` needs; a warning names others that its files hold."""
+    """A Hugging Face folder. Its tensors are those that `spec` needs; a warning names others that its files hold.
 
-    folder: Path
+    Or a GGUF file: all its tensors are needed.
+    """
+
+    folder: Path  # of config.json and the tokenizer; a GGUF file's is in this package's cache
     spec: ModelSpec
     tensors: Mapping[str, Tensor]  # by name, with the shapes that `spec` demands; with the changes of `adapter`
     quantization: QuantizationConfig | None = None  # None: all weights are floats
-    packed: Mapping[str, PackedMatrix] = field(default_factory=dict)  # matrices in integers, by name without `.weight`
+    packed: Mapping[str, Packed] = field(default_factory=dict)  # matrices in integers, by name without `.weight`
     adapter: Adapter | None = None  # whose changes are merged
+    file: Path | None = None  # the GGUF file
 
     @classmethod
     def open(cls, folder: Path, adapter: Path | None = None) -> Checkpoint:
-        """Read configs, tokenizer and safetensors headers. Raises BadCheckpoint.
+        """Read configs, tokenizer and headers of a Hugging Face folder, or of a GGUF file. Raises BadCheckpoint.
 
         Weights are read only where config.json ties the head to the embedding and the files hold both. adapter: the
         folder of a LoRA adapter, whose changes are merged; if it has a tokenizer.json, its tokenizer files are taken.
         """
+        if folder.is_file():
+            return cls._open_gguf(folder, adapter)
         _refuse_adapter_as_model(folder)
         config = configs.read_config(folder)
         family = configs.family_of(config)
@@ -90,6 +99,24 @@ class Checkpoint:
         """Where the tokenizer files lie: the adapter's folder if they are there, or the checkpoint's."""
         return _tokenizer_folder(self.folder, self.adapter)
 
+    @classmethod
+    def _open_gguf(cls, file: Path, adapter: Path | None) -> Checkpoint:
+        if adapter is not None:
+            raise BadCheckpoint(
+                f"{file}: is a GGUF file, and {adapter} can be merged into safetensors only; name the base that the "
+                "adapter was trained on with --model"
+            )
+        found = GgufCheckpoint.open(file)
+        config = configs.read_config(found.folder)
+        spec = _spec(config, configs.family_of(config), found.folder, configs.dtype_of(config, "F32"))
+        tensors, packed = found.needed(spec)
+        return cls(found.folder, spec, tensors, GGUF if packed else None, packed, file=file)
+
+    @property
+    def path(self) -> Path:
+        """What the user named: the folder or the GGUF file."""
+        return self.file or self.folder
+
     @property
     def bits(self) -> int | None:
         """The bits of most matrices of a quantized checkpoint; None for one in floats."""
@@ -99,8 +126,9 @@ class Checkpoint:
     def as_role(self, role: Literal["auto", "target", "draft"]) -> Checkpoint:
         """The same checkpoint with this role; "auto": a draft if its config has a mask id. Raises BadCheckpoint."""
         if role == "draft" and self.spec.pard is None:
+            where = self.file or self.folder / configs.FILE
             raise BadCheckpoint(
-                f"{self.folder / configs.FILE}: a draft without a mask id: none of {', '.join(MASK_KEYS)} is there; "
+                f"{where}: a draft without a mask id: none of {', '.join(MASK_KEYS)} is there; "
                 "take a PARD draft, or --role target"
             )
         return replace(self, spec=replace(self.spec, pard=None)) if role == "target" else self

@@ -21,7 +21,7 @@ ONE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HEAD = "lm_head.weight"
 TRUNK = "model."  # prefix of all tensors but the head's
-UNREAD = (".gguf", ".onnx")  # endings of other formats of weights
+GGUF, ONNX = ".gguf", ".onnx"  # endings of other formats of weights
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # safetensors' names of the floats that are read, and their types in the file
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
@@ -100,9 +100,11 @@ def _stored_tensors(folder: Path) -> dict[str, TensorEntry]:
 
 
 def unread_weights(folder: Path) -> str:
-    """The end of an error's text about a folder whose weights are in a format that is not read; "" for others."""
-    found = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in UNREAD)
-    return f"; {found[0]} is not read: the checkpoint in safetensors is needed" if found else ""
+    """The end of an error's text about a folder that holds weights in another format; "" for others."""
+    found = {path.suffix.lower(): path for path in sorted(folder.iterdir(), reverse=True)}
+    if file := found.get(GGUF):
+        return f"; name the file itself: {file}"
+    return f"; {file.name} is not read: the checkpoint in safetensors is needed" if (file := found.get(ONNX)) else ""
 
 
 def _sharded(folder: Path) -> dict[str, TensorEntry]:

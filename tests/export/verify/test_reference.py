@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf_files
 import numpy as np
 import pytest
 import quantized
@@ -17,10 +18,12 @@ from tiny import edit_json, save_safetensors, weights
 from transformers import AutoModelForCausalLM
 
 from pard_onnx.export.exporter import Job, export
+from pard_onnx.export.verify import reference
 from pard_onnx.export.verify.reference import reference_logits
 from pard_onnx.export_command import main
 from pard_onnx.models.checkpoints import checkpoint as reading
 from pard_onnx.models.checkpoints.checkpoint import EMBEDDING, Checkpoint
+from pard_onnx.models.checkpoints.gguf.types import GgufTensor
 from pard_onnx.models.checkpoints.tensors import HEAD, Tensor
 from pard_onnx.models.errors import BadCheckpoint, Failure
 from pard_onnx.models.families import FAMILIES
@@ -176,3 +179,72 @@ def test_weights_stay_on_the_disk(tiny: Tiny, tmp_path: Path) -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     assert checkpoints.STORED["bfloat16"] == "BF16" and EMBEDDING.startswith("model.")
+
+
+WIDE = {"layers": 2, "hidden": 256, "heads": 4, "kv_heads": 2, "head_dim": 64, "intermediate": 256}
+# What the metadata cannot say otherwise
+AS_IN_GGUF: dict[str, dict[str, Any]] = {
+    "gemma3_text": {"layer_types": ["sliding_attention"] * 2, "query_pre_attn_scalar": 64},
+    "smollm3": {"no_rope_layers": None, "layers": 4},
+}
+OF_TRANSFORMERS = {"llama": "Q4_0", "qwen2": "Q8_0", "qwen3": "Q6_K", "mistral": "Q4_1", "gemma3_text": "F16"}
+
+
+def written_gguf(
+    tiny: Tiny,
+    folder: Path,
+    family: str,
+    kind: str,
+    shape: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> tuple[Path, Path]:
+    """A GGUF file, and a folder of the floats that it stands for."""
+    path = folder / "model.gguf"
+    shape = {"vocab_rows": 300, **WIDE, **AS_IN_GGUF.get(family, {}), **(shape or {})}
+    return path, gguf_files.write(path, tiny(folder / "tiny", family, **shape), kind, metadata=metadata)
+
+
+@pytest.mark.parametrize("family", sorted(OF_TRANSFORMERS))
+def test_transformers_reads_gguf_files(
+    tiny: Tiny, tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its integers included, without a progress bar. Nothing that this package reads of tensors has a part in it."""
+    path, floats = written_gguf(tiny, tmp_path, family, OF_TRANSFORMERS[family])
+    checkpoint = Checkpoint.open(path)
+    monkeypatch.setattr(GgufTensor, "read", None)
+    monkeypatch.setattr(GgufTensor, "blocks", None)
+    capfd.readouterr()
+    found = reference_logits(checkpoint, IDS)
+    assert capfd.readouterr().err == ""
+    with torch.inference_mode():
+        model = AutoModelForCausalLM.from_pretrained(floats, dtype=torch.float32, attn_implementation="eager")
+        torch.testing.assert_close(found, model(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_a_misread_gguf_file_is_no_export(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of q and k in llama.cpp's order."""
+    path, _ = written_gguf(tiny, tmp_path, "llama", "F16")
+    checkpoint = Checkpoint.open(path)
+    tensors = {name: replace(tensor, heads=0) for name, tensor in checkpoint.tensors.items()}  # type: ignore[type-var]
+    with pytest.raises(Failure, match="not the model that transformers loads"):
+        export(Job(replace(checkpoint, tensors=tensors), Source("model"), tmp_path / "out", "fp32"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("reason", ("architecture", "no number of kv heads", "too large", "no accelerate"))
+def test_gguf_files_that_transformers_does_not_read(
+    tiny: Tiny, tmp_path: Path, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their reference is computed from what this package reads; equal heads, so that the number may be left out."""
+    family = "smollm3" if reason == "architecture" else "llama"
+    metadata = {"llama.attention.head_count_kv": None} if reason == "no number of kv heads" else None
+    path, floats = written_gguf(tiny, tmp_path, family, "Q4_0", {"kv_heads": 4}, metadata)
+    if reason == "too large":
+        monkeypatch.setattr(reference, "MOST_WIDENED", 1000)
+    if reason == "no accelerate":
+        monkeypatch.setattr(reference, "is_accelerate_available", lambda: False)
+    checkpoint = Checkpoint.open(path)
+    assert all(parameter.is_meta for parameter in reference._loaded_model(checkpoint).parameters())
+    with torch.inference_mode():
+        model = AutoModelForCausalLM.from_pretrained(floats, dtype=torch.float32, attn_implementation="eager")
+        torch.testing.assert_close(reference_logits(checkpoint, IDS), model(IDS).logits, atol=1e-4, rtol=1e-4)
