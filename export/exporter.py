@@ -220,12 +220,14 @@ def verify(job: Job, folder: Path, manifest: Manifest, progress: Progress) -> Ma
         return manifest
     from .verify.parity import check  # an export without the check does not need these imports
     from .verify.perplexity import judge, measure
+    from .verify.reference import load_reference
 
     progress("verify", 0, 2)
-    parity = check(job.checkpoint, folder, manifest)
+    reference = load_reference(job.checkpoint)
+    parity = check(job.checkpoint, folder, manifest, reference)
     progress("verify", 1, 2)
     require_finite_logits(job, parity)
-    quality = measure(job.checkpoint, folder, manifest)
+    quality = measure(job.checkpoint, folder, manifest, reference)
     progress("verify", 2, 2)
     warning = judge(quality, manifest, job.accept_loss)
     if warning:

@@ -20,7 +20,7 @@ from pard_onnx.models.manifest import Manifest, Parity, read_draft_ids
 from pard_onnx.models.precision import FLOATS
 
 from .drive import Driver, Ids, Logits, drive
-from .reference import reference_logits
+from .reference import Reference, load_reference
 
 TEXT = (
     "def binary_search(items, wanted):\n    low, high = 0, len(items)\n    while low < high:\n"
@@ -35,8 +35,12 @@ OTHER_MODEL = 1.0  # that of logits which have nothing in common with the refere
 WIDEST = LENGTH - PREFILL  # of the steps compared bit for bit
 
 
-def check(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> Parity:
-    """Compare the graphs in `folder` with torch on the checkpoint that they were made of. Failure for another model."""
+def check(checkpoint: Checkpoint, folder: Path, manifest: Manifest, reference: Reference | None = None) -> Parity:
+    """Compare the graphs in `folder` with torch on the checkpoint that they were made of. Failure for another model.
+
+    reference: the checkpoint in torch; None: it is loaded here.
+    """
+    reference = reference or load_reference(checkpoint)
     spec = checkpoint.spec
     ids = _ids(checkpoint)
     batch = ids[None]
@@ -44,7 +48,7 @@ def check(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> Parity:
         masked = ids.copy()
         masked[LENGTH - MULTI + 1 :] = spec.pard.mask_id
         batch = np.stack([ids, masked])
-    wanted = reference_logits(checkpoint, torch.from_numpy(batch)).numpy()
+    wanted = reference(torch.from_numpy(batch)).numpy()
     graph = drive(folder, manifest)
     rows = _replay(graph, ids, draft=spec.pard is not None)
     expected = [wanted[row.sequence, row.end - len(row.logits) : row.end] for row in rows]

@@ -20,7 +20,7 @@ from pard_onnx.models.errors import BadCheckpoint, Failure
 from pard_onnx.models.manifest import Manifest, TextQuality, read_draft_ids
 
 from .drive import Driver, Ids, Logits, drive
-from .reference import reference_logits
+from .reference import Reference, load_reference
 
 TEXT = Path(__file__).parent / "text.txt"  # of prose, code and other languages; it is not in the calibration text
 ROWS = 1024  # predictions, in all windows
@@ -33,8 +33,14 @@ LOGITS = 1 << 24  # that are in memory in float64 at a time
 Losses = NDArray[np.float64]  # -log p of the text's tokens, in nats
 
 
-def measure(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> TextQuality:
-    """The perplexity of the graphs in `folder` and of their checkpoint, on ROWS rows of the text that ships."""
+def measure(
+    checkpoint: Checkpoint, folder: Path, manifest: Manifest, reference: Reference | None = None
+) -> TextQuality:
+    """The perplexity of the graphs in `folder` and of their checkpoint, on ROWS rows of the text that ships.
+
+    reference: the checkpoint in torch; None: it is loaded here.
+    """
+    reference = reference or load_reference(checkpoint)
     spec, window = manifest.spec, min(WINDOW, manifest.capacity - 1)
     known = read_draft_ids(folder) if manifest.draft_vocabulary else np.arange(spec.vocabulary.size)
     graph = drive(folder, manifest, window)
@@ -43,11 +49,11 @@ def measure(checkpoint: Checkpoint, folder: Path, manifest: Manifest) -> TextQua
     for ids in _windows(checkpoint, window):
         wanted = np.searchsorted(known, ids[1:])
         inside = known[np.minimum(wanted, len(known) - 1)] == ids[1:]  # a reduced vocabulary lacks some tokens
-        reference = reference_logits(checkpoint, torch.from_numpy(ids[None, :-1])).numpy()[0][:, known]
+        floats = reference(torch.from_numpy(ids[None, :-1])).numpy()[0][:, known]
         found = _read(graph, ids[:-1], step)[:, : len(known)]
-        exact.append(losses_of(reference, wanted)[inside])
+        exact.append(losses_of(floats, wanted)[inside])
         exported.append(losses_of(found, wanted)[inside])
-        same.append((reference.argmax(axis=1) == found.argmax(axis=1))[inside])
+        same.append((floats.argmax(axis=1) == found.argmax(axis=1))[inside])
     means = [float(np.exp(min(700.0, np.concatenate(losses).mean()))) for losses in (exact, exported)]
     agreement = np.concatenate(same)
     return TextQuality(len(agreement), *means, float(agreement.mean()))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,20 +60,37 @@ MOST_WIDENED = 1 << 28  # weights; transformers widens all of a GGUF file to flo
 Rows = Callable[[slice], Tensor]  # rows of a parameter in float32
 
 
-def reference_logits(checkpoint: Checkpoint, ids: Tensor, **inputs: Tensor) -> Tensor:
-    """Logits of ids [batch, sequence]: float32 [batch, sequence, vocabulary rows]. Raises BadCheckpoint.
+class Reference(Protocol):
+    """A loaded checkpoint, as a function."""
 
-    inputs: for sequences that are not plain text, the model's `position_ids` [batch, sequence] and `attention_mask`
-    [batch, 1, sequence, sequence], added to the scores.
-    """
+    def __call__(self, ids: Tensor, **inputs: Tensor) -> Tensor:
+        """Logits of ids [batch, sequence]: float32 [batch, sequence, vocabulary rows].
+
+        inputs: for sequences that are not plain text, the model's `position_ids` [batch, sequence] and `attention_mask`
+        [batch, 1, sequence, sequence], added to the scores.
+        """
+        ...
+
+
+def load_reference(checkpoint: Checkpoint) -> Reference:
+    """The checkpoint in torch. Raises BadCheckpoint."""
     model = _loaded_model(checkpoint)
     for name, module in model.named_modules():
         parts = {part: _part(checkpoint, name, part, p) for part, p in module._parameters.items() if p is not None}
         if parts:
             _compute_in_float32(module, parts)
-    with torch.inference_mode():
-        logits: Tensor = model(input_ids=ids, use_cache=False, **_by_kind(checkpoint.spec, inputs)).logits
-    return logits.float()
+
+    def logits(ids: Tensor, **inputs: Tensor) -> Tensor:
+        with torch.inference_mode():
+            found: Tensor = model(input_ids=ids, use_cache=False, **_by_kind(checkpoint.spec, inputs)).logits
+        return found.float()
+
+    return logits
+
+
+def reference_logits(checkpoint: Checkpoint, ids: Tensor, **inputs: Tensor) -> Tensor:
+    """The logits of one batch; `load_reference` reads the checkpoint once for many."""
+    return load_reference(checkpoint)(ids, **inputs)
 
 
 def _by_kind(spec: ModelSpec, inputs: dict[str, Tensor]) -> dict[str, Any]:

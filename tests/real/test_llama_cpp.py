@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import LLAMA3
 
-from pard_onnx.export.verify.parity import reference_logits
+from pard_onnx.export.verify.reference import reference_logits
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.real
