@@ -15,8 +15,8 @@ from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.precision import A8W8, A16W8, DYNAMIC_INT8, INT4, INT8, Format, Precision, Recipe
 from pard_onnx.models.spec import ModelSpec, Role
-from pard_onnx.quantize.algorithms.grid import Float, Round, round_by_importance, round_by_search
-from pard_onnx.quantize.packing.pack import SMALLEST_BLOCK, pack
+from pard_onnx.quantize.algorithms.grid import Round, round_by_importance, round_by_search
+from pard_onnx.quantize.packing.pack import SMALLEST_BLOCK, Float, pack
 
 if TYPE_CHECKING:
     from torch import Tensor
