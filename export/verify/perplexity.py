@@ -30,6 +30,7 @@ STEP = 64  # tokens of a target's step
 WARNED = {0: 0.01, 8: 0.01, 4: 0.03}
 ACCEPTED = 0.25
 LOGITS = 1 << 24  # that are in memory in float64 at a time
+LARGEST = 700.0  # of a mean loss: its exponential is still a number
 Losses = NDArray[np.float64]  # -log p of the text's tokens, in nats
 
 
@@ -54,9 +55,9 @@ def measure(
         exact.append(losses_of(floats, wanted)[inside])
         exported.append(losses_of(found, wanted)[inside])
         same.append((floats.argmax(axis=1) == found.argmax(axis=1))[inside])
-    means = [float(np.exp(min(700.0, np.concatenate(losses).mean()))) for losses in (exact, exported)]
+    before, after = (float(np.exp(min(LARGEST, np.concatenate(losses).mean()))) for losses in (exact, exported))
     agreement = np.concatenate(same)
-    return TextQuality(len(agreement), *means, float(agreement.mean()))
+    return TextQuality(len(agreement), before, after, float(agreement.mean()))
 
 
 def judge(quality: TextQuality, manifest: Manifest, accept_loss: bool) -> str | None:
