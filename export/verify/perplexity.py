@@ -29,6 +29,16 @@ STEP = 64  # tokens of a target's step
 # Shares by which the perplexity may rise: without a warning, by the bits of most weights (0: floats); at all
 WARNED = {0: 0.01, 8: 0.01, 4: 0.03}
 ACCEPTED = 0.25
+# By the beginning of a recipe's or precision's name, the option that loses less
+BETTER = (
+    ("int4-best", "--precision int8"),
+    ("int4-good", "--quality best"),
+    ("int4", "--quality good"),
+    ("int8-a8w8", "--recipe int8-a16w8"),
+    ("int8-a16w8", "--precision fp32"),
+    ("int8-best", "--precision fp32"),
+    ("int8", "--quality best"),
+)
 LOGITS = 1 << 24  # that are in memory in float64 at a time
 LARGEST = 700.0  # of a mean loss: its exponential is still a number
 Losses = NDArray[np.float64]  # -log p of the text's tokens, in nats
@@ -67,32 +77,28 @@ def judge(quality: TextQuality, manifest: Manifest, accept_loss: bool) -> str | 
     changes a text. A model that predicts the text worse than chance (an untrained one) has no quality to lose.
     """
     chance = float(manifest.spec.vocabulary.size)
-    if quality.loss <= WARNED.get(manifest.recipe.matrices.bits, 0) or quality.reference_perplexity >= chance:
+    if quality.loss <= WARNED[manifest.recipe.matrices.bits] or quality.reference_perplexity >= chance:
         return None
     name = manifest.quantization.recipe if manifest.quantization else manifest.precision
     said = (
         f"{name} raises this {manifest.role}'s perplexity on real text by {quality.loss:.1%}, from "
         f"{quality.reference_perplexity:.4g} to {quality.perplexity:.4g}"
     )
-    better = _better(name, manifest.recipe.matrices.bits)
+    better = _better(manifest, name)
     if manifest.role == "draft":
         return f"{said}: it will be accepted less often, with the same text; less is lost by {better}"
-    if quality.loss > ACCEPTED and not accept_loss:
+    if not quality.loss <= ACCEPTED and not accept_loss:  # a loss that is no number is a large one
         raise Failure(
             f"{said}, more than {ACCEPTED:.0%}: less is lost by {better}; --accept-loss exports it all the same"
         )
     return f"{said}; less is lost by {better}"
 
 
-def _better(name: str, bits: int) -> str:
-    """The option that loses less than the recipe or precision `name`."""
-    if bits == 0:
-        return "--precision fp32"
-    if bits == 8:
-        return "--precision fp32" if name.startswith("int8-best") else "--quality best"
-    if name.startswith("int4-best"):
-        return "--precision int8"
-    return "--quality best" if name.startswith("int4-good") else "--quality good"
+def _better(manifest: Manifest, name: str) -> str:
+    """What loses less than the recipe or precision `name`."""
+    if manifest.source.quantization:
+        return "the checkpoint in floats"
+    return next((option for known, option in BETTER if name.startswith(known)), "--precision fp32")
 
 
 def _windows(checkpoint: Checkpoint, window: int) -> Iterator[Ids]:
