@@ -10,7 +10,9 @@ from pard_onnx.models import demo
 
 
 def test_demo_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo_main(["--json", "--max-new-tokens", "24", "--output", str(tmp_path / "out")]) == 0
+    assert (
+        demo_main(["--json", "--max-new-tokens", "24", "--draft-length", "6", "--output", str(tmp_path / "out")]) == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert len(found["prompts"]) == len(demo.prompts())
     assert found["all"]["mean_accepted"] > 1.5
