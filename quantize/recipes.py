@@ -25,6 +25,7 @@ INT4_ZERO = replace(INT4, symmetric=False)
 BLOCKS = (16, 32, 64, 128, 256)
 SMALL_HIDDEN = 1024  # below it a model is small: it loses more by 4 bits than a larger one, and its steps are short
 SMALL_BLOCK = 32
+LAST_LAYERS = 10  # a small model's last layers, one of so many, have 8 bits: what they lose, no later layer evens out
 KEYS_AND_VALUES = ("*.k_proj", "*.v_proj")  # small matrices, whose errors stay in the KV cache for all later tokens
 
 
@@ -65,7 +66,8 @@ class NamedRecipe:
     mixed: bool = False  # the matrices that lose most by 4 bits get 8 bits
     ends: Format | None = None  # of the LM head and the embedding; None: that of the other matrices
     eight_bits: tuple[str, ...] = ()  # patterns of the matrices that have 8 bits in any case
-    by_size: bool = False  # small models get blocks of SMALL_BLOCK; larger ones only 4 bits where `eight_bits` says 8
+    # Small models get blocks of SMALL_BLOCK and 8 bits in their last layers; larger ones no 8 bits by `eight_bits`
+    by_size: bool = False
 
     @property
     def algorithm(self) -> Algorithm:
@@ -95,11 +97,13 @@ class NamedRecipe:
 
     def formats(self, spec: ModelSpec) -> Recipe:
         """The format of every matrix, before any is given more bits. Raises BadInput for a role that cannot have it."""
-        fmt, small = self.format, spec.hidden < SMALL_HIDDEN
-        if self.by_size and small:
+        fmt, small = self.format, self.by_size and spec.hidden < SMALL_HIDDEN
+        if small:
             fmt = replace(fmt, block=SMALL_BLOCK)
         lookup = INT8 if fmt.kind == "dynamic" else fmt  # dynamic int8 has no embedding lookup
-        eight = () if self.by_size and not small else tuple((pattern, INT8) for pattern in self.eight_bits)
+        patterns = self.eight_bits if small or not self.by_size else ()
+        last = range(spec.layers - spec.layers // LAST_LAYERS, spec.layers) if small else ()
+        eight = tuple((pattern, INT8) for pattern in (*patterns, *(f"model.layers.{layer}.*" for layer in last)))
         recipe = Recipe(fmt, self.ends or lookup, self.ends or lookup, eight)
         recipe.require(spec.role)
         return recipe

@@ -196,11 +196,14 @@ def test_names(tmp_path: Path, tiny: Tiny) -> None:
 
 
 def test_the_model_decides_what_the_recipe_leaves_open(tmp_path: Path, tiny: Tiny) -> None:
-    """Small models get small blocks, and 8 bits for keys and values; all get 8 bits for head and embedding."""
+    """Small models get small blocks, 8 bits for keys, values and the last layers; all for head and embedding."""
     spec = Checkpoint.open(tiny(tmp_path / "model")).spec
     good = named_recipe("int4-good")
     small, large = (good.formats(replace(spec, hidden=hidden)) for hidden in (SMALL_HIDDEN - 64, SMALL_HIDDEN))
     assert (small.matrices.block, large.matrices.block) == (32, 128)
+    deep = good.formats(replace(spec, layers=30))
+    bits = [deep.of(f"model.layers.{layer}.mlp.up_proj").bits for layer in range(30)]
+    assert bits == [4] * 27 + [8] * 3
     assert named_recipe("int4-good", 64).formats(spec).matrices.block == 64
     for name in ("model.layers.0.self_attn.k_proj", "model.layers.1.self_attn.v_proj"):
         assert small.of(name) == INT8 and large.of(name) == large.matrices
