@@ -25,7 +25,7 @@ INT4_ZERO = replace(INT4, symmetric=False)
 BLOCKS = (16, 32, 64, 128, 256)
 SMALL_HIDDEN = 1024  # below it a model is small: it loses more by 4 bits than a larger one, and its steps are short
 SMALL_BLOCK = 32
-LAST_LAYERS = 10  # a small model's last layers, one of so many, have 8 bits: what they lose, no later layer evens out
+LAST_LAYERS = 15  # a small model's last layers, one of so many, have 8 bits: what they lose, no later layer evens out
 KEYS_AND_VALUES = ("*.k_proj", "*.v_proj")  # small matrices, whose errors stay in the KV cache for all later tokens
 
 

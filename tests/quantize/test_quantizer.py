@@ -203,7 +203,7 @@ def test_the_model_decides_what_the_recipe_leaves_open(tmp_path: Path, tiny: Tin
     assert (small.matrices.block, large.matrices.block) == (32, 128)
     deep = good.formats(replace(spec, layers=30))
     bits = [deep.of(f"model.layers.{layer}.mlp.up_proj").bits for layer in range(30)]
-    assert bits == [4] * 27 + [8] * 3
+    assert bits == [4] * 28 + [8] * 2
     assert named_recipe("int4-good", 64).formats(spec).matrices.block == 64
     for name in ("model.layers.0.self_attn.k_proj", "model.layers.1.self_attn.v_proj"):
         assert small.of(name) == INT8 and large.of(name) == large.matrices
