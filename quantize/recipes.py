@@ -48,7 +48,6 @@ def _gptq(gram: Tensor) -> Round:
 
 ALGORITHMS: dict[str, Algorithm] = {
     "rtn": Algorithm(pack),
-    "search": Algorithm(round_by_search),
     "importance": Algorithm(pack, from_squares=round_by_importance),
     "gptq": Algorithm(round_by_search, _gptq),
 }
@@ -121,7 +120,6 @@ RECIPES = {
     for recipe in (
         NamedRecipe("int4-rtn", INT4, "rtn"),
         NamedRecipe("int4-rtn-asym", INT4_ZERO, "rtn"),
-        NamedRecipe("int4-search", INT4, "search"),
         NamedRecipe("int4-importance", INT4, "importance"),
         NamedRecipe("int4-gptq", INT4, "gptq"),
         NamedRecipe("int4-gptq-asym", INT4_ZERO, "gptq"),

@@ -33,10 +33,10 @@ def test_a_table_of_matrices_and_of_choices(capsys: Capture) -> None:
 
 
 def test_json(capsys: Capture) -> None:
-    assert main(["model", "--recipe", "int4-search", "--block-size", "32", "--no-verify", "--json"]) == 0
+    assert main(["model", "--recipe", "int4-importance", "--block-size", "32", "--no-verify", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["output"] == "model-int4-search-b32"
-    assert found["quantization"]["rounding"] == "search" and found["tensors"][0]["format"] == "int4-b32"
+    assert found["output"] == "model-int4-importance-b32"
+    assert found["quantization"]["rounding"] == "importance" and found["tensors"][0]["format"] == "int4-b32"
 
 
 @pytest.mark.parametrize(
