@@ -29,9 +29,19 @@ from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_adapter, resolve_checkpoint
 from pard_onnx.models.manifest import KV_CACHE_FORMATS, AdapterSource, Manifest, Source
 from pard_onnx.models.precision import DEFAULT_PRECISION, FLOATS, PRECISIONS, Precision, default_precision
+from pard_onnx.models.spec import Role
 from pard_onnx.quantize.draft_vocabulary import SelectedVocabulary, select_vocabulary
 from pard_onnx.quantize.quantizer import BUDGET
-from pard_onnx.quantize.recipes import BLOCKS, DEFAULT_QUALITY, QUALITIES, RECIPES, named_recipe, recipe_of_quality
+from pard_onnx.quantize.recipes import (
+    BLOCKS,
+    DEFAULT_QUALITY,
+    QUALITIES,
+    RECIPES,
+    NamedRecipe,
+    Quality,
+    named_recipe,
+    recipe_of_quality,
+)
 
 if TYPE_CHECKING:
     from pard_onnx.quantize.quantizer import QuantizationRequest
@@ -89,10 +99,20 @@ def add_quantization(out: argparse.ArgumentParser) -> None:
 QUANTIZATION_OPTIONS = ("quality", "recipe", "block_size", "calibration", "budget")
 
 
+def recipe_from_options(
+    options: argparse.Namespace, precision: Precision, role: Role, default: Quality = DEFAULT_QUALITY
+) -> NamedRecipe:
+    """The recipe that --recipe names, or that --quality has for the precision and the role; default: a quality."""
+    if options.recipe is not None and options.quality is not None:
+        raise BadInput(f"--quality {options.quality} beside --recipe {options.recipe}: leave one of them out")
+    name = options.recipe or recipe_of_quality(options.quality or default, precision, role).name
+    return named_recipe(name, options.block_size)
+
+
 def request_from_options(
     options: argparse.Namespace, checkpoint: Checkpoint, precision: Precision, device: Device
 ) -> QuantizationRequest | None:
-    """How to quantize; None: the weights are stored in floats, or are quantized already, or are rounded to nearest.
+    """How to quantize; None: the weights are stored in floats, or are quantized already.
 
     Without a quality or a recipe that is the default quality, where the device has the 8 bits that it needs. Raises
     BadInput for options that exclude one another.
@@ -100,27 +120,18 @@ def request_from_options(
     from pard_onnx.quantize.quantizer import QuantizationRequest
 
     named = [name for name in QUANTIZATION_OPTIONS if getattr(options, name) is not None]
-    if options.recipe is not None:
-        if options.quality is not None:
-            raise BadInput(f"--quality {options.quality} beside --recipe {options.recipe}: leave one of them out")
-        recipe = named_recipe(options.recipe, options.block_size)
-        if options.precision not in (None, recipe.precision):
-            raise BadInput(
-                f"--precision {options.precision} beside --recipe {recipe.name}, which is {recipe.precision}"
-            )
-        return QuantizationRequest(recipe, options.calibration, options.budget)
-    if checkpoint.quantization or precision not in ("int4", "int8"):
+    if options.recipe is None and (checkpoint.quantization or precision not in ("int4", "int8")):
         if named:
             value, option = getattr(options, named[0]), named[0].replace("_", "-")
-            held = f"the weights of {checkpoint.folder.name} are quantized already" if checkpoint.quantization else None
+            held = f"the weights of {checkpoint.path.name} are quantized already" if checkpoint.quantization else None
             raise BadInput(
                 f"--{option} {value}: {held or f'{precision} rounds no weights to fewer bits'}; leave it out"
             )
         return None
-    quality = options.quality or (DEFAULT_QUALITY if "int8" in device.precisions else "fast")
-    recipe = recipe_of_quality(quality, precision, checkpoint.spec.role)
-    if options.block_size is not None:
-        recipe = named_recipe(recipe.name, options.block_size)
+    default: Quality = DEFAULT_QUALITY if "int8" in device.precisions else "fast"
+    recipe = recipe_from_options(options, precision, checkpoint.spec.role, default)
+    if options.precision not in (None, recipe.precision):
+        raise BadInput(f"--precision {options.precision} beside --recipe {recipe.name}, which is {recipe.precision}")
     return QuantizationRequest(recipe, options.calibration, options.budget)
 
 

@@ -25,6 +25,7 @@ from pard_onnx.export_command import (
     job_from_options,
     model_of,
     open_checkpoint,
+    recipe_from_options,
     report,
     summary,
 )
@@ -35,7 +36,6 @@ from pard_onnx.models.manifest import FILE_NAME, Manifest, Quantization, Source
 from pard_onnx.models.precision import FLOATS
 from pard_onnx.models.spec import Role
 from pard_onnx.quantize.quantizer import QuantizationRequest
-from pard_onnx.quantize.recipes import named_recipe, recipe_of_quality
 from pard_onnx.quantize_choice import add_choice, require_choice, run_choice
 
 
@@ -70,8 +70,6 @@ def run(options: argparse.Namespace) -> None:
     options.model = model_of(options)
     if options.model is None or (options.recipe is None and options.quality is None):
         raise BadInput("name what to quantize and how: MODEL --recipe NAME; or what to compare: --report DIR...")
-    if options.recipe is not None and options.quality is not None:
-        raise BadInput(f"--quality {options.quality} beside --recipe {options.recipe}: leave one of them out")
     folder, source = resolve_checkpoint(options.model, options.revision)
     if (folder / FILE_NAME).is_file():
         artifact = resolve_artifact(options.model, options.revision)
@@ -85,9 +83,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def request_of(options: argparse.Namespace, role: Role) -> QuantizationRequest:
-    """The recipe that --recipe names, or that --quality has for int4 and this role."""
-    name = options.recipe or recipe_of_quality(options.quality, "int4", role).name
-    return QuantizationRequest(named_recipe(name, options.block_size), options.calibration, options.budget)
+    """How to quantize a model of this role; a quality is that of int4."""
+    return QuantizationRequest(recipe_from_options(options, "int4", role), options.calibration, options.budget)
 
 
 def named_checkpoint(options: argparse.Namespace) -> tuple[Checkpoint, Source]:

@@ -226,7 +226,7 @@ def verify(job: Job, folder: Path, manifest: Manifest, progress: Progress) -> Ma
     reference = load_reference(job.checkpoint)
     parity = check(job.checkpoint, folder, manifest, reference)
     progress("verify", 1, 2)
-    require_finite_logits(job, parity)
+    require_the_model(job, parity)
     quality = measure(job.checkpoint, folder, manifest, reference)
     progress("verify", 2, 2)
     warning = judge(quality, manifest, job.accept_loss)
@@ -235,8 +235,8 @@ def verify(job: Job, folder: Path, manifest: Manifest, progress: Progress) -> Ma
     return replace(manifest, parity=parity, quality=quality)
 
 
-def require_finite_logits(job: Job, parity: Parity) -> None:
-    """Failure for logits that are not finite, or, in floats, not the model's."""
+def require_the_model(job: Job, parity: Parity) -> None:
+    """Failure for logits that are not finite, and for an export in floats that predicts other tokens than torch."""
     if not isfinite(parity.max_error):
         raise Failure(
             f"{job.checkpoint.path}: its logits are not finite, in torch or in the {job.precision} graph; "

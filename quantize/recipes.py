@@ -36,7 +36,7 @@ class Algorithm:
     from_weights: Round  # rounds by the weights alone, without calibration text
     # Makes the rounding function for a matrix from X X^T [in, in] of its calibration inputs
     from_gram: Callable[[Tensor], Round] | None = None
-    # The same from the mean squares [in] of its calibration inputs, which take less time and memory
+    # The same from the sums of squares [in] of its calibration inputs, which take less time and memory
     from_squares: Callable[[Float], Round] | None = None
 
 

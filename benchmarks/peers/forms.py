@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.gguf.parts import CONTROL, NORMAL, UNUSED, USER_DEFINED
 from pard_onnx.models.checkpoints.tensors import Tensor, read_tensor, row_blocks
 from pard_onnx.models.checks import Progress, no_progress
 from pard_onnx.models.errors import BadCheckpoint, BadInput, Failure
@@ -141,7 +142,6 @@ def _run_worker(form: dict[str, str], converter: Converter) -> None:
 GgufFormat = Literal["q4_0", "q8_0", "f32"]
 BLOCK = 32  # values that share a scale in Q4_0 and Q8_0
 PRE_TOKENIZERS = {"qwen2": "qwen2", "qwen3": "qwen2", "llama": "llama-bpe"}  # llama.cpp's names of split patterns
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # gguf.TokenType
 # The GGUF names of a checkpoint's tensors, without the layer's prefix
 NAMES = {
     "model.embed_tokens": "token_embd",

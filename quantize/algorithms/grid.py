@@ -73,10 +73,11 @@ def round_by_search(weight: Float, fmt: Format) -> PackedRows:
 
 
 def round_by_importance(squares: Float) -> Round:
-    """The rounding function for a matrix whose input columns have these mean squares, [in].
+    """The rounding function for a matrix whose input columns have these sums of squares, [in].
 
-    The squared error of a weight counts as much as its input does, as in llama.cpp's importance matrix: it is the error
-    of the outputs for inputs whose columns are not correlated. 8 bits are rounded to nearest, which loses very little.
+    The squared error of a weight counts as much as the square of its input, as in llama.cpp's importance matrix: it is
+    the error of the outputs for inputs whose columns are not correlated. 8 bits are rounded to nearest, which loses
+    very little.
     """
     importance = squares + LEAST_IMPORTANCE * (float(squares.mean()) or 1.0)
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from real import smollm2_gguf
-from transformers import AutoModelForCausalLM
+from real import smollm2_gguf, smollm2_in_transformers
 
 from pard_onnx import load
 from pard_onnx.export.verify.drive import drive
@@ -75,11 +74,9 @@ def llama(path: Path) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def model(path: Path) -> Any:
+def model() -> Any:
     """transformers' own reading of the file."""
-    pytest.importorskip("accelerate", reason="accelerate is not installed, which transformers reads GGUF with")
-    found = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    return found.eval()
+    return smollm2_in_transformers()
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from real import smollm2_gguf
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from real import smollm2_gguf, smollm2_in_transformers
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from pard_onnx import load
 from pard_onnx.export.verify.perplexity import losses_of
@@ -47,9 +47,7 @@ PROMPTS = (
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    pytest.importorskip("accelerate", reason="accelerate is not installed, which transformers reads GGUF with")
-    path = smollm2_gguf()
-    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    return smollm2_in_transformers()
 
 
 @pytest.fixture(scope="module")

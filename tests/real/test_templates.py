@@ -107,7 +107,7 @@ def real_template(
     if name not in templates:
         folder: Path = tmp_path_factory.mktemp(name)
         if name == "smollm2":
-            templates[name] = smollm2_template(folder), SMOLLM2_TOKENS
+            templates[name] = smollm2_template(), SMOLLM2_TOKENS
         else:
             npm_tokenizer(name, folder)
             found = chat_template(folder)

