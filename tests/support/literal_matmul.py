@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+Halves = NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -17,9 +18,10 @@ class Matrix:
     bits: int
     block: int
     levels: NDArray[np.uint8]  # [n, blocks, block * bits / 8]
-    scales: Floats  # [n, blocks]
-    zero_points: NDArray[np.uint8] | None = None  # [n, bytes]
+    scales: Floats | Halves  # [n, blocks]; float16 beside minimums
+    zero_points: NDArray[np.uint8] | None = None  # [n, bytes]; 0 beside minimums
     bias: Floats | None = None  # [n]
+    minimums: Halves | None = None  # [n, blocks]
 
     @property
     def n(self) -> int:
@@ -45,17 +47,25 @@ def unpacked(data: NDArray[np.uint8], bits: int) -> NDArray[np.int64]:
 
 
 def random_matrix(
-    rng: np.random.Generator, n: int, k: int, bits: int, block: int, zero_points: bool = False, bias: bool = False
+    rng: np.random.Generator,
+    n: int,
+    k: int,
+    bits: int,
+    block: int,
+    zero_points: bool = False,
+    bias: bool = False,
+    minimums: bool = False,
 ) -> Matrix:
-    blocks = k // block
-    return Matrix(
-        bits,
-        block,
-        rng.integers(0, 256, (n, blocks, block * bits // 8), dtype=np.uint8),
-        ((rng.random((n, blocks)) + 0.5) * rng.choice([-0.01, 0.01], (n, blocks))).astype(np.float32),
-        rng.integers(0, 256, (n, (blocks * bits + 7) // 8), dtype=np.uint8) if zero_points else None,
-        rng.standard_normal(n).astype(np.float32) if bias else None,
-    )
+    blocks, scale_type = k // block, np.float16 if minimums else np.float32
+    zero_shape = (n, (blocks * bits + 7) // 8)
+    levels = rng.integers(0, 256, (n, blocks, block * bits // 8), dtype=np.uint8)
+    scales = ((rng.random((n, blocks)) + 0.5) * rng.choice([-0.01, 0.01], (n, blocks))).astype(scale_type)
+    zeros = rng.integers(0, 256, zero_shape, dtype=np.uint8) if zero_points else None
+    biases = rng.standard_normal(n).astype(np.float32) if bias else None
+    if not minimums:
+        return Matrix(bits, block, levels, scales, zeros, biases)
+    lowest = rng.choice([-0.1, 0, 1e-6, 0.2], (n, blocks)).astype(np.float16)
+    return Matrix(bits, block, levels, scales, np.zeros(zero_shape, np.uint8), biases, lowest)
 
 
 def matmul(matrix: Matrix, x: Floats) -> NDArray[np.float64]:
@@ -67,10 +77,15 @@ def matmul(matrix: Matrix, x: Floats) -> NDArray[np.float64]:
     dots = np.einsum("rbk,nbk->rnb", levels, matrix.weights())
     scales = (peak[:, :, 0] / np.float32(127)).astype(np.float64)
     out: NDArray[np.float64] = (dots * scales[:, None, :] * matrix.scales).sum(axis=2)
+    if matrix.minimums is not None:
+        out += (levels.sum(axis=2) * scales) @ matrix.minimums.T.astype(np.float64)
     return out if matrix.bias is None else out + matrix.bias
 
 
 def magnitude(matrix: Matrix, x: Floats) -> NDArray[np.float64]:
     """What rounding errors of the sums are relative to, [rows, n]."""
-    weights = np.abs(matrix.weights() * matrix.scales[:, :, None].astype(np.float64)).reshape(matrix.n, -1)
-    return np.abs(x).astype(np.float64) @ weights.T + (0 if matrix.bias is None else np.abs(matrix.bias))
+    weights = np.abs(matrix.weights() * matrix.scales[:, :, None].astype(np.float64))
+    if matrix.minimums is not None:
+        weights += np.abs(matrix.minimums[:, :, None].astype(np.float64))
+    out: NDArray[np.float64] = np.abs(x).astype(np.float64) @ weights.reshape(matrix.n, -1).T
+    return out + (0 if matrix.bias is None else np.abs(matrix.bias))

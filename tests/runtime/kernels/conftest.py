@@ -97,8 +97,8 @@ class Native:
 
 
 def _tensors(matrix: Matrix) -> ctypes.Array[ctypes.c_void_p]:
-    arrays = [matrix.levels, matrix.scales, matrix.zero_points]
-    return (Pointer * 3)(*[None if array is None else array.ctypes.data for array in arrays])
+    arrays = [matrix.levels, matrix.scales, matrix.zero_points, matrix.minimums]
+    return (Pointer * 4)(*[None if array is None else array.ctypes.data for array in arrays])
 
 
 @pytest.fixture(scope="session")

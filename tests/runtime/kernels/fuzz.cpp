@@ -43,6 +43,13 @@ void run_threads(void* context, void (*task)(void*, size_t), size_t count, void*
   for (std::thread& helper : helpers) helper.join();
 }
 
+// Of any bits but those of infinities and NaN.
+std::unique_ptr<uint16_t[]> random_halves(size_t count) {
+  auto out = std::make_unique<uint16_t[]>(count);
+  for (size_t i = 0; i < count; ++i) out[i] = static_cast<uint16_t>(below(0x7c00) | below(2) << 15);
+  return out;
+}
+
 void special_values(float* x, size_t count) {
   const float values[] = {0.0f, -0.0f, 1e-40f, 3e38f, HUGE_VALF, -HUGE_VALF, NAN};
   for (size_t i = below(4) ? 0 : 3; i > 0; --i) x[below(count)] = values[below(7)];
@@ -62,14 +69,18 @@ bool one_matrix() {
   Layout layout;
   layout.format.bits = below(2) ? 4 : 8;
   layout.format.block = size_t{32} << below(3);
-  layout.format.zero_points = below(2);
+  layout.format.minimums = layout.format.bits == 4 && below(3) == 0;
+  layout.format.zero_points = !layout.format.minimums && below(2);
   layout.outputs = below(2) ? PANEL * (1 + below(9)) : 1 + below(150);
   layout.inputs = layout.format.block * (1 + below(6));
   const auto levels = random_array<uint8_t>(layout.outputs * layout.row_bytes());
   const auto zeros = random_array<uint8_t>(layout.outputs * layout.zero_row_bytes());
+  if (layout.format.minimums) std::fill_n(zeros.get(), layout.outputs * layout.zero_row_bytes(), uint8_t{0});
   const auto scales = random_array<float>(layout.outputs * layout.blocks());
+  const auto halves = random_halves(layout.outputs * layout.blocks()), minimums = random_halves(layout.outputs * layout.blocks());
   const auto bias = random_array<float>(layout.outputs);
-  const void* const parts[] = {levels.get(), scales.get(), zeros.get()};
+  const void* const stored_scales = layout.format.minimums ? static_cast<const void*>(halves.get()) : scales.get();
+  const void* const parts[] = {levels.get(), stored_scales, zeros.get(), minimums.get()};
   const Read read = [&](Part part, size_t offset, size_t count, void* target) {
     std::memcpy(target, static_cast<const uint8_t*>(parts[static_cast<size_t>(part)]) + offset, count);
   };

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-FORMATS = [(bits, block, zeros) for bits in (4, 8) for block in (32, 64, 128) for zeros in (False, True)]
+ZEROS: dict[str, dict[str, bool]] = {"middle": {}, "points": {"zero_points": True}, "minimums": {"minimums": True}}
+FORMATS = [(bits, block, zeros) for bits in (4, 8) for block in (32, 64, 128) for zeros in ("middle", "points")]
+FORMATS += [(4, block, "minimums") for block in (32, 64, 128)]
 ROUNDING = 1e-5  # of the sum of magnitudes: float32, a few hundred additions
 
 
@@ -19,10 +21,10 @@ def activations(rng: np.random.Generator, rows: int, k: int) -> literal.Floats:
 
 
 @pytest.mark.parametrize(("bits", "block", "zeros"), FORMATS)
-def test_every_instruction_set_is_literal(native: Any, isas: list[str], bits: int, block: int, zeros: bool) -> None:
+def test_every_instruction_set_is_literal(native: Any, isas: list[str], bits: int, block: int, zeros: str) -> None:
     rng = np.random.default_rng(block + bits)
     for rows, n, blocks in [(1, 16, 1), (1, 64, 2), (5, 37, 3), (9, 130, 2), (13, 5, 4), (30, 96, 2)]:
-        matrix = literal.random_matrix(rng, n, blocks * block, bits, block, zeros, bias=n % 2 == 1)
+        matrix = literal.random_matrix(rng, n, blocks * block, bits, block, bias=n % 2 == 1, **ZEROS[zeros])
         x = activations(rng, rows, matrix.k)
         expected = literal.matmul(matrix, x)
         reference = native.matmul("reference", matrix, x)
@@ -41,19 +43,19 @@ def test_fuzz(
 ) -> None:
     (bits, block, zeros), rows, n, blocks = shape
     rng = np.random.default_rng(seed)
-    matrix = literal.random_matrix(rng, n, blocks * block, bits, block, zeros, bias)
+    matrix = literal.random_matrix(rng, n, blocks * block, bits, block, bias=bias, **ZEROS[zeros])
     x = activations(rng, rows, matrix.k)
     reference = native.matmul("reference", matrix, x)
     for isa in isas:
         assert (native.matmul(isa, matrix, x, threads) == reference).all(), isa
 
 
-@pytest.mark.parametrize(("bits", "zeros"), [(4, False), (4, True), (8, False)])
+@pytest.mark.parametrize(("bits", "zeros"), [(4, "middle"), (4, "points"), (4, "minimums"), (8, "middle")])
 def test_a_row_does_not_depend_on_its_neighbours_nor_on_threads(
-    native: Any, isas: list[str], bits: int, zeros: bool
+    native: Any, isas: list[str], bits: int, zeros: str
 ) -> None:
     rng = np.random.default_rng(3)
-    matrix = literal.random_matrix(rng, 330, 256, bits, 128, zeros)
+    matrix = literal.random_matrix(rng, 330, 256, bits, 128, **ZEROS[zeros])
     x = activations(rng, 300, matrix.k)
     with native.packed(matrix) as handle:
         for isa in isas:
@@ -97,21 +99,22 @@ def test_extreme_activations(native: Any, isas: list[str]) -> None:
 def test_packing_is_the_same_on_every_number_of_threads_and_takes_no_more_than_the_weights(native: Any) -> None:
     rng = np.random.default_rng(6)
     for bits, block, zeros in FORMATS:
-        matrix = literal.random_matrix(rng, 1600, 512, bits, block, zeros, bias=True)
+        matrix = literal.random_matrix(rng, 1600, 512, bits, block, bias=True, **ZEROS[zeros])
         x = activations(rng, 2, 512)
         expected = native.matmul("reference", matrix, x)
-        arrays = [a for a in (matrix.levels, matrix.scales, matrix.zero_points, matrix.bias) if a is not None]
+        tensors = (matrix.levels, matrix.scales, matrix.zero_points, matrix.bias, matrix.minimums)
+        arrays = [a for a in tensors if a is not None]
         for threads in (1, 3, 8):
             with native.packed(matrix, threads) as handle:
                 assert (native.run("reference", handle, matrix.n, x) == expected).all()
                 assert native.bytes(handle) <= 1.1 * sum(a.nbytes for a in arrays)
 
 
-@pytest.mark.parametrize(("bits", "block", "zeros"), [(4, 128, False), (4, 32, True), (8, 64, False)])
-def test_gated(native: Any, isas: list[str], bits: int, block: int, zeros: bool) -> None:
+@pytest.mark.parametrize(("bits", "block", "zeros"), [(4, 128, "middle"), (4, 32, "points"), (4, 32, "minimums"), (8, 64, "middle")])
+def test_gated(native: Any, isas: list[str], bits: int, block: int, zeros: str) -> None:
     """silu(x * gate) * (x * up), for any number of rows and threads."""
     rng = np.random.default_rng(7)
-    first, second = (literal.random_matrix(rng, 112, 2 * block, bits, block, zeros) for _ in range(2))
+    first, second = (literal.random_matrix(rng, 112, 2 * block, bits, block, **ZEROS[zeros]) for _ in range(2))
     x = activations(rng, 30, first.k)
     gates, ups = native.matmul("reference", first, x).astype(np.float64), native.matmul("reference", second, x)
     with np.errstate(over="ignore"):
@@ -145,6 +148,17 @@ def test_gated_tails_are_refused(native: Any) -> None:
     matrix = literal.random_matrix(np.random.default_rng(0), 24, 128, 4, 128)
     with pytest.raises(ValueError, match="N 24 is no multiple of 16"):
         native.pack(matrix, up=matrix)
+
+
+def test_minimums_with_other_zero_points_or_bits_are_refused(native: Any) -> None:
+    rng = np.random.default_rng(0)
+    matrix = literal.random_matrix(rng, 16, 128, 4, 32, minimums=True)
+    assert matrix.zero_points is not None
+    matrix.zero_points[7, 1] = 0x80
+    with pytest.raises(ValueError, match="zero points beside minimums are not 0"):
+        native.pack(matrix)
+    with pytest.raises(ValueError, match="minimums are for 4 bits"):
+        native.pack(literal.random_matrix(rng, 16, 128, 8, 32, minimums=True))
 
 
 def test_no_rows(native: Any, isas: list[str]) -> None:

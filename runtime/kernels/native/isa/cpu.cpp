@@ -53,7 +53,7 @@ struct Features {
     if (!bit(one.c, 27)) return;  // OSXSAVE
     const uint64_t states = saved_states();
     const bool ymm = (states & 0x6) == 0x6, zmm = (states & 0xe6) == 0xe6;
-    avx2 = ymm && bit(one.c, 12) && bit(seven.b, 5);  // FMA, AVX2
+    avx2 = ymm && bit(one.c, 12) && bit(one.c, 29) && bit(seven.b, 5);  // FMA, F16C, AVX2
     avx_vnni = avx2 && bit(more.a, 4);
     const bool avx512 = bit(seven.b, 16) && bit(seven.b, 17) && bit(seven.b, 30) && bit(seven.b, 31);  // F, DQ, BW, VL
     avx512_vnni = avx2 && zmm && avx512 && bit(seven.c, 11);

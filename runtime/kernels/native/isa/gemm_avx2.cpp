@@ -1,6 +1,6 @@
 // AVX2 with FMA. Its byte products add pairs into 16 bits, which saturate: levels of 0..15 leave room for the
 // eight products of four lines (8 * 2 * 15 * 127 < 32768), and weights of 8 bits go in two halves.
-#define PARD_TARGET "avx2,fma"
+#define PARD_TARGET "avx2,fma,f16c"
 #include <immintrin.h>
 #include <string.h>
 

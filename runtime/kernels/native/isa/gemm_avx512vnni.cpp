@@ -27,6 +27,9 @@ struct Avx512Vnni {
   static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
   static void prefetch_far(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1); }
   static Float zero() { return _mm512_setzero_ps(); }
+  static Float load_halves(const uint8_t* at) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+  }
   static Float load(const float* at) { return _mm512_loadu_ps(at); }
   static void store(float* at, Float x) { _mm512_storeu_ps(at, x); }
   static Int broadcast(int32_t x) { return _mm512_set1_epi32(x); }

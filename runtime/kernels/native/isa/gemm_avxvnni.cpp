@@ -1,5 +1,5 @@
 // AVX-VNNI: the dot product instruction of client processors without AVX-512.
-#define PARD_TARGET "avx2,fma,avxvnni"
+#define PARD_TARGET "avx2,fma,f16c,avxvnni"
 #include <immintrin.h>
 #include <string.h>
 

@@ -5,6 +5,7 @@
 
 #include "isa/isa.h"
 #include "isa/silu.h"
+#include "matmul/half.h"
 #include "attention/vector_attention.h"
 
 namespace pard {
@@ -33,7 +34,9 @@ void quantize(const QuantizeRow& job) {
       job.target.levels[group * GROUP + k % GROUP] = level;
     }
     const size_t at = b * job.height + job.row;
-    job.target.scales[at] = regular ? peak / LARGEST_LEVEL : finite ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+    const float scale = regular ? peak / LARGEST_LEVEL : finite ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+    job.target.scales[at] = scale;
+    if (job.target.sums) job.target.sums[at] = scale * static_cast<float>(sum);
     job.target.offsets[at] = -sum * job.sum_factor;
   }
 }
@@ -43,6 +46,12 @@ int32_t level(const uint8_t* lines, int bits, size_t k, size_t o) {
   if (bits == 8) return lines[k / GROUP * LINE + o * GROUP + k % GROUP];
   const uint8_t byte = lines[k / (2 * GROUP) * LINE + o * GROUP + k % GROUP];
   return k / GROUP % 2 ? byte >> 4 : byte & 15;
+}
+
+float half(const uint8_t* line, size_t index) {
+  uint16_t bits;
+  std::memcpy(&bits, line + index * sizeof bits, sizeof bits);
+  return float_of_half(bits);
 }
 
 float output(const Tile& tile, size_t panel, size_t o, size_t row) {
@@ -57,9 +66,14 @@ float output(const Tile& tile, size_t panel, size_t o, size_t row) {
       const size_t group = (b * tile.format.block + k) / GROUP * tile.height + row;
       sum += level(weights, tile.format.bits, k, o) * tile.rows.levels[group * GROUP + k % GROUP];
     }
+    const uint8_t* ends = weights + lines * LINE;
     float scale;
-    std::memcpy(&scale, weights + lines * LINE + o * sizeof scale, sizeof scale);
+    if (tile.format.minimums)
+      scale = half(ends, o);
+    else
+      std::memcpy(&scale, ends + o * sizeof scale, sizeof scale);
     out = std::fma(static_cast<float>(sum) * scale, tile.rows.scales[at], out);
+    if (tile.format.minimums) out = std::fma(half(ends, PANEL + o), tile.rows.sums[at], out);
     weights += (lines + 1) * LINE;
   }
   return out + (tile.bias ? tile.bias[panel * PANEL + o] : 0.0f);

@@ -19,6 +19,7 @@ struct Vector256 {
   static void prefetch_far(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1); }
   static Float zero() { return _mm256_setzero_ps(); }
   static Float load(const float* at) { return _mm256_loadu_ps(at); }
+  static Float load_halves(const uint8_t* at) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))); }
   static Int load_bytes(const uint8_t* at) { return _mm256_loadu_si256(reinterpret_cast<const Int*>(at)); }
   static void store(float* at, Float x) { _mm256_storeu_ps(at, x); }
   static Int broadcast(int32_t x) { return _mm256_set1_epi32(x); }

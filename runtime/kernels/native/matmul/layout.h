@@ -17,13 +17,16 @@ constexpr size_t KEYS = 64;              // of a block of attention
 constexpr size_t whole_panels(size_t count) { return (count + PANEL - 1) / PANEL * PANEL; }
 
 // A storage format of MatMulNBits. bits 4 or 8; block 32, 64 or 128 inputs share a scale.
+// minimums: weight = scale * level + minimum, both float16, at 4 bits and without zero points.
 struct Format {
   int bits = 4;
   size_t block = 128;
   bool zero_points = false;
+  bool minimums = false;
 };
 
-// Packed weights, [panel][block]: `lines()` lines of levels, then one line of PANEL float scales.
+// Packed weights, [panel][block]: `lines()` lines of levels, then one line of PANEL float scales, or with minimums of
+// PANEL float16 scales and PANEL float16 minimums.
 // A line at 4 bits holds 8 inputs k..k+7 of 16 outputs: byte 4*output+j has input k+j in its low and k+4+j in
 // its high nibble, so one AND and one shift give two operands of four inputs each. At 8 bits it holds 4 inputs.
 struct Layout {
@@ -40,6 +43,7 @@ struct Layout {
   // Of one output in the standard layout.
   size_t row_bytes() const { return inputs * static_cast<size_t>(format.bits) / 8; }
   size_t zero_row_bytes() const { return (blocks() * static_cast<size_t>(format.bits) + 7) / 8; }
+  size_t scale_bytes() const { return format.minimums ? sizeof(uint16_t) : sizeof(float); }
   int default_zero() const { return 1 << (format.bits - 1); }
 };
 
@@ -54,12 +58,13 @@ struct Tiling {
 };
 
 // Activations of one tile of r rows: levels [K/4][r][4], scales and offsets [block][r].
-// offset: minus the block's sum of levels (times the default zero point where weights have none of their own),
-// the start value of a dot product of unsigned weight levels.
+// offset: minus the block's sum of levels times what is zero among weight levels (1 where weights have zero points of
+// their own), the start value of a dot product of unsigned weight levels. sum: of the block's numbers, for minimums.
 struct Activations {
   int8_t* levels = nullptr;
   float* scales = nullptr;
   int32_t* offsets = nullptr;
+  float* sums = nullptr;  // [block][r], or null where weights have no minimums
 };
 
 }  // namespace pard

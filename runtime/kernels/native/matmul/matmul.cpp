@@ -18,13 +18,14 @@ constexpr unsigned SPINS_BEFORE_YIELD = 4096;
 // Quantized rows, for one strip; kept from call to call by the thread that calls.
 struct Scratch {
   std::vector<int8_t> levels;
-  std::vector<float> scales;
+  std::vector<float> scales, sums;
   std::vector<int32_t> offsets;
 
   void reserve(size_t rows, const Layout& layout) {
     grow(levels, rows * layout.inputs);
     grow(scales, rows * layout.blocks());
     grow(offsets, rows * layout.blocks());
+    if (layout.format.minimums) grow(sums, rows * layout.blocks());
   }
 
  private:
@@ -93,7 +94,8 @@ class Strip {
   Activations tile_rows(size_t tile) const {
     const size_t first = tiling_.first(tile), blocks = weights_.layout.blocks();
     return {scratch_.levels.data() + first * weights_.layout.inputs, scratch_.scales.data() + first * blocks,
-            scratch_.offsets.data() + first * blocks};
+            scratch_.offsets.data() + first * blocks,
+            weights_.layout.format.minimums ? scratch_.sums.data() + first * blocks : nullptr};
   }
 
   // A piece is a run of blocks of all rows of a tile: two workers that took rows would write to the same cache lines.
@@ -106,8 +108,9 @@ class Strip {
     target.levels += first * block * height;
     target.scales += first * height;
     target.offsets += first * height;
+    if (target.sums) target.sums += first * height;
     const float* source = x_ + tiling_.first(tile) * layout.inputs + first * block;
-    const int32_t factor = weights_.zeros.empty() ? layout.default_zero() : 1;
+    const int32_t factor = layout.format.minimums ? 0 : weights_.zeros.empty() ? layout.default_zero() : 1;
     for (size_t row = 0; row < height; ++row, source += layout.inputs)
       isa_.quantize({source, blocks, block, row, height, factor, target});
   }

@@ -29,27 +29,35 @@ uint32_t spread(uint32_t nibbles) {
 // Packs rows of standard levels into the lines of one panel.
 struct PanelPacker {
   const Layout& layout;
-  std::vector<uint8_t> levels, zeros;
-  std::vector<float> scales;
+  std::vector<uint8_t> levels, zeros, scales;
+  std::vector<uint16_t> minimums;
 
   explicit PanelPacker(const Layout& layout_)
       : layout(layout_),
         levels(PANEL * layout_.row_bytes()),
         zeros(PANEL * layout_.zero_row_bytes()),
-        scales(PANEL * layout_.blocks()) {}
+        scales(PANEL * layout_.blocks() * layout_.scale_bytes()),
+        minimums(layout_.format.minimums ? PANEL * layout_.blocks() : 0) {}
 
-  // Outputs past the last are zeros of scale 0.
+  // Outputs past the last are zeros of scale 0 and minimum 0.
   void read(const Read& from, size_t panel) {
     const size_t first = panel * PANEL, left = layout.outputs - first, rows = left < PANEL ? left : PANEL;
     if (rows < PANEL) {
       std::fill(levels.begin(), levels.end(), uint8_t{0});
-      std::fill(scales.begin(), scales.end(), 0.0f);
+      std::fill(scales.begin(), scales.end(), uint8_t{0});
+      std::fill(minimums.begin(), minimums.end(), uint16_t{0});
       std::fill(zeros.begin(), zeros.end(), uint8_t{0});
     }
-    const size_t row = layout.row_bytes(), blocks = layout.blocks(), zero = layout.zero_row_bytes();
+    const size_t row = layout.row_bytes(), zero = layout.zero_row_bytes();
+    const size_t scale = layout.blocks() * layout.scale_bytes();
     from(Part::levels, first * row, rows * row, levels.data());
-    from(Part::scales, first * blocks * sizeof(float), rows * blocks * sizeof(float), scales.data());
-    if (layout.format.zero_points) from(Part::zero_points, first * zero, rows * zero, zeros.data());
+    from(Part::scales, first * scale, rows * scale, scales.data());
+    if (layout.format.zero_points || layout.format.minimums)
+      from(Part::zero_points, first * zero, rows * zero, zeros.data());
+    if (!layout.format.minimums) return;
+    from(Part::minimums, first * scale, rows * scale, minimums.data());
+    if (std::any_of(zeros.begin(), zeros.end(), [](uint8_t byte) { return byte != 0; }))
+      throw std::invalid_argument("MatMulNBits: zero points beside minimums are not 0");
   }
 
   void write(uint8_t* panel) const {
@@ -63,7 +71,10 @@ struct PanelPacker {
           if (four_bits) word = spread(word & 0xffff) | spread(word >> 16) << 4;
           std::memcpy(panel + l * LINE + o * GROUP, &word, sizeof word);
         }
-        std::memcpy(panel + words * LINE + o * sizeof(float), &scales[o * layout.blocks() + b], sizeof(float));
+        uint8_t* const ends = panel + words * LINE;
+        const size_t at = o * layout.blocks() + b, size = layout.scale_bytes();
+        std::memcpy(ends + o * size, &scales[at * size], size);
+        if (layout.format.minimums) std::memcpy(ends + (PANEL + o) * size, &minimums[at], size);
       }
       panel += layout.block_bytes();
     }
@@ -126,6 +137,7 @@ void check(const Layout& layout) {
   if (format.bits != 4 && format.bits != 8) refuse("bits " + std::to_string(format.bits) + ", not 4 or 8");
   if (format.block != 32 && format.block != 64 && format.block != 128)
     refuse("block_size " + std::to_string(format.block) + ", not 32, 64 or 128");
+  if (format.minimums && (format.bits != 4 || format.zero_points)) refuse("minimums are for 4 bits without zero points");
   if (layout.outputs == 0) refuse("N is 0");
   if (layout.inputs == 0 || layout.inputs % format.block)
     refuse("K " + std::to_string(layout.inputs) + " is no multiple of block_size " + std::to_string(format.block));

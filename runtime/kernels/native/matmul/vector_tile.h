@@ -28,10 +28,14 @@ inline int32_t load_group(const int8_t* levels) {
   return out;
 }
 
+// What stands for zero among the levels of weights: the middle level, a zero point for each block, or level 0, to which
+// a minimum for each block is added.
+enum class Zero { middle, points, minimums };
+
 // R rows times one panel, over all blocks. Every output is one chain of fused multiply-adds in block order,
 // whatever R is: so a row does not depend on its neighbours. One panel at a time, as one stream of weights is what
 // memory serves best: two or four side by side were a quarter slower at 1..6 rows.
-template <class S, int BITS, bool ZEROS, size_t R>
+template <class S, int BITS, Zero ZERO, size_t R>
 struct Panel {
   using Int = typename S::Int;
   using Float = typename S::Float;
@@ -53,12 +57,27 @@ struct Panel {
   static void start(const Tile& tile, size_t panel, size_t b, Sum (&sums)[R][V]) {
     const int32_t* offsets = tile.rows.offsets + b * R;
     for (size_t v = 0; v < V; ++v) {
-      if constexpr (ZEROS) {
+      if constexpr (ZERO == Zero::points) {
         const Int zeros = S::widen(tile.zeros + (panel * tile.blocks + b) * PANEL + v * S::LANES);
         for (size_t r = 0; r < R; ++r) sums[r][v].start(S::multiply_int(S::broadcast(offsets[r]), zeros));
       } else {
         for (size_t r = 0; r < R; ++r) sums[r][v].start(S::broadcast(offsets[r]));
       }
+    }
+  }
+
+  // line: what follows a block's levels.
+  static Float load_scale(const uint8_t* line, size_t v) {
+    if constexpr (ZERO == Zero::minimums)
+      return S::load_halves(line + v * S::LANES * sizeof(uint16_t));
+    else
+      return S::load(reinterpret_cast<const float*>(line) + v * S::LANES);
+  }
+
+  static void add_minimums(const uint8_t* line, const float* block_sums, Float (&out)[R][V]) {
+    for (size_t v = 0; v < V; ++v) {
+      const Float minimum = S::load_halves(line + (PANEL + v * S::LANES) * sizeof(uint16_t));
+      for (size_t r = 0; r < R; ++r) out[r][v] = S::fma(minimum, S::broadcast(block_sums[r]), out[r][v]);
     }
   }
 
@@ -82,10 +101,11 @@ struct Panel {
       } while ((l += UNROLL) < lines);
       const float* scales = tile.rows.scales + b * R;
       for (size_t v = 0; v < V; ++v) {
-        const Float scale = S::load(reinterpret_cast<const float*>(weights) + v * S::LANES);
+        const Float scale = load_scale(weights, v);
         for (size_t r = 0; r < R; ++r)
           out[r][v] = S::fma(S::multiply(S::to_float(sums[r][v].total()), scale), S::broadcast(scales[r]), out[r][v]);
       }
+      if constexpr (ZERO == Zero::minimums) add_minimums(weights, tile.rows.sums + b * R, out);
       weights += LINE;
     }
     for (size_t v = 0; v < V; ++v) {
@@ -96,28 +116,30 @@ struct Panel {
   }
 };
 
-template <class S, int BITS, bool ZEROS, size_t R>
+template <class S, int BITS, Zero ZERO, size_t R>
 void multiply_rows(const Tile& tile) {
-  for (size_t panel = 0; panel < tile.panels; ++panel) Panel<S, BITS, ZEROS, R>::run(tile, panel);
+  for (size_t panel = 0; panel < tile.panels; ++panel) Panel<S, BITS, ZERO, R>::run(tile, panel);
 }
 
 // The tile's height picks the instantiation.
-template <class S, int BITS, bool ZEROS, size_t R = S::HIGHEST_TILE>
+template <class S, int BITS, Zero ZERO, size_t R = S::HIGHEST_TILE>
 void multiply_height(const Tile& tile) {
   if constexpr (R > 0) {
     if (tile.height == R)
-      multiply_rows<S, BITS, ZEROS, R>(tile);
+      multiply_rows<S, BITS, ZERO, R>(tile);
     else
-      multiply_height<S, BITS, ZEROS, R - 1>(tile);
+      multiply_height<S, BITS, ZERO, R - 1>(tile);
   }
 }
 
 template <class S>
 void multiply(const Tile& tile) {
-  if (tile.format.bits == 4)
-    tile.zeros ? multiply_height<S, 4, true>(tile) : multiply_height<S, 4, false>(tile);
+  if (tile.format.minimums)
+    multiply_height<S, 4, Zero::minimums>(tile);
+  else if (tile.format.bits == 4)
+    tile.zeros ? multiply_height<S, 4, Zero::points>(tile) : multiply_height<S, 4, Zero::middle>(tile);
   else
-    tile.zeros ? multiply_height<S, 8, true>(tile) : multiply_height<S, 8, false>(tile);
+    tile.zeros ? multiply_height<S, 8, Zero::points>(tile) : multiply_height<S, 8, Zero::middle>(tile);
 }
 
 // The bits of the largest magnitude. As integers NaN is above infinity, and infinity above the rest.
@@ -159,7 +181,9 @@ void quantize(const QuantizeRow& job) {
       for (size_t k = 0; k < job.block; k += GROUP) memset(target + k / GROUP * stride, 0, GROUP);
     }
     const size_t at = b * job.height + job.row;
-    job.target.scales[at] = regular ? largest / LARGEST_LEVEL : peak < INFINITY_BITS ? 0.0f : as_float(NAN_BITS);
+    const float scale = regular ? largest / LARGEST_LEVEL : peak < INFINITY_BITS ? 0.0f : as_float(NAN_BITS);
+    job.target.scales[at] = scale;
+    if (job.target.sums) job.target.sums[at] = scale * static_cast<float>(sum);
     job.target.offsets[at] = -sum * job.sum_factor;
   }
 }

@@ -24,8 +24,8 @@ class Buffer {
 };
 
 // The source of the standard tensors: copies `count` bytes at `offset` of one part to `target`.
-// Called from several threads at once; throws if it fails.
-enum class Part { levels, scales, zero_points };
+// Called from several threads at once; throws if it fails. Scales are float32, or float16 beside minimums.
+enum class Part { levels, scales, zero_points, minimums };
 using Read = std::function<void(Part part, size_t offset, size_t count, void* target)>;
 
 struct Weights {
@@ -43,8 +43,9 @@ struct Weights {
 // Throws std::invalid_argument for a shape that the kernels do not support.
 void check(const Layout& layout);
 
-// Packs a standard MatMulNBits matrix: levels [N][blocks][block * bits / 8], scales [N][blocks],
-// zero points [N][bytes]. The matrix is read and packed in parallel, a few rows at a time. Throws as `check` does, and what `read` throws.
+// Packs a standard MatMulNBits matrix: levels [N][blocks][block * bits / 8], scales [N][blocks], zero points [N][bytes],
+// minimums [N][blocks]. The matrix is read and packed in parallel, a few rows at a time. Beside minimums all zero points
+// must be 0. Throws as `check` does, and what `read` throws.
 Weights pack(const Layout& layout, const Read& read, size_t threads);
 
 // Two matrices of one layout, whose N is a multiple of PANEL, as one of 2 N outputs.

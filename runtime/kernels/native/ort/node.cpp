@@ -6,6 +6,8 @@
 #include <fstream>
 #include <memory>
 
+#include "matmul/half.h"
+
 namespace pard {
 namespace {
 
@@ -117,43 +119,24 @@ const OrtValue* Node::constant(size_t index) const {
   return is_constant ? value : nullptr;
 }
 
-namespace {
-
-// The float32 of a half-precision number's bits. Exact for every number; infinities and NaN stay what they are.
-float float_of_half(uint16_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16, magnitude = bits & 0x7fff;
-  uint32_t word = magnitude << 13;
-  float out;
-  if (magnitude >= 0x7c00) {
-    word |= 0x7f800000;
-  } else if (magnitude >= 0x0400) {
-    word += uint32_t{112} << 23;  // the difference of the exponents' biases
-  } else {
-    out = static_cast<float>(magnitude) * 0x1p-24f;  // a subnormal number, or zero
-    std::memcpy(&word, &out, sizeof word);
-  }
-  word |= sign;
-  std::memcpy(&out, &word, sizeof out);
-  return out;
-}
-
-}  // namespace
-
-Read read_file(const Node& node, const std::string& path, const std::string& prefix) {
+Read read_file(const Node& node, const Layout& layout, const std::string& path, const std::string& prefix) {
   const int64_t levels = node.integer(prefix + "B_offset"), scales = node.integer(prefix + "scales_offset");
   const int64_t zeros = node.integer_or(prefix + "zero_points_offset", -1);
+  const int64_t minimums = node.integer_or(prefix + "minimums_offset", -1);
   const bool half = node.integer_or(prefix + "scales_half", 0) != 0;
+  if (layout.format.minimums && !half) throw std::invalid_argument("MatMulNBits: minimums beside scales in float32");
+  const bool widened = half && !layout.format.minimums;
+  const int64_t starts[] = {levels, scales, zeros, minimums};  // by Part
   return [=](Part part, size_t offset, size_t count, void* target) {
     static thread_local File file;
-    if (part == Part::scales && half) {
+    if (part == Part::scales && widened) {
       static thread_local std::vector<uint16_t> stored;
       stored.resize(count / sizeof(float));
       file.read(path, scales + static_cast<int64_t>(offset / 2), count / 2, stored.data());
       std::transform(stored.begin(), stored.end(), static_cast<float*>(target), float_of_half);
       return;
     }
-    const int64_t start = part == Part::levels ? levels : part == Part::scales ? scales : zeros;
-    file.read(path, start + static_cast<int64_t>(offset), count, target);
+    file.read(path, starts[static_cast<size_t>(part)] + static_cast<int64_t>(offset), count, target);
   };
 }
 

@@ -71,8 +71,8 @@ class Node {
   size_t inputs_ = 0;
 };
 
-// The tensors at `B_offset`, `scales_offset` and `zero_points_offset` of a file, each name behind `prefix`. Scales are
-// float32, or float16 if `scales_half` is 1.
-Read read_file(const Node& node, const std::string& path, const std::string& prefix);
+// The tensors at `B_offset`, `scales_offset`, `zero_points_offset` and `minimums_offset` of a file, each name behind
+// `prefix`. Scales are float32, or float16 if `scales_half` is 1; minimums are float16.
+Read read_file(const Node& node, const Layout& layout, const std::string& path, const std::string& prefix);
 
 }  // namespace pard

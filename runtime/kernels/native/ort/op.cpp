@@ -3,8 +3,9 @@
 // MatMulNBits: inputs and attributes of com.microsoft::MatMulNBits at accuracy level 4.
 //   A [.., K], B?, scales?, zero_points?, g_idx? (refused), bias? -> Y [.., N]
 //   B, scales and zero_points are constants of the graph, or lie in a file: attributes weights_file, B_offset,
-//   scales_offset, zero_points_offset, and scales_half for scales in float16. A file is read while packing and never kept, where ONNX Runtime would hold its
-//   constants beside the packed weights for as long as the session lives.
+//   scales_offset, zero_points_offset, and scales_half for scales in float16. minimums_offset: of a minimum for each
+//   scale, in float16, which every weight of the block has more. A file is read while packing and never kept, where
+//   ONNX Runtime would hold its constants beside the packed weights for as long as the session lives.
 //
 // GatedMatMulNBits: silu(A x gate) * (A x up), each a matrix [N, K] of one format in the file: offsets as above, with
 //   the prefixes gate_ and up_.
@@ -24,11 +25,12 @@ namespace {
 constexpr const char* DOMAIN_NAME = "pard_onnx";
 enum Input : size_t { A, B, SCALES, ZERO_POINTS, G_IDX, BIAS, INPUTS };
 
-Layout layout_of(const Node& node, bool zero_points) {
+Layout layout_of(const Node& node, bool zero_points, bool minimums) {
   Layout out;
   out.format.bits = static_cast<int>(node.positive("bits"));
   out.format.block = node.positive("block_size");
-  out.format.zero_points = zero_points;
+  out.format.zero_points = zero_points && !minimums;  // zeros, beside minimums
+  out.format.minimums = minimums;
   out.inputs = node.positive("K");
   out.outputs = node.positive("N");
   check(out);
@@ -61,9 +63,9 @@ Weights plain_weights(const Node& node) {
   const std::string path = node.text_or_empty("weights_file");
   const bool zero_points =
       path.empty() ? node.constant(ZERO_POINTS) != nullptr : node.integer_or("zero_points_offset", -1) >= 0;
-  const Layout layout = layout_of(node, zero_points);
+  const Layout layout = layout_of(node, zero_points, !path.empty() && node.integer_or("minimums_offset", -1) >= 0);
   if (node.constant(G_IDX)) throw std::invalid_argument("MatMulNBits: g_idx is not supported");
-  const Read read = path.empty() ? read_constants(node, layout) : read_file(node, path, "");
+  const Read read = path.empty() ? read_constants(node, layout) : read_file(node, layout, path, "");
   Weights out = pack(layout, read, std::thread::hardware_concurrency());
   if (const OrtValue* bias = node.constant(BIAS))
     out.set_bias(static_cast<const float*>(expect(bias, "bias", ORT_FLOAT, layout.outputs)));
@@ -72,8 +74,9 @@ Weights plain_weights(const Node& node) {
 
 Weights gated_weights(const Node& node) {
   const std::string path = node.text_or_empty("weights_file");
-  const Layout layout = layout_of(node, node.integer_or("gate_zero_points_offset", -1) >= 0);
-  return pack_gated(layout, read_file(node, path, "gate_"), read_file(node, path, "up_"),
+  const Layout layout = layout_of(node, node.integer_or("gate_zero_points_offset", -1) >= 0,
+                                  node.integer_or("gate_minimums_offset", -1) >= 0);
+  return pack_gated(layout, read_file(node, layout, path, "gate_"), read_file(node, layout, path, "up_"),
                     std::thread::hardware_concurrency());
 }
 

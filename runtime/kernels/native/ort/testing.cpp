@@ -50,8 +50,8 @@ PARD_EXPORT const char* pard_isa() { return selected_isa().name; }
 // Selects the instruction set of kernels that are created later (null: the best one). 0 if this processor lacks it.
 PARD_EXPORT int pard_select_isa(const char* name) { return select_isa(name); }
 
-// Packs standard tensors; on failure returns null, with the message in `error`. zero_points and bias may be null.
-// up: the levels, scales and zero points of a second matrix, for a gated one, or null.
+// Packs standard tensors, in the order of Part; on failure returns null, with the message in `error`. Zero points or
+// minimums may be null, and bias. up: the tensors of a second matrix, for a gated one, or null.
 PARD_EXPORT Weights* pard_pack(int bits, size_t block, size_t outputs, size_t inputs, const void* const* tensors,
                                const void* const* up, const float* bias, size_t threads, char* error, size_t size) {
   return caught(error, size, [&] {
@@ -60,7 +60,9 @@ PARD_EXPORT Weights* pard_pack(int bits, size_t block, size_t outputs, size_t in
         std::memcpy(target, static_cast<const uint8_t*>(parts[static_cast<size_t>(part)]) + offset, count);
       };
     };
-    const Layout layout{{bits, block, tensors[static_cast<size_t>(Part::zero_points)] != nullptr}, outputs, inputs};
+    const auto has = [&](Part part) { return tensors[static_cast<size_t>(part)] != nullptr; };
+    const bool minimums = has(Part::minimums);
+    const Layout layout{{bits, block, has(Part::zero_points) && !minimums, minimums}, outputs, inputs};
     auto out = std::make_unique<Weights>(up ? pack_gated(layout, read(tensors), read(up), threads)
                                             : pack(layout, read(tensors), threads));
     if (bias) out->set_bias(bias);
