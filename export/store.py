@@ -21,7 +21,7 @@ from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import TensorReport
 from pard_onnx.models.precision import Floats, Format
 from pard_onnx.quantize.algorithms.grid import Round
-from pard_onnx.quantize.packing.pack import PackedRows, RoundingError, format_for_width, map_in_order, pack
+from pard_onnx.quantize.packing.pack import PackedRows, RoundingError, format_for_width, map_in_order, pack, unpack
 from pard_onnx.quantize.packing.prepared import Prepared
 
 ALIGNMENT = 4096  # of tensors in the data file: pages, so that they can be memory-mapped
@@ -34,7 +34,8 @@ def joined(names: Sequence[str]) -> str:
 
 
 def _scale_type(scale: NDArray[np.generic], floats: Floats) -> np.dtype[np.generic]:
-    """The type that a matrix's scales are stored in: float16 where it holds them exactly, else that of activations."""
+    """The type that a matrix's scales or minimums are stored in: float16 where it holds them exactly, else that of
+    activations."""
     with np.errstate(over="ignore"):
         exact = np.array_equal(scale.astype(np.float16).astype(np.float32), scale)
     return np.dtype(np.float16) if exact else np.dtype(floats)
@@ -53,7 +54,7 @@ class Matrix:
     format: Format
     rows: int
     width: int
-    parts: dict[str, ir.Value]  # initializers: `weight` and, as the format has them, `scale` and `zero_point`
+    parts: dict[str, ir.Value]  # initializers: `weight` and, as the format has them, the others of PackedRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ class WeightStore:
                 lambda block: self._pack(block, fmt), self._blocks(names, selection)
             ):
                 error.add(block_error)
-                rest.append(PackedRows(packed.weight[:0], packed.scale, packed.zero_point))
+                rest.append(replace(packed, weight=packed.weight[:0]))
                 self.advance(packed.weight.shape[0] * width)
                 yield packed.weight
 
@@ -150,11 +151,11 @@ class WeightStore:
         offset, shape, dtype = self._stream(blocks)
         shape = shape if transposed else (rows, *shape[1:])
         parts = {"weight": self._value(f"{label}.weight", offset, shape, dtype)}
-        for part in ("scale", "zero_point"):
+        for part in ("scale", "zero_point", "minimum"):
             arrays = [a for a in (getattr(p, part) for p in rest) if a is not None]
             if arrays:
                 whole = np.concatenate(arrays)
-                if part == "scale" and fmt.kind == "nbits":
+                if part != "zero_point" and fmt.kind == "nbits":
                     whole = self._cast(names[0], whole, _scale_type(whole, self.scales))
                 parts[part] = self.add(f"{label}.{part}", whole)
         size = sum(v.const_value.nbytes for v in parts.values() if v.const_value is not None)
@@ -172,12 +173,21 @@ class WeightStore:
         name, kept = block.name, block.kept
         if self.prepared and self.prepared.format(name) and fmt.kind == "nbits":
             return self.prepared.rows(name, block.rows).select(kept), RoundingError()  # known of the whole matrix
-        weight = self._read(f"{name}.weight", block.rows)[kept]
+        weight = self._floats(name, block.rows)[kept]
         with np.errstate(over="ignore"):  # an error below names the tensor
             packed = self.round(weight, fmt) if fmt.kind == "nbits" else pack(weight, fmt)
         if fmt.kind == "float16":
             require_finite(f"{name}.weight", packed.weight.astype(np.float32))  # beyond float16's range
         return packed, RoundingError.of(weight, packed, fmt)
+
+    def _floats(self, name: str, rows: slice) -> NDArray[np.float32]:
+        """Rows of a matrix, also of one that the checkpoint has in integers only."""
+        if f"{name}.weight" in self.checkpoint.tensors:
+            return self._read(f"{name}.weight", rows)
+        assert self.prepared is not None
+        fmt = self.prepared.format(name)
+        assert fmt is not None
+        return unpack(self.prepared.rows(name, rows), fmt)
 
     def _is_prepared(self, name: str) -> bool:
         return self.prepared is not None and self.prepared.format(name) is not None

@@ -21,8 +21,8 @@ PREFILL_WIDTH = 128  # tokens a call, of static graphs
 # Operators of portable graphs. Operators of com.microsoft carry their domain.
 PLAIN = frozenset((
     "Add", "ArgMax", "Cast", "Concat", "Constant", "Div", "Expand", "Gather", "LessOrEqual", "MatMul", "Mul", "Neg",
-    "Pow", "ReduceMax", "ReduceMean", "Reshape", "ScatterND", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt",
-    "Sub", "Transpose", "Unsqueeze", "Where",
+    "Pow", "ReduceMax", "ReduceMean", "ReduceSum", "Reshape", "ScatterND", "Shape", "Sigmoid", "Slice", "Softmax",
+    "Split", "Sqrt", "Sub", "Transpose", "Unsqueeze", "Where",
 ))  # fmt: skip
 QDQ_PRECISIONS: tuple[Precision, ...] = ("int8-a8w8", "int8-a16w8")  # activations have scales from calibration text
 MATMUL, ROWS, DYNAMIC = (
@@ -32,7 +32,6 @@ MATMUL, ROWS, DYNAMIC = (
 QDQ = frozenset(f"{domain}{way}Linear" for domain in ("", "com.microsoft.") for way in ("Quantize", "Dequantize"))
 FUSED = PLAIN | {
     "Gelu",
-    "ReduceSum",
     "Squeeze",
     "SimplifiedLayerNormalization",
     "com.microsoft.SkipSimplifiedLayerNormalization",

@@ -32,6 +32,7 @@ class Format:
     block: int = 0  # weights that share a scale, of nbits
     symmetric: bool = True  # no zero points are stored
     activations: int = 0  # bits of a product's input and output, of qdq
+    minimums: bool = False  # of nbits: a block has a minimum beside its scale; weight = scale * level + minimum
 
     @property
     def plain(self) -> bool:
@@ -41,7 +42,8 @@ class Format:
     @property
     def name(self) -> str:
         if self.kind == "nbits":
-            return f"int{self.bits}-b{self.block}" + ("" if self.symmetric else "-zp")
+            zero = "-min" if self.minimums else "" if self.symmetric else "-zp"
+            return f"int{self.bits}-b{self.block}{zero}"
         if self.kind == "qdq":
             return f"int{self.bits}-a{self.activations}w{self.bits}"
         return "int8-dynamic" if self.kind == "dynamic" else self.kind

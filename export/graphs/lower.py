@@ -153,14 +153,46 @@ def _nbits_linear(store: WeightStore, tape: ir.tape.Tape, job: Linear) -> ir.Val
         "block_size": matrix.format.block,
         "accuracy_level": 4,  # int8 activations; at 8 bits the other levels are a hundred times slower
     }
-    inputs = [job.x, parts["weight"], _scales(store, tape, matrix), parts.get("zero_point"), None, job.bias]
-    return tape.op("MatMulNBits", _trimmed(inputs), attributes, domain=MICROSOFT)
+    scales = _widened(store, tape, matrix, "scale")
+    inputs = [job.x, parts["weight"], scales, parts.get("zero_point"), None, job.bias]
+    product = tape.op("MatMulNBits", _trimmed(inputs), attributes, domain=MICROSOFT)
+    if not matrix.format.minimums:
+        return product
+    return tape.op("Add", [product, _middle_product(store, tape, job.x, matrix, scales)])
 
 
-def _scales(store: WeightStore, tape: ir.tape.Tape, matrix: Matrix) -> ir.Value:
-    """The scales in the type of activations, which the operators ask for. Scales in float16 take half the room in the
-    file; ONNX Runtime widens them once, when it opens the graph."""
-    stored = matrix.parts["scale"]
+def _middle_product(
+    store: WeightStore, tape: ir.tape.Tape, x: ir.Value | None, matrix: Matrix, scales: ir.Value
+) -> ir.Value:
+    """What the product of a matrix with minimums has more than MatMulNBits, whose weights are scale * (level - middle):
+    the sums of x over blocks, multiplied by the weights that the middle level stands for, scale * middle + minimum.
+
+    Zero points of 0 would take the middle out of this product, but multiply the rounding errors of activations.
+    """
+    blocks = tape.op("Reshape", [x, _block_shape(matrix)])
+    sums = tape.op("ReduceSum", [blocks, constant("last_axis", np.array([-1]))], {"keepdims": 0})
+    weights = _middle_weights(store, tape, scales, _widened(store, tape, matrix, "minimum"), matrix.format)
+    return tape.op("MatMul", [sums, tape.op("Transpose", [weights], {"perm": [1, 0]})])
+
+
+def _middle_weights(
+    store: WeightStore, tape: ir.tape.Tape, scales: ir.Value, minimums: ir.Value, fmt: Format
+) -> ir.Value:
+    middle = 1 << (fmt.bits - 1)
+    factor = constant(f"middle.{middle}", np.array(middle, store.scales))
+    return tape.op("Add", [tape.op("Mul", [scales, factor]), minimums])
+
+
+def _block_shape(matrix: Matrix) -> ir.Value:
+    """The shape [batch, rows, blocks, block] of activations [batch, rows, in]."""
+    blocks, block = matrix.width // matrix.format.block, matrix.format.block
+    return constant(f"blocks.{blocks}x{block}", np.array([0, 0, blocks, block]))
+
+
+def _widened(store: WeightStore, tape: ir.tape.Tape, matrix: Matrix, part: str) -> ir.Value:
+    """Scales or minimums in the type of activations, which the operators ask for. In float16 they take half the room in
+    the file; ONNX Runtime widens them once, when it opens the graph."""
+    stored = matrix.parts[part]
     floats = ir.DataType.from_numpy(np.dtype(store.scales))
     return stored if stored.dtype == floats else tape.op("Cast", [stored], {"to": floats})
 
@@ -210,8 +242,18 @@ def _nbits_embedding(store: WeightStore, tape: ir.tape.Tape, ids: ir.Value | Non
     flat = (matrix.rows, matrix.width * matrix.format.bits // 8)
     data = store.alias(f"{matrix.name}.rows", stored.offset, flat, stored.dtype)
     attributes = {"bits": matrix.format.bits, "block_size": matrix.format.block, "gather_axis": 0, "quantize_axis": 1}
-    inputs = [data, ids, _scales(store, tape, matrix), matrix.parts.get("zero_point")]
-    return tape.op("GatherBlockQuantized", _trimmed(inputs), attributes, domain=MICROSOFT)
+    inputs = [data, ids, _widened(store, tape, matrix, "scale"), matrix.parts.get("zero_point")]
+    rows = tape.op("GatherBlockQuantized", _trimmed(inputs), attributes, domain=MICROSOFT)
+    if not matrix.format.minimums:
+        return rows
+    # The rows of scales and minimums are looked up before they are widened
+    floats = ir.DataType.from_numpy(np.dtype(store.scales))
+    parts = (tape.op("Gather", [matrix.parts[part], ids], {"axis": 0}) for part in ("scale", "minimum"))
+    scales, minimums = (part if part.dtype == floats else tape.op("Cast", [part], {"to": floats}) for part in parts)
+    weights = _middle_weights(store, tape, scales, minimums, matrix.format)
+    blocks = tape.op("Reshape", [rows, _block_shape(matrix)])
+    whole = tape.op("Add", [blocks, tape.op("Unsqueeze", [weights, constant("last_axis", np.array([-1]))])])
+    return tape.op("Reshape", [whole, constant(f"rows.{matrix.width}", np.array([0, 0, matrix.width]))])
 
 
 def _qdq_embedding(store: WeightStore, tape: ir.tape.Tape, ids: ir.Value | None, matrix: Matrix) -> ir.Value:

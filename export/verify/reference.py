@@ -218,10 +218,11 @@ class _Part:
 def _part(checkpoint: Checkpoint, module: str, name: str, parameter: Tensor) -> _Part:
     """A parameter as transformers loaded it, with an adapter's changes; or as this package reads it (_loaded_model)."""
     matrices = imported_matrices(checkpoint) if checkpoint.file is None or parameter.is_meta else None
-    if matrices and name == "weight" and module in checkpoint.packed:
-        return _Part(len(parameter), lambda rows: torch.from_numpy(matrices.dequantized(module, rows)))
-    full = f"{module}.{name}"
-    tensor = checkpoint.tensors.get(EMBEDDING if full == HEAD and checkpoint.spec.tied else full)
+    full = EMBEDDING if f"{module}.{name}" == HEAD and checkpoint.spec.tied else f"{module}.{name}"
+    matrix = full.removesuffix(".weight")
+    if matrices and name == "weight" and matrix in checkpoint.packed:
+        return _Part(len(parameter), lambda rows: torch.from_numpy(matrices.dequantized(matrix, rows)))
+    tensor = checkpoint.tensors.get(full)
     if parameter.is_meta and tensor is not None:
         return _Part(tensor.shape[0], lambda rows: torch.from_numpy(read_tensor(tensor, rows)))
     loaded: Rows = lambda rows: parameter.detach()[rows].float()  # noqa: E731

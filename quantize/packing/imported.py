@@ -42,6 +42,8 @@ class ImportedMatrices:
                 f"{self.checkpoint.path}: {name}: groups of {matrix.group} weights; MatMulNBits takes multiples of "
                 f"{SMALLEST_BLOCK}, so export the unquantized checkpoint"
             )
+        if isinstance(matrix, GgufMatrix):
+            return Format("nbits", matrix.bits, block, minimums=matrix.has_minimums)
         return Format("nbits", matrix.bits, block, symmetric=self.zeros(name) is None)
 
     def rows(self, name: str, rows: slice) -> PackedRows:
@@ -52,9 +54,12 @@ class ImportedMatrices:
             levels = levels[:, order]
         blocks, per_group = matrix.shape[1] // fmt.block, matrix.group // fmt.block
         scale = np.repeat(self._scales(name, matrix, rows), per_group, axis=1)
+        packed = level_bytes(levels, fmt.bits).reshape(len(levels), blocks, -1)
+        if isinstance(matrix, GgufMatrix) and fmt.minimums:
+            return PackedRows(packed, scale, None, self._minimums(name, matrix, rows))
         zeros = self.zeros(name)
         zero = None if zeros is None else level_bytes(np.repeat(zeros[rows], per_group, axis=1), fmt.bits)
-        return PackedRows(level_bytes(levels, fmt.bits).reshape(len(levels), blocks, -1), scale, zero)
+        return PackedRows(packed, scale, zero)
 
     def dequantized(self, name: str, rows: slice) -> Float:
         """The floats that rows stand for, [n, in], with columns in the checkpoint's order."""
@@ -144,6 +149,11 @@ class ImportedMatrices:
         if by_output:  # [in or groups, outputs of whole words]
             return flat[:, first - low * per_word : last - low * per_word].T
         return flat[:, : matrix.shape[1]]
+
+    def _minimums(self, name: str, matrix: GgufMatrix, rows: slice) -> Float:
+        minimums = matrix.minimums(rows)
+        require_finite(name, minimums)
+        return minimums
 
     def _scales(self, name: str, matrix: Packed, rows: slice) -> Float:
         """The scales of rows, [n, groups]."""

@@ -10,7 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -32,6 +32,7 @@ class PackedRows:
     weight: NDArray[np.generic]  # floats [n, in]; nbits uint8 [n, blocks, block * bits / 8]; dynamic, qdq int8 [n, in]
     scale: Float | None = None  # nbits [n, blocks]; dynamic, qdq [n]
     zero_point: NDArray[np.uint8] | None = None  # nbits with zero points only: uint8 [n, bytes]
+    minimum: Float | None = None  # nbits with minimums only: [n, blocks]
 
     def select(self, rows: slice | NDArray[np.int64]) -> PackedRows:
         """The rows of a slice, or of an array of indices."""
@@ -39,6 +40,7 @@ class PackedRows:
             self.weight[rows],
             None if self.scale is None else self.scale[rows],
             None if self.zero_point is None else self.zero_point[rows],
+            None if self.minimum is None else self.minimum[rows],
         )
 
 
@@ -54,7 +56,7 @@ def format_for_width(fmt: Format, width: int, name: str) -> Format:
         block //= 2
     if block < SMALLEST_BLOCK:
         raise BadInput(f"{name}: input width {width} is no multiple of {SMALLEST_BLOCK}; export it in fp32 or fp16")
-    return Format("nbits", fmt.bits, block, fmt.symmetric)
+    return replace(fmt, block=block)
 
 
 def pack(weight: Float, fmt: Format) -> PackedRows:
@@ -105,6 +107,8 @@ def _unpack_nbits(packed: PackedRows, fmt: Format) -> Float:
     rows, blocks, _ = packed.weight.shape
     assert packed.scale is not None
     levels = _nibbles(packed.weight.astype(np.uint8, copy=False), fmt.bits).reshape(rows, blocks, fmt.block)
+    if packed.minimum is not None:
+        return (levels * packed.scale[..., None] + packed.minimum[..., None]).reshape(rows, blocks * fmt.block)
     if packed.zero_point is None:
         zero: NDArray[np.uint8] = np.full((rows, blocks), 1 << (fmt.bits - 1), dtype=np.uint8)
     else:
@@ -126,7 +130,8 @@ def stored_bytes(rows: int, width: int, fmt: Format) -> int:
         return rows * width * {"float32": 4, "float16": 2, "dynamic": 1, "qdq": 1}[fmt.kind]
     blocks = width // fmt.block
     zero = 0 if fmt.symmetric else -(-blocks * fmt.bits // 8)
-    return rows * (width * fmt.bits // 8 + (2 if fmt.bits == 4 else 4) * blocks + zero)
+    minimum = 2 * blocks if fmt.minimums else 0
+    return rows * (width * fmt.bits // 8 + (2 if fmt.bits == 4 else 4) * blocks + zero + minimum)
 
 
 def pack_levels(levels: NDArray[np.uint8], scale: Float, zero: NDArray[np.uint8] | None, fmt: Format) -> PackedRows:

@@ -19,7 +19,7 @@ from pard_onnx.models.spec import ModelSpec
 from .pack import Float, PackedRows, RoundingError, format_for_width
 
 HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
-PARTS = ("weight", "scale", "zero_point")  # of PackedRows
+PARTS = ("weight", "scale", "zero_point", "minimum")  # of PackedRows
 ColumnOrder = NDArray[np.int64]
 
 
@@ -62,8 +62,8 @@ class Formats:
 
     def of(self, name: str) -> Format:
         """The format of a matrix."""
-        if name == EMBEDDING and self.tied and self.twice:
-            return self.recipe.of(EMBEDDING)
+        if name == EMBEDDING and (self.twice if self.tied else self.recipe.of(EMBEDDING).plain):
+            return self.recipe.of(EMBEDDING)  # also where a quantized checkpoint has it in integers
         stored = self.stored(name)
         held = self.prepared.format(stored) if self.prepared else None
         return held or self.recipe.of(HEAD if self.tied and stored == EMBEDDING else stored)

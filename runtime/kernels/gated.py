@@ -13,7 +13,7 @@ from .nodes import Node
 GATED = "GatedMatMulNBits"
 PANEL = 16  # outputs of a matmul that the kernels compute together
 SHAPE = ("K", "N", "bits", "block_size")
-OFFSETS = ("B_offset", "scales_offset", "zero_points_offset")
+OFFSETS = ("B_offset", "scales_offset", "zero_points_offset", "minimums_offset")
 HALF = "scales_half"
 FILE = "weights_file"
 
@@ -70,12 +70,12 @@ def _only(nodes: list[Node]) -> Node | None:
 def _can_be_joined(first: Node, second: Node, domain: str, operator: str) -> bool:
     """Whether the matmuls have the same input and format, no bias, and their weights in the same file."""
     shapes = [[node.attributes.get(name) for name in SHAPE] for node in (first, second)]
-    zeros = [OFFSETS[2] in node.attributes for node in (first, second)]
+    parts = [[name for name in OFFSETS if name in node.attributes] for node in (first, second)]
     return (
         all((node.domain, node.operator, len(node.inputs)) == (domain, operator, 1) for node in (first, second))
         and first.inputs == second.inputs
         and shapes[0] == shapes[1]
-        and zeros[0] == zeros[1]
+        and parts[0] == parts[1]
         and first.attributes.get("N", 1) % PANEL == 0
         and first.texts.get(FILE) == second.texts.get(FILE)
     )

@@ -14,6 +14,7 @@ from typing import Any
 from pard_onnx.runtime.kernels import library
 
 from .gated import HALF, gate
+from .minimums import MINIMUMS, Constants, join_minimums
 from .nodes import (
     FLOAT,
     GRAPH_INITIALIZER,
@@ -33,14 +34,15 @@ from .nodes import (
     inputs,
     is_supported_attention,
     name_of,
+    number_initializers,
 )
 from .protobuf import BYTES, VARINT, Field, fields, message, text
 
 DOMAIN, MICROSOFT, OPERATOR = "pard_onnx", "com.microsoft", "MatMulNBits"
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 # By the number of an input: the attribute with its position in the data file.
-SCALES = 2
-PARTS = {1: "B_offset", SCALES: "scales_offset", 3: "zero_points_offset"}
+SCALES, ZERO_POINTS = 2, 3
+PARTS = {1: "B_offset", SCALES: "scales_offset", ZERO_POINTS: "zero_points_offset", MINIMUMS: "minimums_offset"}
 G_IDX = 4
 
 
@@ -77,6 +79,7 @@ def _graph(data: bytes, folder: Path) -> bytes | None:
     parts = list(fields(data))
     nodes = [Node.parse(as_bytes(v)) for n, _, v in parts if n == GRAPH_NODE]
     values, float16 = dict(inputs(parts)), float16_initializers(parts)
+    outputs = {name_of(as_bytes(v), VALUE_NAME) for n, _, v in parts if n == GRAPH_OUTPUT}
     matmuls = [node for node in nodes if _is_supported(node) and not float16 & set(node.inputs)]
     attentions = [node for node in nodes if is_supported_attention(node, MICROSOFT, values)]
     if not matmuls and not attentions:
@@ -85,9 +88,16 @@ def _graph(data: bytes, folder: Path) -> bytes | None:
     used = _used(nodes)
     for node in attentions:
         node.domain = DOMAIN
+    supported = {id(node) for node in matmuls}
+    constants = Constants({k: v for k, v in halves.items() if v in positions}, dict(number_initializers(parts)))
+    nodes = join_minimums(
+        nodes,
+        lambda node: id(node) in supported and _is_joinable(node, positions, halves),
+        constants,
+        outputs,
+    )
     for node in matmuls:
         _rewrite_matmul(node, positions, halves, folder)
-    outputs = {name_of(as_bytes(v), VALUE_NAME) for n, _, v in parts if n == GRAPH_OUTPUT}
     nodes = gate(nodes, DOMAIN, OPERATOR, outputs)
     unused = used - _used(nodes)
     nodes = [node for node in nodes if not (set(node.outputs) <= unused & set(halves))]
@@ -122,6 +132,13 @@ def _is_supported(node: Node) -> bool:
         and numbers.get("K", 1) % numbers["block_size"] == 0
         and not (len(node.inputs) > G_IDX and node.inputs[G_IDX])
     )
+
+
+def _is_joinable(node: Node, positions: dict[str, FilePosition], halves: dict[str, str]) -> bool:
+    """Whether a matmul can take minimums: 4 bits, no zero points, scales in float16, and all in a data file."""
+    if node.attributes.get("bits", 4) != 4 or any(node.inputs[ZERO_POINTS : ZERO_POINTS + 1]):
+        return False
+    return node.inputs[1] in positions and halves.get(node.inputs[SCALES]) in positions
 
 
 def _rewrite_matmul(node: Node, positions: dict[str, FilePosition], halves: dict[str, str], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -15,8 +16,8 @@ ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_STRING, ATTRIBUTE_TYPE = 1, 3, 4, 20
 TYPE_INT, TYPE_STRING = 2, 3
 VALUE_NAME, VALUE_TYPE = 1, 2
 TYPE_TENSOR, TENSOR_ELEMENT, TENSOR_SHAPE, SHAPE_DIM, DIM_VALUE = 1, 1, 2, 1, 1
-TENSOR_TYPE, TENSOR_NAME, TENSOR_EXTERNAL = 2, 8, 13
-FLOAT16 = 10  # a tensor's element type
+TENSOR_TYPE, TENSOR_NAME, TENSOR_RAW, TENSOR_EXTERNAL = 2, 8, 9, 13
+FLOAT, INT64, FLOAT16 = 1, 7, 10  # element types of tensors
 ENTRY_KEY, ENTRY_VALUE = 1, 2
 OPSET_DOMAIN, OPSET_VERSION = 1, 2
 
@@ -109,6 +110,20 @@ def float16_initializers(graph: Iterable[Field]) -> set[str]:
     return {name_of(t, TENSOR_NAME) for t in tensors if any((n, v) == (TENSOR_TYPE, FLOAT16) for n, _, v in fields(t))}
 
 
+def number_initializers(graph: Iterable[Field]) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """The values of the initializers in int64 or float32 that the graph itself holds as bytes, by name."""
+    for number, _, value in graph:
+        if number != GRAPH_INITIALIZER:
+            continue
+        tensor = {n: v for n, _, v in fields(as_bytes(value))}
+        raw, letter = as_bytes(tensor.get(TENSOR_RAW, b"")), {INT64: "q", FLOAT: "f"}.get(tensor.get(TENSOR_TYPE))
+        if letter and len(raw) % struct.calcsize(letter) == 0:
+            yield (
+                name_of(as_bytes(value), TENSOR_NAME),
+                struct.unpack(f"<{len(raw) // struct.calcsize(letter)}{letter}", raw),
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
     """The type of a graph's input."""
@@ -157,7 +172,6 @@ PAST_KEY, PAST_VALUE = 3, 4
 INPUTS = {0: 7, 1: 9}  # number of inputs by do_rotary: the rotary tables come last
 # A node with other attributes needs features that the kernels do not have.
 ATTRIBUTES = {"num_heads", "kv_num_heads", "scale", "do_rotary", "local_window_size"}
-FLOAT = 1
 RANK = 4  # of a KV cache
 LANES = 16  # head_dim must be a multiple of it
 

@@ -62,7 +62,7 @@ def test_every_family_in_floats(tiny: Tiny, tmp_path: Path, family: str) -> None
     agree(tmp_path / "out", floats)
 
 
-@pytest.mark.parametrize("kind", ("Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "BF16"))
+@pytest.mark.parametrize("kind", ("Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "BF16"))
 def test_types_that_are_read_as_floats(tiny: Tiny, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "model.gguf"
     floats = gguf_files.write(path, tiny(tmp_path / "tiny", "llama", tied=True, vocab_rows=300, **WIDE), kind)
@@ -71,9 +71,12 @@ def test_types_that_are_read_as_floats(tiny: Tiny, tmp_path: Path, kind: str) ->
     agree(tmp_path / "out", floats)
 
 
-@pytest.mark.parametrize(("kind", "precision"), [("Q4_0", "int4"), ("Q8_0", "int8")])
+@pytest.mark.parametrize(
+    ("kind", "precision", "stored"),
+    [("Q4_0", "int4", "int4-b32"), ("Q4_1", "int4", "int4-b32-min"), ("Q8_0", "int8", "int8-b32")],
+)
 def test_a_default_export_keeps_integers(
-    tiny: Tiny, tmp_path: Path, kind: str, precision: str, capsys: pytest.CaptureFixture[str]
+    tiny: Tiny, tmp_path: Path, kind: str, precision: str, stored: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / f"model.{kind}.gguf"
     kinds = {"token_embd": "Q8_0", "output.": "Q6_K"}
@@ -83,8 +86,9 @@ def test_a_default_export_keeps_integers(
     source = {"model": f"model.{kind}", "revision": None, "quantization": "gguf", "export": None, "adapter": None}
     assert (out["precision"], out["source"]) == (precision, source)
     formats = {tensor["name"]: tensor["format"] for tensor in out["tensors"]}
-    assert formats.pop("lm_head") == formats.pop("model.embed_tokens") == "int8-b128"
-    assert set(formats.values()) == {f"{precision}-b32"}
+    assert formats.pop("lm_head") == "int8-b128"  # Q6_K is read as floats
+    assert formats.pop("model.embed_tokens") == "int8-b32"
+    assert set(formats.values()) == {stored}
     assert out["parity"]["top1_agreement"] > 0.8
     logits, _ = reference(floats)
     manifest = Manifest.read(tmp_path / "out")
@@ -109,14 +113,17 @@ def test_the_graph_holds_the_integers(tiny: Tiny, tmp_path: Path) -> None:
     np.testing.assert_array_equal(scale, np.concatenate([part.scales(every) for part in parts]))  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("kind", ("Q4_0", "Q8_0"))
-def test_the_runtime_takes_integers(tiny: Tiny, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", ("Q4_0", "Q4_1", "Q8_0"))
+def test_the_runtime_takes_integers(
+    tiny: Tiny, tmp_path: Path, kind: str, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the kernels, where they are built, as with ONNX Runtime's own matmuls; scales of Q4_0 may be negative."""
     path = tmp_path / "model.gguf"
-    floats = gguf_files.write(
-        path, tiny(tmp_path / "tiny", "qwen2", vocab_rows=300, **WIDE), kind, kinds={"output.": "F32"}
-    )
-    assert main(["--model", str(path), "--no-verify", "--precision", "fp32", "--output", str(tmp_path / "out")]) == 0
+    folder = tiny(tmp_path / "tiny", "qwen2", tied=tied, vocab_rows=300, **WIDE)
+    floats = gguf_files.write(path, folder, kind)
+    assert main(["--model", str(path), "--no-verify", "--output", str(tmp_path / "out")]) == 0
+    assert all(tensor.format.startswith("int") for tensor in Manifest.read(tmp_path / "out").tensors)
     logits, wanted = reference(floats)
     texts = []
     for kernel in ("", kernels.OFF):
@@ -131,6 +138,20 @@ def test_the_runtime_takes_integers(tiny: Tiny, tmp_path: Path, kind: str, monke
     onnx.save(model, tmp_path / "out" / "model.onnx")
     exact = drive(tmp_path / "out", Manifest.read(tmp_path / "out")).step(np.array(IDS))
     np.testing.assert_allclose(exact, logits, atol=2e-4)
+
+
+@pytest.mark.parametrize("device", ["cuda", "webgpu", "directml"])
+def test_minimums_on_other_devices(tiny: Tiny, tmp_path: Path, device: str) -> None:
+    """Their graphs compute the same on the CPU, in operators of the device's list; without one that looks up packed
+    rows the embedding is in floats."""
+    path, wide = tmp_path / "model.gguf", WIDE
+    floats = gguf_files.write(path, tiny(tmp_path / "tiny", "llama", vocab_rows=300, tied=True, **wide), "Q4_1")
+    options = ["--model", str(path), "--device", device, "--no-verify", "--io-dtype", "fp32"]
+    assert main([*options, "--output", str(tmp_path / "out")]) == 0
+    logits, _ = reference(floats)
+    manifest = Manifest.read(tmp_path / "out")
+    found = np.concatenate([drive(tmp_path / "out", manifest).step(np.array(IDS))])
+    assert np.abs(found[-1] - logits[-1]).mean() < 0.05 * logits.std()
 
 
 def test_integers_and_options_that_exclude_one_another(

@@ -19,7 +19,7 @@ class Matrix:
     block: int
     levels: NDArray[np.uint8]  # [n, blocks, block * bits / 8]
     scales: Floats | Halves  # [n, blocks]; float16 beside minimums
-    zero_points: NDArray[np.uint8] | None = None  # [n, bytes]; 0 beside minimums
+    zero_points: NDArray[np.uint8] | None = None  # [n, bytes]
     bias: Floats | None = None  # [n]
     minimums: Halves | None = None  # [n, blocks]
 
@@ -32,8 +32,10 @@ class Matrix:
         return self.levels.shape[1] * self.block
 
     def weights(self) -> NDArray[np.int64]:
-        """Whole numbers about zero, [n, blocks, block]."""
+        """Whole numbers, [n, blocks, block]: about zero, but beside minimums."""
         levels = unpacked(self.levels, self.bits)
+        if self.minimums is not None:
+            return levels
         if self.zero_points is None:
             return levels - (1 << (self.bits - 1))
         return levels - unpacked(self.zero_points, self.bits)[:, : levels.shape[1], None]
@@ -65,7 +67,7 @@ def random_matrix(
     if not minimums:
         return Matrix(bits, block, levels, scales, zeros, biases)
     lowest = rng.choice([-0.1, 0, 1e-6, 0.2], (n, blocks)).astype(np.float16)
-    return Matrix(bits, block, levels, scales, np.zeros(zero_shape, np.uint8), biases, lowest)
+    return Matrix(bits, block, levels, scales, None, biases, lowest)
 
 
 def matmul(matrix: Matrix, x: Floats) -> NDArray[np.float64]:

@@ -24,7 +24,7 @@ from .tokenizer import GgufTokenizer
 from .types import GgufMatrix, GgufTensor
 
 TEMPLATE = "tokenizer.chat_template"
-EMBEDDING = "model.embed_tokens.weight"
+ENDS = {"model.embed_tokens", "lm_head"}
 GGUF = QuantizationConfig("gguf", "gguf", bits=None, group=None, zeros=False)
 
 
@@ -72,11 +72,13 @@ class GgufCheckpoint:
                 raise BadCheckpoint(
                     f"{self.file}: tensor {own} is {list(tensor.shape)}; the metadata says {list(shape)}"
                 )
-            # The embedding is always in floats: its rows are looked up
-            if len(shape) == 2 and name != EMBEDDING and tensor.kind.integers and tensor.kind.integers.kept:
+            if len(shape) == 2 and tensor.kind.integers:
                 packed[name.removesuffix(".weight")] = GgufMatrix(tensor)
             else:
                 tensors[name] = tensor
+        if packed.keys() <= ENDS:  # the layers are in floats: the file is no quantized model
+            tensors |= {f"{name}.weight": matrix.tensor for name, matrix in packed.items()}
+            packed = {}
         for name in sorted(self.tensors):
             if name not in tensors and name.removesuffix(".weight") not in packed:
                 own = stored_name(name, self.architecture)

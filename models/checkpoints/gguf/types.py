@@ -38,12 +38,6 @@ class Integers:
     levels: Callable[[Bytes], Bytes]  # of the bytes after scale and minimum, along the last axis
     minimum: bool = False
 
-    @property
-    def kept(self) -> bool:
-        """Whether exports keep the integers. A minimum is a zero point in fractions, which packed matrices do not have
-        yet: such types are read as floats."""
-        return not self.minimum
-
 
 @dataclass(frozen=True, slots=True)
 class GgmlType:
@@ -147,7 +141,7 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufMatrix:
-    """A matrix [out, in] in integers: weight = scale * (level - zero)."""
+    """A matrix [out, in] in integers: weight = scale * (level - the middle level), or scale * level + minimum."""
 
     tensor: GgufTensor  # of a type with integers
 
@@ -165,22 +159,23 @@ class GgufMatrix:
         """Input columns that share a scale."""
         return self.tensor.kind.block
 
+    @property
+    def has_minimums(self) -> bool:
+        return self._integers.minimum
+
     def levels(self, rows: slice) -> Bytes:
         """The integers of rows, [n, in]."""
         blocks = self._blocks(rows)
-        found = self._integers.levels(blocks[..., 4 if self._integers.minimum else 2 :])
-        if self._integers.minimum:
-            found[self._half(blocks, 0) == 0] = 0  # as in `scales`
+        found = self._integers.levels(blocks[..., 4 if self.has_minimums else 2 :])
         return found.reshape(len(blocks), self.shape[1])
 
     def scales(self, rows: slice) -> NDArray[np.float32]:
-        """The scales of rows, [n, groups]. Where all weights of a block are its minimum, the scale is 1, not 0."""
-        found = self._half(self._blocks(rows), 0)
-        return np.where(found == 0, np.float32(1), found) if self._integers.minimum else found
+        """The scales of rows, [n, groups]."""
+        return self._half(self._blocks(rows), 0)
 
-    def zeros(self, rows: slice) -> NDArray[np.float32] | None:
-        """The zero points of rows, in fractions of a level, [n, groups]; None: the middle level is zero."""
-        return -self._half(self._blocks(rows), 2) / self.scales(rows) if self._integers.minimum else None
+    def minimums(self, rows: slice) -> NDArray[np.float32]:
+        """The minimums of rows, [n, groups], of a type that has them."""
+        return self._half(self._blocks(rows), 2)
 
     def _half(self, blocks: Bytes, place: int) -> NDArray[np.float32]:
         """The number in float16 at a place in each block."""

@@ -75,7 +75,6 @@ bool one_matrix() {
   layout.inputs = layout.format.block * (1 + below(6));
   const auto levels = random_array<uint8_t>(layout.outputs * layout.row_bytes());
   const auto zeros = random_array<uint8_t>(layout.outputs * layout.zero_row_bytes());
-  if (layout.format.minimums) std::fill_n(zeros.get(), layout.outputs * layout.zero_row_bytes(), uint8_t{0});
   const auto scales = random_array<float>(layout.outputs * layout.blocks());
   const auto halves = random_halves(layout.outputs * layout.blocks()), minimums = random_halves(layout.outputs * layout.blocks());
   const auto bias = random_array<float>(layout.outputs);

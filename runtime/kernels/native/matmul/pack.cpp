@@ -52,12 +52,8 @@ struct PanelPacker {
     const size_t scale = layout.blocks() * layout.scale_bytes();
     from(Part::levels, first * row, rows * row, levels.data());
     from(Part::scales, first * scale, rows * scale, scales.data());
-    if (layout.format.zero_points || layout.format.minimums)
-      from(Part::zero_points, first * zero, rows * zero, zeros.data());
-    if (!layout.format.minimums) return;
-    from(Part::minimums, first * scale, rows * scale, minimums.data());
-    if (std::any_of(zeros.begin(), zeros.end(), [](uint8_t byte) { return byte != 0; }))
-      throw std::invalid_argument("MatMulNBits: zero points beside minimums are not 0");
+    if (layout.format.zero_points) from(Part::zero_points, first * zero, rows * zero, zeros.data());
+    if (layout.format.minimums) from(Part::minimums, first * scale, rows * scale, minimums.data());
   }
 
   void write(uint8_t* panel) const {

@@ -44,8 +44,8 @@ struct Weights {
 void check(const Layout& layout);
 
 // Packs a standard MatMulNBits matrix: levels [N][blocks][block * bits / 8], scales [N][blocks], zero points [N][bytes],
-// minimums [N][blocks]. The matrix is read and packed in parallel, a few rows at a time. Beside minimums all zero points
-// must be 0. Throws as `check` does, and what `read` throws.
+// minimums [N][blocks]. The matrix is read and packed in parallel, a few rows at a time. Throws as `check` does, and what
+// `read` throws.
 Weights pack(const Layout& layout, const Read& read, size_t threads);
 
 // Two matrices of one layout, whose N is a multiple of PANEL, as one of 2 N outputs.

@@ -3,8 +3,8 @@
 // MatMulNBits: inputs and attributes of com.microsoft::MatMulNBits at accuracy level 4.
 //   A [.., K], B?, scales?, zero_points?, g_idx? (refused), bias? -> Y [.., N]
 //   B, scales and zero_points are constants of the graph, or lie in a file: attributes weights_file, B_offset,
-//   scales_offset, zero_points_offset, and scales_half for scales in float16. minimums_offset: of a minimum for each
-//   scale, in float16, which every weight of the block has more. A file is read while packing and never kept, where
+//   scales_offset, zero_points_offset, and scales_half for scales in float16. minimums_offset: of a minimum beside each
+//   scale, in float16; weights are then scale * level + minimum. A file is read while packing and never kept, where
 //   ONNX Runtime would hold its constants beside the packed weights for as long as the session lives.
 //
 // GatedMatMulNBits: silu(A x gate) * (A x up), each a matrix [N, K] of one format in the file: offsets as above, with
@@ -29,7 +29,7 @@ Layout layout_of(const Node& node, bool zero_points, bool minimums) {
   Layout out;
   out.format.bits = static_cast<int>(node.positive("bits"));
   out.format.block = node.positive("block_size");
-  out.format.zero_points = zero_points && !minimums;  // zeros, beside minimums
+  out.format.zero_points = zero_points;
   out.format.minimums = minimums;
   out.inputs = node.positive("K");
   out.outputs = node.positive("N");

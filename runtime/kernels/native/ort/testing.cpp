@@ -61,8 +61,7 @@ PARD_EXPORT Weights* pard_pack(int bits, size_t block, size_t outputs, size_t in
       };
     };
     const auto has = [&](Part part) { return tensors[static_cast<size_t>(part)] != nullptr; };
-    const bool minimums = has(Part::minimums);
-    const Layout layout{{bits, block, has(Part::zero_points) && !minimums, minimums}, outputs, inputs};
+    const Layout layout{{bits, block, has(Part::zero_points), has(Part::minimums)}, outputs, inputs};
     auto out = std::make_unique<Weights>(up ? pack_gated(layout, read(tensors), read(up), threads)
                                             : pack(layout, read(tensors), threads));
     if (bias) out->set_bias(bias);

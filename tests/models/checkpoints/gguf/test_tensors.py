@@ -33,7 +33,7 @@ def test_every_type(tiny: Tiny, tmp_path: Path, kind: str) -> None:
     truth = Checkpoint.open(gguf_files.write(path, tiny(tmp_path / "tiny", "llama", **SHAPE), kind))
     found = Checkpoint.open(path)
     assert {f"{name}.weight" for name in found.packed} | set(found.tensors) == set(truth.tensors)
-    assert (kind in ("Q4_0", "Q8_0")) == bool(found.packed)
+    assert (kind in ("Q4_0", "Q4_1", "Q8_0")) == bool(found.packed)
     for name, tensor in truth.tensors.items():
         for rows in (slice(0, tensor.shape[0]), slice(3, 68), slice(65, 66)):
             expected = read_tensor(tensor, rows)
@@ -75,7 +75,7 @@ def test_integers_are_those_of_the_file(tiny: Tiny, tmp_path: Path, kind: str, b
 
 @pytest.mark.parametrize("kind", [kind for kind in TYPES.values() if kind.integers], ids=lambda kind: kind.name)
 def test_integers_stand_for_the_floats(tiny: Tiny, tmp_path: Path, kind: GgmlType) -> None:
-    """Also of types whose integers exports do not keep yet; a block of equal weights has the scale 0 in Q4_1."""
+    """A block of equal weights has the scale 0 in Q4_1."""
     path, folder = tmp_path / "model.gguf", tiny(tmp_path / "tiny", "llama")
     gguf_files.write(path, folder, "F32")
     weights = read_tensor(Checkpoint.open(path).tensors["model.layers.0.mlp.up_proj.weight"])
@@ -83,8 +83,10 @@ def test_integers_stand_for_the_floats(tiny: Tiny, tmp_path: Path, kind: GgmlTyp
     data = gguf_files.encoded(weights, kind.name)
     (tmp_path / "rows").write_bytes(data.tobytes())
     matrix = GgufMatrix(GgufTensor(tmp_path / "rows", kind, weights.shape, 0))
-    rows, zeros = slice(2, 40), matrix.zeros(slice(2, 40))
-    zero = np.full((38, 2), 1 << (matrix.bits - 1)) if zeros is None else zeros
+    rows = slice(2, 40)
     levels = matrix.levels(rows).reshape(38, 2, 32).astype(np.float32)
-    found = (levels - zero[..., None]) * matrix.scales(rows)[..., None]
-    np.testing.assert_allclose(found.reshape(38, 64), gguf_files.decoded(data, kind.name)[rows], atol=1e-6)
+    if matrix.has_minimums:
+        found = levels * matrix.scales(rows)[..., None] + matrix.minimums(rows)[..., None]
+    else:
+        found = (levels - (1 << (matrix.bits - 1))) * matrix.scales(rows)[..., None]
+    np.testing.assert_array_equal(found.reshape(38, 64), gguf_files.decoded(data, kind.name)[rows])
