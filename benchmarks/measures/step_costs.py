@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 
 from pard_onnx.models.errors import BadInput, TooLong
 from pard_onnx.models.spec import Role
@@ -33,15 +33,22 @@ def measure(step: Callable[[int], None], widths: Sequence[int] = WIDTHS, repeats
 
 
 def measure_interleaved(
-    steps: Sequence[Callable[[int], None]], widths: Sequence[int] = WIDTHS, repeats: int = REPEATS
+    steps: Sequence[Callable[[int], None]],
+    widths: Sequence[int] = WIDTHS,
+    repeats: int = REPEATS,
+    pause: float = 0.0,
 ) -> list[StepCosts]:
-    """The same for several models that are compared: each width is measured on all models before the next width."""
+    """The same for several models that are compared: each width is measured on all models before the next width.
+
+    pause: seconds before each step, in which threads of another library that wait for work by spinning go to sleep.
+    """
     for step, width in product(steps, widths):  # the first run of a shape allocates memory
         step(width)
     seconds: list[dict[int, list[float]]] = [{width: [] for width in widths} for _ in steps]
     for _ in range(repeats):
         for width in widths:
             for step, own in zip(steps, seconds, strict=True):
+                sleep(pause)
                 start = perf_counter()
                 step(width)
                 own[width].append(perf_counter() - start)

@@ -1,7 +1,7 @@
 """The grid that a matrix is rounded to, a scale and a zero point for each block as in MatMulNBits, and its search.
 
-The search tries ranges that shrink step by step, and the least-squares scale of each, and keeps the one with the least
-squared error. The errors count equally, or by the importance of their columns.
+The search tries ranges that shrink step by step, keeps the one with the least squared error, and refits its scale by
+least squares. The errors count equally, or by the importance of their columns.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pard_onnx.quantize.packing.pack import SMALLEST_SCALE, Float, PackedRows, h
 
 SHRINKS = np.linspace(1.05, 0.5, 23, dtype=np.float32)  # factors of the range; above 1 the end levels are rarely used
 END_SHRINKS = (1.0, 0.88, 0.76)  # factors of the upper and of the lower end of a range with zero points
+REFITS = 2  # of the best start; refitting every start takes 1.5 times as long, and lowers the squared error by 0.4 %
 TILE = 512  # rows whose blocks are searched together: their intermediate results stay in a core's cache
 LEAST_IMPORTANCE = 1e-3  # share of the mean square input: columns that the text never uses keep some weight
 Levels = NDArray[np.uint8]
@@ -119,14 +120,16 @@ class _Tile:
         self._steps, self._difference = np.empty_like(blocks), np.empty_like(blocks)
 
     def search(self) -> tuple[Float, Float]:
-        """The best scales and zero points [m], among all starts and the starts with a least-squares scale."""
+        """The scales and zero points [m] of the best start, or of the least-squares scales that it leads to."""
         least = np.full(self.blocks.shape[1], np.inf, np.float32)
         best = np.ones_like(least), np.zeros_like(least)
         for scale, zero in _symmetric(self.blocks, self.format) if self.format.symmetric else self._asymmetric():
             self._round(scale, zero)
-            error = self._error(scale)
+            self._keep(self._error(scale), (scale, zero), least, best)
+        for _ in range(REFITS):
+            scale, zero = best
+            self._round(scale, zero)
             refitted = self._refitted(scale)
-            self._keep(error, (scale, zero), least, best)
             self._round(refitted, zero)
             self._keep(self._error(refitted), (refitted, zero), least, best)
         return best
