@@ -30,7 +30,7 @@ def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts, st
             pieces = writer.write(step.tokens)
             first = first or perf_counter() - start
             ended = "stop" if writer.stopped else step.finish_reason
-            if ended and (rest := writer.finish()):
+            if ended and (rest := writer.finish(step.end)):
                 pieces = [*pieces[:-1], pieces[-1] + rest] if pieces else [rest]
             if pieces:
                 before = perf_counter()

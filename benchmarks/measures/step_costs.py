@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from statistics import median
-from time import perf_counter, sleep
+from time import perf_counter
 
 from pard_onnx.models.errors import BadInput, TooLong
 from pard_onnx.models.spec import Role
@@ -36,11 +36,12 @@ def measure_interleaved(
     steps: Sequence[Callable[[int], None]],
     widths: Sequence[int] = WIDTHS,
     repeats: int = REPEATS,
-    pause: float = 0.0,
+    before: int = 0,
 ) -> list[StepCosts]:
     """The same for several models that are compared: each width is measured on all models before the next width.
 
-    pause: seconds before each step, in which threads of another library that wait for work by spinning go to sleep.
+    before: steps of the same model before each one that is measured: threads of a model measured before may still wait
+    for work by spinning, and this model's may sleep.
     """
     for step, width in product(steps, widths):  # the first run of a shape allocates memory
         step(width)
@@ -48,7 +49,8 @@ def measure_interleaved(
     for _ in range(repeats):
         for width in widths:
             for step, own in zip(steps, seconds, strict=True):
-                sleep(pause)
+                for _ in range(before):
+                    step(width)
                 start = perf_counter()
                 step(width)
                 own[width].append(perf_counter() - start)

@@ -41,7 +41,7 @@ MODULES = ("shutil", "difflib", "calendar", "tarfile", "argparse", "decimal")  #
 WINDOW = 512  # tokens, from an empty KV cache
 WINDOWS = 6  # of source, and as many of prose
 READ = 64  # tokens of a step while perplexity is measured
-CONTEXT, WIDTHS, REPEATS, PAUSE = 256, (1, 5, 9), 25, 0.05  # of timed steps
+CONTEXT, WIDTHS, REPEATS, BEFORE = 256, (1, 5, 9), 15, 4  # of timed steps
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -164,7 +164,7 @@ def measure(options: argparse.Namespace) -> list[Quantization]:
         print(f"float32: perplexity {exp(base):.3f} of {len(texts)} windows of {WINDOW} tokens", file=sys.stderr)
     runners = [make() for make in makers]
     losses = [exp(mean_loss(runner.read, texts) - base) - 1 if texts else None for runner in runners]
-    costs = measure_interleaved([runner.step for runner in runners], WIDTHS, REPEATS, PAUSE)
+    costs = measure_interleaved([runner.step for runner in runners], WIDTHS, REPEATS, BEFORE)
     return [
         Quantization(
             runner.name,

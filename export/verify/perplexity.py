@@ -6,7 +6,7 @@ tokens, drafts token by token, since their graphs give the logits of a step's la
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import ceil
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from .reference import Reference, load_reference
 TEXT = Path(__file__).parent / "text.txt"  # of prose, code and other languages; it is not in the calibration text
 ROWS = 1024  # predictions, in all windows
 WINDOW = 256  # predictions of a window
+BATCH = 2  # windows that the checkpoint reads at a time: their logits are in memory, and weights are widened each time
 STEP = 64  # tokens of a target's step
 # Shares by which the perplexity may rise: without a warning, by the bits of most weights (0: floats); at all
 WARNED = {0: 0.01, 8: 0.01, 4: 0.03}
@@ -57,10 +58,10 @@ def measure(
     graph = drive(folder, manifest, window)
     step = 1 if spec.pard else max((g.width for g in manifest.graphs if g.logits), default=STEP)
     exact, exported, same = [], [], []
-    for ids in _windows(checkpoint, window):
+    for ids, logits in _with_reference(reference, _windows(checkpoint, window)):
         wanted = np.searchsorted(known, ids[1:])
         inside = known[np.minimum(wanted, len(known) - 1)] == ids[1:]  # a reduced vocabulary lacks some tokens
-        floats = reference(torch.from_numpy(ids[None, :-1])).numpy()[0][:, known]
+        floats = logits[:, known]
         found = _read(graph, ids[:-1], step)[:, : len(known)]
         exact.append(losses_of(floats, wanted)[inside])
         exported.append(losses_of(found, wanted)[inside])
@@ -101,7 +102,7 @@ def _better(manifest: Manifest, name: str) -> str:
     return next((option for known, option in BETTER if name.startswith(known)), "--precision fp32")
 
 
-def _windows(checkpoint: Checkpoint, window: int) -> Iterator[Ids]:
+def _windows(checkpoint: Checkpoint, window: int) -> list[Ids]:
     """Token ids of window + 1 tokens each, in which the text is repeated if it is too short."""
     tokenizer = load_tokenizer(checkpoint.tokenizer_folder / "tokenizer.json", BadCheckpoint)
     text = TEXT.read_text(encoding="utf-8")
@@ -109,8 +110,14 @@ def _windows(checkpoint: Checkpoint, window: int) -> Iterator[Ids]:
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     count, own = ceil(ROWS / window), window + 1 - len(before)
     rows = np.resize(np.array(ids, np.int64), count * own).reshape(count, own)
-    for row in rows:
-        yield np.concatenate([np.array(before, np.int64), row])
+    return [np.concatenate([np.array(before, np.int64), row]) for row in rows]
+
+
+def _with_reference(reference: Reference, windows: Sequence[Ids]) -> Iterator[tuple[Ids, Logits]]:
+    """Each window, with the reference's logits after all its tokens but the last."""
+    for start in range(0, len(windows), BATCH):
+        batch = windows[start : start + BATCH]
+        yield from zip(batch, reference(torch.from_numpy(np.stack(batch)[:, :-1])).numpy(), strict=True)
 
 
 def _read(graph: Driver, ids: Ids, step: int) -> Logits:

@@ -88,6 +88,7 @@ class Step:
     source: str = NOTHING.source  # who drafted
     ahead: bool = False  # drafted during the round before
     ran_ahead: bool = False  # the next round was drafted during this one
+    end: int | None = None  # the EOS token that ended the generation
 
 
 def decode(
@@ -218,4 +219,5 @@ def commit(
         verify_seconds=seconds[1],
         source=proposal.source,
         ahead=proposal.ahead,
+        end=None if end is None else chosen[end],
     )

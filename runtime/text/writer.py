@@ -162,11 +162,15 @@ class Writer:
         self.parts += pieces
         return pieces
 
-    def finish(self) -> str:
-        """The text that was held back; empty if a stop string was completed."""
+    def finish(self, end: int | None = None) -> str:
+        """The text that was held back; empty if a stop string was completed.
+
+        end: the EOS token that ended the generation, which completes a stop string that ends in it.
+        """
         if self.stopped:
             return ""
-        rest = self._release(self._detokenizer.finish()) + MARK.sub("", self._hold)
+        mark = "" if end is None else self._stops.marks.get(end, "")
+        rest = self._release(self._detokenizer.finish() + mark) + MARK.sub("", self._hold)
         self._hold = ""
         self.parts.append(rest)
         return rest

@@ -118,6 +118,15 @@ def test_special_tokens_in_stop_strings_are_tokens(ids: list[int], stops: list[s
     assert len(pieces) == len(writer.tokens) and "".join(writer.parts) == text
 
 
+@given(st.lists(st.integers(0, 6), max_size=8), st.sampled_from([0, 1, 2]), stops_with_tokens)
+def test_the_token_that_ends_a_generation_completes_stop_strings(ids: list[int], end: int, stops: list[str]) -> None:
+    """EOS is no token of the output, but a stop string that ends in it cuts the text before it."""
+    writer = Writer(Detokenizer(Decoder(), []), stop_strings(stops, SPECIAL))
+    text = "".join(writer.write(ids))
+    text += writer.finish(None if writer.stopped else end)
+    assert text == literal_end([*ids, end], stops)[0]
+
+
 @given(st.lists(st.integers(0, 8), max_size=20))
 def test_a_stop_string_that_never_comes_changes_no_text(ids: list[int]) -> None:
     texts = []
