@@ -83,6 +83,8 @@ def exported(folder: Path, threads: int) -> Runner:
         session.step(list(range(width)), width)
 
     name = manifest.quantization.recipe if manifest.quantization else manifest.precision
+    if manifest.source.quantization:
+        name += f", integers of {manifest.source.quantization}"
     return Runner(f"pard-onnx {name}", sum(path.stat().st_size for path in folder.iterdir()), read, step)
 
 
@@ -118,12 +120,15 @@ def quantized_files(checkpoint: Path, cache: Path, names: Sequence[str], threads
         path = cache / f"{name}.gguf"
         if not path.exists():
             cache.mkdir(parents=True, exist_ok=True)
+            part = cache / "part.gguf"
             if not floats.exists():
-                write_gguf(Checkpoint.open(checkpoint), floats, "f32")
+                write_gguf(Checkpoint.open(checkpoint), part, "f32")
+                part.rename(floats)
             options = library.llama_model_quantize_default_params()
             options.ftype, options.nthread = getattr(library, f"LLAMA_FTYPE_MOSTLY_{name}"), threads
-            if library.llama_model_quantize(str(floats).encode(), str(path).encode(), ctypes.byref(options)):
+            if library.llama_model_quantize(str(floats).encode(), str(part).encode(), ctypes.byref(options)):
                 raise SystemExit(f"llama.cpp cannot quantize {floats} to {name}")
+            part.rename(path)
         yield name, path
 
 
