@@ -8,6 +8,7 @@ the step widths whose rows are bitwise equal.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,9 @@ WIDEST = LENGTH - PREFILL  # of the steps compared bit for bit
 
 
 def check(checkpoint: Checkpoint, folder: Path, manifest: Manifest, reference: Reference | None = None) -> Parity:
-    """Compare the graphs in `folder` with torch on the checkpoint that they were made of. Failure for another model.
+    """Compare the graphs in `folder` with torch on the checkpoint that they were made of.
+
+    Raises Failure for another model, and for logits that are not finite.
 
     reference: the checkpoint in torch; None: it is loaded here.
     """
@@ -57,6 +60,11 @@ def check(checkpoint: Checkpoint, folder: Path, manifest: Manifest, reference: R
     ids_of = read_draft_ids(folder) if manifest.draft_vocabulary else np.arange(spec.vocabulary.size)
     found, known = found[:, : len(ids_of)], np.concatenate(expected)[:, ids_of]
     parity = _compare(found, known, len(rows[-1].logits))
+    if not isfinite(parity.max_error):
+        raise Failure(
+            f"{checkpoint.path}: its logits are not finite, in torch or in the {manifest.precision} graph; "
+            "the checkpoint is damaged or beyond the range of its floats (--no-verify exports it all the same)"
+        )
     _require_same_model(found, known, manifest)
     any_width = spec.pard is None and not manifest.graphs  # steps of any width, with logits of all rows
     return replace(parity, exact_widths=_exact_widths(graph, ids)) if any_width else parity
@@ -113,7 +121,7 @@ def _compare(found: Logits, expected: Logits, rolled_back: int) -> Parity:
 
 
 def _require_same_model(found: Logits, expected: Logits, manifest: Manifest) -> None:
-    """Failure where the graphs compute something else than the checkpoint. Logits that are not finite pass."""
+    """Failure where the graphs compute something else than the checkpoint."""
     with np.errstate(invalid="ignore", over="ignore"):
         error = float(np.sqrt(np.square(found - expected).mean() / expected.var()))
     floats = manifest.kv_cache == "float" and all(tensor.format in FLOATS.values() for tensor in manifest.tensors)
