@@ -34,7 +34,7 @@ from pard_onnx.runtime.providers.table import CPU
 from pard_onnx.runtime.providers.threads import Threads
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "peers"))  # the worker imports its neighbours by plain names
-from llama_cpp_worker import Model as LlamaCpp
+from llama_cpp_worker import Model as LlamaCpp  # type: ignore[import-not-found]
 
 TYPES = ("Q4_0", "Q4_K_M", "Q5_K_M", "Q8_0")
 MODULES = ("shutil", "difflib", "calendar", "tarfile", "argparse", "decimal")  # of the standard library
@@ -105,16 +105,15 @@ def llama_cpp(path: Path, name: str, threads: int) -> Runner:
     return Runner(f"llama.cpp {name}", path.stat().st_size, read, step)
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-def silent(*_: object) -> None:
-    """In the place of llama.cpp's log, which has thousands of lines."""
+# In the place of llama.cpp's log, which has thousands of lines
+SILENT = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
 
 
 def quantized_files(checkpoint: Path, cache: Path, names: Sequence[str], threads: int) -> Iterator[tuple[str, Path]]:
     """llama.cpp's own quantizations of the checkpoint, by the names of their types."""
     import llama_cpp as library
 
-    library.llama_log_set(silent, None)
+    library.llama_log_set(SILENT, None)
     floats = cache / "floats.gguf"
     for name in names:
         path = cache / f"{name}.gguf"
@@ -190,7 +189,9 @@ def show(found: Sequence[Quantization]) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    out = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    out = argparse.ArgumentParser(
+        "python benchmarks/quality/quantizations.py", description=str(__doc__).splitlines()[0]
+    )
     out.add_argument("--checkpoint", type=Path, required=True, help="a folder in floats, of which all others are made")
     out.add_argument("--exports", type=Path, nargs="*", default=[], help="folders that pard-export made of it")
     out.add_argument("--types", nargs="*", default=TYPES, help="of llama.cpp")
