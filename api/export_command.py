@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     add_model(out, "a hub id, a checkpoint folder, a GGUF file, demo-target, demo-draft or demo-ar-draft")
     out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-PRECISION in the current folder")
     own = f"the device's ({DEFAULT_PRECISION} on cpu)"
-    precision = f"default: {own}, or what a quantized checkpoint has, whose integers are always kept"
+    precision = f"default: {own}, or what a quantized checkpoint has, whose integers are kept"
     out.add_argument("--precision", choices=PRECISIONS, help=precision)
     add_quantization(out)
     add_export_options(out)
@@ -217,12 +217,23 @@ def run(options: argparse.Namespace) -> None:
 def open_checkpoint(options: argparse.Namespace, folder: Path, source: Source) -> tuple[Checkpoint, Source]:
     """The checkpoint in `folder` in the role that the options ask for, with the adapter of --adapter; its source."""
     if options.adapter is None:
-        return Checkpoint.open(folder).as_role(options.role), source
+        checkpoint = Checkpoint.open(folder).as_role(options.role)
+        return checkpoint if keeps_integers(options, checkpoint) else checkpoint.in_floats(), source
     adapter_folder, adapter_source = resolve_adapter(options.adapter)
     checkpoint = Checkpoint.open(folder, adapter_folder).as_role(options.role)
     assert checkpoint.adapter is not None
     merged = AdapterSource(adapter_source.model, checkpoint.adapter.sha256(), adapter_source.revision)
     return checkpoint, replace(source, adapter=merged)
+
+
+def keeps_integers(options: argparse.Namespace, checkpoint: Checkpoint) -> bool:
+    """Whether the integers of a quantized checkpoint are kept: unless the options ask for other ones, or for floats.
+
+    Only those of GGUF files can be read as floats; for other checkpoints such options are refused later.
+    """
+    rounded = any(getattr(options, name, None) is not None for name in (*QUANTIZATION_OPTIONS, "optimize_for"))
+    precision = getattr(options, "precision", None)
+    return not rounded and precision in (None, default_precision(checkpoint.bits))
 
 
 def job_from_options(

@@ -123,6 +123,13 @@ class Checkpoint:
         counts = Counter(matrix.bits for matrix in self.packed.values())
         return counts.most_common(1)[0][0] if counts else None
 
+    def in_floats(self) -> Checkpoint:
+        """The same checkpoint with the integers of a GGUF file read as the floats that they stand for."""
+        held = {f"{n}.weight": matrix.tensor for n, matrix in self.packed.items() if isinstance(matrix, GgufMatrix)}
+        if not held:
+            return self
+        return replace(self, tensors={**self.tensors, **held}, quantization=None, packed={})
+
     def as_role(self, role: Literal["auto", "target", "draft"]) -> Checkpoint:
         """The same checkpoint with this role; "auto": a draft if its config has a mask id. Raises BadCheckpoint."""
         if role == "draft" and self.spec.pard is None:

@@ -124,13 +124,12 @@ def test_the_runtime_takes_integers(
     floats = gguf_files.write(path, folder, kind)
     assert main(["--model", str(path), "--no-verify", "--output", str(tmp_path / "out")]) == 0
     assert all(tensor.format.startswith("int") for tensor in Manifest.read(tmp_path / "out").tensors)
-    logits, wanted = reference(floats)
-    texts = []
+    logits, _ = reference(floats)
     for kernel in ("", kernels.OFF):
         monkeypatch.setenv(kernels.VARIABLE, kernel)
         with load(tmp_path / "out") as pair:
-            texts.append(list(pair.generate(IDS, max_new_tokens=6).tokens))
-    assert texts[0][:2] == texts[1][:2] == wanted[:2]
+            first = pair.generate(IDS, max_new_tokens=1).tokens[0]
+        assert logits[-1].max() - logits[-1][first] < 0.1 * logits.std()  # activations are rounded to 8 bits
     model = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)
     for attribute in (attribute for node in model.graph.node for attribute in node.attribute):
         if attribute.name == "accuracy_level":
@@ -162,12 +161,6 @@ def test_integers_and_options_that_exclude_one_another(
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     for command, options, message in (
-        (
-            main,
-            ("--precision", "fp16"),
-            "fp16: the checkpoint's integer weights (quantization_config: gguf) are taken as",
-        ),
-        (quantize_main, ("--recipe", "int4-rtn"), f"{path}: is quantized already (gguf)"),
         (main, ("--role", "draft"), f"{path}: a draft without a mask id"),
         (
             main,
@@ -184,12 +177,27 @@ def test_integers_and_options_that_exclude_one_another(
     assert f"{tmp_path}: holds the checkpoint itself; choose another --output" in capsys.readouterr().err
 
 
-def test_quantizing_what_a_file_has_in_floats(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["Q6_K", "Q4_0", "Q4_1"])
+def test_a_recipe_rounds_the_floats_that_a_file_stands_for(tiny: Tiny, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "model.gguf"
-    gguf_files.write(path, tiny(tmp_path / "tiny", "llama", **WIDE), "Q6_K")
+    gguf_files.write(path, tiny(tmp_path / "tiny", "llama", **WIDE), kind)
     recipe = ["--recipe", "int4-gptq", "--no-verify"]
     assert quantize_main([str(path), "--output", str(tmp_path / "out"), *recipe]) == 0
-    assert Manifest.read(tmp_path / "out").recipe.matrices.bits == 4
+    manifest = Manifest.read(tmp_path / "out")
+    assert (manifest.recipe.matrices.bits, manifest.source.quantization) == (4, None)
+    assert manifest.quantization is not None and manifest.quantization.recipe == "int4-gptq"
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_another_precision_reads_integers_as_floats(tiny: Tiny, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "model.gguf"
+    floats = gguf_files.write(path, tiny(tmp_path / "tiny", "llama", vocab_rows=300, **WIDE), kind)
+    assert main(["--model", str(path), "--precision", "fp32", "--output", str(tmp_path / "out")]) == 0
+    agree(tmp_path / "out", floats)
+    other = "int8" if kind == "Q4_1" else "int4"
+    assert main(["--model", str(path), "--precision", other, "--no-verify", "--output", str(tmp_path / other)]) == 0
+    manifest = Manifest.read(tmp_path / other)
+    assert manifest.quantization is not None and manifest.source.quantization is None
 
 
 def test_a_draft(tiny: Tiny, tmp_path: Path) -> None:
