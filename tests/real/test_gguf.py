@@ -98,7 +98,7 @@ def texts() -> list[str]:
 
 
 def test_weights_are_transformers(path: Path, model: Any) -> None:
-    state, found = model.state_dict(), Checkpoint.open(path)
+    state, found = model.state_dict(), Checkpoint.open(path).in_floats()
     for name, tensor in found.tensors.items():
         np.testing.assert_array_equal(read_tensor(tensor), state[name].numpy(), err_msg=name)
 
