@@ -1,0 +1,57 @@
+"""Errors of the operating system in one line: full disks, limits, memory; what to do about each, in a table."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+from .errors import BadInput, Failure, PardError
+
+# What stops the writing of a correct name. The exit code is 1; other errors are errors of the name, with exit code 2
+STOPS = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space or ask for a larger quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f) or take a file system that has larger files",
+    errno.EIO: "check the disk",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close other programs",
+}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # only writing has these errors
+# What torch, ONNX Runtime, numpy, Python's threads, the loader of libraries, CUDA, HIP, Direct3D and Dawn report
+MEMORY = re.compile(
+    r"out of memory|outofmemory|failed to allocate|unable to allocate|can't allocate|cannot allocate memory"
+    r"|bad[_ ]alloc|not enough memory|can't start new thread|failed to map segment|8007000e",
+    re.IGNORECASE,
+)
+
+
+def write_error(path: str | os.PathLike[str], error: Exception, elsewhere: str) -> PardError:
+    """The error for a file or folder that cannot be written: Failure where the disk stops it, else BadInput.
+
+    elsewhere: how the user names another place, such as "choose another --output".
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    advice = STOPS.get(number) if number is not None else None
+    kind, fix = (Failure, f"{advice}, or {elsewhere}") if advice else (BadInput, elsewhere)
+    return kind(f"{os.fspath(path)}: cannot be written: {reason(error)}; {fix}")
+
+
+def os_error_line(error: OSError) -> str:
+    """The error with its file and, if it is a known one, what to do."""
+    advice = STOPS.get(error.errno) if error.errno is not None else None
+    place = f"{Path(os.fsdecode(error.filename))}: " if isinstance(error.filename, (str, bytes)) else ""
+    return f"{place}{reason(error)}" + (f"; {advice}" if advice else "")
+
+
+def reason(error: Exception) -> str:
+    """The error in words, without its number and file."""
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that there is no memory left, of this machine or of a device."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return bool(MEMORY.search(str(error)))
