@@ -5,7 +5,7 @@ and its parent folder is written to the disk too. Scratch names, which `sweep` r
 
 .pard-ID.partial  a file or folder that is not complete, or the folder that was replaced
 .pard-ID.old      a folder whose place is being given to another, where the file system cannot exchange two names
-.pard-ID.lock     a file that its process keeps locked while there are folders of this ID; a partial file is locked itself
+.pard-ID.lock     a file that is locked while its process writes the folders of this ID; a partial file is locked itself
 
 A lock ends with its process, however that ends. Names of other forms, names that are locked and names of other users
 are never touched.
@@ -30,6 +30,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
+
+from .system_errors import naming
 
 SCRATCH = re.compile(r"\.pard-[0-9a-f]{16}\.(partial|old|lock)")
 OLD = ".old"
@@ -57,7 +59,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     Raises OSError, with `path` as its file.
     """
-    with _naming(path, unnamed=True):
+    with naming(path), _in_place(path):
         sweep(path.parent)
         descriptor, scratch = _locked_file(path.parent, ".partial")
         file = os.fdopen(descriptor, "w+b")
@@ -87,7 +89,7 @@ def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     missing = [parent for parent in folder.parents if not parent.exists()]  # innermost first
     try:
-        with _naming(folder):
+        with _in_place(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             sweep(folder.parent)
             descriptor, lock = _locked_file(folder.parent, ".lock")
@@ -116,12 +118,12 @@ def recover(folder: Path) -> None:
 def sweep(parent: Path) -> None:
     """Remove what ended processes have left in a folder; folders that they were replacing get their names back."""
     try:
-        names = [name for name in os.listdir(parent) if SCRATCH.fullmatch(name) and not name.endswith(OLD)]
+        found = [path for path in parent.iterdir() if SCRATCH.fullmatch(path.name) and path.suffix != OLD]
     except (OSError, ValueError):  # no such folder; a null character
         return
-    for name in names:
+    for path in found:
         with suppress(OSError):
-            _sweep_one(parent / name)
+            _sweep_one(path)
 
 
 def exchange(first: Path, second: Path) -> bool:
@@ -271,7 +273,7 @@ def _sync_path(path: Path) -> None:
     except PermissionError:  # it cannot be read, so is none that was written here
         return
     try:
-        with _naming(path, unnamed=True):
+        with naming(path):
             _sync(descriptor)
     finally:
         os.close(descriptor)
@@ -290,14 +292,12 @@ def _sync_tree(folder: Path) -> None:
 
 
 @contextmanager
-def _naming(place: Path, *, unnamed: bool = False) -> Iterator[None]:
-    """Errors of scratch files name the later place of these files; unnamed: errors without a file name `place` too."""
+def _in_place(place: Path) -> Iterator[None]:
+    """Errors of scratch files name the later places of these files: `place`, or files in it."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and unnamed:
-            error.filename = str(place)
-        elif isinstance(error.filename, (str, bytes, os.PathLike)):
+        if isinstance(error.filename, (str, bytes, os.PathLike)):
             parts = Path(os.fsdecode(error.filename)).parts
             found = [number for number, part in enumerate(parts) if SCRATCH.fullmatch(part)]
             if found:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import BadInput, Failure, PardError
@@ -45,6 +47,17 @@ def os_error_line(error: OSError) -> str:
     return f"{place}{reason(error)}" + (f"; {advice}" if advice else "")
 
 
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Errors of the body that name no file, as those of `write`, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
+        raise
+
+
 def reason(error: Exception) -> str:
     """The error in words, without its number and file."""
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
@@ -55,3 +68,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     return bool(MEMORY.search(str(error)))
+
+
+def out_of_memory(error: BaseException) -> Failure:
+    """The error for a user whose machine, or whose limit, has no memory left."""
+    detail = " ".join(str(error).split())
+    found = f" ({detail})" if detail else ""
+    return Failure(
+        f"not enough memory{found}; close other programs, raise the limit (ulimit -v), or take a smaller model"
+    )

@@ -19,14 +19,15 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pard_onnx.models.atomic import atomic_file
 from pard_onnx.models.errors import BadArtifact, BadInput, PardError, TooLong
 from pard_onnx.models.manifest import File, Manifest
 from pard_onnx.models.records import from_json, to_json
+from pard_onnx.models.system_errors import write_error
 
 from .model import longer_context
 from .sequence import Sequence
@@ -72,7 +73,11 @@ class Header:
 def write(
     path: str | PathLike[str], sequence: Sequence, messages: Items[Message], target: Manifest, draft: Manifest | None
 ) -> None:
-    """Write the file completely or not at all; BadInput if it cannot be written, or replaces another kind of file."""
+    """Write the file completely or not at all.
+
+    Raises Failure where the disk is full, a limit is reached or the disk fails; BadInput for any other reason why the
+    file cannot be written, and for a file of another kind that is there.
+    """
     draft_origin = ModelIdentity.from_manifest(draft) if draft and sequence.draft else None
     header = Header(ModelIdentity.from_manifest(target), draft_origin, sequence.memory.start)
     arrays = {
@@ -87,22 +92,12 @@ def write(
         destination = Path(path).expanduser().resolve()
         if destination.exists() and not is_snapshot(destination):
             raise BadInput(f"{path}: is there already, and is no saved conversation; choose another name")
-        write_whole(destination, arrays)
+        with atomic_file(destination) as file:
+            np.savez(file, **arrays)
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home folder; ValueError: a null character
         if isinstance(error, PardError):
             raise
-        raise BadInput(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
-
-
-def write_whole(destination: Path, arrays: dict[str, Any]) -> None:
-    """Write the arrays to a file in the same folder, which is renamed when it is complete."""
-    partial = destination.with_name(f".pard-{uuid4().hex[:8]}.partial")
-    try:
-        with partial.open("xb") as file:
-            np.savez(file, **arrays)
-        partial.replace(destination)
-    finally:
-        partial.unlink(missing_ok=True)
+        raise write_error(path, error, "choose another file") from error
 
 
 def read(
@@ -172,7 +167,7 @@ def open_arrays(path: str | PathLike[str]) -> Iterator[Any]:
         raise BadArtifact(f"{path}: cannot be read: {error.strerror or error}") from error
     except DamagedSnapshot as error:
         raise BadArtifact(f"{path}: is damaged ({error}); take another copy") from error
-    except PardError:
+    except (PardError, MemoryError):
         raise
     except Exception as error:  # zipfile and numpy raise many kinds of errors for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
