@@ -202,10 +202,8 @@ def _settle(descriptor: int, lock: Path) -> None:
     partial, old = lock.with_suffix(".partial"), lock.with_suffix(OLD)
     try:
         if old.is_dir():
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            name = os.fsdecode(os.read(descriptor, 4096))
-            folder = lock.with_name(name.removesuffix("\n"))
-            if name.endswith("\n") and folder.parent == lock.parent and not os.path.lexists(folder):
+            folder = lock.with_name(_read_name(descriptor))
+            if not os.path.lexists(folder):
                 old.rename(folder)
                 sync_folder(lock.parent)
         for path in (old, partial):
@@ -217,6 +215,15 @@ def _settle(descriptor: int, lock: Path) -> None:
     except (OSError, ValueError):  # the replaced folder keeps its scratch name, and the lock file names it
         with suppress(OSError):
             os.close(descriptor)
+
+
+def _read_name(lock: int) -> str:
+    """The name of a folder, which `_put` wrote to a lock file; ValueError for anything else."""
+    os.lseek(lock, 0, os.SEEK_SET)
+    name, end, rest = os.fsdecode(os.read(lock, 4096)).partition("\n")
+    if not end or rest or name in (".", ".."):
+        raise ValueError(name)
+    return name
 
 
 def _remove(descriptor: int, path: Path) -> None:

@@ -34,15 +34,19 @@ def write_error(path: str | os.PathLike[str], error: Exception, elsewhere: str) 
 
     elsewhere: how the user names another place, such as "choose another --output".
     """
-    number = error.errno if isinstance(error, OSError) else None
-    advice = STOPS.get(number) if number is not None else None
-    kind, fix = (Failure, f"{advice}, or {elsewhere}") if advice else (BadInput, elsewhere)
-    return kind(f"{os.fspath(path)}: cannot be written: {reason(error)}; {fix}")
+    kind = Failure if isinstance(error, OSError) and error.errno in STOPS else BadInput
+    return kind(write_problem(path, error, elsewhere))
+
+
+def write_problem(path: str | os.PathLike[str], error: Exception, elsewhere: str) -> str:
+    """What could not be written, why, and what to do."""
+    advice = STOPS.get(error.errno or 0) if isinstance(error, OSError) else None
+    return f"{os.fspath(path)}: cannot be written: {reason(error)}; " + (f"{advice}, or " if advice else "") + elsewhere
 
 
 def os_error_line(error: OSError) -> str:
     """The error with its file and, if it is a known one, what to do."""
-    advice = STOPS.get(error.errno) if error.errno is not None else None
+    advice = STOPS.get(error.errno or 0)
     place = f"{Path(os.fsdecode(error.filename))}: " if isinstance(error.filename, (str, bytes)) else ""
     return f"{place}{reason(error)}" + (f"; {advice}" if advice else "")
 

@@ -107,8 +107,7 @@ class Chat:
     def save(self, path: str | PathLike[str]) -> None:
         """Write messages, tokens and KV rows to one file for `Pair.restore`, completely or not at all.
 
-        Raises BadInput if the file cannot be written, or exists and is not a saved conversation; Failure where the disk
-        is full, and during a turn.
+        Raises BadInput if the file cannot be written, or exists and is not a saved conversation; Failure during a turn.
         """
         sequence = self._open()
         with self.busy():

@@ -27,7 +27,7 @@ from pard_onnx.models.atomic import atomic_file
 from pard_onnx.models.errors import BadArtifact, BadInput, PardError, TooLong
 from pard_onnx.models.manifest import File, Manifest
 from pard_onnx.models.records import from_json, to_json
-from pard_onnx.models.system_errors import write_error
+from pard_onnx.models.system_errors import write_problem
 
 from .model import longer_context
 from .sequence import Sequence
@@ -73,11 +73,7 @@ class Header:
 def write(
     path: str | PathLike[str], sequence: Sequence, messages: Items[Message], target: Manifest, draft: Manifest | None
 ) -> None:
-    """Write the file completely or not at all.
-
-    Raises Failure where the disk is full, a limit is reached or the disk fails; BadInput for any other reason why the
-    file cannot be written, and for a file of another kind that is there.
-    """
+    """Write the file completely or not at all; BadInput if it cannot be written, or replaces another kind of file."""
     draft_origin = ModelIdentity.from_manifest(draft) if draft and sequence.draft else None
     header = Header(ModelIdentity.from_manifest(target), draft_origin, sequence.memory.start)
     arrays = {
@@ -97,7 +93,7 @@ def write(
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home folder; ValueError: a null character
         if isinstance(error, PardError):
             raise
-        raise write_error(path, error, "choose another file") from error
+        raise BadInput(write_problem(path, error, "choose another file")) from error
 
 
 def read(

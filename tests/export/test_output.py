@@ -1,5 +1,7 @@
 """Output folders: what is refused, what is replaced, and what a failed export leaves behind."""
 
+import errno
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 
 from pard_onnx.export.exporter import Job, export
 from pard_onnx.export.output import checked_output_folder, replacing
+from pard_onnx.models import atomic
 from pard_onnx.models.errors import BadInput, Failure
 
 Tiny = Callable[..., Path]
@@ -91,11 +94,13 @@ def test_a_swap_that_fails_puts_the_old_folder_back(job: Job, monkeypatch: pytes
 
     def fail(path: Path, target: Path) -> Path:
         if path.name.endswith(".partial"):
-            raise PermissionError("a virus scanner has a file of it open")
+            raise PermissionError(errno.EACCES, "a virus scanner has a file of it open", str(path))
         return rename(path, target)
 
+    monkeypatch.setattr(atomic, "exchange", lambda first, second: False)
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(PermissionError), replacing(job.output, force=True):
+    problem = f"{re.escape(str(job.output))}: cannot be written: a virus scanner has a file of it open; choose another"
+    with pytest.raises(BadInput, match=problem), replacing(job.output, force=True):
         pass
     assert [path.name for path in job.output.iterdir()] == ["old"] and left(job) == [job.output.name]
 
