@@ -13,7 +13,7 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.models.json_files import read_json, write_json
 from pard_onnx.models.manifest import DATA, DRAFT_IDS, FILE_NAME, GRAPH, VITISAI_CONFIG
-from pard_onnx.models.system_errors import FULL, reason, write_error
+from pard_onnx.models.system_errors import STOPS, reason, write_error
 
 from .runtime_configs import FILE_NAME as GENAI_CONFIG
 
@@ -103,6 +103,6 @@ def replacing(folder: Path, *, force: bool) -> Iterator[Path]:
 def output_named(error: OSError, folder: Path) -> Path | None:
     """The file or folder of an export that an error is about; None where it is about something that was read."""
     if not isinstance(error.filename, str):
-        return folder if error.errno in FULL else None
+        return folder if error.errno in STOPS else None
     name = Path(error.filename)
     return name if name.is_relative_to(folder) or folder.is_relative_to(name) else None

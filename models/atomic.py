@@ -35,6 +35,7 @@ from .system_errors import naming
 
 SCRATCH = re.compile(r"\.pard-[0-9a-f]{16}\.(partial|old|lock)")
 OLD = ".old"
+END = b"\0"  # of the name in a lock file, which no name contains
 WINDOWS = sys.platform == "win32"
 OPEN = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of file systems without it
@@ -220,10 +221,10 @@ def _settle(descriptor: int, lock: Path) -> None:
 def _read_name(lock: int) -> str:
     """The name of a folder, which `_put` wrote to a lock file; ValueError for anything else."""
     os.lseek(lock, 0, os.SEEK_SET)
-    name, end, rest = os.fsdecode(os.read(lock, 4096)).partition("\n")
-    if not end or rest or name in (".", ".."):
+    name, end, rest = os.read(lock, 4096).partition(END)
+    if not end or rest or name in (b".", b".."):
         raise ValueError(name)
-    return name
+    return os.fsdecode(name)
 
 
 def _remove(descriptor: int, path: Path) -> None:
@@ -251,7 +252,7 @@ def _put(partial: Path, folder: Path, lock: int, *, replace: bool) -> None:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
     if exchange(partial, folder):
         return
-    name = os.fsencode(folder.name) + b"\n"
+    name = os.fsencode(folder.name) + END
     while name:
         name = name[os.write(lock, name) :]
     _sync(lock)
@@ -304,9 +305,10 @@ def _in_place(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error.filename, (str, bytes, os.PathLike)):
-            parts = Path(os.fsdecode(error.filename)).parts
+        for name in (error.filename, error.filename2):  # the second is what a file is copied or linked to
+            parts = Path(os.fsdecode(name)).parts if isinstance(name, (str, bytes, os.PathLike)) else ()
             found = [number for number, part in enumerate(parts) if SCRATCH.fullmatch(part)]
             if found:
-                error.filename = str(place.joinpath(*parts[found[0] + 1 :]))
+                error.filename, error.filename2 = str(place.joinpath(*parts[found[0] + 1 :])), None
+                break
         raise

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from . import demo
-from .atomic import atomic_folder, recover
+from .atomic import atomic_folder, recover, sweep
 from .cache_folder import cache_folder
 from .errors import BadInput, Failure
 from .manifest import FILE_NAME, Source
@@ -211,6 +211,7 @@ def _without_links(folder: Path) -> Path:
         return folder
     facts = [(path.name, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     copy = cache_folder() / "artifacts" / "linked" / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+    sweep(copy.parent)
     if not copy.is_dir():
         try:
             with atomic_folder(copy) as partial:

@@ -20,7 +20,6 @@ STOPS = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "close other programs",
 }
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # only writing has these errors
 # What torch, ONNX Runtime, numpy, Python's threads, the loader of libraries, CUDA, HIP, Direct3D and Dawn report
 MEMORY = re.compile(
     r"out of memory|outofmemory|failed to allocate|unable to allocate|can't allocate|cannot allocate memory"

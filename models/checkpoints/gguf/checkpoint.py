@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pard_onnx.models.atomic import atomic_folder
+from pard_onnx.models.atomic import atomic_folder, sweep
 from pard_onnx.models.cache_folder import cache_folder
 from pard_onnx.models.checkpoints.quantization import QuantizationConfig
 from pard_onnx.models.checkpoints.tensors import Tensor
@@ -94,6 +94,7 @@ def _written(texts: Mapping[str, str]) -> Path:
     """A folder of this package's cache with these files; its name is made of what they hold."""
     name = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:32]
     folder = cache_folder() / "gguf" / name
+    sweep(folder.parent)
     if folder.is_dir():
         return folder
     try:
