@@ -54,7 +54,7 @@ class Injector:
         library.fault_last.restype = ctypes.c_char_p
         self.output = tempfile.TemporaryFile()  # noqa: SIM115 until the process ends
         with redirect_stdout(sys.stderr):
-            scenario.run()  # imports what child processes need
+            scenario.warm_up()
         scenario.reset()
         first = self.child("", 0)
         self.new = tree(scenario.root, scratch=True)

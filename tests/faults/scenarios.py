@@ -73,6 +73,10 @@ class Scenario:
     def write(self) -> None:
         """What `run` does, where it is no command."""
 
+    def warm_up(self) -> None:
+        """Import what the command needs, once for all child processes."""
+        self.run()
+
 
 class OneFile(Scenario):
     def fill(self) -> None:
@@ -244,14 +248,17 @@ class CalibratedQuantize(Quantize):
         text.write_text("def the quick brown fox: return self\n" * 20)
         self.model = self.checkpoint
         self.arguments = (*type(self).arguments, "--calibration", str(text))  # type: ignore[misc]
+
+    def warm_up(self) -> None:
+        super().warm_up()
         keep_trace(self)
 
 
 class Export(Quantize):
     """pard-export --force of a checkpoint. The trace, which writes no file, is made once."""
 
-    def prepare(self) -> None:
-        super().prepare()
+    def warm_up(self) -> None:
+        super().warm_up()
         keep_trace(self)
 
     def run(self) -> int:
