@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 from .errors import BadInput, Failure, PardError
 
@@ -20,6 +21,7 @@ STOPS = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "close other programs",
 }
+DETAIL = 160  # characters of a library's own words
 # What torch, ONNX Runtime, numpy, Python's threads, the loader of libraries, CUDA, HIP, Direct3D and Dawn report
 MEMORY = re.compile(
     r"out of memory|outofmemory|failed to allocate|unable to allocate|can't allocate|cannot allocate memory"
@@ -76,7 +78,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def out_of_memory(error: BaseException) -> Failure:
     """The error for a user whose machine, or whose limit, has no memory left."""
     detail = " ".join(str(error).split())
-    found = f" ({detail})" if detail else ""
+    found = f" ({shorten(detail, DETAIL, placeholder=' ...')})" if detail else ""
     return Failure(
         f"not enough memory{found}; close other programs, raise the limit (ulimit -v), or take a smaller model"
     )

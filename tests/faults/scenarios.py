@@ -212,42 +212,27 @@ class ChatSave(Command):
 
 
 class Quantize(Command):
-    """pard-quantize --force, from an export in floats: without torch."""
-
-    arguments: ClassVar[tuple[str, ...]] = ("--recipe", "int4-rtn")
+    """pard-quantize --force of an export in floats, which needs no torch. The export is the test's."""
 
     def prepare(self) -> None:
-        import tiny
-
-        from pard_onnx.export_command import main
-
-        made = str(tiny.write(self.inputs / "model", layers=1, hidden=32, intermediate=32))
-        self.model = str(self.inputs / "floats")
-        assert main(["--model", made, "--precision", "fp32", "--no-verify", "--output", self.model]) == 0
-        self.checkpoint = made
-        shutil.copytree(self.inputs / "floats", self.inputs / "before")
+        self.arguments = [str(self.inputs / "floats"), "--recipe", "int4-rtn"]
 
     def fill(self) -> None:
-        shutil.copytree(self.inputs / "before", self.place)
+        shutil.copytree(self.inputs / "floats", self.place)
 
     def run(self) -> int:
         from pard_onnx.quantize_command import main
 
-        output = ("--output", str(self.place), "--force", "--no-verify", "--json")
-        return main([self.model, *self.arguments, *output])
+        return main([*self.arguments, "--output", str(self.place), "--force", "--no-verify", "--json"])
 
 
 class CalibratedQuantize(Quantize):
     """pard-quantize --force of a checkpoint by GPTQ, which spools its matrices to a temporary file."""
 
-    arguments = ("--recipe", "int4-gptq")
-
     def prepare(self) -> None:
-        super().prepare()
         text = self.inputs / "text.txt"
         text.write_text("def the quick brown fox: return self\n" * 20)
-        self.model = self.checkpoint
-        self.arguments = (*type(self).arguments, "--calibration", str(text))  # type: ignore[misc]
+        self.arguments = [str(self.inputs / "model"), "--recipe", "int4-gptq", "--calibration", str(text)]
 
     def warm_up(self) -> None:
         super().warm_up()
@@ -257,15 +242,17 @@ class CalibratedQuantize(Quantize):
 class Export(Quantize):
     """pard-export --force of a checkpoint. The trace, which writes no file, is made once."""
 
-    def warm_up(self) -> None:
-        super().warm_up()
-        keep_trace(self)
+    def prepare(self) -> None:
+        self.arguments = ["--model", str(self.inputs / "model"), "--precision", "fp16"]
 
     def run(self) -> int:
         from pard_onnx.export_command import main
 
-        output = ("--output", str(self.place), "--force", "--no-verify", "--json")
-        return main(["--model", self.checkpoint, "--precision", "fp16", *output])
+        return main([*self.arguments, "--output", str(self.place), "--force", "--no-verify", "--json"])
+
+    def warm_up(self) -> None:
+        super().warm_up()
+        keep_trace(self)
 
 
 def keep_trace(scenario: Scenario) -> None:
