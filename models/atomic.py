@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from .system_errors import naming
@@ -140,7 +140,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def _exchange_call() -> Callable[[bytes, bytes], int] | None:
-    libc = None if WINDOWS else ctypes.CDLL(None, use_errno=True)
+    if WINDOWS:
+        return None
+    libc: Any = ctypes.CDLL(None)
     if sys.platform == "linux" and hasattr(libc, "renameat2"):
         here, flag = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
         return lambda first, second: int(libc.renameat2(here, first, here, second, flag))

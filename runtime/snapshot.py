@@ -76,7 +76,7 @@ def write(
     """Write the file completely or not at all; BadInput if it cannot be written, or replaces another kind of file."""
     draft_origin = ModelIdentity.from_manifest(draft) if draft and sequence.draft else None
     header = Header(ModelIdentity.from_manifest(target), draft_origin, sequence.memory.start)
-    arrays = {
+    arrays: dict[str, Any] = {
         "header": to_array(to_json(header)),
         "messages": to_array(messages),
         "tokens": np.array(sequence.tokens, np.int64),
