@@ -11,10 +11,8 @@ from typing import TypeVar
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor, nn
-
-from pard_onnx.models.atomic import atomic_file
 
 Batch = TypeVar("Batch")
 
@@ -97,8 +95,8 @@ def _save(model: nn.Module, optimizers: list[torch.optim.Optimizer], step: int, 
         for j, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{j}.{k}": torch.as_tensor(v) for k, v in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(folder / "checkpoint.safetensors") as file:
-        file.write(save({k: v.contiguous() for k, v in tensors.items()}, {"step": str(step)}))
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "checkpoint.tmp", {"step": str(step)})
+    (folder / "checkpoint.tmp").replace(folder / "checkpoint.safetensors")
 
 
 def _resume(model: nn.Module, optimizers: list[torch.optim.Optimizer], folder: Path) -> int:

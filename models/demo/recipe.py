@@ -20,8 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
-from safetensors.numpy import save as save_arrays
+from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_tensors
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -30,7 +29,6 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from pard_onnx.models.adapt.packing import Drop, pack
 from pard_onnx.models.adapt.training import Schedule, train
-from pard_onnx.models.atomic import atomic_file
 
 from . import corpus, tokenizer
 
@@ -198,8 +196,8 @@ class TrainingRecipe:
             if not part.exists():
                 net = net or self.target()
                 started = time.monotonic()
-                with atomic_file(part) as file:
-                    file.write(save_arrays({"ids": continuations(net, windows.batch(step, rows), new)}))
+                save_file({"ids": continuations(net, windows.batch(step, rows), new)}, part.with_suffix(".tmp"))
+                part.with_suffix(".tmp").replace(part)
                 self.log(f"replies {step + 1}/{len(parts)}  {time.monotonic() - started:.0f} s")
         return np.concatenate([load_file(part)["ids"] for part in parts])
 
