@@ -76,12 +76,7 @@ def exit_code(command: Callable[[], None]) -> int:
         discard_output()
         return 1
     except OSError as error:
-        try:
-            sys.stdout.flush()
-        except OSError:  # it was the output that could not be written
-            discard_output()
-            return complain(f"standard output: {os_error_line(error)}", 1)
-        return complain(os_error_line(error), 1)
+        return complain(system_problem(error), 1)
     except Ended as end:
         return end.exit_code
     except KeyboardInterrupt:
@@ -90,9 +85,21 @@ def exit_code(command: Callable[[], None]) -> int:
         if os.environ.get(TRACEBACK):
             raise
         if is_out_of_memory(error):
-            return complain(str(out_of_memory(error)), 1)
+            return complain(system_problem(error), 1)
         return complain(f"{type(error).__name__}: {error}; not foreseen, please report it with {TRACEBACK}=1", 1)
     return 0
+
+
+def system_problem(error: Exception) -> str:
+    """What to say of memory or of a file that the system does not give."""
+    if is_out_of_memory(error) or not isinstance(error, OSError):
+        return str(out_of_memory(error))
+    try:
+        sys.stdout.flush()
+    except OSError:  # it was the output that could not be written
+        discard_output()
+        return f"standard output: {os_error_line(error)}"
+    return os_error_line(error)
 
 
 def discard_output() -> None:

@@ -106,11 +106,15 @@ def no_bytes() -> None:
     bytes(1 << 60)
 
 
+def no_mapping() -> None:
+    raise OSError(errno.ENOMEM, "Cannot allocate memory", "model.safetensors")
+
+
 def no_more() -> None:
     raise RuntimeError("onnxruntime/core/framework: std::bad_alloc\nmore")
 
 
-@pytest.mark.parametrize("take", (no_array, no_tensor, no_bytes, no_more))
+@pytest.mark.parametrize("take", (no_array, no_tensor, no_bytes, no_mapping, no_more))
 def test_memory_that_there_is_not_is_one_line(take: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> None:
     """The libraries' own errors."""
     assert exit_code(take) == 1
