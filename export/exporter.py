@@ -141,15 +141,14 @@ def write_weights(
         done += count
         progress("weights", done, total)
 
-    with (folder / DATA).open("wb") as file:
+    # Around the file: closing it may fail too
+    with naming(folder / DATA), (folder / DATA).open("wb") as file:
         floats = weights.recipe.floats
         store = WeightStore(job.checkpoint, file, DATA, advance, weights.prepared, weights.round, floats)
         passes = lowering_passes(job, weights, store)
         for graph in graphs:
             for step in passes:
                 step(graph)
-        with naming(folder / DATA):
-            file.flush()
     progress("weights", total, total)
     return tuple(store.reports)
 
@@ -196,7 +195,8 @@ def save(model: ir.Model, form: Form, path: Path) -> None:
     for node in model.graph:
         node.metadata_props.clear()  # stack traces
     require_operators(model, form.device)
-    ir.save(model, path)
+    with naming(path):
+        ir.save(model, path)
 
 
 # 4. Cache

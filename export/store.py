@@ -20,7 +20,6 @@ from pard_onnx.models.checkpoints.tensors import read_tensor, require_finite, ro
 from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import TensorReport
 from pard_onnx.models.precision import Floats, Format
-from pard_onnx.models.system_errors import naming
 from pard_onnx.quantize.algorithms.grid import Round
 from pard_onnx.quantize.packing.pack import PackedRows, RoundingError, format_for_width, map_in_order, pack, unpack
 from pard_onnx.quantize.packing.prepared import Prepared
@@ -220,17 +219,13 @@ class WeightStore:
 
     def _stream(self, blocks: Iterator[NDArray[np.generic]]) -> tuple[int, tuple[int, ...], np.dtype[np.generic]]:
         """Write blocks one after the other; returns the offset of the first, and shape and dtype of the last one."""
-        self._write(b"\0" * (-self.file.tell() % ALIGNMENT))
+        self.file.write(b"\0" * (-self.file.tell() % ALIGNMENT))
         offset, shape = self.file.tell(), ()
         dtype: np.dtype[np.generic] = np.dtype(np.uint8)
         for block in blocks:
-            self._write(np.ascontiguousarray(block).data)
+            self.file.write(np.ascontiguousarray(block).data)
             shape, dtype = block.shape, block.dtype
         return offset, shape, dtype
-
-    def _write(self, content: bytes | memoryview) -> None:
-        with naming(Path(self.file.name)):
-            self.file.write(content)
 
     def _value(self, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> ir.Value:
         return self.alias(name, offset, shape, ir.DataType.from_numpy(dtype))

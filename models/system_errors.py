@@ -69,16 +69,25 @@ def reason(error: Exception) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that there is no memory left, of this machine or of a device."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return True
-    return bool(MEMORY.search(str(error)))
+    """Whether there was no memory left, of this machine or of a device, by the error or by one that led to it."""
+    return _memory_error(error) is not None
 
 
 def out_of_memory(error: BaseException) -> Failure:
     """The error for a user whose machine, or whose limit, has no memory left."""
-    detail = " ".join(str(error).split())
+    detail = " ".join(str(_memory_error(error) or "").split())
     found = f" ({shorten(detail, DETAIL, placeholder=' ...')})" if detail else ""
     return Failure(
         f"not enough memory{found}; close other programs, raise the limit (ulimit -v), or take a smaller model"
     )
+
+
+def _memory_error(error: BaseException | None) -> BaseException | None:
+    """The error, or the nearest of those that it was raised for, that says that memory ran out."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return error
+        if MEMORY.search(str(error)):
+            return error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None

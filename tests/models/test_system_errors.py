@@ -106,6 +106,13 @@ def no_bytes() -> None:
     bytes(1 << 60)
 
 
+def no_trace() -> None:
+    try:
+        no_bytes()
+    except MemoryError as error:
+        raise ValueError("the model cannot be traced; please report this model") from error
+
+
 def no_mapping() -> None:
     raise OSError(errno.ENOMEM, "Cannot allocate memory", "model.safetensors")
 
@@ -114,7 +121,7 @@ def no_more() -> None:
     raise RuntimeError("onnxruntime/core/framework: std::bad_alloc\nmore")
 
 
-@pytest.mark.parametrize("take", (no_array, no_tensor, no_bytes, no_mapping, no_more))
+@pytest.mark.parametrize("take", (no_array, no_tensor, no_bytes, no_trace, no_mapping, no_more))
 def test_memory_that_there_is_not_is_one_line(take: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> None:
     """The libraries' own errors."""
     assert exit_code(take) == 1
