@@ -19,12 +19,14 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from pard_onnx.export.job import Job
+from pard_onnx.models.atomic import recover
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checks import Progress
 from pard_onnx.models.errors import BadInput, PardError, PardWarning
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.precision import Precision
+from pard_onnx.models.system_errors import is_out_of_memory, os_error_line, out_of_memory
 from pard_onnx.runtime.options import AUTO, STARTS, Options
 from pard_onnx.runtime.pair import Pair
 from pard_onnx.runtime.providers.table import PROVIDERS, parse_options
@@ -70,11 +72,11 @@ def exit_code(command: Callable[[], None]) -> int:
             sys.stdout.flush()
     except PardError as error:
         return complain(str(error), error.exit_code)
-    except BrokenPipeError:  # the reader has closed the pipe; Python must not write to it at exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has closed the pipe
+        discard_output()
         return 1
     except OSError as error:
-        return complain(str(error), 1)
+        return complain(system_problem(error), 1)
     except Ended as end:
         return end.exit_code
     except KeyboardInterrupt:
@@ -82,8 +84,27 @@ def exit_code(command: Callable[[], None]) -> int:
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
+        if is_out_of_memory(error):
+            return complain(system_problem(error), 1)
         return complain(f"{type(error).__name__}: {error}; not foreseen, please report it with {TRACEBACK}=1", 1)
     return 0
+
+
+def system_problem(error: Exception) -> str:
+    """What to say of memory or of a file that the system does not give."""
+    if is_out_of_memory(error) or not isinstance(error, OSError):
+        return str(out_of_memory(error))
+    try:
+        sys.stdout.flush()
+    except OSError:  # it was the output that could not be written
+        discard_output()
+        return f"standard output: {os_error_line(error)}"
+    return os_error_line(error)
+
+
+def discard_output() -> None:
+    """Lead stdout to the null device: Python writes at exit what stdout still holds, and would complain in its way."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -168,12 +189,15 @@ def export_extra() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(error) from error
         raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
 
 
 def exported_demo_model(name: str, parent: Path, precision: Precision) -> Path:
     """The exported folder of a shipped model in `parent`; exported now if it does not exist."""
     output = parent / f"{name}-{precision}"
+    recover(output)
     if not output.exists():
         folder, source = resolve_checkpoint(name)
         print(f"exporting {name} to {precision}", file=sys.stderr)

@@ -12,7 +12,9 @@ from rich.table import Table
 from pard_onnx.benchmarks.measures.step_costs import Curve, Prediction
 from pard_onnx.benchmarks.peers.comparison import PeerResult
 from pard_onnx.benchmarks.quality.perplexity import Fidelity, Report
+from pard_onnx.models.atomic import atomic_file
 from pard_onnx.models.errors import BadInput
+from pard_onnx.models.system_errors import write_error
 from pard_onnx.runtime.options import AUTO
 
 from .bench import Bench
@@ -168,6 +170,15 @@ def require_plot_path(path: Path) -> None:
         raise BadInput('matplotlib is not installed; run: pip install "pard-onnx[bench]"') from None
 
 
+def save_figure(path: Path, figure: Any) -> None:
+    """Write the plot whole or not at all; BadInput or Failure if it cannot be written."""
+    try:
+        with atomic_file(path) as file:
+            figure.savefig(file, dpi=150, format=path.suffix.removeprefix("."))
+    except OSError as error:
+        raise write_error(path, error, "choose another --plot") from error
+
+
 def save_plot(path: Path, benches: Sequence[Bench]) -> None:
     """Plot the speed-up by draft length, the acceptance by position and the time of a round's parts."""
     import matplotlib
@@ -189,7 +200,7 @@ def save_plot(path: Path, benches: Sequence[Bench]) -> None:
     for axes in (speed, acceptance, split):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    figure.savefig(path, dpi=150)
+    save_figure(path, figure)
     pyplot.close(figure)
 
 
@@ -237,7 +248,7 @@ def save_quality_plot(path: Path, found: Report) -> None:
         axes.grid(alpha=0.3)
     grid[0][0].legend(fontsize="small")
     figure.suptitle(f"{found.tokens} tokens of {found.text}")
-    figure.savefig(path, dpi=150)
+    save_figure(path, figure)
     pyplot.close(figure)
 
 

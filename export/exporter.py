@@ -28,6 +28,7 @@ from pard_onnx.models.devices import Form
 from pard_onnx.models.errors import Failure, PardWarning
 from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import DATA, GRAPH, File, Manifest, TensorReport, write_draft_ids
+from pard_onnx.models.system_errors import naming
 from pard_onnx.quantize.calibration.text import SHIPPED, read_text_file
 from pard_onnx.quantize.packing.imported import imported_matrices
 from pard_onnx.quantize.packing.pack import pack
@@ -42,7 +43,7 @@ from .graphs.roles import vocabulary_bias
 from .graphs.tape import MICROSOFT, require_operators
 from .job import Job
 from .kv_cache import quantize_cache
-from .output import checked_output_folder, copy_side_files, replacing
+from .output import ELSEWHERE, checked_output_folder, copy_side_files, replacing
 from .runtime_configs import write_genai_config, write_vitisai_config
 from .store import WeightStore
 
@@ -87,7 +88,8 @@ def require_space(job: Job, folder: Path) -> None:
     bits = {"float32": 32, "float16": 16, "dynamic": 8}.get(matrices.kind, matrices.bits + 1)
     needed, free = weight_count(job) * bits // 8 + (64 << 20), shutil.disk_usage(folder).free
     if free < needed:
-        raise Failure(f"{folder.parent}: {free >> 20} MiB free, the export needs about {needed >> 20} MiB")
+        found = f"{free >> 20} MiB free, the export needs about {needed >> 20} MiB"
+        raise Failure(f"{folder.parent}: {found}; free some space or {ELSEWHERE}")
 
 
 def weight_count(job: Job) -> int:
@@ -138,7 +140,8 @@ def write_weights(
         done += count
         progress("weights", done, total)
 
-    with (folder / DATA).open("wb") as file:
+    # Around the file: closing it may fail too
+    with naming(folder / DATA), (folder / DATA).open("wb") as file:
         floats = weights.recipe.floats
         store = WeightStore(job.checkpoint, file, DATA, advance, weights.prepared, weights.round, floats)
         passes = lowering_passes(job, weights, store)
@@ -191,7 +194,8 @@ def save(model: ir.Model, form: Form, path: Path) -> None:
     for node in model.graph:
         node.metadata_props.clear()  # stack traces
     require_operators(model, form.device)
-    ir.save(model, path)
+    with naming(path):
+        ir.save(model, path)
 
 
 # 4. Cache

@@ -20,6 +20,7 @@ from pard_onnx.export.verify.drive import FusedDriver, empty, open_session
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
 from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.system_errors import naming
 from pard_onnx.quantize.calibration.text import TextFile
 
 OPERATOR = "GroupQueryAttention"
@@ -116,4 +117,5 @@ def rewrite(path: Path, fmt: KvFormat, largest: Largest) -> None:
                 "kv_cache_bit_width": ir.AttrInt64("kv_cache_bit_width", 8),
             }
         )
-    ir.save(model, path)
+    with naming(path):
+        ir.save(model, path)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
+from pard_onnx.models.atomic import atomic_folder, recover
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.models.json_files import read_json, write_json
 from pard_onnx.models.manifest import DATA, DRAFT_IDS, FILE_NAME, GRAPH, VITISAI_CONFIG
+from pard_onnx.models.system_errors import STOPS, reason, write_error
 
 from .runtime_configs import FILE_NAME as GENAI_CONFIG
 
@@ -28,6 +29,7 @@ TOKENIZER_FILES = (
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 COPIED = (*TOKENIZER_FILES, GENERATION_CONFIG, CONFIG)
 WRITTEN = frozenset((FILE_NAME, GRAPH, DATA, GENAI_CONFIG, VITISAI_CONFIG, DRAFT_IDS, *COPIED))
+ELSEWHERE = "choose another --output"
 STATIC_GRAPH = re.compile(r"model\.\d+(\.prefill)?\.onnx")
 
 
@@ -51,10 +53,11 @@ def checked_output_folder(output: Path, checkpoint: Path, *, force: bool) -> Pat
     """
     try:
         folder = output.expanduser().resolve()
+        recover(folder)
         present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else None
         blocked = present is None and folder.exists()
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home folder
-        raise BadInput(f"{output}: {_reason(error)}; choose another --output") from error
+        raise BadInput(f"{output}: {reason(error)}; {ELSEWHERE}") from error
     if checkpoint.resolve().is_relative_to(folder):
         raise BadInput(f"{output}: holds the checkpoint itself; choose another --output")
     if blocked:
@@ -76,39 +79,30 @@ def _foreign_files(names: list[str]) -> list[str]:
     return [name for name in names if name not in WRITTEN and not STATIC_GRAPH.fullmatch(name)]
 
 
-@contextlib.contextmanager
+@contextmanager
 def replacing(folder: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary folder beside `folder`: it is renamed to `folder` if the body succeeds, and removed if it fails."""
-    missing = [parent for parent in folder.parents if not parent.exists()]  # innermost first
-    unique = uuid4().hex[:8]
-    temporary, replaced = (folder.with_name(f".pard-{unique}.{end}") for end in ("partial", "old"))
+    """A folder to fill, which takes the place of `folder` if the body succeeds and is removed if it fails.
+
+    Raises BadInput or Failure for what cannot be written, naming it.
+    """
     try:
-        try:
-            temporary.mkdir(parents=True)
-        except OSError as error:
-            raise BadInput(f"{folder}: cannot be made: {_reason(error)}; choose another --output") from error
-        yield temporary
-        _swap(temporary, folder, replaced, force=force)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for parent in missing:  # rmdir removes empty folders only
-            with contextlib.suppress(OSError):
-                parent.rmdir()
+        with atomic_folder(folder, replace=force) as partial:
+            yield partial
+    except FileExistsError as error:
+        if error.filename == str(folder) and folder.exists():
+            made = f"{folder} was made by someone else meanwhile"
+            raise Failure(f"{made}; choose another --output, or --force to replace it") from None
+        raise write_error(folder, error, ELSEWHERE) from error
+    except OSError as error:
+        place = output_named(error, folder)
+        if place is None:
+            raise
+        raise write_error(place, error, ELSEWHERE) from error
 
 
-def _swap(new: Path, folder: Path, replaced: Path, *, force: bool) -> None:
-    """Rename `new` to `folder`; a folder that is replaced is kept as `replaced` until that has worked."""
-    if folder.exists() and not force:
-        raise Failure(f"{folder} was made by someone else meanwhile; choose another --output, or --force to replace it")
-    try:
-        if folder.exists():  # Windows cannot rename over a folder: the old one is renamed first
-            folder.rename(replaced)
-        new.rename(folder)
-    finally:
-        if replaced.exists() and not folder.exists():
-            replaced.rename(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _reason(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)
+def output_named(error: OSError, folder: Path) -> Path | None:
+    """The file or folder of an export that an error is about; None where it is about something that was read."""
+    if not isinstance(error.filename, str):
+        return folder if error.errno in STOPS else None
+    name = Path(error.filename)
+    return name if name.is_relative_to(folder) or folder.is_relative_to(name) else None

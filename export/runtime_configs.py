@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from pard_onnx.models.json_files import write_json
 from pard_onnx.models.manifest import GRAPH, VITISAI_CONFIG, Manifest
 
 FILE_NAME = "genai_config.json"
@@ -61,8 +61,7 @@ def write_genai_config(manifest: Manifest, folder: Path) -> None:
         "top_k": 1,
         "top_p": 1.0,
     }
-    text = json.dumps({"model": model, "search": search}, indent=2) + "\n"
-    (folder / FILE_NAME).write_text(text, encoding="utf-8", newline="\n")
+    write_json(folder / FILE_NAME, {"model": model, "search": search})
 
 
 # Ryzen AI's documented defaults for float models, which it computes in bfloat16 ("Config File Options").
@@ -82,4 +81,4 @@ VITISAI = {
 
 def write_vitisai_config(folder: Path) -> None:
     """Write the settings of the NPU's compiler for graphs in floats."""
-    (folder / VITISAI_CONFIG).write_text(json.dumps(VITISAI, indent=2) + "\n", encoding="utf-8", newline="\n")
+    write_json(folder / VITISAI_CONFIG, VITISAI)

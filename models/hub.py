@@ -14,9 +14,11 @@ from typing import Any
 from urllib.parse import quote
 
 from . import demo
+from .atomic import atomic_folder, recover, sweep
 from .cache_folder import cache_folder
 from .errors import BadInput, Failure
 from .manifest import FILE_NAME, Source
+from .system_errors import write_error
 
 DEMO = {"demo-target": demo.TARGET, "demo-draft": demo.DRAFT, "demo-ar-draft": demo.AR_DRAFT}
 HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?<![.-])", re.ASCII)
@@ -103,6 +105,7 @@ def resolve_artifact(name: str | Path, revision: str | None = None) -> Path:
 def _local(name: str | Path) -> Path | None:
     try:
         folder = Path(name).expanduser()
+        recover(folder)
         return folder if name != "" and folder.is_dir() else None  # Path("") is the current folder
     except (OSError, RuntimeError):  # a name too long for a path; ~ without a home
         return None
@@ -208,18 +211,15 @@ def _without_links(folder: Path) -> Path:
         return folder
     facts = [(path.name, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     copy = cache_folder() / "artifacts" / "linked" / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+    sweep(copy.parent)
     if not copy.is_dir():
-        scratch = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        for path in files:
-            _clone(path.resolve(), scratch / path.name)
         try:
-            scratch.rename(copy)
-        except OSError:  # another process was faster
-            shutil.rmtree(scratch, ignore_errors=True)
-            if not copy.is_dir():
-                raise
+            with atomic_folder(copy) as partial:
+                for path in files:
+                    _clone(path.resolve(), partial / path.name)
+        except OSError as error:
+            if not copy.is_dir():  # else another process was faster
+                raise write_error(copy, error, "name another folder in PARD_ONNX_CACHE") from error
     return copy
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .atomic import atomic_file
 from .errors import BadInput
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that stands for one in Git LFS
@@ -55,11 +55,7 @@ def text_lines(whole: str, where: str, fields: Sequence[str], *, empty: bool) ->
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` to a file beside `path`, then rename it: a reader sees the old text or the new one."""
+    """Write `value` to `path`: a reader sees the old text or the new one, at any time. Raises OSError."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        scratch.write_text(text, encoding="utf-8", newline="\n")
-        scratch.replace(path)  # os.replace: also over an existing file, also on Windows
-    finally:
-        scratch.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        file.write(text.encode("utf-8"))

@@ -19,14 +19,15 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pard_onnx.models.atomic import atomic_file
 from pard_onnx.models.errors import BadArtifact, BadInput, PardError, TooLong
 from pard_onnx.models.manifest import File, Manifest
 from pard_onnx.models.records import from_json, to_json
+from pard_onnx.models.system_errors import write_problem
 
 from .model import longer_context
 from .sequence import Sequence
@@ -75,7 +76,7 @@ def write(
     """Write the file completely or not at all; BadInput if it cannot be written, or replaces another kind of file."""
     draft_origin = ModelIdentity.from_manifest(draft) if draft and sequence.draft else None
     header = Header(ModelIdentity.from_manifest(target), draft_origin, sequence.memory.start)
-    arrays = {
+    arrays: dict[str, Any] = {
         "header": to_array(to_json(header)),
         "messages": to_array(messages),
         "tokens": np.array(sequence.tokens, np.int64),
@@ -87,22 +88,12 @@ def write(
         destination = Path(path).expanduser().resolve()
         if destination.exists() and not is_snapshot(destination):
             raise BadInput(f"{path}: is there already, and is no saved conversation; choose another name")
-        write_whole(destination, arrays)
+        with atomic_file(destination) as file:
+            np.savez(file, **arrays)
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home folder; ValueError: a null character
         if isinstance(error, PardError):
             raise
-        raise BadInput(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
-
-
-def write_whole(destination: Path, arrays: dict[str, Any]) -> None:
-    """Write the arrays to a file in the same folder, which is renamed when it is complete."""
-    partial = destination.with_name(f".pard-{uuid4().hex[:8]}.partial")
-    try:
-        with partial.open("xb") as file:
-            np.savez(file, **arrays)
-        partial.replace(destination)
-    finally:
-        partial.unlink(missing_ok=True)
+        raise BadInput(write_problem(path, error, "choose another file")) from error
 
 
 def read(
@@ -172,7 +163,7 @@ def open_arrays(path: str | PathLike[str]) -> Iterator[Any]:
         raise BadArtifact(f"{path}: cannot be read: {error.strerror or error}") from error
     except DamagedSnapshot as error:
         raise BadArtifact(f"{path}: is damaged ({error}); take another copy") from error
-    except PardError:
+    except (PardError, MemoryError):
         raise
     except Exception as error:  # zipfile and numpy raise many kinds of errors for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -13,6 +13,7 @@ from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.families import FAMILIES, Family
 from pard_onnx.models.json_files import read_json
 from pard_onnx.models.spec import Llama3Scaling, Pard, Rope, Yarn
+from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
 
 from .tensors import unread_weights
 
@@ -266,4 +267,6 @@ def transformers_refusals(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of every kind: its own, huggingface_hub's, torch's
+        if is_out_of_memory(error):
+            raise out_of_memory(error) from error
         raise BadCheckpoint(f"{folder / FILE}: transformers refuses it: {error}") from error

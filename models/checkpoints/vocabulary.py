@@ -26,6 +26,8 @@ def load_tokenizer(path: Path, error: type[BadInput] = BadInput) -> Tokenizer:
     try:
         # Not from_file, which fails on paths with letters that the platform's encoding lacks
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except MemoryError:
+        raise
     except Exception as problem:  # tokenizers raises plain Exception
         raise error(f"{path} cannot be read: {problem}") from problem
     tokenizer.no_truncation()

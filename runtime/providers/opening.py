@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from pard_onnx.models.cache_folder import cache_folder
 from pard_onnx.models.errors import BadArtifact, BadInput, BadProvider
 from pard_onnx.models.manifest import DATA, VITISAI_CONFIG, Manifest
+from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
 from pard_onnx.runtime.kernels.graph import with_kernel
 
 from .discovery import provider_source
@@ -19,12 +19,10 @@ from .table import CPU, SESSION_OPTION, Provider, onnxruntime
 from .threads import Threads, set_threads
 
 ERRORS_ONLY = 3  # ONNX Runtime's log severity
-# What CUDA, HIP, Direct3D, Dawn and ONNX Runtime's own allocators report if memory runs out
-MEMORY = re.compile(r"out of memory|outofmemory|failed to allocate|bad[_ ]alloc|8007000e|not enough memory", re.I)
 
 
 def open_graph(path: Path, provider: Provider, threads: Threads) -> Any:
-    """An onnxruntime.InferenceSession; BadArtifact if ONNX Runtime refuses the file."""
+    """An onnxruntime.InferenceSession; BadArtifact if ONNX Runtime refuses the file, Failure without memory."""
     options = session_options(threads)
     try:
         if provider.key == CPU.key:
@@ -35,7 +33,9 @@ def open_graph(path: Path, provider: Provider, threads: Threads) -> Any:
     except BadInput:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        if provider.key != CPU.key and is_out_of_memory(error):
+        if is_out_of_memory(error):
+            if provider.key == CPU.key:
+                raise out_of_memory(error) from error
             size = sum(file.stat().st_size for file in path.parent.glob("model*"))
             raise BadArtifact(
                 f"{path.parent.name}: its {size / 2**20:.0f} MiB of weights do not fit the memory of {provider.title}; "
@@ -86,11 +86,6 @@ def cannot_start(provider: Provider, reason: str) -> BadProvider:
         f"provider {provider.title!r} cannot start: {reason}; check its driver and libraries with pard-doctor, or "
         "run on another provider (--fallback goes on on the CPU)"
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ONNX Runtime failed because the device's memory is full."""
-    return bool(MEMORY.search(str(error)))
 
 
 def first_line(error: BaseException) -> str:

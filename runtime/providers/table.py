@@ -10,6 +10,7 @@ from typing import Any
 from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.devices import DEVICES
 from pard_onnx.models.errors import BadProvider
+from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
 
 HOST = "cpu"  # I/O binding's name for the host's memory
 SESSION_OPTION = "ep."  # options with this prefix are given to the session, such as ep.context_enable
@@ -155,4 +156,6 @@ def onnxruntime(install: str = CPU.install) -> Any:
     try:
         return import_module("onnxruntime")
     except ImportError as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(error) from error
         raise BadProvider(f"onnxruntime cannot be imported ({error}); {install}") from error

@@ -1,5 +1,8 @@
 """Output folders: what is refused, what is replaced, and what a failed export leaves behind."""
 
+import errno
+import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +11,7 @@ import pytest
 
 from pard_onnx.export.exporter import Job, export
 from pard_onnx.export.output import checked_output_folder, replacing
+from pard_onnx.models import atomic
 from pard_onnx.models.errors import BadInput, Failure
 
 Tiny = Callable[..., Path]
@@ -91,13 +95,38 @@ def test_a_swap_that_fails_puts_the_old_folder_back(job: Job, monkeypatch: pytes
 
     def fail(path: Path, target: Path) -> Path:
         if path.name.endswith(".partial"):
-            raise PermissionError("a virus scanner has a file of it open")
+            raise PermissionError(errno.EACCES, "a virus scanner has a file of it open", str(path))
         return rename(path, target)
 
+    monkeypatch.setattr(atomic, "exchange", lambda first, second: False)
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(PermissionError), replacing(job.output, force=True):
+    problem = f"{re.escape(str(job.output))}: cannot be written: a virus scanner has a file of it open; choose another"
+    with pytest.raises(BadInput, match=problem), replacing(job.output, force=True):
         pass
     assert [path.name for path in job.output.iterdir()] == ["old"] and left(job) == [job.output.name]
+
+
+def test_a_folder_whose_replacement_was_killed_is_there_already(job: Job) -> None:
+    (job.output.parent / ".pard-0123456789abcdef.lock").write_bytes(os.fsencode(job.output.name) + b"\0")
+    (job.output.parent / ".pard-0123456789abcdef.old").mkdir()
+    with pytest.raises(BadInput, match="exists already"):
+        checked_output_folder(job.output, job.checkpoint.folder, force=False)
+    assert job.output.is_dir()
+
+
+def test_errors_say_whether_the_output_or_something_else_is_the_matter(job: Job, left: Left) -> None:
+    """A file of the output by its name, a disk that is full wherever it shows; what is read keeps its own error."""
+    full = OSError(errno.ENOSPC, "full")
+    with (
+        pytest.raises(Failure, match="out put ü: cannot be written: full; free some"),
+        replacing(job.output, force=True),
+    ):
+        raise full
+    with pytest.raises(BadInput, match=r"ü/a/b: cannot be written"), replacing(job.output, force=True) as folder:
+        (folder / "a" / "b").touch()
+    with pytest.raises(FileNotFoundError), replacing(job.output, force=True):
+        (job.checkpoint.folder / "a" / "b").touch()
+    assert left(job) == []
 
 
 def test_parents_made_for_an_export_that_fails_go_with_it(job: Job, left: Left) -> None:

@@ -83,6 +83,17 @@ def test_a_name_too_long_for_a_path():
         resolve_checkpoint("x" * 5000)
 
 
+def test_a_folder_whose_replacement_was_killed_is_found(tmp_path):
+    """As a process leaves it that is killed between two renames, where names cannot be exchanged."""
+    for resolve in (resolve_artifact, lambda name: resolve_checkpoint(str(name))[0]):
+        (tmp_path / ".pard-0123456789abcdef.lock").write_bytes(b"exported\0")
+        for name in ("old", "partial"):
+            (tmp_path / f".pard-0123456789abcdef.{name}").mkdir()
+        assert resolve(tmp_path / "exported") == tmp_path / "exported"
+        assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+        (tmp_path / "exported").rmdir()
+
+
 # --- the hub's cache, offline
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pard_onnx.models.atomic import atomic_folder, sweep
 from pard_onnx.models.cache_folder import cache_folder
 from pard_onnx.models.checkpoints.quantization import QuantizationConfig
 from pard_onnx.models.checkpoints.tensors import Tensor
-from pard_onnx.models.errors import BadCheckpoint, Failure
+from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.families import shapes
 from pard_onnx.models.spec import ModelSpec
+from pard_onnx.models.system_errors import write_error
 
 from .config import Architecture, architecture_of, config_values, named_tensors, stored_name
 from .file import GgufFile
@@ -39,7 +39,7 @@ class GgufCheckpoint:
 
     @classmethod
     def open(cls, path: Path) -> GgufCheckpoint:
-        """Read the header and write the folder. Raises BadCheckpoint; Failure where the cache cannot be written."""
+        """Read the header and write the folder. Raises BadCheckpoint, or `write_error` for the cache."""
         file = GgufFile.read(path)
         _, architecture = architecture_of(file)
         tokenizer = GgufTokenizer.read(file.metadata)
@@ -94,18 +94,14 @@ def _written(texts: Mapping[str, str]) -> Path:
     """A folder of this package's cache with these files; its name is made of what they hold."""
     name = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:32]
     folder = cache_folder() / "gguf" / name
+    sweep(folder.parent)
     if folder.is_dir():
         return folder
-    scratch = folder.with_name(f"{name}.{os.getpid()}.tmp")
     try:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        for file, text in texts.items():
-            (scratch / file).write_text(text, encoding="utf-8", newline="\n")
-        scratch.rename(folder)
+        with atomic_folder(folder) as partial:
+            for file, text in texts.items():
+                (partial / file).write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         if not folder.is_dir():  # else another process was faster
-            raise Failure(f"{folder}: cannot be written: {error.strerror}; name another in PARD_ONNX_CACHE") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            raise write_error(folder, error, "name another folder in PARD_ONNX_CACHE") from error
     return folder
