@@ -19,6 +19,7 @@ import numpy as np
 
 from pard_onnx.models.checkpoints.config import Config
 from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.folder_files import has_file
 from pard_onnx.models.json_files import FETCH, LFS_POINTER
 
 from .types import TYPE_NUMBERS, TYPES, GgmlType
@@ -96,7 +97,7 @@ def _parts(path: Path) -> list[Path]:
         raise BadCheckpoint(f"{path}: is part {index} of {count}; name the first, {stem}-00001-of-{found[2]}{ENDING}")
     parts = [path, *(path.with_name(f"{stem}-{i:05}-of-{found[2]}{ENDING}") for i in range(2, count + 1))]
     for part in parts:
-        if not part.is_file():
+        if part is not path and not has_file(part, BadCheckpoint):
             raise BadCheckpoint(f"{part}: is missing beside {path.name}; download it")
     return parts
 
