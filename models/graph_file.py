@@ -21,7 +21,7 @@ from .folder_files import read_file
 from .protobuf import Field, fields, signed
 
 MOST_BYTES = (1 << 31) - 1  # the format's own limit
-MOST_FIELDS = 4_000_000  # of 100 times as many nodes as a model of 100 layers has; they are read in some seconds
+MOST_FIELDS = 1 << 20  # graphs of fixed shapes have 3,000 a layer
 MOST_DIMENSIONS = 8
 OPERATORS = frozenset(name for device in DEVICES.values() for name in device.operators)
 MODEL_GRAPH, MODEL_TRAINING, MODEL_FUNCTION = 7, 20, 25

@@ -100,6 +100,9 @@ class FakeSession:
     def get_inputs(self) -> list[Any]:
         return list(self._real.get_inputs())
 
+    def get_overridable_initializers(self) -> list[Any]:
+        return list(self._real.get_overridable_initializers())
+
     def get_outputs(self) -> list[Any]:
         return list(self._real.get_outputs())
 
