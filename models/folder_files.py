@@ -85,7 +85,7 @@ def read_file(path: Path, most: int, error: type[BadInput]) -> bytes:
         if size > most:
             raise error(f"{path}: has {size} bytes; at most {most} are read: it is damaged, fetch it again")
         try:
-            return stream.read(most)
+            return stream.read(size)
         except OSError as problem:
             raise error(f"{path}: cannot be read: {problem.strerror}") from problem
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from reprlib import repr as shortened
 from typing import TYPE_CHECKING
 
-from .folder_files import is_plain_name
+from .folder_files import LONGEST_NAME, is_plain_name
 
 if TYPE_CHECKING:
     from .manifest import Manifest
@@ -41,6 +42,7 @@ def faults(manifest: Manifest) -> Iterator[str]:
     for name, value, least, most in _ranges(manifest):
         if value is not None and not least <= value <= most:
             yield f"{name} is {value}; it must be from {least} to {most}"
+    yield from _long_names(manifest)
     yield from _file_faults(manifest)
     yield from _misfits(manifest)
 
@@ -61,7 +63,13 @@ def _ranges(manifest: Manifest) -> Iterator[Range]:
     yield from (("graphs.width", graph.width, 1, MOST_WIDTH) for graph in manifest.graphs)
     yield "capacity", manifest.capacity, 1, max(1, manifest.token_rows)
     yield "draft_vocabulary.size", manifest.draft_vocabulary and manifest.draft_vocabulary.size, 1, rows
-    yield from ((f"the size of {file.name!r}", file.size, 0, MOST_FILE) for file in manifest.files)
+    yield from ((f"the size of {shortened(file.name)}", file.size, 0, MOST_FILE) for file in manifest.files)
+
+
+def _long_names(manifest: Manifest) -> Iterator[str]:
+    """Names stand in errors, which are one line."""
+    names = (manifest.attention, manifest.device, manifest.spec.family, manifest.source.model)
+    yield from (f"{shortened(name)} has {len(name)} letters" for name in names if len(name) > LONGEST_NAME)
 
 
 def _file_faults(manifest: Manifest) -> Iterator[str]:
@@ -69,10 +77,14 @@ def _file_faults(manifest: Manifest) -> Iterator[str]:
     opened = [*manifest.graph_files, "tokenizer.json"]
     for name in (*names, *manifest.graph_files):
         if not is_plain_name(name):
-            yield f"{name!r} is not the name of a file beside it"
-    yield from (f"it lists the file {name!r} twice" for name in _repeated(name.casefold() for name in names))
-    yield from (f"its files have no {name}" for name in opened if name not in names)
-    yield from (f"the hash of {f.name!r} is {f.sha256!r}" for f in manifest.files if not HASH.fullmatch(f.sha256))
+            yield f"{shortened(name)} is not the name of a file beside it"
+    yield from (f"it lists the file {shortened(name)} twice" for name in _repeated(name.casefold() for name in names))
+    yield from (f"its files have no {name[:LONGEST_NAME]}" for name in opened if name not in names)
+    yield from (
+        f"the hash of {shortened(f.name)} is {shortened(f.sha256)}"
+        for f in manifest.files
+        if not HASH.fullmatch(f.sha256)
+    )
 
 
 def _misfits(manifest: Manifest) -> Iterator[str]:

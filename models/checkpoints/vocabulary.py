@@ -82,8 +82,9 @@ def chat_template(folder: Path) -> str | None:
     value = read_json(config, BadCheckpoint).get("chat_template") if has_file(config, BadCheckpoint) else None
     path = folder / TEMPLATE_FILE
     if has_file(path, BadCheckpoint):
+        content = read_file(path, MOST, BadCheckpoint)
         try:
-            return read_file(path, MOST, BadCheckpoint).decode("utf-8-sig")
+            return content.decode("utf-8-sig")
         except ValueError as error:
             raise BadCheckpoint(f"{path}: not UTF-8 text") from error
     if isinstance(value, list):

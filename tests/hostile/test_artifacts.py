@@ -17,13 +17,8 @@ from pard_onnx.models.graph_file import MOST_FIELDS
 from pard_onnx.models.hub import resolve_artifact
 from pard_onnx.models.manifest import Manifest
 
-pytestmark = [pytest.mark.timeout(30), pytest.mark.skipif(os.name == "nt", reason="FIFOs and links")]
+pytestmark = [pytest.mark.timeout(30, func_only=True), pytest.mark.skipif(os.name == "nt", reason="FIFOs and links")]
 DATA, TOKENIZER = "model.onnx.data", "tokenizer.json"
-
-
-@pytest.fixture(scope="module")
-def good(demo_folder: Callable[[str, str], Path]) -> Path:
-    return demo_folder("demo-target", "int4")
 
 
 def link(name: str, to: str) -> Callable[[Path], None]:
