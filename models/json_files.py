@@ -12,8 +12,7 @@ from typing import Any
 from .errors import BadInput
 from .folder_files import read_file
 
-# Bytes of a file. Tokenizers have up to 40 million, and Python's values take up to 25 times as much memory
-MOST = 1 << 26
+MOST = 1 << 24  # bytes of a file: some times what real ones have, since Python's values take up to 25 times as much
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that stands for one in Git LFS
 FETCH = "is a Git LFS pointer, not the file itself; fetch that with git lfs pull or hf download"
 

@@ -11,9 +11,9 @@ from typing import Any, Generic
 
 from pard_onnx.models import hub
 from pard_onnx.models.checkpoints.added_tokens import read_added_tokens
+from pard_onnx.models.checkpoints.vocabulary import MOST_TOKENIZER
 from pard_onnx.models.errors import BadArtifact, BadProvider, Failure, PardWarning
 from pard_onnx.models.folder_files import read_file
-from pard_onnx.models.json_files import MOST
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.spec import ModelSpec, Role
 
@@ -116,7 +116,7 @@ def same_tokens(one: Artifact, other: Path, names: Collection[str] | None = None
         found = read_added_tokens(folder, BadArtifact, names)
         return [token.content for token in (*found.tokens, *found.named.values(), *found.extra)]
 
-    ours, theirs = (read_file(folder / TOKENIZER, MOST, BadArtifact) for folder in (one.folder, other))
+    ours, theirs = (read_file(folder / TOKENIZER, MOST_TOKENIZER, BadArtifact) for folder in (one.folder, other))
     return ours == theirs and added(one.folder, one.manifest.sizes) == added(other, names)
 
 

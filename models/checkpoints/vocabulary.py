@@ -16,6 +16,7 @@ from pard_onnx.models.json_files import MOST, read_json
 from .added_tokens import CONFIG_FILE, read_added_tokens
 
 FILE = "tokenizer.json"
+MOST_TOKENIZER = 1 << 26  # bytes; tokenizers of large vocabularies have 40 million
 TEMPLATE_FILE = "chat_template.jinja"
 
 
@@ -25,7 +26,7 @@ def load_tokenizer(path: Path, error: type[BadInput] = BadInput, names: Collecti
     Tokens of the files beside it are added, as transformers does. Truncation and padding that are saved in the file are
     switched off: they belong to the training of the model. names: of the files that may be read; None: all.
     """
-    content = read_file(path, MOST, error)
+    content = read_file(path, MOST_TOKENIZER, error)
     try:
         # Not from_file, which fails on paths with letters that the platform's encoding lacks
         tokenizer = Tokenizer.from_str(content.decode())
@@ -53,7 +54,7 @@ def token_ids(folder: Path) -> TokenIds:
     path = folder / FILE
     if not has_file(path, BadCheckpoint):
         raise BadCheckpoint(f"{folder}: no {FILE}; save the checkpoint's fast tokenizer beside its weights")
-    value = read_json(path, BadCheckpoint)
+    value = read_json(path, BadCheckpoint, most=MOST_TOKENIZER)
     try:
         marked = {int(token["id"]) for token in value.get("added_tokens") or ()}
         own = set(_model_ids(value["model"]["vocab"]))

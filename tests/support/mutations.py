@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator
+from copy import deepcopy as copied
 from math import inf, nan
 from random import Random
 from typing import Any
@@ -60,7 +60,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def mutated_json(value: Any, rng: Random) -> Any:
     """A copy of a JSON value with one to three changes."""
-    value = json.loads(json.dumps(value))
+    value = copied(value)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         found = list(places(value))
         if not found:
@@ -69,15 +69,15 @@ def mutated_json(value: Any, rng: Random) -> Any:
         other_holder, other = rng.choice(found)
         kind = rng.randrange(8)
         if kind < 4:
-            holder[key] = rng.choice(VALUES)
+            holder[key] = copied(rng.choice(VALUES))
         elif kind == 4:
             del holder[key]
         elif kind == 5:
-            holder[key] = json.loads(json.dumps(other_holder[other]))
+            holder[key] = copied(other_holder[other])
         elif kind == 6 and isinstance(holder, list):
-            holder.extend(json.loads(json.dumps(holder[key])) for _ in range(rng.choice((1, 100))))
+            holder.extend(copied(holder[key]) for _ in range(rng.choice((1, 100))))
         elif isinstance(holder, dict):
-            holder[rng.choice(["", "unknown", "\ud800", "layers"])] = holder[key]
+            holder[rng.choice(["", "unknown", "\ud800", "layers"])] = copied(holder[key])
     return value
 
 
