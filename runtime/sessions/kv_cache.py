@@ -34,8 +34,8 @@ class KvCache:
         except MemoryError as error:
             size = len(self._names) * prod(self._shape) * self._type.itemsize
             raise Failure(
-                f"no memory for the KV cache of {size >> 20} MiB ({self._shape[2]} rows); export the model with a smaller "
-                "--context-length"
+                f"no memory for the KV cache of {size >> 20} MiB ({self._shape[2]} rows); export the model "
+                "with a smaller --context-length"
             ) from error
         wrap = onnxruntime().OrtValue.ortvalue_from_numpy
         self._values = [wrap(array) for array in self._arrays]
