@@ -1,5 +1,6 @@
 """The good folders that attacks begin with."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,3 +17,11 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("good") / "target"
     export(Job(Checkpoint.open(TARGET), Source("demo"), folder, "int4", verify=False))
     return folder
+
+
+@pytest.fixture(scope="session")
+def good_floats(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -> Path:
+    """A tiny target that is exported in floats, as `pard-quantize` takes it."""
+    folder = tmp_path_factory.mktemp("floats")
+    export(Job(Checkpoint.open(tiny(folder / "model")), Source("tiny"), folder / "target", "fp32", verify=False))
+    return folder / "target"

@@ -16,6 +16,7 @@ from pard_onnx.generate_command import main
 from pard_onnx.models.graph_file import MOST_FIELDS
 from pard_onnx.models.hub import resolve_artifact
 from pard_onnx.models.manifest import Manifest
+from pard_onnx.quantize_command import main as quantize
 
 pytestmark = [pytest.mark.timeout(30, func_only=True), pytest.mark.skipif(os.name == "nt", reason="FIFOs and links")]
 DATA, TOKENIZER = "model.onnx.data", "tokenizer.json"
@@ -284,3 +285,42 @@ def test_a_file_that_is_swapped_after_a_good_load(
     os.utime(path, ns=(10**18, 10**18))
     assert main(["--target", str(folder), "--prompt", "a"]) == 2
     assert "has been changed (its hash differs)" in one_line(capfd)
+
+
+def transposed(model: onnx.ModelProto) -> None:
+    """A matrix of the same size in another shape."""
+    tensor = next(t for t in model.graph.initializer if t.external_data and "down_proj" in t.name)
+    tensor.dims[:] = tensor.dims[::-1]
+
+
+FLOATS: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
+    "upwards": (lambda m: outside(m, "../outside/secret.txt"), "which the manifest does not list"),
+    "device": (lambda m: outside(m, "/dev/zero"), "which the manifest does not list"),
+    "another shape": (transposed, "of the graph has the shape"),
+    "no matrix": (lambda m: m.graph.ClearField("initializer"), "its graph has no"),
+}
+
+
+def outside(model: onnx.ModelProto, place: str) -> None:
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = place
+
+
+@pytest.mark.parametrize("attack", FLOATS)
+def test_float_exports(good_floats: Path, tmp_path: Path, attack: str, capfd: pytest.CaptureFixture[str]) -> None:
+    folder, (edit, message) = copied(good_floats, tmp_path / "float"), FLOATS[attack]
+    edit_graph(folder, edit)
+    assert quantize(["--model", str(folder), "--recipe", "int8-rtn", "--output", str(tmp_path / "out")]) == 2
+    assert message in one_line(capfd) and not (tmp_path / "out").exists()
+
+
+def test_unlisted_files_are_not_copied_into_an_export(good_floats: Path, tmp_path: Path) -> None:
+    folder = copied(good_floats, tmp_path / "float")
+    for name in ("merges.txt", "vocab.json", "special_tokens_map.json"):
+        (folder / name).symlink_to("../outside/secret.txt")
+    out = tmp_path / "out"
+    assert quantize(["--model", str(folder), "--recipe", "int8-rtn", "--no-verify", "--output", str(out)]) == 0
+    names = {path.name for path in out.iterdir()}
+    assert names == set(Manifest.read(out).sizes) | {"pard_onnx.json"} and "merges.txt" not in names
