@@ -18,11 +18,13 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from pard_onnx.models.checkpoints.checkpoint import EMBEDDING, Checkpoint
+from pard_onnx.models.checkpoints.config import FILE as CONFIG
 from pard_onnx.models.checkpoints.tensors import DTYPES, Tensor, TensorEntry
 from pard_onnx.models.devices import Form, device_named
 from pard_onnx.models.errors import BadArtifact, BadInput
 from pard_onnx.models.families import shapes
-from pard_onnx.models.manifest import GRAPH, Manifest
+from pard_onnx.models.graph_file import read_graph
+from pard_onnx.models.manifest import FILE_NAME, Manifest
 
 PLAIN = "plain."  # the prefix of constants of portable graphs
 TYPES = {ir.DataType.FLOAT: "F32", ir.DataType.FLOAT16: "F16"}
@@ -95,12 +97,17 @@ class FloatExport:
                 f"that it was exported from, {manifest.source.model}"
             )
         manifest.verify(folder)
+        if CONFIG not in manifest.sizes:
+            raise BadArtifact(f"{folder / FILE_NAME}: its files have no {CONFIG}; export {manifest.source.model} again")
+        for name in manifest.graph_files:
+            read_graph(folder / name, manifest.sizes)
         spec = manifest.spec
-        found = dict(_tensors(ir.load(folder / _graph_files(manifest)[0]), dict(shapes(spec)), spec.norm_offset))
+        found = dict(_tensors(ir.load(folder / manifest.graph_files[0]), dict(shapes(spec)), spec.norm_offset))
         absent = [name for name, _ in shapes(spec) if name not in found]
         if absent:
             raise BadArtifact(f"{folder}: its graph has no {absent[0]}; export {manifest.source.model} again")
-        return cls(manifest, Checkpoint(folder, spec, {name: found[name] for name, _ in shapes(spec)}))
+        tensors = {name: found[name] for name, _ in shapes(spec)}
+        return cls(manifest, Checkpoint(folder, spec, tensors, names=frozenset(manifest.sizes)))
 
     def form(self) -> Form:
         """The form of its graphs. Raises BadInput for a device that this version does not know."""
@@ -110,11 +117,7 @@ class FloatExport:
 
     def graphs(self) -> list[ir.Model]:
         """The graphs, read from their files, in the manifest's order; the first has every matrix."""
-        return [ir.load(self.checkpoint.folder / name) for name in _graph_files(self.manifest)]
-
-
-def _graph_files(manifest: Manifest) -> list[str]:
-    return [graph.file for graph in manifest.graphs] or [GRAPH]
+        return [ir.load(self.checkpoint.folder / name) for name in self.manifest.graph_files]
 
 
 def tensor_names(constant: str) -> list[str]:
@@ -146,7 +149,19 @@ def _tensors(model: ir.Model, needed: Mapping[str, tuple[int, ...]], offset: flo
             yield names[0], InMemory("F32", stored.numpy().astype(np.float32) - np.float32(offset))
             continue
         extents = [needed[name] for name in names]
+        _require_shape(str(value.name), tuple(stored.shape), extents, names == [EMBEDDING])
         yield from zip(names, _parts(stored, extents, names == [EMBEDDING]), strict=True)
+
+
+def _require_shape(name: str, found: tuple[object, ...], shapes: list[tuple[int, ...]], upright: bool) -> None:
+    """BadArtifact unless a constant holds tensors of these shapes: as they are, or matrices [out, in] as columns."""
+    first = shapes[0]
+    joined = (sum(shape[0] for shape in shapes), *first[1:])
+    expected = joined if upright or len(first) == 1 else joined[::-1]
+    if found != expected or any(shape[1:] != first[1:] for shape in shapes):
+        raise BadArtifact(
+            f"the tensor {name} of the graph has the shape {list(found)}; the manifest says {list(expected)}"
+        )
 
 
 def _parts(stored: ir.TensorProtocol, shapes: list[tuple[int, ...]], upright: bool) -> list[Tensor]:

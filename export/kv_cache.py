@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from pard_onnx.export.graphs.tape import constant
 from pard_onnx.export.verify.drive import FusedDriver, empty, open_session
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
-from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.system_errors import naming
 from pard_onnx.quantize.calibration.text import TextFile
 
@@ -71,7 +69,7 @@ def quantize_cache(checkpoint: Checkpoint, path: Path, floats: str, name: str, t
 
 def windows(checkpoint: Checkpoint, text: TextFile) -> NDArray[np.int64]:
     """Windows of tokens from all parts of the text: [windows, tokens]."""
-    ids = text.tokens(load_tokenizer(checkpoint.tokenizer_folder / "tokenizer.json", BadCheckpoint))
+    ids = text.tokens(checkpoint.tokenizer())
     length = min(WINDOW, checkpoint.spec.max_positions - MASKS)
     count = min(WINDOWS, len(ids) // length)
     if not count:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pard_onnx.models.atomic import atomic_folder, recover
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.errors import BadInput, Failure
+from pard_onnx.models.errors import BadCheckpoint, BadInput, Failure
+from pard_onnx.models.folder_files import has_file
 from pard_onnx.models.json_files import read_json, write_json
 from pard_onnx.models.manifest import DATA, DRAFT_IDS, FILE_NAME, GRAPH, VITISAI_CONFIG
 from pard_onnx.models.system_errors import STOPS, reason, write_error
@@ -37,7 +38,7 @@ def copy_side_files(checkpoint: Checkpoint, folder: Path) -> None:
     """Copy the checkpoint's tokenizer and configs; where an adapter changed the vocabulary, config.json says so."""
     for name in COPIED:
         source = (checkpoint.tokenizer_folder if name in TOKENIZER_FILES else checkpoint.folder) / name
-        if source.is_file():
+        if (checkpoint.names is None or name in checkpoint.names) and has_file(source, BadCheckpoint):
             shutil.copyfile(source, folder / name)
     if checkpoint.adapter:
         spec = checkpoint.spec

@@ -1,7 +1,7 @@
 """The folder of this package in the user's cache, and stamps in it: files whose hash was computed before.
 
 With a stamp, gigabytes are not hashed again at every load. A stamp is an empty file, named by a digest of the stamped
-file's path, size, time of change and hash. A changed file has no stamp, unless its path, size and time are as before.
+file's path, size, inode, times of change and hash, so that a changed file has no stamp.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def stamp(path: Path, sha256: str) -> None:
 
 def _stamp(path: Path, sha256: str) -> Path:
     facts = path.stat()
-    key = f"{path.resolve()}\n{facts.st_size}\n{facts.st_mtime_ns}\n{sha256}"
+    # Another file with the same size and time of change has another inode, or was changed in its status
+    marks = facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, sha256
+    key = "\n".join(map(str, (path.resolve(), *marks)))
     # surrogateescape: a POSIX path may hold bytes that are not UTF-8
     return cache_folder() / "stamps" / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()

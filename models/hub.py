@@ -16,8 +16,9 @@ from urllib.parse import quote
 from . import demo
 from .atomic import atomic_folder, recover, sweep
 from .cache_folder import cache_folder
-from .errors import BadInput, Failure
-from .manifest import FILE_NAME, Source
+from .errors import BadArtifact, BadInput, Failure
+from .folder_files import has_file
+from .manifest import FILE_NAME, Manifest, Source
 from .system_errors import write_error
 
 DEMO = {"demo-target": demo.TARGET, "demo-draft": demo.DRAFT, "demo-ar-draft": demo.AR_DRAFT}
@@ -97,7 +98,7 @@ def resolve_artifact(name: str | Path, revision: str | None = None) -> Path:
     # quote: branches and tags may have slashes
     folder = cache_folder() / "artifacts" / f"{name.replace('/', '--')}@{quote(revision or 'main', safe='')}"
     found = _snapshot(name, revision, allow_patterns=ARTIFACT_FILES, local_dir=folder)
-    if not (found / FILE_NAME).is_file():
+    if not has_file(found / FILE_NAME, BadArtifact):
         raise BadInput(f"{name}: has no {FILE_NAME}, so is not an exported model; run pard-export --model {name}")
     return found
 
@@ -204,9 +205,15 @@ def _offline() -> bool:
 
 
 def _without_links(folder: Path) -> Path:
-    """`folder`, or a copy of it in the cache if files of it are links to elsewhere."""
+    """`folder`, or a copy in the cache of the files that its manifest lists, if any of them is a link to elsewhere.
+
+    Raises BadArtifact for a link that leaves the folder, but for those of the hub's cache (see folder_files).
+    """
+    if not has_file(folder / FILE_NAME, BadArtifact):
+        return folder  # which is refused when its manifest is read
+    names = [FILE_NAME, *(file.name for file in Manifest.read(folder).files)]
+    files = [folder / name for name in names if has_file(folder / name, BadArtifact)]
     root = folder.resolve()
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
     if all(path.resolve().is_relative_to(root) for path in files):
         return folder
     facts = [(path.name, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]

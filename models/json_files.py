@@ -5,32 +5,43 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 from .atomic import atomic_file
 from .errors import BadInput
+from .folder_files import read_file
 
+MOST = 1 << 24  # bytes of a file: some times what real ones have, since Python's values take up to 25 times as much
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that stands for one in Git LFS
 FETCH = "is a Git LFS pointer, not the file itself; fetch that with git lfs pull or hf download"
 
 
-def read_json(path: Path, error: type[BadInput] = BadInput) -> dict[str, Any]:
-    """The object in `path` (UTF-8, with or without a byte order mark); raises `error` if there is none."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise error(f"{path.parent}: no {path.name}") from None
-    except OSError as problem:
-        raise error(f"{path}: cannot be read: {problem.strerror}") from problem
+def read_json(
+    path: Path, error: type[BadInput] = BadInput, *, most: int = MOST, unique: bool = False
+) -> dict[str, Any]:
+    """The object in `path` (UTF-8, with or without a byte order mark); raises `error` if there is none.
+
+    most: bytes of the file. unique: whether a key may stand only once in an object; of several the last one counts.
+    """
+    content = read_file(path, most, error)
     if content.startswith(LFS_POINTER):
         raise error(f"{path}: {FETCH}")
     try:
-        value = json.loads(content.decode("utf-8-sig"))
+        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique if unique else None)
     except (ValueError, RecursionError) as problem:  # UnicodeDecodeError is a ValueError
         raise error(f"{path}: not valid JSON: {problem}") from problem
     if not isinstance(value, dict):
         raise error(f"{path}: holds a JSON {type(value).__name__}, not an object")
     return value
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
+        raise ValueError(f"the key {shortened(key)} is there twice")
+    return found
 
 
 def text_lines(whole: str, where: str, fields: Sequence[str], *, empty: bool) -> Iterator[str]:

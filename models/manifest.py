@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 
 from .cache_folder import is_stamped, stamp
 from .errors import BadArtifact
+from .folder_files import file_facts, has_file, is_plain_name, open_file
 from .json_files import read_json, write_json
+from .manifest_faults import faults
 from .precision import Precision, Recipe
 from .records import from_json, to_json
 from .spec import ModelSpec, Role
@@ -25,6 +28,7 @@ DATA = "model.onnx.data"  # the weights of all graphs
 VITISAI_CONFIG = "vitisai_config.json"  # settings of the NPU's compiler
 DRAFT_IDS = "draft_vocabulary.json"  # the ids that a draft of a reduced vocabulary can propose
 FORMAT_VERSION = 1
+MOST_BYTES = 1 << 24  # of pard_onnx.json; large models' have some 100 KB
 Ids = NDArray[np.int64]
 SEAL = "sha256"  # the last key: the digest of all others, so that a flipped bit or an edited number is found
 # Floats of the type of activations; int8 with one scale a channel, or with one a layer
@@ -212,6 +216,16 @@ class Manifest:
         return sum(file.size for file in self.files)
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes of all files by name, without the manifest. What is not here is not read."""
+        return {file.name: file.size for file in self.files}
+
+    @property
+    def graph_files(self) -> tuple[str, ...]:
+        """The names of the graphs' files."""
+        return tuple(graph.file for graph in self.graphs) or (GRAPH,)
+
+    @property
     def token_rows(self) -> int:
         """Rows of the KV buffers that tokens may take; behind them static graphs have room for their padding."""
         return self.kv_rows - max((graph.width for graph in self.graphs), default=0)
@@ -238,21 +252,24 @@ class Manifest:
         path = folder / FILE_NAME
         if not folder.is_dir():
             raise BadArtifact(f"{folder}: no such folder; name one that pard-export has written")
-        if not path.is_file():
+        if not has_file(path, BadArtifact):
             checkpoint = (folder / "config.json").is_file()
             reason = "is a checkpoint, not exported yet" if checkpoint else f"has no {FILE_NAME}"
             raise BadArtifact(f"{folder}: {reason}; run pard-export --model first and name the folder it writes")
-        value = read_json(path, BadArtifact)
+        value = read_json(path, BadArtifact, most=MOST_BYTES, unique=True)
         # Checked before the keys, since a newer format may have other ones
         version = value.get("format_version")
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise BadArtifact(
-                f"{path}: has format version {version}, this pard-onnx reads up to {FORMAT_VERSION}; update pard-onnx"
+                f"{path}: has format version {shortened(version)}, this pard-onnx reads up to {FORMAT_VERSION}; "
+                "update pard-onnx"
             )
         seal = value.pop(SEAL, None)
         manifest = from_json(cls, value, error=BadArtifact, context=f"{path}: ")
         if seal != _digest(value):
             raise BadArtifact(f"{path}: has been changed since it was written; export or download the folder again")
+        if problem := next(faults(manifest), None):
+            raise BadArtifact(f"{path}: {problem}; export or download the folder again")
         return manifest
 
     def verify(self, folder: Path) -> None:
@@ -262,11 +279,11 @@ class Manifest:
         """
         for file in self.files:
             path = folder / file.name
-            if Path(file.name).name != file.name or "\\" in file.name:
+            if not is_plain_name(file.name):
                 raise BadArtifact(f"{folder / FILE_NAME}: {file.name!r} is not the name of a file beside it")
-            if not path.is_file():
+            if not has_file(path, BadArtifact):
                 raise _damaged(path, "is missing")
-            if (size := path.stat().st_size) != file.size:
+            if (size := file_facts(path, BadArtifact).st_size) != file.size:
                 raise _damaged(path, f"has {size} bytes instead of {file.size}")
             if is_stamped(path, file.sha256):
                 continue
@@ -296,5 +313,5 @@ def _damaged(path: Path, problem: str) -> BadArtifact:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
+    with open_file(path, BadArtifact) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

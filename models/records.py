@@ -5,12 +5,18 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
+from math import isfinite
+from reprlib import Repr
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from .checks import nearest_name
 from .errors import BadInput
 
 Record = TypeVar("Record")
+LARGEST = 1 << 63  # of whole numbers: those of files and graphs have 64 bits
+LONGEST = 100  # characters of a value in an error
+_SHORTENED = Repr()
+_SHORTENED.maxstring = _SHORTENED.maxlong = LONGEST
 
 
 def to_json(value: object) -> Any:
@@ -28,7 +34,7 @@ def from_json(kind: type[Record], value: object, *, error: type[BadInput] = BadI
     """The dataclass `kind` with the fields of `value`, an object from `json.loads`.
 
     Raises `error`, its text beginning with `context`, for unknown keys (with the nearest known one),
-    missing keys and wrong types.
+    missing keys, wrong types, numbers that are not finite or have more than 64 bits, and halves of surrogate pairs.
     """
     try:
         return cast(Record, _read(kind, value, ""))
@@ -58,9 +64,9 @@ def _read_record(kind: type, value: object, path: str) -> Any:
     known = {field.name: field for field in fields(kind)}
     for key in value:
         if key not in known:
-            nearest = nearest_name(key, known, least_similarity=0)
+            nearest = nearest_name(key[:LONGEST], known, least_similarity=0)
             hint = f"; the nearest known one is {nearest!r}" if nearest else ""
-            raise _WrongValue(path, f"unknown key {key!r}{hint}")
+            raise _WrongValue(path, f"unknown key {_show(key)}{hint}")
     found = {}
     for name, field in known.items():
         inner = f"{path}.{name}" if path else name
@@ -80,7 +86,19 @@ def _read_plain(kind: Any, value: object, path: str) -> Any:
     accepted: tuple[type, ...] = (float, int) if kind is float else (kind,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise _WrongValue(path, f"must be {_NAMES[kind]}, not {_show(value)}")
+    if isinstance(value, str):
+        _require_unicode(value, path)
+        return value
+    if not -LARGEST <= cast(float, value) < LARGEST if isinstance(value, int) else not isfinite(cast(float, value)):
+        raise _WrongValue(path, f"must be a finite number of at most 64 bits, not {_show(value)}")
     return float(value) if isinstance(value, int) and kind is float else value
+
+
+def _require_unicode(text: str, path: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _WrongValue(path, f"must be Unicode, not half of a surrogate pair: {_show(text)}") from None
 
 
 def _read_tuple(kind: Any, value: object, path: str) -> tuple[Any, ...]:
@@ -112,7 +130,7 @@ def _read_literal(kind: Any, value: object, path: str) -> Any:
 
 def _show(value: object) -> str:
     names = {dict: "an object", list: "a list", type(None): "null"}
-    return names.get(type(value)) or repr(value)
+    return names.get(type(value)) or _SHORTENED.repr(value)
 
 
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
-from pard_onnx.models.errors import BadCheckpoint, BadInput
+from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import DraftVocabulary, Ids
 from pard_onnx.quantize.calibration.text import SHIPPED, read_text_file
 
@@ -34,7 +33,7 @@ def select_vocabulary(checkpoint: Checkpoint, size: int, text: Path | None = Non
     option, spec = f"--draft-vocabulary {size}", checkpoint.spec
     if spec.pard is None:
         raise BadInput(f"{option}: {checkpoint.path} is a target, which must be able to say every token; leave it out")
-    tokenizer = load_tokenizer(checkpoint.tokenizer_folder / "tokenizer.json", BadCheckpoint)
+    tokenizer = checkpoint.tokenizer()
     size_of_all = spec.vocabulary.size  # the tokenizer may have added tokens that the embedding has no rows for
     known = {id_ for id_ in tokenizer.get_vocab().values() if id_ < size_of_all} - {spec.pard.mask_id}
     always = (set(tokenizer.get_added_tokens_decoder()) | set(spec.vocabulary.eos_ids)) & known

@@ -9,9 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
 from pard_onnx.models.checks import Progress
-from pard_onnx.models.errors import BadCheckpoint, BadInput
+from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import CalibrationText, Quantization
 from pard_onnx.models.precision import Recipe
 from pard_onnx.quantize.algorithms.grid import Round
@@ -80,7 +79,7 @@ def quantize(
         return
     text = read_text_file(request.calibration or SHIPPED)
     budget = budget_bytes(request.budget or BUDGET, checkpoint, recipe) if named.mixed else None
-    tokenizer = load_tokenizer(checkpoint.tokenizer_folder / "tokenizer.json", BadCheckpoint)
+    tokenizer = checkpoint.tokenizer()
     rows = calibration_rows(text, tokenizer, checkpoint.spec)
     if not (named.needs_gram or named.mixed or named.qdq):
         rows = spread_rows(rows, SQUARES_ROWS)

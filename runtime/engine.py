@@ -99,7 +99,7 @@ class Engine:
     @property
     def own_sampling(self) -> Sampling | None:
         """The settings of the target's generation_config.json; None if it has no such file. Raises BadArtifact."""
-        return read_sampling(self._target.folder)
+        return read_sampling(self._target.folder, self.target_manifest.sizes)
 
     def model_sampling(self) -> Sampling:
         """As `own_sampling`; where there is no file, PardWarning says so, and decoding is greedy."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -11,7 +11,9 @@ from typing import Any, Generic
 
 from pard_onnx.models import hub
 from pard_onnx.models.checkpoints.added_tokens import read_added_tokens
+from pard_onnx.models.checkpoints.vocabulary import MOST_TOKENIZER
 from pard_onnx.models.errors import BadArtifact, BadProvider, Failure, PardWarning
+from pard_onnx.models.folder_files import read_file
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.spec import ModelSpec, Role
 
@@ -50,7 +52,7 @@ class Artifact:
 
     def text(self) -> Text:
         """The artifact's tokenizer and chat template."""
-        return Text(self.folder, self.manifest.spec.chat_template)
+        return Text(self.folder, self.manifest.spec.chat_template, self.manifest.sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ def open_artifact(name: str | PathLike[str], role: Role | None = None) -> Artifa
 def require_same_tokenizer(one: Artifact, other: Artifact) -> None:
     """Raise BadArtifact, with the first id whose tokens differ, unless both have the same tokens. The padding of the
     vocabularies may differ."""
-    if same_tokens(one.folder, other.folder):
+    if same_tokens(one, other.folder, other.manifest.sizes):
         return
     if difference := first_difference(one.text().vocabulary(), other.text().vocabulary()):
         raise other_tokenizer(one.name, other.name, *difference)
@@ -104,26 +106,33 @@ def other_tokenizer(one: str, other: str, id_: int, ours: str | None, theirs: st
     )
 
 
-def same_tokens(one: Path, other: Path) -> bool:
-    """Whether both folders' tokenizer files plainly give the same tokens; False where that takes a closer look."""
+def same_tokens(one: Artifact, other: Path, names: Collection[str] | None = None) -> bool:
+    """Whether both tokenizers' files plainly give the same tokens; False where that takes a closer look.
 
-    def added(folder: Path) -> list[str]:
-        found = read_added_tokens(folder, BadArtifact)
+    other: the folder of an artifact or a checkpoint; names: of its files that may be read, None for all.
+    """
+
+    def added(folder: Path, names: Collection[str] | None) -> list[str]:
+        found = read_added_tokens(folder, BadArtifact, names)
         return [token.content for token in (*found.tokens, *found.named.values(), *found.extra)]
 
-    return (one / TOKENIZER).read_bytes() == (other / TOKENIZER).read_bytes() and added(one) == added(other)
+    ours, theirs = (read_file(folder / TOKENIZER, MOST_TOKENIZER, BadArtifact) for folder in (one.folder, other))
+    return ours == theirs and added(one.folder, one.manifest.sizes) == added(other, names)
 
 
-def shared_ids(target: Artifact, name: str, folder: Path, spec: ModelSpec) -> SharedIds | None:
+def shared_ids(
+    target: Artifact, name: str, folder: Path, spec: ModelSpec, names: Collection[str] | None = None
+) -> SharedIds | None:
     """The ids that a target and a draft have in common; None if each has all ids of the other.
 
-    name, folder, spec: of the draft, an artifact or a checkpoint. Raises BadArtifact, naming the id, where both have an
-    id and its tokens differ. Warns with PardWarning of ids that only one of them has.
+    name, folder, spec: of the draft, an artifact or a checkpoint; names: of its files that may be read, as a manifest
+    lists them, None for all. Raises BadArtifact, naming the id, where both have an id and its tokens differ. Warns with
+    PardWarning of ids that only one of them has.
     """
     known, sizes = target.manifest.spec.vocabulary, (target.manifest.spec.vocabulary.size, spec.vocabulary.size)
-    if sizes[0] == sizes[1] and same_tokens(target.folder, folder):
+    if sizes[0] == sizes[1] and same_tokens(target, folder, names):
         return None
-    texts = target.text(), Text(folder, None)
+    texts = target.text(), Text(folder, None, names)
     ours, theirs = (
         {id_: token for token, id_ in text.vocabulary().items() if id_ < size}
         for text, size in zip(texts, sizes, strict=True)

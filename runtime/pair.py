@@ -68,7 +68,8 @@ def load(
     draft_artifact = None if draft is None else open_artifact(draft, "draft")
     shared = None
     if draft_artifact:
-        shared = shared_ids(target_artifact, draft_artifact.name, draft_artifact.folder, draft_artifact.manifest.spec)
+        facts = draft_artifact.manifest
+        shared = shared_ids(target_artifact, draft_artifact.name, draft_artifact.folder, facts.spec, facts.sizes)
     target_model = open_on_first(target_artifact, for_target, pool)
     draft_model = None
     if draft_artifact:

@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from pard_onnx.models.manifest import GRAPH, Manifest
+from pard_onnx.models.protobuf import fields
 from pard_onnx.runtime import kernels
 from pard_onnx.runtime.kernels.nodes import MODEL_GRAPH, as_bytes, file_positions
-from pard_onnx.runtime.kernels.protobuf import fields
 from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
 from pard_onnx.runtime.sessions.dynamic_shapes import FusedDraft, FusedTarget

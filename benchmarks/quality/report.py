@@ -92,7 +92,7 @@ def make_report(request: ReportRequest, progress: Progress = no_progress) -> Rep
     if partner is not None:
         other = open_artifact(partner, "target" if role == "draft" else "draft")
         target, draft = (other, models[0]) if role == "draft" else (models[0], other)
-        shared_ids(target, draft.name, draft.folder, draft.manifest.spec)
+        shared_ids(target, draft.name, draft.folder, draft.manifest.spec, draft.manifest.sizes)
     artifacts = [one for one in (*models, reference) if isinstance(one, Artifact)]
     capacity = min(one.manifest.capacity for one in artifacts)
     text = tokenized_windows(read_text(request.text), models[0].text(), min(WINDOW, capacity), request.tokens)

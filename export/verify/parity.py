@@ -15,8 +15,7 @@ import numpy as np
 import torch
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
-from pard_onnx.models.errors import BadCheckpoint, Failure
+from pard_onnx.models.errors import Failure
 from pard_onnx.models.manifest import Manifest, Parity, read_draft_ids
 from pard_onnx.models.precision import FLOATS
 
@@ -89,7 +88,7 @@ class _Rows:
 
 
 def _ids(checkpoint: Checkpoint) -> Ids:
-    tokenizer = load_tokenizer(checkpoint.tokenizer_folder / "tokenizer.json", BadCheckpoint)
+    tokenizer = checkpoint.tokenizer()
     encoded = tokenizer.encode(TEXT, add_special_tokens=False).ids
     return np.resize(np.array(encoded, dtype=np.int64), LENGTH)
 

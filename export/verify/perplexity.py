@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
-from pard_onnx.models.errors import BadCheckpoint, Failure
+from pard_onnx.models.errors import Failure
 from pard_onnx.models.manifest import Manifest, TextQuality, read_draft_ids
 
 from .drive import Driver, Ids, Logits, drive
@@ -104,7 +103,7 @@ def _better(manifest: Manifest, name: str) -> str:
 
 def _windows(checkpoint: Checkpoint, window: int) -> list[Ids]:
     """Token ids of window + 1 tokens each, in which the text is repeated if it is too short."""
-    tokenizer = load_tokenizer(checkpoint.tokenizer_folder / "tokenizer.json", BadCheckpoint)
+    tokenizer = checkpoint.tokenizer()
     text = TEXT.read_text(encoding="utf-8")
     before = tokenizer.encode("").ids[: window // 2]  # what the tokenizer puts before a text
     ids = tokenizer.encode(text, add_special_tokens=False).ids

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.folder_files import require_files
 from pard_onnx.models.json_files import read_json
 
 from .config import Config
@@ -85,6 +86,8 @@ class Adapter:
     @classmethod
     def open(cls, folder: Path) -> Adapter:
         """Read the configuration and the header of the weights. Raises BadCheckpoint."""
+        if folder.is_dir():
+            require_files(folder, BadCheckpoint)
         if not (folder / FILE).is_file():
             raise BadCheckpoint(f"{folder}: no {FILE}, so not a LoRA adapter; --adapter takes a folder that peft saved")
         config = Config(folder / FILE, read_json(folder / FILE, BadCheckpoint))

@@ -8,7 +8,7 @@ added_tokens.json         `added_tokens_decoder`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shortened
@@ -17,6 +17,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from pard_onnx.models.errors import BadInput
+from pard_onnx.models.folder_files import has_file
 from pard_onnx.models.json_files import read_json
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -54,16 +55,24 @@ class AddedTokens:
         return out
 
 
-def read_added_tokens(folder: Path, error: type[BadInput]) -> AddedTokens:
-    """What the files of a folder add; raises `error`, naming file and key, for what is not a token."""
+def read_added_tokens(folder: Path, error: type[BadInput], names: Collection[str] | None = None) -> AddedTokens:
+    """What the files of a folder add; raises `error`, naming file and key, for what is not a token.
+
+    names: of the files that may be read, as a manifest lists them; None: all.
+    """
+
+    def read(name: str) -> dict[str, Any]:
+        is_there = (names is None or name in names) and has_file(folder / name, error)
+        return read_json(folder / name, error) if is_there else {}
+
     path = folder / CONFIG_FILE
-    config = with_one_extra_key(read_json(path, error) if path.is_file() else {})
+    config = with_one_extra_key(read(CONFIG_FILE))
     where = dict.fromkeys(config, path)
     if DECODER in config:
         tokens = decoder_tokens(config[DECODER], path, error)
         return AddedTokens(tokens, named_tokens(config, where, error), extra_tokens(config, where, error))
     older = folder / MAP_FILE
-    mapped = read_json(older, error) if older.is_file() else {}
+    mapped = read(MAP_FILE)
     both = [part.get(EXTRA) for part in (config, mapped)]
     late = not any(both)  # transformers makes such tokens special after it has read added_tokens.json
     if not config.get(EXTRA):
@@ -76,7 +85,7 @@ def read_added_tokens(folder: Path, error: type[BadInput]) -> AddedTokens:
     named, extra = named_tokens(config, where, error), extra_tokens(config, where, error)
     early = (*(named[name] for name in NAMES if name in named), *(() if late else extra))
     special = {token.content for token in early}
-    return AddedTokens(older_tokens(folder / OLDER_FILE, special, error), named, extra)
+    return AddedTokens(older_tokens(read(OLDER_FILE), special, folder / OLDER_FILE, error), named, extra)
 
 
 def with_one_extra_key(config: dict[str, Any]) -> dict[str, Any]:
@@ -98,11 +107,10 @@ def decoder_tokens(value: object, path: Path, error: type[BadInput]) -> tuple[Ad
     return tuple(added_token(token, f"{DECODER}.{id_}", path, error) for id_, token in by_id)
 
 
-def older_tokens(path: Path, special: set[str], error: type[BadInput]) -> tuple[AddedToken, ...]:
+def older_tokens(
+    ids: Mapping[str, Any], special: set[str], path: Path, error: type[BadInput]
+) -> tuple[AddedToken, ...]:
     """The tokens of added_tokens.json: an object of ids by text. special: texts of special tokens."""
-    if not path.is_file():
-        return ()
-    ids = read_json(path, error)
     for text, id_ in ids.items():
         if isinstance(id_, bool) or not isinstance(id_, int):
             raise error(f"{path}: {text!r} is {shortened(id_)}; it must be a token id")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from tokenizers import Tokenizer
+
 from pard_onnx.models.errors import BadCheckpoint, PardWarning
 from pard_onnx.models.families import Family, shapes
+from pard_onnx.models.folder_files import require_files
 from pard_onnx.models.spec import ModelSpec, Vocabulary
 
 from . import adapter as adapters
@@ -34,7 +37,7 @@ from .tensors import (
     rounded,
 )
 from .vocabulary import FILE as TOKENIZER_FILE
-from .vocabulary import chat_template, token_ids
+from .vocabulary import chat_template, load_tokenizer, token_ids
 
 __all__ = ["Checkpoint", "TensorEntry", "read_tensor", "require_finite"]
 
@@ -59,6 +62,7 @@ class Checkpoint:
     packed: Mapping[str, Packed] = field(default_factory=dict)  # matrices in integers, by name without `.weight`
     adapter: Adapter | None = None  # whose changes are merged
     file: Path | None = None  # the GGUF file
+    names: Collection[str] | None = None  # of the files in `folder` that may be read; None: all
 
     @classmethod
     def open(cls, folder: Path, adapter: Path | None = None) -> Checkpoint:
@@ -69,6 +73,8 @@ class Checkpoint:
         """
         if folder.is_file():
             return cls._open_gguf(folder, adapter)
+        if folder.is_dir():
+            require_files(folder, BadCheckpoint)
         _refuse_adapter_as_model(folder)
         config = configs.read_config(folder)
         family = configs.family_of(config)
@@ -98,6 +104,10 @@ class Checkpoint:
     def tokenizer_folder(self) -> Path:
         """Where the tokenizer files lie: the adapter's folder if they are there, or the checkpoint's."""
         return _tokenizer_folder(self.folder, self.adapter)
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, which encodes whole texts. Raises BadCheckpoint."""
+        return load_tokenizer(self.tokenizer_folder / TOKENIZER_FILE, BadCheckpoint, self.names)
 
     @classmethod
     def _open_gguf(cls, file: Path, adapter: Path | None) -> Checkpoint:
@@ -202,7 +212,7 @@ def _spec(config: Config, family: Family, tokenizer: Path, dtype: str) -> ModelS
     rope, window_rope = ropes_of(config, family)
     return ModelSpec(
         family=family.name,
-        layers=config.integer("num_hidden_layers"),
+        layers=config.integer("num_hidden_layers", most=configs.MOST_LAYERS),
         hidden=hidden,
         intermediate=config.integer("intermediate_size"),
         heads=heads,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
+from pard_onnx.models import checks
 from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.families import FAMILIES, Family
+from pard_onnx.models.folder_files import has_file
 from pard_onnx.models.json_files import read_json
 from pard_onnx.models.spec import Llama3Scaling, Pard, Rope, Yarn
 from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
@@ -20,6 +22,8 @@ from .tensors import unread_weights
 FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names to the config's
+MOST_LAYERS = 1 << 16  # a list of so many takes no time
+LARGEST = 1 << 40  # of whole numbers: far above what models have, and products of some are still exact as floats
 NO_TOKEN = -1  # what some tools write where a model has no such token
 MASK_KEYS = ("pard_token", "mask_token_id", "ptd_token_id")  # PARD's own, and other toolkits' names for it
 PARD2_KEYS = ("pard2_target_layers", "pard2_target_dim", "pard2_proj_bias")
@@ -37,13 +41,15 @@ class Config:
     def fault(self, key: str, problem: str) -> BadCheckpoint:
         return BadCheckpoint(f"{self.path}: {self.prefix}{key} {problem}")
 
-    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
+    def integer(self, key: str, default: int | None = None, least: int = 1, most: int = LARGEST) -> int:
         value = self.values.get(key)
         value = default if value is None else value
         if value is None:
             raise self.fault(key, "is missing")
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.fault(key, f"is {value!r}; it must be a whole number, at least {least}")
+            raise self.fault(key, f"is {shortened(value)}; it must be a whole number, at least {least}")
+        if value > most:
+            raise self.fault(key, f"is {shortened(value)}; it must be at most {most}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -51,21 +57,21 @@ class Config:
         value = default if value is None else value
         if value is None:
             raise self.fault(key, "is missing")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise self.fault(key, f"is {value!r}; it must be a positive number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= checks.LARGEST:
+            raise self.fault(key, f"is {shortened(value)}; it must be a positive number")
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
         value = self.values.get(key)
         value = default if value is None else value
         if not isinstance(value, bool):
-            raise self.fault(key, f"is {value!r}; it must be true or false")
+            raise self.fault(key, f"is {shortened(value)}; it must be true or false")
         return value
 
     def inside(self, key: str) -> Config:
         value = self.values.get(key)
         if value is not None and not isinstance(value, dict):
-            raise self.fault(key, f"is {value!r}; it must be an object")
+            raise self.fault(key, f"is {shortened(value)}; it must be an object")
         return Config(self.path, value or {}, f"{self.prefix}{key}.")
 
     def ids(self, key: str, rows: int, none: int | None = None) -> tuple[int, ...]:
@@ -77,9 +83,9 @@ class Config:
         found = value if isinstance(value, list) else [] if value is None else [value]
         for item in found:
             if isinstance(item, bool) or not isinstance(item, int):
-                raise self.fault(key, f"holds {item!r}; it must be a token id or a list of them")
+                raise self.fault(key, f"holds {shortened(item)}; it must be a token id or a list of them")
             if item != none and not 0 <= item < rows:
-                raise self.fault(key, f"is {item}, outside the vocabulary of {rows} rows")
+                raise self.fault(key, f"is {shortened(item)}, outside the vocabulary of {rows} rows")
         return tuple(dict.fromkeys(item for item in found if item != none))
 
 
@@ -87,7 +93,7 @@ def read_config(folder: Path) -> Config:
     """config.json of a checkpoint folder. Raises BadCheckpoint."""
     if not folder.is_dir():
         raise BadCheckpoint(f"{folder}: no such folder; --model takes a checkpoint folder or a hub id")
-    if not (folder / FILE).is_file():
+    if not has_file(folder / FILE, BadCheckpoint):
         raise BadCheckpoint(f"{folder}: no {FILE}, so not a Hugging Face checkpoint folder{unread_weights(folder)}")
     return Config(folder / FILE, read_json(folder / FILE, BadCheckpoint))
 
@@ -97,16 +103,16 @@ def family_of(config: Config) -> Family:
     name = config.values.get("model_type")
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
-        raise config.fault("model_type", f"is {name!r}; supported families: {', '.join(FAMILIES)}")
+        raise config.fault("model_type", f"is {shortened(name)}; supported families: {', '.join(FAMILIES)}")
     for switch in family.off:
         if config.flag(switch):
             raise config.fault(switch, f"is true; {family.name} checkpoints are supported without it only")
     for key in family.null:
         if (value := config.values.get(key)) is not None:
-            raise config.fault(key, f"is {value!r}; {family.name} checkpoints are supported without it only")
+            raise config.fault(key, f"is {shortened(value)}; {family.name} checkpoints are supported without it only")
     key = family.activation_key
     if (activation := config.values.get(key, family.activation)) != family.activation:
-        raise config.fault(key, f"is {activation!r}; only {family.activation!r} is supported")
+        raise config.fault(key, f"is {shortened(activation)}; only {family.activation!r} is supported")
     if family.windows is None:
         _refuse_sliding_window(config, family)
     return family
@@ -224,7 +230,7 @@ def dtype_of(config: Config, stored: str) -> str:
 def eos_and_bos(config: Config, family: Family, rows: int) -> tuple[tuple[int, ...], int | None]:
     """End-of-sequence ids (generation_config.json's list wins over config.json's) and the first token's id."""
     path = config.path.with_name(GENERATION_FILE)
-    generation = Config(path, read_json(path, BadCheckpoint) if path.is_file() else {})
+    generation = Config(path, read_json(path, BadCheckpoint) if has_file(path, BadCheckpoint) else {})
     # null means none, absent means the family's default
     default = family.eos_ids if "eos_token_id" not in config.values else ()
     eos, bos = (

@@ -5,20 +5,21 @@ from __future__ import annotations
 from pard_onnx.models.families.family import Family, Unrotated, Windows
 from pard_onnx.models.spec import LayerAttention, Rope
 
-from .config import Config, rope_in, rope_of
+from .config import MOST_LAYERS, Config, rope_in, rope_of
 
 KINDS = ("full_attention", "sliding_attention")  # transformers' names, in `layer_types` and `rope_parameters`
 
 
 def attention_of(config: Config, family: Family) -> tuple[LayerAttention, ...]:
     """One a layer; () where all are alike, full and rotated."""
-    layers = config.integer("num_hidden_layers")
+    layers = config.integer("num_hidden_layers", most=MOST_LAYERS)
     if family.windows:
         window = config.integer("sliding_window", family.windows.size)
         own = LayerAttention(window, "window_rope")
         found = tuple(LayerAttention() if kind == KINDS[0] else own for kind in _kinds(config, family.windows, layers))
     elif family.unrotated:
-        found = tuple(LayerAttention(rotary="rope" if turned else None) for turned in _turned(config, family.unrotated))
+        turned = _turned(config, family.unrotated, layers)
+        found = tuple(LayerAttention(rotary="rope" if is_turned else None) for is_turned in turned)
     else:
         return ()
     return found if set(found) != {LayerAttention()} else ()
@@ -56,8 +57,7 @@ def _kinds(config: Config, windows: Windows, layers: int) -> list[str]:
     return kinds
 
 
-def _turned(config: Config, unrotated: Unrotated) -> list[bool]:
-    layers = config.integer("num_hidden_layers")
+def _turned(config: Config, unrotated: Unrotated, layers: int) -> list[bool]:
     listed = config.values.get(unrotated.key)
     if listed is None:
         interval = config.integer(unrotated.interval_key, unrotated.interval)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.folder_files import has_file
 from pard_onnx.models.json_files import read_json
 
 from .config import Config
@@ -132,7 +133,7 @@ def _described(config: Config) -> tuple[Config, str | None]:
     if config.inside(OLD_KEY).values:
         return config.inside(OLD_KEY), "compressed-tensors"
     path = config.path.with_name(OLD_FILE)
-    return Config(path, read_json(path, BadCheckpoint) if path.is_file() else {}), "gptq"
+    return Config(path, read_json(path, BadCheckpoint) if has_file(path, BadCheckpoint) else {}), "gptq"
 
 
 def is_required(config: Config) -> bool:

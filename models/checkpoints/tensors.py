@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.folder_files import file_facts, has_file, is_plain_name, open_file
 from pard_onnx.models.json_files import FETCH, LFS_POINTER, read_json
 
 ONE_FILE = "model.safetensors"
@@ -26,7 +27,9 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # safetensors' names of the floats that are read, and their types in the file
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 BLOCK_VALUES = 1 << 22  # 16 MiB as float32
-MAX_HEADER = 100_000_000  # bytes; the format's own limit
+MAX_HEADER = (
+    1 << 24
+)  # bytes: the format allows 100 MB, of which hostile ones take gigabytes; real ones have some 100 KB
 
 
 class Tensor(Protocol):
@@ -132,31 +135,26 @@ def _shards(index: Path, shard_of: Mapping[str, str]) -> list[str]:
     """The names of the files that an index names, all of which are beside it."""
     shards = sorted(set(shard_of.values()))
     for shard in shards:
-        if Path(shard).name != shard or "\\" in shard:  # an index may not reach outside its folder
+        if not is_plain_name(shard):  # an index may not reach outside its folder
             raise BadCheckpoint(f"{index}: {shard!r} is not the name of a file beside it")
-    absent = [shard for shard in shards if not _is_file(index.parent / shard)]
+    absent = [shard for shard in shards if not has_file(index.parent / shard, BadCheckpoint)]
     if absent:
         raise BadCheckpoint(f"{index}: names files that are not there: {', '.join(absent)}; download them")
     return shards
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file can have: too long, or not Unicode
-        return False
-
-
 def read_header(file: Path) -> dict[str, TensorEntry]:
     """The tensors of one safetensors file by name. Raises BadCheckpoint for a broken or truncated one."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
+    size = file_facts(file, BadCheckpoint).st_size
+    with open_file(file, BadCheckpoint) as stream:
         if stream.read(len(LFS_POINTER)) == LFS_POINTER:
             raise BadCheckpoint(f"{file}: {FETCH}")
         stream.seek(0)
         length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(MAX_HEADER, size - 8):
+        if size < 8 or length > size - 8:
             raise BadCheckpoint(f"{file}: truncated or not safetensors: no whole header in its {size} bytes")
+        if length > MAX_HEADER:
+            raise BadCheckpoint(f"{file}: has a header of {length} bytes; at most {MAX_HEADER} are read")
         text = stream.read(length)
     try:
         entries = dict(_entries(file, _header(text), start=8 + length))

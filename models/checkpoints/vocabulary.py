@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,23 +10,26 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pard_onnx.models.errors import BadCheckpoint, BadInput
-from pard_onnx.models.json_files import read_json
+from pard_onnx.models.folder_files import has_file, read_file
+from pard_onnx.models.json_files import MOST, read_json
 
 from .added_tokens import CONFIG_FILE, read_added_tokens
 
 FILE = "tokenizer.json"
+MOST_TOKENIZER = 1 << 26  # bytes; tokenizers of large vocabularies have 40 million
 TEMPLATE_FILE = "chat_template.jinja"
 
 
-def load_tokenizer(path: Path, error: type[BadInput] = BadInput) -> Tokenizer:
+def load_tokenizer(path: Path, error: type[BadInput] = BadInput, names: Collection[str] | None = None) -> Tokenizer:
     """The tokenizer in a tokenizer.json, which encodes whole texts; raises `error` if it cannot be read.
 
     Tokens of the files beside it are added, as transformers does. Truncation and padding that are saved in the file are
-    switched off: they belong to the training of the model.
+    switched off: they belong to the training of the model. names: of the files that may be read; None: all.
     """
+    content = read_file(path, MOST_TOKENIZER, error)
     try:
         # Not from_file, which fails on paths with letters that the platform's encoding lacks
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_str(content.decode())
     except MemoryError:
         raise
     except Exception as problem:  # tokenizers raises plain Exception
@@ -33,7 +37,7 @@ def load_tokenizer(path: Path, error: type[BadInput] = BadInput) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    missing = read_added_tokens(path.parent, error).missing(known)
+    missing = read_added_tokens(path.parent, error, names).missing(known)
     if missing:
         tokenizer.add_tokens(missing)
     return tokenizer
@@ -50,9 +54,9 @@ class TokenIds:
 def token_ids(folder: Path) -> TokenIds:
     """How far the ids of a folder's tokenizer reach. Raises BadCheckpoint."""
     path = folder / FILE
-    if not path.is_file():
+    if not has_file(path, BadCheckpoint):
         raise BadCheckpoint(f"{folder}: no {FILE}; save the checkpoint's fast tokenizer beside its weights")
-    value = read_json(path, BadCheckpoint)
+    value = read_json(path, BadCheckpoint, most=MOST_TOKENIZER)
     try:
         marked = {int(token["id"]) for token in value.get("added_tokens") or ()}
         own = set(_model_ids(value["model"]["vocab"]))
@@ -78,11 +82,12 @@ def _model_ids(vocab: Any) -> range | list[int]:
 def chat_template(folder: Path) -> str | None:
     """The jinja text of the chat template (of several, the one named "default"); None if there is none."""
     config = folder / CONFIG_FILE
-    value = read_json(config, BadCheckpoint).get("chat_template") if config.is_file() else None
+    value = read_json(config, BadCheckpoint).get("chat_template") if has_file(config, BadCheckpoint) else None
     path = folder / TEMPLATE_FILE
-    if path.is_file():
+    if has_file(path, BadCheckpoint):
+        content = read_file(path, MOST, BadCheckpoint)
         try:
-            return path.read_text(encoding="utf-8-sig")
+            return content.decode("utf-8-sig")
         except ValueError as error:
             raise BadCheckpoint(f"{path}: not UTF-8 text") from error
     if isinstance(value, list):

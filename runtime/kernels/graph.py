@@ -11,12 +11,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pard_onnx.models.protobuf import BYTES, VARINT, Field, fields, message, text
 from pard_onnx.runtime.kernels import library
 
 from .gated import HALF, gate
 from .minimums import MINIMUMS, Constants, join_minimums
 from .nodes import (
     FLOAT,
+    FLOAT16,
     GRAPH_INITIALIZER,
     GRAPH_NODE,
     GRAPH_OUTPUT,
@@ -25,6 +27,7 @@ from .nodes import (
     OPSET_DOMAIN,
     OPSET_VERSION,
     TENSOR_NAME,
+    UINT8,
     VALUE_NAME,
     FilePosition,
     Node,
@@ -36,29 +39,35 @@ from .nodes import (
     name_of,
     number_initializers,
 )
-from .protobuf import BYTES, VARINT, Field, fields, message, text
 
 DOMAIN, MICROSOFT, OPERATOR = "pard_onnx", "com.microsoft", "MatMulNBits"
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 # By the number of an input: the attribute with its position in the data file.
-SCALES, ZERO_POINTS = 2, 3
-PARTS = {1: "B_offset", SCALES: "scales_offset", ZERO_POINTS: "zero_points_offset", MINIMUMS: "minimums_offset"}
+WEIGHTS, SCALES, ZERO_POINTS = 1, 2, 3
+PARTS = {WEIGHTS: "B_offset", SCALES: "scales_offset", ZERO_POINTS: "zero_points_offset", MINIMUMS: "minimums_offset"}
 G_IDX = 4
+# A node with other attributes needs features that the kernels do not have, or sets what the rewriting sets
+ATTRIBUTES = {"K", "N", "bits", "block_size", "accuracy_level"}
 
 
-def with_kernel(path: Path, options: Any) -> bytes | Path:
+def with_kernel(path: Path, options: Any, model: bytes | None = None) -> bytes | Path:
     """The rewritten model at `path`, for a session with these SessionOptions, which are prepared for it.
 
-    If the kernels cannot be used (not built, switched off, another processor, other formats), returns the path and
-    does not change the options. Raises ValueError if the file is not an ONNX graph.
+    model: the file's bytes, which `models.graph_file.read_graph` has checked; None: they are read here. If the kernels
+    cannot be used (not built, switched off, another processor, other formats), returns the path and does not change the
+    options. Raises ValueError if the file is not an ONNX graph.
     """
-    folder = path.parent
     native = library()
-    graph = None if native is None else rewritten(path.read_bytes(), folder)
+    if native is None:
+        return path
+    try:
+        graph = rewritten(path.read_bytes() if model is None else model, path.parent)
+    except LookupError as error:  # a node without the inputs or outputs that its operator has
+        raise ValueError(f"it is not an ONNX graph: {error!r}") from error
     if graph is None:
         return path
     options.register_custom_ops_library(str(native))
-    options.add_session_config_entry(FOLDER_OPTION, str(folder))
+    options.add_session_config_entry(FOLDER_OPTION, str(path.parent))
     return graph
 
 
@@ -80,16 +89,22 @@ def _graph(data: bytes, folder: Path) -> bytes | None:
     nodes = [Node.parse(as_bytes(v)) for n, _, v in parts if n == GRAPH_NODE]
     values, float16 = dict(inputs(parts)), float16_initializers(parts)
     outputs = {name_of(as_bytes(v), VALUE_NAME) for n, _, v in parts if n == GRAPH_OUTPUT}
-    matmuls = [node for node in nodes if _is_supported(node) and not float16 & set(node.inputs)]
+    positions, halves = dict(file_positions(parts)), _widened(nodes, float16)
+    matmuls = [
+        node
+        for node in nodes
+        if _is_supported(node) and not float16 & set(node.inputs) and _fits(node, positions, halves)
+    ]
     attentions = [node for node in nodes if is_supported_attention(node, MICROSOFT, values)]
     if not matmuls and not attentions:
         return None
-    positions, halves = dict(file_positions(parts)), _widened(nodes, float16)
     used = _used(nodes)
     for node in attentions:
         node.domain = DOMAIN
     supported = {id(node) for node in matmuls}
-    constants = Constants({k: v for k, v in halves.items() if v in positions}, dict(number_initializers(parts)))
+    widened = {wide: half for wide, half in halves.items() if half in positions}
+    sizes = {half: positions[half].values for half in widened.values()}
+    constants = Constants(widened, sizes, dict(number_initializers(parts)))
     nodes = join_minimums(
         nodes,
         lambda node: id(node) in supported and _is_joinable(node, positions, halves),
@@ -129,9 +144,29 @@ def _is_supported(node: Node) -> bool:
         and numbers.get("accuracy_level") == 4
         and numbers.get("bits", 4) in (4, 8)
         and numbers.get("block_size") in (32, 64, 128)
-        and numbers.get("K", 1) % numbers["block_size"] == 0
+        and min(numbers.get("K", 0), numbers.get("N", 0)) > 0
+        and numbers["K"] % numbers["block_size"] == 0
+        and node.attribute_names <= ATTRIBUTES
+        and len(node.inputs) > SCALES
         and not (len(node.inputs) > G_IDX and node.inputs[G_IDX])
     )
+
+
+def _fits(node: Node, positions: dict[str, FilePosition], halves: dict[str, str]) -> bool:
+    """Whether the tensors of a matmul that are in a data file have as many values as its attributes say.
+
+    The kernels read as many as the attributes say; ONNX Runtime refuses a node that does not fit.
+    """
+    columns, rows, bits = (node.attributes.get(name, 4) for name in ("K", "N", "bits"))
+    blocks = columns // node.attributes["block_size"]
+    wanted = {
+        WEIGHTS: (UINT8, rows * columns * bits // 8),
+        SCALES: (FLOAT16 if node.inputs[SCALES] in halves else FLOAT, rows * blocks),
+        ZERO_POINTS: (UINT8, rows * -(-blocks * bits // 8)),
+    }
+    named = ((fact, node.inputs[i]) for i, fact in wanted.items() if i < len(node.inputs))
+    found = ((fact, positions.get(halves.get(name, name))) for fact, name in named)
+    return all(position is None or fact == (position.type, position.values) for fact, position in found)
 
 
 def _is_joinable(node: Node, positions: dict[str, FilePosition], halves: dict[str, str]) -> bool:

@@ -22,6 +22,7 @@ class Constants:
     """What is known of a graph's initializers, by name."""
 
     widened: Mapping[str, str]  # those in float16 in a data file, by the names of the Casts that make them float32
+    sizes: Mapping[str, int]  # the number of values of those in float16
     numbers: Mapping[str, tuple[float, ...]]  # the values of those in int64 or float32 that the graph itself holds
 
 
@@ -78,7 +79,9 @@ def _minimums(product: Node, offset: Node, makers: Mapping[str, Node], constants
         return None
     if scaled.inputs[0] != product.inputs[SCALES] or numbers.get(scaled.inputs[1]) != (MIDDLE,):
         return None
-    return constants.widened.get(weights.inputs[1])
+    scales, minimums = (constants.widened.get(name) for name in (scaled.inputs[0], weights.inputs[1]))
+    sizes = [constants.sizes[name] for name in (scales, minimums) if name is not None]
+    return minimums if len(sizes) == 2 and sizes[0] == sizes[1] else None
 
 
 def _with_readers(nodes: list[Node], outputs: Collection[str]) -> list[Node]:

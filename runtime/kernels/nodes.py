@@ -5,8 +5,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 
-from .protobuf import BYTES, VARINT, Field, fields, message, text
+from pard_onnx.models.protobuf import BYTES, VARINT, Field, fields, message, signed, text
 
 # Field numbers of onnx.proto
 MODEL_GRAPH, MODEL_OPSET = 7, 8
@@ -16,8 +17,8 @@ ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_STRING, ATTRIBUTE_TYPE = 1, 3, 4, 20
 TYPE_INT, TYPE_STRING = 2, 3
 VALUE_NAME, VALUE_TYPE = 1, 2
 TYPE_TENSOR, TENSOR_ELEMENT, TENSOR_SHAPE, SHAPE_DIM, DIM_VALUE = 1, 1, 2, 1, 1
-TENSOR_TYPE, TENSOR_NAME, TENSOR_RAW, TENSOR_EXTERNAL = 2, 8, 9, 13
-FLOAT, INT64, FLOAT16 = 1, 7, 10  # element types of tensors
+TENSOR_DIMS, TENSOR_TYPE, TENSOR_NAME, TENSOR_RAW, TENSOR_EXTERNAL = 1, 2, 8, 9, 13
+FLOAT, UINT8, INT64, FLOAT16 = 1, 2, 7, 10  # element types of tensors
 LETTERS = ((INT64, "q"), (FLOAT, "f"))  # of the struct module
 ENTRY_KEY, ENTRY_VALUE = 1, 2
 OPSET_DOMAIN, OPSET_VERSION = 1, 2
@@ -60,7 +61,7 @@ class Node:
         name = as_text(parts.get(ATTRIBUTE_NAME, b""))
         self.attribute_names.add(name)
         if parts.get(ATTRIBUTE_TYPE) == TYPE_INT:
-            self.attributes[name] = int(parts.get(ATTRIBUTE_INT, 0))
+            self.attributes[name] = signed(int(parts.get(ATTRIBUTE_INT, 0)))
 
     def encode(self) -> bytes:
         """The encoded NodeProto."""
@@ -86,22 +87,27 @@ class FilePosition:
 
     file: str
     offset: int  # bytes
+    values: int  # how many the initializer has
+    type: int  # their element type's number in TensorProto
 
 
 def file_positions(graph: Iterable[Field]) -> Iterator[tuple[str, FilePosition]]:
-    """The positions of the initializers that are in a data file, by name."""
+    """The positions of the initializers that are in a data file, by name; `models.graph_file` has checked them."""
     for number, _, value in graph:
         if number != GRAPH_INITIALIZER:
             continue
         entries: dict[str, str] = {}
-        for n, _, v in fields(as_bytes(value)):
+        parts = list(fields(as_bytes(value)))
+        for n, _, v in parts:
             if n == TENSOR_EXTERNAL:
                 pair = {k: as_text(x) for k, _, x in fields(as_bytes(v))}
                 entries[pair.get(ENTRY_KEY, "")] = pair.get(ENTRY_VALUE, "")
         if "location" in entries:
+            count = prod(int(v) for n, _, v in parts if n == TENSOR_DIMS)
+            kind = next((int(v) for n, _, v in parts if n == TENSOR_TYPE), 0)
             yield (
                 name_of(as_bytes(value), TENSOR_NAME),
-                FilePosition(entries["location"], int(entries.get("offset", "0"))),
+                FilePosition(entries["location"], int(entries.get("offset", "0")), count, kind),
             )
 
 
@@ -186,7 +192,7 @@ def is_supported_attention(node: Node, domain: str, inputs: Mapping[str, Value])
     return (
         INPUTS.get(node.attributes.get("do_rotary", 0)) == len(node.inputs)
         and node.attribute_names <= ATTRIBUTES
-        and kv_heads > 0
+        and 0 < kv_heads <= heads
         and heads % kv_heads == 0
         and all(_is_supported_cache(inputs.get(node.inputs[i])) for i in (PAST_KEY, PAST_VALUE))
     )

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pard_onnx.models.errors import BadInput
+from pard_onnx.models.protobuf import BYTES, VARINT, message, text
 from pard_onnx.models.system_errors import is_out_of_memory
-from pard_onnx.runtime.kernels.protobuf import BYTES, VARINT, message, text
 
 from .opening import cannot_start, create_session, first_line, session_options
 from .table import Provider

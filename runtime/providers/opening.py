@@ -10,38 +10,50 @@ from typing import Any
 
 from pard_onnx.models.cache_folder import cache_folder
 from pard_onnx.models.errors import BadArtifact, BadInput, BadProvider
+from pard_onnx.models.graph_file import read_graph
 from pard_onnx.models.manifest import DATA, VITISAI_CONFIG, Manifest
 from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
 from pard_onnx.runtime.kernels.graph import with_kernel
 
 from .discovery import provider_source
+from .fit import require_fit
 from .table import CPU, SESSION_OPTION, Provider, onnxruntime
 from .threads import Threads, set_threads
 
-ERRORS_ONLY = 3  # ONNX Runtime's log severity
+# ONNX Runtime's log severities. Its errors on the CPU are exceptions, whose text it would log a second time; other
+# providers log the cause alone, such as a missing library
+ERRORS_ONLY, FATAL_ONLY = 3, 4
 
 
-def open_graph(path: Path, provider: Provider, threads: Threads) -> Any:
-    """An onnxruntime.InferenceSession; BadArtifact if ONNX Runtime refuses the file, Failure without memory."""
+def open_graph(path: Path, manifest: Manifest, provider: Provider, threads: Threads) -> Any:
+    """An onnxruntime.InferenceSession.
+
+    manifest: of the graph's folder. Raises BadArtifact if the graph reads other files than the manifest lists, or has
+    other inputs and outputs than the manifest says, or if ONNX Runtime refuses it; Failure without memory.
+    """
     options = session_options(threads)
+    model = read_graph(path, manifest.sizes)
     try:
         if provider.key == CPU.key:
-            graph = with_kernel(path, options)
-            return create_session(graph if isinstance(graph, bytes) else str(graph), provider, options)
-        with_defaults = replace(provider, options=tuple(options_for_graph(provider, path).items()))
-        return create_session(str(path), with_defaults, options)
+            options.log_severity_level = FATAL_ONLY
+            graph = with_kernel(path, options, model)
+            session = create_session(graph if isinstance(graph, bytes) else str(graph), provider, options)
+        else:
+            with_defaults = replace(provider, options=tuple(options_for_graph(provider, path, manifest).items()))
+            session = create_session(str(path), with_defaults, options)
     except BadInput:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         if is_out_of_memory(error):
             if provider.key == CPU.key:
                 raise out_of_memory(error) from error
-            size = sum(file.stat().st_size for file in path.parent.glob("model*"))
             raise BadArtifact(
-                f"{path.parent.name}: its {size / 2**20:.0f} MiB of weights do not fit the memory of {provider.title}; "
-                "export it in a smaller --precision, or take another provider"
+                f"{path.parent.name}: its {manifest.bytes / 2**20:.0f} MiB of weights do not fit the memory of "
+                f"{provider.title}; export it in a smaller --precision, or take another provider"
             ) from error
         raise BadArtifact(f"{path} cannot be loaded on {provider.title}: {first_line(error)}") from error
+    require_fit(path, session, manifest)
+    return session
 
 
 def session_options(threads: Threads) -> Any:
@@ -93,26 +105,29 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def vitisai_options(path: Path) -> dict[str, str]:
+def vitisai_options(path: Path, manifest: Manifest) -> dict[str, str]:
     """VitisAI's cache of compiled graphs. Its key is a hash of the graph and its weights, so that another export is
     compiled anew."""
-    files = [file.sha256 for file in Manifest.read(path.parent).files if file.name in (path.name, DATA)]
+    files = [file.sha256 for file in manifest.files if file.name in (path.name, DATA)]
     key = hashlib.sha256("".join(files).encode()).hexdigest()
     out = {"cache_dir": str(cache_folder() / "vitisai"), "cache_key": key}
     config = path.parent / VITISAI_CONFIG
-    return out | ({"config_file": str(config)} if config.is_file() else {})
+    return out | ({"config_file": str(config)} if config.name in manifest.sizes else {})
 
 
-def migraphx_options(path: Path) -> dict[str, str]:
+def migraphx_options(path: Path, manifest: Manifest) -> dict[str, str]:
     """MIGraphX's cache of compiled graphs, which names its files itself."""
     return {"migraphx_model_cache_dir": str(cache_folder() / "migraphx")}
 
 
-# Options of the providers that compile graphs, by provider, made from the graph's path.
-DEFAULT_OPTIONS: dict[str, Callable[[Path], dict[str, str]]] = {"npu": vitisai_options, "migraphx": migraphx_options}
+# Options of the providers that compile graphs, by provider, made from the graph's path and manifest.
+DEFAULT_OPTIONS: dict[str, Callable[[Path, Manifest], dict[str, str]]] = {
+    "npu": vitisai_options,
+    "migraphx": migraphx_options,
+}
 
 
-def options_for_graph(provider: Provider, path: Path) -> dict[str, str]:
+def options_for_graph(provider: Provider, path: Path, manifest: Manifest) -> dict[str, str]:
     """The provider's options for this graph: the defaults, where the user did not choose otherwise."""
-    defaults = DEFAULT_OPTIONS[provider.key](path) if provider.key in DEFAULT_OPTIONS else {}
+    defaults = DEFAULT_OPTIONS[provider.key](path, manifest) if provider.key in DEFAULT_OPTIONS else {}
     return defaults | dict(provider.options)

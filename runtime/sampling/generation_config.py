@@ -12,10 +12,12 @@ several texts at a time, which speculative decoding does not have. `typical_p`, 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from pard_onnx.models.errors import BadArtifact, BadInput
+from pard_onnx.models.folder_files import has_file
 from pard_onnx.models.json_files import read_json
 
 from .settings import Sampling
@@ -25,13 +27,15 @@ DRAWN = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}  # transfo
 ALWAYS = {"repetition_penalty": 1.0}
 
 
-def read_sampling(folder: Path) -> Sampling | None:
+def read_sampling(folder: Path, names: Collection[str] | None = None) -> Sampling | None:
     """The settings in a folder's generation_config.json; None if it has no such file.
+
+    names: of the files that may be read, as a manifest lists them; None: all.
 
     Raises BadArtifact, naming file and key, for a value that is not valid.
     """
     path = folder / FILE
-    if not path.is_file():
+    if (names is not None and FILE not in names) or not has_file(path, BadArtifact):
         return None
     values = {key: value for key, value in read_json(path, BadArtifact).items() if value is not None}
     drawn = values.get("do_sample", False)

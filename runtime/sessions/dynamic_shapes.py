@@ -25,7 +25,7 @@ class GraphSession(BoundSession):
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
         self._value = onnxruntime().OrtValue.ortvalue_from_numpy
         self._path = folder / GRAPH
-        self._session = open_graph(self._path, provider, threads)
+        self._session = open_graph(self._path, manifest, provider, threads)
         self._binding = self._session.io_binding()
         self._ids: Ids = np.zeros((1, manifest.kv_rows), np.int64)
         self._ones: Ids = np.ones((1, manifest.kv_rows), np.int64)

@@ -96,9 +96,9 @@ class FixedShapesSession(BoundSession):
         """names: of the outputs to read, with the type and the shape of a row."""
         self._graphs: dict[int, FixedGraph] = {}  # by width
         for graph in manifest.graphs:
-            outputs = {n: np.empty((graph.width, *row), t) for n, (t, row) in names.items() if graph.logits}
             path = folder / graph.file
-            session = open_graph(path, provider, threads)
+            session = open_graph(path, manifest, provider, threads)
+            outputs = {n: np.empty((graph.width, *row), t) for n, (t, row) in names.items() if graph.logits}
             self._graphs[graph.width] = FixedGraph(path, graph, manifest.kv_rows, outputs, session)
         super().__init__(manifest, provider, [graph.binding for graph in self._graphs.values()])
 

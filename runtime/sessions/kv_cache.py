@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pard_onnx.models.errors import BadArtifact
+from pard_onnx.models.errors import BadArtifact, Failure
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.runtime.providers.table import onnxruntime
 
@@ -28,7 +29,14 @@ class KvCache:
         self._allocate()
 
     def _allocate(self) -> None:
-        self._arrays: list[KvRows] = [np.zeros(self._shape, self._type) for _ in self._names]
+        try:
+            self._arrays: list[KvRows] = [np.zeros(self._shape, self._type) for _ in self._names]
+        except MemoryError as error:
+            size = len(self._names) * prod(self._shape) * self._type.itemsize
+            raise Failure(
+                f"no memory for the KV cache of {size >> 20} MiB ({self._shape[2]} rows); export the model "
+                "with a smaller --context-length"
+            ) from error
         wrap = onnxruntime().OrtValue.ortvalue_from_numpy
         self._values = [wrap(array) for array in self._arrays]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from pard_onnx.models.checkpoints.added_tokens import read_added_tokens
@@ -18,10 +18,11 @@ TOKENIZER = "tokenizer.json"
 class Text:
     """An artifact folder's tokenizer and chat template."""
 
-    def __init__(self, folder: Path, chat_template: str | None) -> None:
-        self._tokenizer = load_tokenizer(folder / TOKENIZER, BadArtifact)
+    def __init__(self, folder: Path, chat_template: str | None, names: Collection[str] | None = None) -> None:
+        """names: of the files that may be read, as a manifest lists them; None: all."""
+        self._tokenizer = load_tokenizer(folder / TOKENIZER, BadArtifact, names)
         self._template = chat_template
-        self.special_tokens = read_added_tokens(folder, BadArtifact).texts  # by the names that templates use
+        self.special_tokens = read_added_tokens(folder, BadArtifact, names).texts  # by the names that templates use
 
     def vocabulary(self) -> dict[str, int]:
         """Every token's id, added tokens included."""

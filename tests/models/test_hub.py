@@ -115,20 +115,31 @@ def test_not_cached_and_offline(tmp_path):
     assert not (tmp_path / "pard onnx é").exists()
 
 
+@pytest.fixture
+def snapshot(pair_folders, tmp_path):
+    """An exported folder in the hub's cache, where every file is a link."""
+    return save_in_hub_cache(pair_folders[0], tmp_path / "hub", "org/exported")
+
+
 @needs_links
-def test_folders_of_links_are_copied_once(tmp_path):
-    (tmp_path / "source").mkdir()
-    for name in ("model.onnx", "model.onnx.data", FILE_NAME):
-        (tmp_path / "source" / name).write_text(name)
-    snapshot = save_in_hub_cache(tmp_path / "source", tmp_path / "hub", "org/exported")
+def test_folders_of_links_are_copied_once(snapshot, pair_folders, tmp_path):
     real = resolve_artifact(snapshot)
     assert real.is_relative_to(tmp_path / "pard onnx é")
-    assert {"model.onnx", "model.onnx.data", FILE_NAME} == {path.name for path in real.iterdir()}
+    assert {path.name for path in pair_folders[0].iterdir()} == {path.name for path in real.iterdir()}
     for path in real.iterdir():
         assert not path.is_symlink()
-        assert path.read_text() == path.name
+        assert path.read_bytes() == (pair_folders[0] / path.name).read_bytes()
     assert real == resolve_artifact(snapshot)
     assert [real] == list(real.parent.iterdir())
+
+
+@needs_links
+def test_files_that_the_manifest_does_not_list_are_not_copied(snapshot, tmp_path):
+    (tmp_path / "private").write_text("secret")
+    (snapshot / "more.json").symlink_to(tmp_path / "private")
+    (snapshot / "beside.json").write_text("{}")
+    names = {path.name for path in resolve_artifact(snapshot).iterdir()}
+    assert {path.name for path in snapshot.iterdir()} - {"more.json", "beside.json"} == names
 
 
 @needs_links

@@ -33,7 +33,8 @@ class Tree:
 LEAF = {"theta": 1.5, "count": 2, "name": "né"}
 TREE = {"leaf": LEAF, "kind": "fir", "leaves": [LEAF, {"theta": 1}], "pair": ["b", 2], "other": LEAF, "alive": False}
 
-leaves = st.builds(Leaf, st.floats(allow_nan=False, allow_infinity=False), st.integers(), st.none() | st.text())
+WHOLE = st.integers(-(1 << 63), (1 << 63) - 1)
+leaves = st.builds(Leaf, st.floats(allow_nan=False, allow_infinity=False), WHOLE, st.none() | st.text())
 
 
 @given(st.builds(Tree, leaves, st.sampled_from(["oak", "fir"]), st.lists(leaves).map(tuple), other=st.none() | leaves))

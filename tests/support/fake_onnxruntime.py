@@ -97,6 +97,15 @@ class FakeSession:
     def get_providers(self) -> list[str]:
         return [HOST] if self._name in (HOST, self._fake.silent) else [self._name, HOST]
 
+    def get_inputs(self) -> list[Any]:
+        return list(self._real.get_inputs())
+
+    def get_overridable_initializers(self) -> list[Any]:
+        return list(self._real.get_overridable_initializers())
+
+    def get_outputs(self) -> list[Any]:
+        return list(self._real.get_outputs())
+
     def io_binding(self) -> FakeBinding:
         return FakeBinding(self._fake, self._real, self._name != HOST)
 

@@ -13,12 +13,14 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 import numpy as np
 
 from pard_onnx.models.checkpoints.config import Config
 from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.folder_files import has_file
 from pard_onnx.models.json_files import FETCH, LFS_POINTER
 
 from .types import TYPE_NUMBERS, TYPES, GgmlType
@@ -31,6 +33,8 @@ ALIGNMENT = 32  # bytes, where the metadata names none
 DIMENSIONS = 4
 # Far more than any model has: a damaged or hostile header must not keep a machine busy
 MOST_TENSORS, MOST_ENTRIES, MOST_ITEMS, MOST_BYTES = 1 << 20, 1 << 16, 1 << 24, 1 << 26
+MOST_TEXTS = 1 << 22  # of all lists; vocabularies and their merges have up to a million
+LONGEST_NAME = 1000
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}  # by value type
 SPLIT = re.compile(r"-([0-9]{5})-of-([0-9]{5})\.gguf$")
@@ -96,7 +100,7 @@ def _parts(path: Path) -> list[Path]:
         raise BadCheckpoint(f"{path}: is part {index} of {count}; name the first, {stem}-00001-of-{found[2]}{ENDING}")
     parts = [path, *(path.with_name(f"{stem}-{i:05}-of-{found[2]}{ENDING}") for i in range(2, count + 1))]
     for part in parts:
-        if not part.is_file():
+        if part is not path and not has_file(part, BadCheckpoint):
             raise BadCheckpoint(f"{part}: is missing beside {path.name}; download it")
     return parts
 
@@ -114,6 +118,7 @@ class _Reader:
     def __init__(self, path: Path, data: mmap.mmap, size: int) -> None:
         self.path, self.data, self.size = path, data, size
         self.place = 0
+        self.texts = 0  # in all lists
         self.what = "the header"  # what is being read, for errors
 
     def start(self) -> tuple[int, int]:
@@ -155,6 +160,8 @@ class _Reader:
         self.require(count <= MOST_ITEMS, f"a list of {count}")
         if inner == STRING:
             self.require(count * 8 <= self.size - self.place, f"a list of {count}")
+            self.texts += count
+            self.require(self.texts <= MOST_TEXTS, f"{self.texts} texts")
             return [self.text() for _ in range(count)]
         if inner not in SCALARS:
             raise BadCheckpoint(f"{self.path}: {self.what} is a list of the unknown value type {inner}")
@@ -199,6 +206,8 @@ class _Reader:
         found = self.text()
         if isinstance(found, bytes):
             raise BadCheckpoint(f"{self.path}: {self.what} has a name that is not UTF-8; download it again")
+        if len(found) > LONGEST_NAME or not found.isprintable():  # names stand in errors, which are one line
+            raise BadCheckpoint(f"{self.path}: {self.what} has the name {shortened(found)}; download it again")
         return found
 
     def text(self) -> str | bytes:

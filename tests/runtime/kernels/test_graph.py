@@ -18,9 +18,9 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.demo import TARGET
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.manifest import Manifest, Source
+from pard_onnx.models.protobuf import fields, message
 from pard_onnx.runtime import kernels
 from pard_onnx.runtime.kernels.graph import with_kernel
-from pard_onnx.runtime.kernels.protobuf import fields, message
 from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.threads import Threads
 from pard_onnx.runtime.sessions.dynamic_shapes import FusedTarget

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from pard_onnx import BadArtifact, BadInput, BadProvider, load
-from pard_onnx.models.manifest import Manifest
+from pard_onnx.models.manifest import File, Manifest
 from pard_onnx.runtime.providers import discovery as installed
 from pard_onnx.runtime.providers import opening as compiled
 from pard_onnx.runtime.providers.opening import create_session, session_options
@@ -201,12 +202,18 @@ def test_a_compiled_graph_is_kept_by_a_key_of_its_own(
 ) -> None:
     device(PROVIDERS["npu"].ort)
     one, other = (write_artifact(tmp_path / str(seed), "target", seed=seed) / "model.onnx" for seed in (1, 2))
-    (one.parent / compiled.VITISAI_CONFIG).write_text("{}")
-    found, differs = (compiled.options_for_graph(provider_named("npu"), path) for path in (one, other))
+    config = one.parent / compiled.VITISAI_CONFIG
+    config.write_text("{}")
+    manifest = Manifest.read(one.parent)
+    replace(manifest, files=(*manifest.files, File.of(config))).write(one.parent)
+    (other.parent / compiled.VITISAI_CONFIG).write_text("{}")  # the manifest does not list it
+    manifests = [Manifest.read(path.parent) for path in (one, other)]
+    found, differs = map(compiled.options_for_graph, [provider_named("npu")] * 2, (one, other), manifests)
     assert found["config_file"] == str(one.parent / compiled.VITISAI_CONFIG) and "config_file" not in differs
     assert found["cache_key"] != differs["cache_key"] and len(found["cache_key"]) == 64
     chosen = with_options(provider_named("npu"), {"cache_key": "mine", "config_file": "own.json"})
-    assert compiled.options_for_graph(chosen, one) == found | {"cache_key": "mine", "config_file": "own.json"}
+    wanted = found | {"cache_key": "mine", "config_file": "own.json"}
+    assert compiled.options_for_graph(chosen, one, manifests[0]) == wanted
 
 
 def plugin(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:

@@ -143,7 +143,7 @@ def test_a_graph_that_cannot_be_loaded_is_refused_in_one_line(
     pair_folders: tuple[Path, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a graph")
-    with pytest.raises(BadArtifact, match=r"model\.onnx cannot be loaded on cpu") as caught:
+    with pytest.raises(BadArtifact, match=r"model\.onnx: is not a graph that pard-export writes") as caught:
         FusedTarget(tmp_path, Manifest.read(pair_folders[0]), CPU, Threads())
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().out == ""

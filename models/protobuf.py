@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 WIDTHS = {FIXED64: 8, FIXED32: 4}
+MASK = (1 << 64) - 1
 
 Field = tuple[int, int, int | bytes]  # number, wire type, value
 
@@ -19,6 +20,8 @@ def fields(data: bytes) -> Iterator[Field]:
     while at < end:
         key, at = _varint(data, at)
         number, wire = key >> 3, key & 7
+        if not 0 < key >> 3 < 1 << 29:  # readers in C++ keep 32 bits of a key, and would see another field
+            raise ValueError(f"a field of the number {number} at byte {at}")
         if wire == VARINT:
             value, at = _varint(data, at)
             yield number, wire, value
@@ -54,6 +57,11 @@ def text(number: int, value: str) -> Field:
     return number, BYTES, value.encode()
 
 
+def signed(value: int) -> int:
+    """The value of a varint in a field of type int64 or int32."""
+    return value - (1 << 64) if value >> 63 else value
+
+
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     """The number at this position, and the position after it."""
     value = shift = 0
@@ -64,7 +72,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         at, shift = at + 1, shift + 7
         if byte < 128:
-            return value, at
+            return value & MASK, at
 
 
 def _encoded(value: int) -> bytes:
