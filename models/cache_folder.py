@@ -1,5 +1,9 @@
 """The folder of this package in the user's cache, and stamps in it: files whose hash was computed before.
 
+What is kept there is believed when it is read again, so only the user's own files count: a folder or a file that belongs
+to another user, or that others can write, is ignored (not on Windows, where the cache lies in the user's profile).
+Folders are made with mode 0700, files with 0600.
+
 With a stamp, gigabytes are not hashed again at every load. A stamp is an empty file, named by a digest of the stamped
 file's path, size, time of change and hash. A changed file has no stamp, unless its path, size and time are as before.
 """
@@ -8,13 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import sys
 import time
+import warnings
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+
+from .errors import PardWarning
 
 # Two changes within the clock's resolution have the same time, so files younger than this are not stamped
 SETTLED_NS = 2_000_000_000
+STAMPS = "stamps"
 
 
 def cache_folder() -> Path:
@@ -26,12 +36,85 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / usual) / "pard-onnx"
 
 
+def made_cache_folder() -> Path:
+    """As `cache_folder`; made now, for this user alone, if it is missing and can be made."""
+    folder = cache_folder()
+    with suppress(OSError, ValueError):  # ValueError: a null character
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def private_folder(name: str) -> Path | None:
+    """The folder `name` in the cache folder, made if it is missing; None if it cannot be made or is not to be trusted.
+
+    PardWarning, once in a process, where it is not to be trusted.
+    """
+    try:
+        folder = made_cache_folder() / name
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for one in (folder.parent, folder):
+            if problem := distrust(one.stat()):
+                _warn_once(one, problem)
+                return None
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: no home folder; ValueError: a null character
+        return None
+    return folder
+
+
+def distrust(facts: os.stat_result) -> str | None:
+    """Why a folder or file with these facts may hold what others wrote; None where only this user can write it."""
+    if os.name != "posix":
+        return None
+    if facts.st_uid != os.geteuid():
+        return f"belongs to another user (id {facts.st_uid})"
+    if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "can be written by other users"
+    return None
+
+
+@cache
+def _warn_once(folder: Path, problem: str) -> None:
+    warnings.warn(
+        f"{folder} {problem}, so what is kept there is ignored, and models load slower; run chmod 700 on a folder of "
+        "your own, or name another one in PARD_ONNX_CACHE",
+        PardWarning,
+        stacklevel=2,
+    )
+
+
+def read_private(path: Path, most: int) -> bytes:
+    """The content of a plain file that only this user can write; OSError for any other, and for more than `most` bytes."""
+    # O_NONBLOCK: a FIFO would block until somebody writes to it
+    number = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_NOFOLLOW", "O_BINARY")))
+    try:
+        facts = os.fstat(number)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > most or distrust(facts):
+            raise OSError(f"{path}: is no file of this package's cache")
+        with open(number, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(number)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write a file that only this user can read, as a whole: readers see the old content or the new one."""
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600), "wb") as file:
+            file.write(content)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
 def is_stamped(path: Path, sha256: str) -> bool:
     """Whether `path`, unchanged since, was found to have this hash before."""
     try:
-        return _stamp(path, sha256).is_file()
-    except (OSError, RuntimeError):  # RuntimeError: no home folder
+        folder = private_folder(STAMPS)
+        mark = folder and (folder / _stamp(path, sha256)).lstat()
+    except (OSError, RuntimeError):  # RuntimeError: a loop of links
         return False
+    return bool(mark and stat.S_ISREG(mark.st_mode) and not distrust(mark))
 
 
 def stamp(path: Path, sha256: str) -> None:
@@ -39,13 +122,13 @@ def stamp(path: Path, sha256: str) -> None:
     with suppress(OSError, RuntimeError):
         if time.time_ns() - path.stat().st_mtime_ns < SETTLED_NS:
             return
-        mark = _stamp(path, sha256)
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        if folder := private_folder(STAMPS):
+            write_private(folder / _stamp(path, sha256), b"")
 
 
-def _stamp(path: Path, sha256: str) -> Path:
+def _stamp(path: Path, sha256: str) -> str:
+    """The name of the stamp."""
     facts = path.stat()
     key = f"{path.resolve()}\n{facts.st_size}\n{facts.st_mtime_ns}\n{sha256}"
     # surrogateescape: a POSIX path may hold bytes that are not UTF-8
-    return cache_folder() / "stamps" / hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from . import demo
-from .cache_folder import cache_folder
+from .cache_folder import made_cache_folder
 from .errors import BadInput, Failure
 from .manifest import FILE_NAME, Source
 
@@ -93,7 +93,7 @@ def resolve_artifact(name: str | Path, revision: str | None = None) -> Path:
     _refuse_file(name, "a folder that pard-export writes")
     _require_hub_id(name, "an exported folder", "; pard-export --model CHECKPOINT writes such a folder")
     # quote: branches and tags may have slashes
-    folder = cache_folder() / "artifacts" / f"{name.replace('/', '--')}@{quote(revision or 'main', safe='')}"
+    folder = made_cache_folder() / "artifacts" / f"{name.replace('/', '--')}@{quote(revision or 'main', safe='')}"
     found = _snapshot(name, revision, allow_patterns=ARTIFACT_FILES, local_dir=folder)
     if not (found / FILE_NAME).is_file():
         raise BadInput(f"{name}: has no {FILE_NAME}, so is not an exported model; run pard-export --model {name}")
@@ -207,7 +207,7 @@ def _without_links(folder: Path) -> Path:
     if all(path.resolve().is_relative_to(root) for path in files):
         return folder
     facts = [(path.name, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    copy = cache_folder() / "artifacts" / "linked" / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+    copy = made_cache_folder() / "artifacts" / "linked" / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
     if not copy.is_dir():
         scratch = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
         shutil.rmtree(scratch, ignore_errors=True)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pard_onnx.models.cache_folder import cache_folder
+from pard_onnx.models.cache_folder import private_folder
 from pard_onnx.models.errors import BadArtifact, BadInput, BadProvider
 from pard_onnx.models.manifest import DATA, VITISAI_CONFIG, Manifest
 from pard_onnx.runtime.kernels.graph import with_kernel
@@ -103,14 +103,16 @@ def vitisai_options(path: Path) -> dict[str, str]:
     compiled anew."""
     files = [file.sha256 for file in Manifest.read(path.parent).files if file.name in (path.name, DATA)]
     key = hashlib.sha256("".join(files).encode()).hexdigest()
-    out = {"cache_dir": str(cache_folder() / "vitisai"), "cache_key": key}
+    folder = private_folder("vitisai")
+    out = {"cache_dir": str(folder), "cache_key": key} if folder else {}
     config = path.parent / VITISAI_CONFIG
     return out | ({"config_file": str(config)} if config.is_file() else {})
 
 
 def migraphx_options(path: Path) -> dict[str, str]:
     """MIGraphX's cache of compiled graphs, which names its files itself."""
-    return {"migraphx_model_cache_dir": str(cache_folder() / "migraphx")}
+    folder = private_folder("migraphx")
+    return {"migraphx_model_cache_dir": str(folder)} if folder else {}
 
 
 # Options of the providers that compile graphs, by provider, made from the graph's path.
