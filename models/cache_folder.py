@@ -100,7 +100,9 @@ def write_private(path: Path, content: bytes) -> None:
     """Write a file that only this user can read, as a whole: readers see the old content or the new one."""
     scratch = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600), "wb") as file:
+        with os.fdopen(
+            os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600), "wb"
+        ) as file:
             file.write(content)
         scratch.replace(path)
     finally:

@@ -62,6 +62,7 @@ class Chat:
         if another generation runs.
         """
         start = perf_counter()
+        self._engine.process.require()
         chosen = Options.from_keywords(options, self._engine.model_sampling)
         if not isinstance(text, str) or not text:
             raise BadInput(f"a message is text of at least one character, not {text!r}")
@@ -100,6 +101,7 @@ class Chat:
             self._lock.release()
 
     def _open(self) -> Sequence:
+        self._engine.process.require()
         if self._sequence is None:
             raise Failure("this conversation is closed; open another with pair.chat()")
         return self._sequence
@@ -115,10 +117,12 @@ class Chat:
             snapshot.write(path, sequence, self.messages, *manifests)
 
     def close(self) -> None:
-        """Free the KV cache. If a turn runs, the cache is freed when the turn ends."""
-        self._sequence = None
+        """Free the KV cache. If a turn runs, the cache is freed when the turn ends. In a forked child it does nothing."""
+        if self._engine.process.is_current:
+            self._sequence = None
 
     def __enter__(self) -> Chat:
+        self._engine.process.require()
         return self
 
     def __exit__(self, *_: object) -> None:

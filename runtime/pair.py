@@ -88,7 +88,7 @@ class Pair:
 
     def __init__(self, engine: Engine) -> None:
         """See `load`."""
-        self.engine = engine
+        self._engine = engine
         target, draft = engine.models
         self.target_name, self.draft_name = target.name, draft.name if draft else None
         self.target_manifest, self.draft_manifest = engine.target_manifest, engine.draft_manifest
@@ -96,6 +96,12 @@ class Pair:
         self.draft_choice = ProviderChoice(draft.provider, draft.reason) if draft else None
         self.kernel = engine.kernel  # of quantized matmuls: an instruction set of this package's, or "onnxruntime"
         self._sequence = engine.shared_sequence()
+
+    @property
+    def engine(self) -> Engine:
+        """The models and their generations; Failure in a forked child, where the models cannot run."""
+        self._engine.process.require()
+        return self._engine
 
     @property
     def text(self) -> Text:
@@ -172,10 +178,11 @@ class Pair:
         return encode(prompt, self.text, size, chat=chat, template_arguments=template_arguments)
 
     def close(self) -> None:
-        """Free the sessions; Failure while one of them runs."""
-        self.engine.close()
+        """Free the sessions; Failure while one of them runs. In a forked child it does nothing."""
+        self._engine.close()
 
     def __enter__(self) -> Pair:
+        self._engine.process.require()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from pard_onnx.models.cache_folder import private_folder
 from pard_onnx.models.errors import BadArtifact, BadInput, BadProvider
 from pard_onnx.models.manifest import DATA, VITISAI_CONFIG, Manifest
+from pard_onnx.runtime.forks import never_free_in_children
 from pard_onnx.runtime.kernels.graph import with_kernel
 
 from .discovery import provider_source
@@ -64,7 +65,9 @@ def create_session(graph: str | bytes, provider: Provider, options: Any) -> Any:
         if name not in chosen:
             options.add_session_config_entry(name, value)
     if provider.key == CPU.key:
-        return ort.InferenceSession(graph, options, providers=[provider.ort], enable_fallback=0)
+        session = ort.InferenceSession(graph, options, providers=[provider.ort], enable_fallback=0)
+        never_free_in_children(session)
+        return session
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL  # DirectML requires it
     found = provider_source(provider)
     if found.devices:
@@ -77,6 +80,7 @@ def create_session(graph: str | bytes, provider: Provider, options: Any) -> Any:
         session = ort.InferenceSession(graph, options, providers=[(provider.ort, chosen)], enable_fallback=0)
     if provider.ort not in session.get_providers():
         raise cannot_start(provider, "ONNX Runtime could not load its libraries")
+    never_free_in_children(session)
     return session
 
 
