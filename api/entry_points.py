@@ -6,13 +6,13 @@ interpreter's own business: it is starting, and the script that pip writes impor
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # as typing's, whose import takes milliseconds
-if TYPE_CHECKING:
-    from typing import NoReturn
-
 from pard_onnx.interrupts import exit_at_once, handle
 
 handle(exit_at_once)  # before the imports below
+
+TYPE_CHECKING = False  # as typing's, whose import takes milliseconds
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 import atexit  # noqa: E402
 import os  # noqa: E402

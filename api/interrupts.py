@@ -4,8 +4,8 @@ A command ends with 128 plus the signal's number and prints no traceback, whenev
 
 1. While the command's modules are imported there is nothing to clean up: `exit_at_once`.
 2. While the command works, `Interrupts` raises the signal once, as `Ended`, so that temporary files are removed.
-3. While a module is imported in the midst of the work, the signal is raised when the import has ended: C extensions turn
-   an exception into errors of their own, or print it.
+3. While a module is imported in the midst of the work, the signal is raised when the import has ended: C extensions
+   turn an exception into errors of their own, or print it.
 4. While the command cleans up, more signals are ignored for GRACE seconds; after that they end the process at once.
 
 This module imports nothing that takes time: `entry_points` imports it before everything else.

@@ -1,8 +1,8 @@
 """The folder of this package in the user's cache, and stamps in it: files whose hash was computed before.
 
-What is kept there is believed when it is read again, so only the user's own files count: a folder or a file that belongs
-to another user, or that others can write, is ignored (not on Windows, where the cache lies in the user's profile).
-Folders are made with mode 0700, files with 0600.
+What is kept there is believed when it is read again, so only the user's own files count: a folder or a file that
+belongs to another user, or that others can write, is ignored (not on Windows, where the cache lies in the user's
+profile). Folders are made with mode 0700, files with 0600.
 
 With a stamp, gigabytes are not hashed again at every load. A stamp is an empty file, named by a digest of the stamped
 file's path, size, time of change and hash. A changed file has no stamp, unless its path, size and time are as before.
@@ -83,7 +83,7 @@ def _warn_once(folder: Path, problem: str) -> None:
 
 
 def read_private(path: Path, most: int) -> bytes:
-    """The content of a plain file that only this user can write; OSError for any other, and for more than `most` bytes."""
+    """The content of a plain file of at most `most` bytes that only this user can write; OSError for any other file."""
     # O_NONBLOCK: a FIFO would block until somebody writes to it
     number = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_NOFOLLOW", "O_BINARY")))
     try:

@@ -1,9 +1,8 @@
 """Measurements of an artifact on this machine, kept in the user's cache folder so that they are made only once.
 
 The name of a file is a hash of the artifact, the machine and everything else that the time and the rounding of a step
-depend on. The file has the record and a digest of both, so that a file that was changed, cut or copied from elsewhere is
-not believed. Whatever is not as this module writes it is measured again, without a word: a file that is lost costs a
-second.
+depend on. The file has the record and a digest of both, so that a file that was changed, cut or copied from elsewhere
+is not believed. What is not as this module writes it is measured again, without a word.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def load_or_measure(
     measure_again: bool = False,
     fits: Callable[[Record], bool] = lambda _: True,
 ) -> Record:
-    """The record in the file at `path`; if there is none that fits, what `measure` returns, which is then kept there."""
+    """The record in the file at `path`; if none is there that fits, what `measure` returns, which is then kept there."""
     record = load_record(path, kind) if path and not measure_again else None
     if record is None or not fits(record):
         record = measure()
