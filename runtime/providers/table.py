@@ -132,7 +132,9 @@ def with_options(provider: Provider, options: Mapping[str, object] | None) -> Pr
         if isinstance(value, bool):
             value = int(value)
         if not isinstance(value, str | int | float) or value == "":
-            raise BadProvider(f"option {name!r} of provider {provider.key!r} is text or a number, not {shown(value)}")
+            raise BadProvider(
+                f"option {name!r} of provider {provider.key!r} takes text or a number, not {shown(value)}"
+            )
         if name == provider.device_option and not str(value).isdecimal():
             raise BadProvider(f"option {name!r} of provider {provider.key!r} is a device's number, not {shown(value)}")
         chosen[name] = str(value)

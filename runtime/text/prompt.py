@@ -84,9 +84,9 @@ def copy_messages(messages: Iterable[Message]) -> Messages:
     out: Messages = []
     for message in listed(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise BadInput(f"each of the messages has a role and mostly a content, not {shown(message)}")
+            raise BadInput(f"a message has a role and mostly a content, not {shown(message)}")
         if isinstance(message.get("content"), bytes | bytearray):
-            raise BadInput(f"the content of messages is text, not {shown(message['content'])}; decode it")
+            raise BadInput(f"the content of a message is text, not {shown(message['content'])}; decode it")
         out.append(dict(message))
     return out
 

@@ -138,7 +138,7 @@ def checked_stops(stop: object) -> tuple[str, ...]:
     found = tuple(listed(stop)) if several else (stop,)
     for one in found:
         if not isinstance(one, str) or not one:
-            raise BadInput(f"a stop string (stop) must be text of at least one character, not {shown(one)}")
+            raise BadInput(f"a stop string must be text of at least one character, not {shown(one)}")
     return found
 
 

@@ -74,7 +74,7 @@ def load_or_measure(
     measure_again: bool = False,
     fits: Callable[[Record], bool] = lambda _: True,
 ) -> Record:
-    """The record in the file at `path`; if none is there that fits, what `measure` returns, which is then kept there."""
+    """The record in the file at `path`; if none is there that fits, what `measure` returns, which is kept there."""
     record = load_record(path, kind) if path and not measure_again else None
     if record is None or not fits(record):
         record = measure()
