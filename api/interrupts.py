@@ -117,7 +117,7 @@ class Interrupts:
                 if hasattr(signal, "pthread_kill"):
                     signal.pthread_kill(self._thread, self.number)  # also ends a wait of the main thread
                 else:
-                    _thread.interrupt_main(self.number)
+                    _thread.interrupt_main(signal.Signals(self.number))
 
     def _unraisable(self, problem: Any) -> None:
         """Python drops what is raised in a destructor or a callback of the garbage collector: raise `Ended` again."""

@@ -74,9 +74,10 @@ def finite_number(name: str, value: object) -> float:
 def listed(value: object) -> list[Any]:
     """The items of an iterable; of an array without dimensions, which numpy cannot iterate, the array itself."""
     try:
-        return list(value)  # type: ignore[call-overload]
+        items: list[Any] = list(value)  # type: ignore[call-overload]
     except TypeError:
         return [value]
+    return items
 
 
 def true_or_false(name: str, value: object) -> bool:
