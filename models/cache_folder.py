@@ -16,7 +16,8 @@ import stat
 import sys
 import time
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -42,6 +43,19 @@ def made_cache_folder() -> Path:
     with suppress(OSError, ValueError):  # ValueError: a null character
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def made_private() -> Iterator[None]:
+    """If the body, another library's code, makes the cache folder, it is for this user alone afterwards."""
+    folder = cache_folder()
+    missing = not folder.exists()
+    try:
+        yield
+    finally:
+        if missing:
+            with suppress(OSError):  # nor made now
+                folder.chmod(0o700)
 
 
 def private_folder(name: str) -> Path | None:

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from . import demo
-from .cache_folder import made_cache_folder
+from .cache_folder import cache_folder, made_cache_folder, made_private
 from .errors import BadInput, Failure
 from .manifest import FILE_NAME, Source
 
@@ -93,8 +93,9 @@ def resolve_artifact(name: str | Path, revision: str | None = None) -> Path:
     _refuse_file(name, "a folder that pard-export writes")
     _require_hub_id(name, "an exported folder", "; pard-export --model CHECKPOINT writes such a folder")
     # quote: branches and tags may have slashes
-    folder = made_cache_folder() / "artifacts" / f"{name.replace('/', '--')}@{quote(revision or 'main', safe='')}"
-    found = _snapshot(name, revision, allow_patterns=ARTIFACT_FILES, local_dir=folder)
+    folder = cache_folder() / "artifacts" / f"{name.replace('/', '--')}@{quote(revision or 'main', safe='')}"
+    with made_private():
+        found = _snapshot(name, revision, allow_patterns=ARTIFACT_FILES, local_dir=folder)
     if not (found / FILE_NAME).is_file():
         raise BadInput(f"{name}: has no {FILE_NAME}, so is not an exported model; run pard-export --model {name}")
     return found
