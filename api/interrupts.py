@@ -29,6 +29,7 @@ ENDS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 GRACE = 2.0  # seconds that cleaning up may take after the first signal before another one ends the process
 PATIENCE = 10.0  # seconds after which a signal is raised inside an import too
 POLL = 0.02  # seconds between two attempts to raise a signal that came during an import
+SHOW_CURSOR = b"\x1b[?25h"
 IMPORT_SYSTEM = "<frozen importlib._bootstrap>"  # the file name of the import system's own frames
 
 
@@ -70,6 +71,7 @@ class Interrupts:
         self.number: int | None = None  # of the first signal that came
         self._came = 0.0  # monotonic seconds of the first signal
         self._raised: float | None = None  # monotonic seconds when it was raised
+        self._over = False  # whether the body has ended: nothing is raised any more
         self._replaced: dict[int, Any] = {}
         self._thread = _thread.get_ident()
 
@@ -88,6 +90,7 @@ class Interrupts:
 
     def restore(self) -> None:
         """Set the handlers again that were there before. May be called again: a signal may interrupt `__exit__`."""
+        self._over = True
         for number, before in self._replaced.items():
             signal.signal(number, before)
         if sys.unraisablehook == self._unraisable:
@@ -97,11 +100,15 @@ class Interrupts:
         now = time.monotonic()
         if self._raised is not None:
             if now > self._raised + GRACE:
+                if sys.stderr.isatty():
+                    os.write(2, SHOW_CURSOR)  # progress bars hide it
                 os._exit(self.exit_code)
             return
         first = self.number is None
         if first:
             self.number, self._came = number, now
+        if self._over:
+            return
         if is_importing(frame) and now < self._came + PATIENCE:
             if first:
                 _thread.start_new_thread(self._remind, ())
@@ -111,9 +118,9 @@ class Interrupts:
 
     def _remind(self) -> None:
         """Send the signal to the main thread again and again, until it was raised there."""
-        while self._raised is None:
+        while self._raised is None and not self._over:
             time.sleep(POLL)
-            if self._raised is None and self.number is not None:
+            if self._raised is None and not self._over and self.number is not None:
                 if hasattr(signal, "pthread_kill"):
                     signal.pthread_kill(self._thread, self.number)  # also ends a wait of the main thread
                 else:
