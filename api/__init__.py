@@ -1,25 +1,30 @@
-"""PARD speculative decoding on ONNX Runtime: `pair = load(target, draft)`, `pair.generate(prompt)`."""
+"""PARD speculative decoding on ONNX Runtime: `pair = load(target, draft)`, `pair.generate(prompt)`.
 
-from importlib.metadata import version
+The names are imported when they are first used, so that the commands can set their signal handlers before that.
+"""
 
-from pard_onnx.models.errors import (
-    BadArtifact,
-    BadCheckpoint,
-    BadInput,
-    BadProvider,
-    Failure,
-    PardError,
-    PardWarning,
-    TooLong,
-)
-from pard_onnx.runtime.chat import Chat
-from pard_onnx.runtime.options import Options
-from pard_onnx.runtime.pair import Pair, load
-from pard_onnx.runtime.result import Chunk, Facts, Result, Seconds, Stats
-from pard_onnx.runtime.sampling.settings import Sampling
-from pard_onnx.runtime.stream import Stream
+from importlib import import_module
 
-__version__ = version("pard-onnx")
+TYPE_CHECKING = False  # as typing's, whose import takes milliseconds
+if TYPE_CHECKING:
+    from pard_onnx.models.errors import (
+        BadArtifact,
+        BadCheckpoint,
+        BadInput,
+        BadProvider,
+        Failure,
+        PardError,
+        PardWarning,
+        TooLong,
+    )
+    from pard_onnx.runtime.chat import Chat
+    from pard_onnx.runtime.options import Options
+    from pard_onnx.runtime.pair import Pair, load
+    from pard_onnx.runtime.result import Chunk, Facts, Result, Seconds, Stats
+    from pard_onnx.runtime.sampling.settings import Sampling
+    from pard_onnx.runtime.stream import Stream
+
+    __version__: str
 
 __all__ = [
     "BadArtifact",
@@ -43,3 +48,32 @@ __all__ = [
     "__version__",
     "load",
 ]
+
+_ERRORS = ("BadArtifact", "BadCheckpoint", "BadInput", "BadProvider", "Failure", "PardError", "PardWarning", "TooLong")
+# The module of each name
+_MODULES = dict.fromkeys(_ERRORS, "models.errors") | {
+    "Chat": "runtime.chat",
+    "Options": "runtime.options",
+    **dict.fromkeys(("Pair", "load"), "runtime.pair"),
+    **dict.fromkeys(("Chunk", "Facts", "Result", "Seconds", "Stats"), "runtime.result"),
+    "Sampling": "runtime.sampling.settings",
+    "Stream": "runtime.stream",
+}
+
+if not TYPE_CHECKING:  # type checkers would take any name for one that exists
+
+    def __getattr__(name: str) -> object:
+        """A public name, imported now."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            found = version("pard-onnx")
+        elif name in _MODULES:
+            found = getattr(import_module(f"pard_onnx.{_MODULES[name]}"), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -83,7 +83,7 @@ class Screen:
             signal.signal(signal.SIGINT, previous)
             act()
 
-        handled = self.person and previous is signal.default_int_handler
+        handled = self.person and callable(previous)  # not where Ctrl-C is ignored
         try:
             if handled:
                 signal.signal(signal.SIGINT, once)

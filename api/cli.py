@@ -1,4 +1,4 @@
-"""What the commands share: UTF-8 streams, errors to exit codes, exports with progress bars, options of generations."""
+"""What the commands share: errors to exit codes, exports with progress bars, options of generations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 from rich import progress as rich_progress
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from pard_onnx.export.job import Job
+from pard_onnx.interrupts import Interrupts
 from pard_onnx.models.atomic import recover
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checks import Progress
@@ -30,12 +30,9 @@ from pard_onnx.models.system_errors import is_out_of_memory, os_error_line, out_
 from pard_onnx.runtime.options import AUTO, STARTS, Options
 from pard_onnx.runtime.pair import Pair
 from pard_onnx.runtime.providers.table import PROVIDERS, parse_options
+from pard_onnx.standard_streams import to_null_device, utf8_streams
 
-# Names are the user's own bytes on stdout, and readable whatever they hold on stderr.
-STREAMS = {"stdin": ("r", "strict"), "stdout": ("w", "surrogateescape"), "stderr": ("w", "backslashreplace")}
 TRACEBACK = "PARD_ONNX_TRACEBACK"  # an environment variable: if set, unexpected errors are raised with a traceback
-# Sent by process managers, by closed terminals and by closed Windows consoles
-ENDS = ("SIGTERM", "SIGHUP", "SIGBREAK")
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,43 +42,41 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; {self.prog} --help lists the options\n")
 
 
-class Ended(KeyboardInterrupt):
-    """A signal that would end the process at once is raised like Ctrl-C, so that temporary files are removed first."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.exit_code = 128 + number
-
-
-def utf8_streams() -> None:
-    """Make stdin, stdout and stderr UTF-8, which they are not on Windows; replace closed ones by the null device."""
-    for name, (mode, errors) in STREAMS.items():
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 until the process ends
-        reconfigure = getattr(getattr(sys, name), "reconfigure", None)  # tests and notebooks put other objects there
-        if reconfigure:
-            reconfigure(encoding="utf-8", errors=errors)
-
-
 def exit_code(command: Callable[[], None]) -> int:
-    """Run a command and return 0, or 2 for bad input and 1 for failures, with one line on stderr; 130 for Ctrl-C."""
+    """Run a command and return 0, or 2 for bad input and 1 for failures, with one line on stderr.
+
+    After a signal that ended it the code is 128 and the signal's number (130 for Ctrl-C), whatever became of the
+    signal's exception: C extensions turn it into others.
+    """
     utf8_streams()
+    interrupts = Interrupts()
+    code = 0
     try:
-        with ended_as_interrupted(), one_line_warnings():
+        with interrupts:
+            code = outcome(command, interrupts)
+    except KeyboardInterrupt:  # a signal on the way out, or without handlers of ours
+        code = 128 + signal.SIGINT
+    finally:
+        interrupts.restore()
+    return interrupts.exit_code or code
+
+
+def outcome(command: Callable[[], None], interrupts: Interrupts) -> int:
+    """The exit code of a command that no signal has ended."""
+    try:
+        with one_line_warnings():
             command()
             sys.stdout.flush()
-    except PardError as error:
-        return complain(str(error), error.exit_code)
-    except BrokenPipeError:  # the reader has closed the pipe
-        discard_output()
-        return 1
-    except OSError as error:
-        return complain(system_problem(error), 1)
-    except Ended as end:
-        return end.exit_code
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     except Exception as error:
+        if interrupts.number is not None:
+            return interrupts.exit_code
+        if isinstance(error, PardError):
+            return complain(str(error), error.exit_code)
+        if isinstance(error, BrokenPipeError):  # the reader has closed the pipe; Python must not write to it at exit
+            to_null_device(sys.stdout)
+            return 1
+        if isinstance(error, OSError):
+            return complain(system_problem(error), 1)
         if os.environ.get(TRACEBACK):
             raise
         if is_out_of_memory(error):
@@ -97,35 +92,9 @@ def system_problem(error: Exception) -> str:
     try:
         sys.stdout.flush()
     except OSError:  # it was the output that could not be written
-        discard_output()
+        to_null_device(sys.stdout)
         return f"standard output: {os_error_line(error)}"
     return os_error_line(error)
-
-
-def discard_output() -> None:
-    """Lead stdout to the null device: Python writes at exit what stdout still holds, and would complain in its way."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@contextmanager
-def ended_as_interrupted() -> Iterator[None]:
-    """In the body, signals that end the process raise Ended, unless a handler is set already."""
-
-    def end(number: int, _: FrameType | None) -> None:
-        raise Ended(number)
-
-    numbers = [getattr(signal, name) for name in ENDS if hasattr(signal, name)]
-    handled = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
-    try:
-        for number in handled:
-            signal.signal(number, end)
-    except ValueError:  # not in the main thread, where Python has no signals
-        handled = []
-    try:
-        yield
-    finally:
-        for number in handled:
-            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
@@ -147,7 +116,10 @@ def one_line_warnings() -> Iterator[None]:
 
 def complain(message: str, code: int) -> int:
     """Print an error in one line on stderr and return the exit code."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    try:
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    except OSError:  # nobody reads stderr any more
+        to_null_device(sys.stderr)
     return code
 
 

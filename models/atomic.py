@@ -55,14 +55,14 @@ else:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A file to write, which replaces the file `path` if the body succeeds and is removed if it fails.
 
-    Raises OSError, with `path` as its file.
+    mode: of the file, from which the process's umask is taken. Raises OSError, with `path` as its file.
     """
     with naming(path), _in_place(path):
         sweep(path.parent)
-        descriptor, scratch = _locked_file(path.parent, ".partial")
+        descriptor, scratch = _locked_file(path.parent, ".partial", mode)
         file = os.fdopen(descriptor, "w+b")
         try:
             yield file
@@ -151,11 +151,11 @@ def _exchange_call() -> Callable[[bytes, bytes], int] | None:
     return None
 
 
-def _locked_file(parent: Path, suffix: str) -> tuple[int, Path]:
+def _locked_file(parent: Path, suffix: str, mode: int = 0o666) -> tuple[int, Path]:
     """A new scratch file that this process has locked: its descriptor and its path."""
     while True:
         path = parent / f".pard-{uuid4().hex[:16]}{suffix}"
-        descriptor = os.open(path, OPEN | os.O_CREAT | os.O_EXCL, 0o666)
+        descriptor = os.open(path, OPEN | os.O_CREAT | os.O_EXCL, mode)
         try:
             if _lock(descriptor) is not False and _has_name(descriptor, path):
                 return descriptor, path

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from itertools import takewhile
-from math import inf, isfinite
+from math import inf
 from numbers import Real
 from operator import index
+from typing import Any
 
 from .errors import BadInput
 
 DRAFT_LENGTH = 7  # the default of a fixed one: a verify step of K + 1 = 8 tokens then needs no padding to an even width
 DRAFT_LIMIT = 32  # the longest: masks, rejected drafts and padding then fit manifest.KV_MARGIN rows of the KV buffers
-LARGEST = 1e30  # of real numbers: far above what has an effect, and no sum or product of such numbers overflows
+SHOWN = 100  # characters of a value in an error message
+LONGEST_PATH = 32767 if os.name == "nt" else 4096
+LARGEST = 1e30  # of numbers: far above what has an effect, and no sum or product of such numbers overflows
 
 Progress = Callable[[str, int, int], None]  # called with the stage's name, what is done and the total
 
@@ -22,45 +26,85 @@ def no_progress(stage: str, done: int, total: int) -> None:
     """A `Progress` that shows nothing."""
 
 
-def require_whole(name: str, value: object, least: int, most: int | None = None) -> None:
-    """BadInput unless `value` is a whole number (numpy's too) from `least` to `most`."""
+def shown(value: object) -> str:
+    """The value in an error message: its repr in one line, cut to SHOWN characters; its type where it has no repr."""
     try:
-        number = index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise BadInput(f"{name} must be a whole number, not {value!r}") from None
+        text = " ".join(repr(value).split())
+    except Exception:  # a class of the user's own; an int of more digits than Python writes
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def require_whole(name: str, value: object, least: int, most: int | None = None) -> int:
+    """A whole number (numpy's too) from `least` to `most` as an int; BadInput for anything else, bool included."""
+    number = whole_number(name, value)
     if most is not None and not least <= number <= most:
         raise BadInput(f"{name} must be from {least} to {most}, not {number}")
     if number < least:
         raise BadInput(f"{name} must be at least {least}, not {number}")
+    return number
 
 
 def whole_number(name: str, value: object) -> int:
-    """A whole number (numpy's too) as an int; BadInput for anything else, bool included."""
+    """A whole number (numpy's too) as an int; BadInput for anything else, bool and what exceeds LARGEST included."""
     try:
-        number = index(value)  # type: ignore[arg-type]
+        number = None if isinstance(value, bool) else index(value)  # type: ignore[arg-type]
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool):
-        raise BadInput(f"{name} must be a whole number, not {value!r}")
+    if number is None:
+        raise BadInput(f"{name} must be a whole number, not {shown(value)}")
+    if abs(number) > LARGEST:
+        raise BadInput(f"{name} must be a whole number of at most {LARGEST:g}, not {shown(number)}")
     return number
 
 
 def finite_number(name: str, value: object) -> float:
     """A real number as a float; BadInput for anything else, bool, NaN and what exceeds LARGEST included."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise BadInput(f"{name} must be a number, not {value!r}")
+        raise BadInput(f"{name} must be a number, not {shown(value)}")
     try:
         number = float(value)
     except OverflowError:
         number = inf
     if not abs(number) <= LARGEST:
-        raise BadInput(f"{name} must be a finite number of at most {LARGEST:g}, not {value!r}")
+        raise BadInput(f"{name} must be a finite number of at most {LARGEST:g}, not {shown(value)}")
     return number
 
 
-def is_positive(value: object) -> bool:
-    """Whether `value` is a finite number above 0; a bool is not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value > 0
+def listed(value: object) -> list[Any]:
+    """The items of an iterable; of an array without dimensions, which numpy cannot iterate, the array itself."""
+    try:
+        items: list[Any] = list(value)  # type: ignore[call-overload]
+    except TypeError:
+        return [value]
+    return items
+
+
+def true_or_false(name: str, value: object) -> bool:
+    """A bool (numpy's too) as a bool; BadInput for anything else, whose truth may not be what the user means: "no"."""
+    kind = type(value)
+    if not (kind is bool or (kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_"))):
+        raise BadInput(f"{name} must be True or False, not {shown(value)}")
+    return bool(value)
+
+
+def path_text(name: str, value: object, wanted: str = "a path") -> str:
+    """A path (text or os.PathLike) as text; BadInput for anything else."""
+    try:
+        path = os.fspath(value)  # type: ignore[call-overload]
+    except TypeError:
+        path = None
+    if not isinstance(path, str):
+        raise BadInput(f"{name} must be {wanted}, as text or os.PathLike, not {shown(value)}")
+    if len(path) > LONGEST_PATH:
+        raise BadInput(f"{name}: {shown(path)} has {len(path)} characters, more than a path may have")
+    if "\0" in path:
+        raise BadInput(f"{name}: {shown(path)} has a null character, which no path has")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:  # half a surrogate pair
+        raise BadInput(f"{name}: {shown(path)} is not valid Unicode") from None
+    return path
 
 
 def nearest_name(name: object, known: Iterable[str], least_similarity: float = 0.6) -> str | None:

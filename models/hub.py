@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from . import demo
 from .atomic import atomic_folder, recover, sweep
-from .cache_folder import cache_folder
+from .cache_folder import cache_folder, made_cache_folder, made_private
 from .errors import BadArtifact, BadInput, Failure
 from .folder_files import has_file
 from .manifest import FILE_NAME, Manifest, Source
@@ -97,7 +97,8 @@ def resolve_artifact(name: str | Path, revision: str | None = None) -> Path:
     _require_hub_id(name, "an exported folder", "; pard-export --model CHECKPOINT writes such a folder")
     # quote: branches and tags may have slashes
     folder = cache_folder() / "artifacts" / f"{name.replace('/', '--')}@{quote(revision or 'main', safe='')}"
-    found = _snapshot(name, revision, allow_patterns=ARTIFACT_FILES, local_dir=folder)
+    with made_private():
+        found = _snapshot(name, revision, allow_patterns=ARTIFACT_FILES, local_dir=folder)
     if not has_file(found / FILE_NAME, BadArtifact):
         raise BadInput(f"{name}: has no {FILE_NAME}, so is not an exported model; run pard-export --model {name}")
     return found
@@ -217,7 +218,7 @@ def _without_links(folder: Path) -> Path:
     if all(path.resolve().is_relative_to(root) for path in files):
         return folder
     facts = [(path.name, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    copy = cache_folder() / "artifacts" / "linked" / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+    copy = made_cache_folder() / "artifacts" / "linked" / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
     sweep(copy.parent)
     if not copy.is_dir():
         try:

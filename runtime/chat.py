@@ -9,6 +9,7 @@ from threading import Lock
 from time import perf_counter
 from typing import Any, Unpack
 
+from pard_onnx.models.checks import path_text, shown
 from pard_onnx.models.errors import BadInput, Failure, TooLong
 
 from . import snapshot
@@ -62,9 +63,10 @@ class Chat:
         if another generation runs.
         """
         start = perf_counter()
+        self._engine.process.require()
         chosen = Options.from_keywords(options, self._engine.model_sampling)
         if not isinstance(text, str) or not text:
-            raise BadInput(f"a message is text of at least one character, not {text!r}")
+            raise BadInput(f"a message is text of at least one character, not {shown(text)}")
         sequence = self._open()
         before = copy_messages(self.messages)
         question = {"role": "user", "content": text}
@@ -100,6 +102,7 @@ class Chat:
             self._lock.release()
 
     def _open(self) -> Sequence:
+        self._engine.process.require()
         if self._sequence is None:
             raise Failure("this conversation is closed; open another with pair.chat()")
         return self._sequence
@@ -110,15 +113,18 @@ class Chat:
         Raises BadInput if the file cannot be written, or exists and is not a saved conversation; Failure during a turn.
         """
         sequence = self._open()
+        path = path_text("path", path)
         with self.busy():
             manifests = self._engine.target_manifest, self._engine.draft_manifest
             snapshot.write(path, sequence, self.messages, *manifests)
 
     def close(self) -> None:
-        """Free the KV cache. If a turn runs, the cache is freed when the turn ends."""
-        self._sequence = None
+        """Free the KV cache; that of a running turn when the turn ends. In a forked child it does nothing."""
+        if self._engine.process.is_current:
+            self._sequence = None
 
     def __enter__(self) -> Chat:
+        self._engine.process.require()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from pathlib import Path
 from typing import Any, Literal
 
+from pard_onnx.models.cache_folder import private_folder
 from pard_onnx.models.errors import BadInput, BadProvider
 from pard_onnx.models.manifest import Manifest
 
@@ -85,6 +86,7 @@ class DoctorReport:
 
 def examine(artifacts: Sequence[Artifact]) -> DoctorReport:
     """Start every provider, and run the self-check of the artifacts on those that start."""
+    private_folder("machine")  # warns where measurements of this machine cannot be kept
     distributions = onnxruntime_distributions()
     providers = tuple(provider_report(PROVIDERS[key]) for key in AUTO_ORDER)
     ready = [PROVIDERS[report.key] for report in providers if report.state == "ready"]

@@ -19,6 +19,7 @@ from .decoding.auto import DrafterFactory
 from .decoding.drafter import Drafter, PardDrafter
 from .decoding.loop import Halted, Settings, Step, decode
 from .decoding.shared_ids import SharedIds
+from .forks import Process
 from .model import LoadedModel, longer_context
 from .options import AUTO, GREEDY, Options, checked_ids
 from .providers.choice import on_separate_devices
@@ -73,6 +74,7 @@ class Engine:
         self._round_lock = RLock()  # rounds of different sequences must not mix
         self._session_locks = RLock(), RLock()  # of each model's steps: a draft that runs ahead has its own thread
         self._busy = Lock()  # of one stream
+        self.process = Process()
 
     @property
     def models(self) -> Models:
@@ -247,7 +249,9 @@ class Engine:
             self._busy.release()
 
     def close(self) -> None:
-        """Free the sessions; Failure while a stream runs."""
+        """Free the sessions; Failure while a stream runs. In a forked child it does nothing."""
+        if not self.process.is_current:
+            return
         if not self._busy.acquire(blocking=False):
             raise Failure("this pair is generating; close its stream first")
         self._models = None

@@ -28,7 +28,7 @@ from .sessions.fixed_shapes import FixedShapesDraft, FixedShapesTarget
 from .sessions.session import AnySession
 from .sessions.single_step import SingleStepDraft, SingleStepTarget
 from .text.tokenizer import TOKENIZER, Text, first_difference
-from .tuning.measurement import Tuning, measure_draft, measure_prefill_chunk, measure_target
+from .tuning.measurement import Tuning, confirms, measure_draft, measure_prefill_chunk, measure_target
 from .tuning.remembered import load_or_measure, record_path
 from .tuning.self_check import (
     Verdict,
@@ -38,6 +38,7 @@ from .tuning.self_check import (
     require_right,
     single_steps_warning,
     slow_reason,
+    tolerance,
 )
 from .tuning.steps import ANY, StepCosts
 
@@ -198,6 +199,7 @@ class Opening:
     single_step: Callable[[Any], Any]  # makes a session that runs another session token by token
     check: Callable[[Any, Callable[[], Any]], Verdict]
     measure: Callable[[Any], Tuning]
+    confirms: Callable[[Any, Tuning], bool]  # whether a tuning that was kept still holds
 
 
 OPENINGS: dict[Role, Opening] = {
@@ -210,6 +212,7 @@ OPENINGS: dict[Role, Opening] = {
         SingleStepTarget,
         lambda session, reference: check_target(session, reference),
         lambda session: measure_target(session),
+        lambda session, tuning: bool(tuning.tried) and confirms(session, tuning),
     ),
     "draft": Opening(
         {
@@ -220,6 +223,7 @@ OPENINGS: dict[Role, Opening] = {
         SingleStepDraft,
         lambda session, reference: check_draft(session, reference),
         lambda session: measure_draft(session),
+        lambda _, tuning: tuning.widths is None,
     ),
 }
 
@@ -249,7 +253,9 @@ def open_model(
         return tuning
 
     path = record_path(artifact.manifest, provider, threads, "tuning")
-    tuning = load_or_measure(path, Tuning, measure, measure_again=measure_again)
+    tuning = load_or_measure(
+        path, Tuning, measure, measure_again=measure_again, fits=lambda known: opening.confirms(session, known)
+    )
     return LoadedModel(artifact, session, tuning, verdict, slow=slow_reason(verdict, artifact.name, provider))
 
 
@@ -292,7 +298,13 @@ def self_check(
 
     path = record_path(artifact.manifest, provider, threads, "self-check")
     try:
-        verdict = load_or_measure(path, Verdict, lambda: opening.check(session, reference), measure_again=measure_again)
+        verdict = load_or_measure(
+            path,
+            Verdict,
+            lambda: opening.check(session, reference),
+            measure_again=measure_again,
+            fits=lambda known: known.tolerance == tolerance(artifact.manifest),
+        )
     except Failure as error:  # some limits show only in a step, such as missing half precision on WebGPU
         problem = f"provider {provider.title!r} cannot run {artifact.name}: {first_line(error)}"
         raise BadProvider(f"{problem}; {remedy(provider)}") from error

@@ -6,11 +6,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict
 
-from pard_onnx.models.checks import DRAFT_LIMIT, is_positive, nearest_name, require_whole, whole_number
+from pard_onnx.models.checks import (
+    DRAFT_LIMIT,
+    finite_number,
+    listed,
+    nearest_name,
+    require_whole,
+    shown,
+    true_or_false,
+    whole_number,
+)
 from pard_onnx.models.errors import BadInput
 
 from .sampling.settings import Sampling
 from .text.template import checked_arguments
+from .text.writer import checked_stops
 
 AUTO: Literal["auto"] = "auto"
 
@@ -68,17 +78,23 @@ class Options:
     sampling: Sampling = GREEDY
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "template_arguments", checked_arguments(self.template_arguments))
+        keep = object.__setattr__
+        keep(self, "template_arguments", checked_arguments(self.template_arguments))
         if not isinstance(self.sampling, Sampling):
-            raise BadInput(f"the sampling of Options must be a Sampling, not {self.sampling!r}")
-        object.__setattr__(self, "stop_token_ids", checked_ids(self.stop_token_ids))
-        require_whole("max_new_tokens", self.max_new_tokens, 1)
-        if self.draft_length != AUTO:
-            if isinstance(self.draft_length, str):
-                raise BadInput(f"draft_length must be 'auto' or from 0 to {DRAFT_LIMIT}, not {self.draft_length!r}")
-            require_whole("draft_length", self.draft_length, 0, DRAFT_LIMIT)
-        if self.timeout is not None and not is_positive(self.timeout):
-            raise BadInput(f"timeout must be a number of seconds above 0, or None, not {self.timeout!r}")
+            raise BadInput(f"the sampling of Options must be a Sampling, not {shown(self.sampling)}")
+        keep(self, "stop", checked_stops(self.stop))
+        keep(self, "stop_token_ids", checked_ids(self.stop_token_ids))
+        keep(self, "max_new_tokens", require_whole("max_new_tokens", self.max_new_tokens, 1))
+        for name in ("lookup", "exact", "chat"):
+            keep(self, name, true_or_false(name, getattr(self, name)))
+        if isinstance(self.draft_length, str) and self.draft_length != AUTO:
+            raise BadInput(f"draft_length must be 'auto' or from 0 to {DRAFT_LIMIT}, not {shown(self.draft_length)}")
+        if not isinstance(self.draft_length, str):
+            keep(self, "draft_length", require_whole("draft_length", self.draft_length, 0, DRAFT_LIMIT))
+        if self.timeout is not None:
+            keep(self, "timeout", finite_number("timeout", self.timeout))
+            if self.timeout <= 0:
+                raise BadInput(f"timeout must be a number of seconds above 0, or None, not {self.timeout}")
 
     @classmethod
     def from_keywords(
@@ -95,8 +111,10 @@ class Options:
                 hint = f"did you mean {nearest}?" if nearest else f"known are {', '.join(known)}"
                 raise BadInput(f"unknown option {name}; {hint}")
         start = arguments.get("sampling", STARTS[0])
-        if start not in STARTS:
-            raise BadInput(f"sampling must be 'greedy' or 'model', not {start!r}; settings are options of their own")
+        if not isinstance(start, str) or start not in STARTS:
+            raise BadInput(
+                f"sampling must be 'greedy' or 'model', not {shown(start)}; settings are options of their own"
+            )
         given = {name: arguments[name] for name in SAMPLING if name in arguments}
         own = {name: value for name, value in arguments.items() if name not in (*SAMPLING, "sampling")}
         return cls(**own, sampling=replace(model_sampling() if start == "model" else GREEDY, **given))
@@ -104,8 +122,8 @@ class Options:
 
 def checked_ids(ids: object) -> tuple[int, ...]:
     """The user's stop_token_ids, one id or several; BadInput for what is not an id."""
-    items = tuple(ids) if isinstance(ids, Iterable) and not isinstance(ids, str | bytes | Mapping) else (ids,)
-    found = tuple(whole_number("an id of stop_token_ids", item) for item in items)
+    several = isinstance(ids, Iterable) and not isinstance(ids, str | bytes | bytearray | Mapping)
+    found = tuple(whole_number("an id of stop_token_ids", item) for item in (listed(ids) if several else [ids]))
     for token in found:
         if token < 0:
             raise BadInput(f"an id of stop_token_ids must be at least 0, not {token}")

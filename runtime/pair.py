@@ -8,6 +8,7 @@ from os import PathLike
 from time import perf_counter
 from typing import Any, Unpack
 
+from pard_onnx.models.checks import path_text, shown, true_or_false
 from pard_onnx.models.errors import BadInput
 
 from . import snapshot
@@ -21,9 +22,11 @@ from .result import Result
 from .sampling.settings import Sampling
 from .stream import Stream
 from .text.prompt import Prompt, encode, opening_messages
-from .text.template import Message
+from .text.template import Message, checked_arguments
 from .text.tokenizer import Text
 from .tuning.steps import Widths
+
+A_MODEL = "the folder or the hub id of an exported model"
 
 
 def load(
@@ -57,9 +60,15 @@ def load(
     Warns with PardWarning where a provider computes only steps of one token correctly, and runs so; and where one of
     the tokenizers has tokens that the other lacks, which the draft then neither reads nor proposes.
     """
+    target = path_text("target", target, A_MODEL)
+    draft = None if draft is None else path_text("draft", draft, A_MODEL)
+    fallback = true_or_false("fallback", fallback)
     pool = Threads(threads, share_threads)
+    for name, options in (("provider_options", provider_options), ("draft_provider_options", draft_provider_options)):
+        if not isinstance(options, Mapping | None):
+            raise BadInput(f"{name} must be a mapping of option names to values, not {shown(options)}")
     if draft is None and (draft_provider is not None or draft_provider_options):
-        raise BadInput(f"a provider for the draft ({draft_provider}), but no draft; name one, or leave it out")
+        raise BadInput(f"a provider for the draft ({shown(draft_provider)}), but no draft; name one, or leave it out")
     for_target = provider_candidates(provider, provider_options, fallback=fallback)
     for_draft = None
     if draft_provider is not None:
@@ -89,7 +98,7 @@ class Pair:
 
     def __init__(self, engine: Engine) -> None:
         """See `load`."""
-        self.engine = engine
+        self._engine = engine
         target, draft = engine.models
         self.target_name, self.draft_name = target.name, draft.name if draft else None
         self.target_manifest, self.draft_manifest = engine.target_manifest, engine.draft_manifest
@@ -97,6 +106,12 @@ class Pair:
         self.draft_choice = ProviderChoice(draft.provider, draft.reason) if draft else None
         self.kernel = engine.kernel  # of quantized matmuls: an instruction set of this package's, or "onnxruntime"
         self._sequence = engine.shared_sequence()
+
+    @property
+    def engine(self) -> Engine:
+        """The models and their generations; Failure in a forked child, where the models cannot run."""
+        self._engine.process.require()
+        return self._engine
 
     @property
     def text(self) -> Text:
@@ -159,6 +174,8 @@ class Pair:
 
         Raises BadArtifact (another file, damaged, another version, another target), TooLong.
         """
+        path = path_text("path", path)
+        checked_arguments(template_arguments)  # refused before a large file is read
         saved = snapshot.read(path, self.target_manifest, self.draft_manifest, self.engine.new_sequence)
         return Chat(self.engine, *saved, template_arguments)
 
@@ -173,10 +190,11 @@ class Pair:
         return encode(prompt, self.text, size, chat=chat, template_arguments=template_arguments)
 
     def close(self) -> None:
-        """Free the sessions; Failure while one of them runs."""
-        self.engine.close()
+        """Free the sessions; Failure while one of them runs. In a forked child it does nothing."""
+        self._engine.close()
 
     def __enter__(self) -> Pair:
+        self._engine.process.require()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,6 +10,7 @@ from time import perf_counter
 from pard_onnx.models.errors import Failure
 
 from .decoding.loop import FinishReason, Step
+from .forks import Process, never_free_in_children
 from .result import Chunk, Facts, Result, Tally
 from .text.writer import Writer
 
@@ -62,11 +63,14 @@ class Stream(Iterator[Chunk]):
         self._generation = generation
         self._cancelled = cancelled
         self._result: Result | None = None
+        self._process = Process()
+        never_free_in_children(generation)  # closing it would wait for locks and threads of the parent
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> Chunk:
+        self._process.require()
         try:
             return next(self._generation)
         except StopIteration as end:
@@ -77,6 +81,7 @@ class Stream(Iterator[Chunk]):
             raise
 
     def __enter__(self) -> Stream:
+        self._process.require()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -88,6 +93,7 @@ class Stream(Iterator[Chunk]):
 
     def read(self) -> Result:
         """Read the stream to its end and return the whole generation."""
+        self._process.require()
         with self:  # otherwise an interruption between rounds would leave it open as long as the traceback is kept
             for _ in self:
                 pass
@@ -98,10 +104,16 @@ class Stream(Iterator[Chunk]):
 
         The thread that reads the stream gets the result so far, with the finish_reason "cancelled".
         """
+        self._process.require()
         self._cancelled.set()
 
     def close(self) -> None:
-        """End the generation: there are no more chunks. For the thread that reads; other threads call `cancel`."""
+        """End the generation: there are no more chunks. For the thread that reads; other threads call `cancel`.
+
+        In a forked child it does nothing.
+        """
+        if not self._process.is_current:
+            return
         try:
             self._generation.close()
         except ValueError as error:
@@ -111,6 +123,7 @@ class Stream(Iterator[Chunk]):
     @property
     def result(self) -> Result:
         """The whole generation; Failure before the last chunk was read."""
+        self._process.require()
         if self._result is None:
             raise Failure("the stream has no result: it was not read to its end")
         return self._result

@@ -18,7 +18,7 @@ from pard_onnx.benchmarks.trial import (
     rate,
     speed_up,
 )
-from pard_onnx.models.cache_folder import cache_folder
+from pard_onnx.models.cache_folder import made_cache_folder
 from pard_onnx.models.checks import Progress
 from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.pair import Pair
@@ -75,7 +75,7 @@ def select_peers(
     for folder in filter(None, (target, draft)):
         if not (folder / "config.json").is_file():
             raise BadInput(f"{folder}: is no checkpoint folder (it has no config.json)")
-    models = Models(target, cache or cache_folder() / "peers", draft)
+    models = Models(target, cache or made_cache_folder() / "peers", draft)
     return PeerSelection(peers, models, dict(parse_python(text) for text in pythons))
 
 

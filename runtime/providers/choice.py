@@ -58,7 +58,7 @@ def provider_candidates(
 
     Raises BadProvider if the provider is unknown, or is not installed and there is no fallback.
     """
-    if key == AUTO:
+    if isinstance(key, str) and key == AUTO:
         if options:
             raise BadProvider("provider options are of one provider; name it instead of auto")
         found = available_providers()

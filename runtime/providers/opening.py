@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pard_onnx.models.cache_folder import cache_folder
+from pard_onnx.models.cache_folder import private_folder
 from pard_onnx.models.errors import BadArtifact, BadInput, BadProvider
 from pard_onnx.models.graph_file import read_graph
 from pard_onnx.models.manifest import DATA, VITISAI_CONFIG, Manifest
 from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
+from pard_onnx.runtime.forks import never_free_in_children
 from pard_onnx.runtime.kernels.graph import with_kernel
 
 from .discovery import provider_source
@@ -76,7 +77,9 @@ def create_session(graph: str | bytes, provider: Provider, options: Any) -> Any:
         if name not in chosen:
             options.add_session_config_entry(name, value)
     if provider.key == CPU.key:
-        return ort.InferenceSession(graph, options, providers=[provider.ort], enable_fallback=0)
+        session = ort.InferenceSession(graph, options, providers=[provider.ort], enable_fallback=0)
+        never_free_in_children(session)
+        return session
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL  # DirectML requires it
     found = provider_source(provider)
     if found.devices:
@@ -89,6 +92,7 @@ def create_session(graph: str | bytes, provider: Provider, options: Any) -> Any:
         session = ort.InferenceSession(graph, options, providers=[(provider.ort, chosen)], enable_fallback=0)
     if provider.ort not in session.get_providers():
         raise cannot_start(provider, "ONNX Runtime could not load its libraries")
+    never_free_in_children(session)
     return session
 
 
@@ -110,14 +114,16 @@ def vitisai_options(path: Path, manifest: Manifest) -> dict[str, str]:
     compiled anew."""
     files = [file.sha256 for file in manifest.files if file.name in (path.name, DATA)]
     key = hashlib.sha256("".join(files).encode()).hexdigest()
-    out = {"cache_dir": str(cache_folder() / "vitisai"), "cache_key": key}
+    folder = private_folder("vitisai")
+    out = {"cache_dir": str(folder), "cache_key": key} if folder else {}
     config = path.parent / VITISAI_CONFIG
     return out | ({"config_file": str(config)} if config.name in manifest.sizes else {})
 
 
 def migraphx_options(path: Path, manifest: Manifest) -> dict[str, str]:
     """MIGraphX's cache of compiled graphs, which names its files itself."""
-    return {"migraphx_model_cache_dir": str(cache_folder() / "migraphx")}
+    folder = private_folder("migraphx")
+    return {"migraphx_model_cache_dir": str(folder)} if folder else {}
 
 
 # Options of the providers that compile graphs, by provider, made from the graph's path and manifest.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
-from pard_onnx.models.checks import nearest_name
+from pard_onnx.models.checks import nearest_name, shown
 from pard_onnx.models.devices import DEVICES
 from pard_onnx.models.errors import BadProvider
 from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
@@ -106,19 +106,19 @@ def provider_named(key: str) -> Provider:
     """The provider that users call `key`, or `key:1` on its second device; BadProvider names the most similar one."""
     known = ", ".join(PROVIDERS)
     if not isinstance(key, str):
-        raise BadProvider(f"a provider is one of {known}, not {key!r}")
+        raise BadProvider(f"a provider is one of {known}, not {shown(key)}")
     name, colon, device = key.partition(":")
     if name not in PROVIDERS:
         nearest = nearest_name(name, PROVIDERS, 0.5)
         hint = f"did you mean {nearest!r}?" if nearest else f"known are {known}"
-        raise BadProvider(f"unknown provider {name!r}; {hint}")
+        raise BadProvider(f"unknown provider {shown(name)}; {hint}")
     provider = PROVIDERS[name]
     if not colon:
         return provider
     if not provider.device_option:
-        raise BadProvider(f"provider {key!r}: {name} has no devices to choose from; leave out :{device}")
+        raise BadProvider(f"provider {shown(key)}: {name} has no devices to choose from; leave out the device")
     if not device.isdecimal():
-        raise BadProvider(f"provider {key!r}: a device is a number, as in {name}:0")
+        raise BadProvider(f"provider {shown(key)}: a device is a number, as in {name}:0")
     return replace(provider, options=((provider.device_option, device),))
 
 
@@ -129,13 +129,15 @@ def with_options(provider: Provider, options: Mapping[str, object] | None) -> Pr
         if name not in provider.names:
             nearest = nearest_name(name, provider.names, 0.0)
             hint = f"did you mean {nearest!r}?" if nearest else "it takes none"
-            raise BadProvider(f"provider {provider.key!r} has no option {name!r}; {hint}")
+            raise BadProvider(f"provider {provider.key!r} has no option {shown(name)}; {hint}")
         if isinstance(value, bool):
             value = int(value)
         if not isinstance(value, str | int | float) or value == "":
-            raise BadProvider(f"option {name!r} of provider {provider.key!r} takes text or a number, not {value!r}")
+            raise BadProvider(
+                f"option {name!r} of provider {provider.key!r} takes text or a number, not {shown(value)}"
+            )
         if name == provider.device_option and not str(value).isdecimal():
-            raise BadProvider(f"option {name!r} of provider {provider.key!r} is a device's number, not {value!r}")
+            raise BadProvider(f"option {name!r} of provider {provider.key!r} is a device's number, not {shown(value)}")
         chosen[name] = str(value)
     return replace(provider, options=tuple(chosen.items()))
 

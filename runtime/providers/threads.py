@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pard_onnx.models.checks import require_whole
+from pard_onnx.models.checks import require_whole, true_or_false
 
 from .table import onnxruntime
 
@@ -31,7 +31,8 @@ class Threads:
 
     def __post_init__(self) -> None:
         if self.count is not None:
-            require_whole("threads", self.count, 1, LIMIT)
+            object.__setattr__(self, "count", require_whole("threads", self.count, 1, LIMIT))
+        object.__setattr__(self, "shared", true_or_false("share_threads", self.shared))
 
 
 def physical_cores() -> int:

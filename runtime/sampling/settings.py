@@ -9,7 +9,7 @@ from numbers import Real
 from secrets import randbits
 from typing import Any
 
-from pard_onnx.models.checks import finite_number, whole_number
+from pard_onnx.models.checks import finite_number, listed, shown, whole_number
 from pard_onnx.models.errors import BadInput
 
 MOST_SEED = 2**64 - 1
@@ -107,12 +107,12 @@ def biases(value: object) -> Biases:
     """logit_bias as pairs of id and bias, sorted by id; BadInput names the first pair that is not valid."""
     pairs: Any = value.items() if isinstance(value, Mapping) else value
     wanted = "logit_bias must map token ids to numbers"
-    if not isinstance(pairs, Iterable) or isinstance(pairs, str | bytes):
-        raise BadInput(f"{wanted}, not {value!r}")
+    if not isinstance(pairs, Iterable) or isinstance(pairs, str | bytes | bytearray):
+        raise BadInput(f"{wanted}, not {shown(value)}")
     out: dict[int, float] = {}
-    for pair in pairs:
+    for pair in listed(pairs):
         if not isinstance(pair, tuple) or len(pair) != 2:
-            raise BadInput(f"{wanted}, not {pair!r}")
+            raise BadInput(f"{wanted}, not {shown(pair)}")
         token = whole_number("an id of logit_bias", pair[0])
         if token < 0 or token in out:
             raise BadInput(f"logit_bias: id {token} {'is negative' if token < 0 else 'is given twice'}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from operator import index
 from typing import Any
 
+from pard_onnx.models.checks import listed, shown, true_or_false
 from pard_onnx.models.errors import BadInput
 
 from .template import Message
@@ -28,30 +30,36 @@ def encode(
     size: token ids in the prompt must be below it. chat: whether a text is a user's message. template_arguments:
     further variables of the chat template.
     """
+    chat = true_or_false("chat", chat)
     if isinstance(prompt, str):
         if not prompt:
             raise BadInput("the prompt is empty")
         if not chat:
             return known_ids(text.encode(prompt), text, size)
         return known_ids(text.encode_chat([{"role": "user", "content": prompt}], template_arguments), text, size)
-    if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
-        raise BadInput(f"{WANTED}, not {type(prompt).__name__}")
-    items: Sequence[Any] = list(prompt)
+    if isinstance(prompt, bytes | bytearray | Mapping | Set) or not isinstance(prompt, Iterable):
+        raise BadInput(f"{WANTED}, not {shown(prompt)}")
+    items: Sequence[Any] = listed(prompt)
     if items and all(isinstance(item, Mapping) for item in items):
         return known_ids(text.encode_chat(copy_messages(items), template_arguments), text, size)
-    try:
-        ids = [index(item) for item in items]
-    except TypeError:
-        raise BadInput(WANTED) from None
+    ids = [token_id(item) for item in items]
     require_ids(ids, size)
     return ids
+
+
+def token_id(item: object) -> int:
+    """A token id of a prompt as an int; BadInput for anything else, bool included."""
+    if not isinstance(item, bool):
+        with suppress(TypeError):
+            return index(item)  # type: ignore[arg-type]
+    raise BadInput(f"{WANTED}; {shown(item)} is none of these")
 
 
 def require_ids(ids: Sequence[int], size: int) -> None:
     """BadInput for the first id that is not below `size`."""
     if ids and not (min(ids) >= 0 and max(ids) < size):
         token = next(token for token in ids if not 0 <= token < size)
-        raise BadInput(f"token id {token} in the prompt; the model has ids 0 to {size - 1}")
+        raise BadInput(f"token id {shown(token)} in the prompt; the model has ids 0 to {size - 1}")
 
 
 def known_ids(ids: list[int], text: Text, size: int) -> list[int]:
@@ -74,9 +82,11 @@ def copy_messages(messages: Iterable[Message]) -> Messages:
     if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
         raise BadInput(f"messages are a list of objects with role and content, not {type(messages).__name__}")
     out: Messages = []
-    for message in messages:
+    for message in listed(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise BadInput(f"a message has a role and mostly a content, not {message!r}")
+            raise BadInput(f"a message has a role and mostly a content, not {shown(message)}")
+        if isinstance(message.get("content"), bytes | bytearray):
+            raise BadInput(f"the content of a message is text, not {shown(message['content'])}; decode it")
         out.append(dict(message))
     return out
 
@@ -85,6 +95,8 @@ def opening_messages(
     text: Text, system: str | None, messages: Iterable[Message], arguments: Mapping[str, object] | None = None
 ) -> Messages:
     """The first messages of a conversation; BadInput if the template refuses them, or ignores the system message."""
+    if not isinstance(system, str | None):
+        raise BadInput(f"system must be text or None, not {shown(system)}")
     out = copy_messages(messages)
     question = {"role": "user", "content": "?"}
     if system is not None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pard_onnx.models.checks import listed, shown
 from pard_onnx.models.errors import BadInput
 
 UNDECODED = "\ufffd"  # the replacement character, as which tokenizers decode an unfinished character
@@ -118,14 +119,8 @@ class Stops:
 
 
 def stop_strings(stop: str | Sequence[str], special: Mapping[str, int]) -> Stops:
-    """The user's `stop`, one string or several; BadInput if one of them is empty.
-
-    special: the ids of special tokens by their texts.
-    """
-    texts = (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else tuple(stop)
-    for one in texts:
-        if not isinstance(one, str) or not one:
-            raise BadInput(f"a stop string must be text of at least one character, not {one!r}")
+    """The user's `stop`, one string or several. special: the ids of special tokens by their texts."""
+    texts = checked_stops(stop)
     longest_first = sorted(filter(None, special), key=len, reverse=True)
     if not texts or not longest_first:
         return Stops(texts)
@@ -135,6 +130,16 @@ def stop_strings(stop: str | Sequence[str], special: Mapping[str, int]) -> Stops
     marked = tuple(token.sub(lambda found: mark_of[found[0]], one) for one in texts if token.search(one))
     marks = {id_: mark_of.get(one, OTHER_MARK) for one, id_ in special.items()} if marked else {}
     return Stops(texts, marked, marks)
+
+
+def checked_stops(stop: object) -> tuple[str, ...]:
+    """The user's `stop`, one string or several; BadInput for what is no text, or empty."""
+    several = isinstance(stop, Iterable) and not isinstance(stop, str | bytes | bytearray | Mapping)
+    found = tuple(listed(stop)) if several else (stop,)
+    for one in found:
+        if not isinstance(one, str) or not one:
+            raise BadInput(f"a stop string must be text of at least one character, not {shown(one)}")
+    return found
 
 
 class Writer:

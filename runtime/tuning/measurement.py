@@ -7,7 +7,7 @@ rows are compared bit for bit with those of the first step.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import cycle
 from math import inf
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pard_onnx.runtime.sessions.session import DraftSession, TargetSession
 
-from .steps import CANDIDATES, PREFILL_CHUNK, StepCosts, Widths
+from .steps import ANY, CANDIDATES, EVEN, PREFILL_CHUNK, StepCosts, Widths
 
 WIDTH = 16  # of the reference step
 # Widths into which the reference step's tokens are split, beginning with the last tokens. Together the splits try the
@@ -34,6 +34,11 @@ CHUNK_ROUNDS = 2
 # A larger chunk is taken only if the smaller one takes more than this many times as long: a step cannot be cancelled,
 # so short steps are better.
 CHUNK_GAIN = 1.02
+MOST_SECONDS = 3600.0  # that a step may cost
+MOST_WIDTH = 4096  # of a step that is measured
+# By set of widths: a reference step of so many tokens, and a step that computes the last ones again. The reference's
+# width belongs to the smaller sets too, the other one to none of them: it shows whether a smaller set is the true one.
+CONFIRMATIONS = {ANY: (8, 1), Widths(1, 2): (8, 3), EVEN: (8, 2), Widths(4, 4): (8, 4), Widths(8, 8): (16, 8)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,19 @@ class Tuning:
     widths: Widths | None = None  # the step widths whose rows are bitwise equal; None if no such set is known
     tried: tuple[int, ...] = ()  # the widths that were compared
     chunk: int = PREFILL_CHUNK  # tokens in a step of prefill
+
+    def __post_init__(self) -> None:
+        """ValueError for what no measurement gives. A tuning may come from a file."""
+        seconds = [cost for _, cost in self.costs.points]
+        if not 0 < seconds[0] <= seconds[-1] <= MOST_SECONDS or seconds != sorted(seconds):
+            raise ValueError(f"the costs of wider and wider steps rise from above 0, not {seconds}")
+        widths = (*self.tried, *(width for width, _ in self.costs.points))
+        if not all(0 < width <= MOST_WIDTH for width in widths):
+            raise ValueError(f"widths are from 1 to {MOST_WIDTH}, not {widths}")
+        if self.widths is not None and (self.widths not in CANDIDATES or not self.tried):
+            raise ValueError(f"{self.widths} after steps of {self.tried} tokens is no set of widths that is tried")
+        if self.chunk not in (PREFILL_CHUNK, *CHUNKS):
+            raise ValueError(f"a chunk is one of {CHUNKS}, not {self.chunk}")
 
 
 def measure_target(session: TargetSession) -> Tuning:
@@ -56,14 +74,8 @@ def measure_target(session: TargetSession) -> Tuning:
 
     def split(widths: tuple[int, ...]) -> None:
         ids = random.integers(session.manifest.spec.vocabulary.size, size=WIDTH).tolist()
-        logits, rows = timed_step(session, context, ids, seconds)
-        end = WIDTH
-        for width in widths:
+        for width, same in compare(session, context, ids, widths, seconds):
             tried.add(width)
-            end -= width
-            other_logits, other_rows = timed_step(session, context + end, ids[end : end + width], seconds)
-            same = np.array_equal(other_logits, logits[end : end + width])
-            same = same and np.array_equal(other_rows, rows[:, :, end : end + width])
             for candidate in CANDIDATES:
                 unequal[candidate] |= width in candidate and not same
 
@@ -71,6 +83,41 @@ def measure_target(session: TargetSession) -> Tuning:
     session.rollback(0)
     widths = next((candidate for candidate in CANDIDATES if not unequal[candidate]), None)
     return Tuning(cheapest(seconds), widths, tuple(sorted(tried | {WIDTH})))
+
+
+def confirms(session: TargetSession, tuning: Tuning) -> bool:
+    """Whether steps of a few widths still give equal rows, or unequal ones where no set of widths is exact, as the
+    tuning says. The cache is empty before and after.
+
+    A tuning that was kept is checked so: exactness is a promise, and another driver, a moved virtual machine or a
+    changed file may have broken it. It takes two steps, of 9 tokens together where every width is exact.
+    """
+    reference, width = CONFIRMATIONS[tuning.widths or CANDIDATES[-1]]
+    context = min(CONTEXT, session.cache.rows - reference)
+    ids = np.random.default_rng(1).integers(session.manifest.spec.vocabulary.size, size=reference).tolist()
+    same = all(equal for _, equal in compare(session, context, ids, (width,), defaultdict(list)))
+    session.rollback(0)
+    return same == (tuning.widths is not None)
+
+
+def compare(
+    session: TargetSession,
+    context: int,
+    ids: list[int],
+    widths: tuple[int, ...],
+    seconds: dict[int, list[float]],
+) -> Iterator[tuple[int, bool]]:
+    """Run the tokens in one step, then the last ones again in steps of these widths, beginning with the last tokens.
+
+    Gives each width, and whether its rows are bitwise equal to those of the one step. seconds: of each step, by width.
+    """
+    logits, rows = timed_step(session, context, ids, seconds)
+    end = len(ids)
+    for width in widths:
+        end -= width
+        other_logits, other_rows = timed_step(session, context + end, ids[end : end + width], seconds)
+        same = np.array_equal(other_logits, logits[end : end + width])
+        yield width, same and np.array_equal(other_rows, rows[:, :, end : end + width])
 
 
 def timed_step(

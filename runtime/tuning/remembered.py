@@ -1,45 +1,55 @@
 """Measurements of an artifact on this machine, kept in the user's cache folder so that they are made only once.
 
 The name of a file is a hash of the artifact, the machine and everything else that the time and the rounding of a step
-depend on. A file that is lost is measured again.
+depend on. The file has the record and a digest of both, so that a file that was changed, cut or copied from elsewhere
+is not believed. What is not as this module writes it is measured again, without a word.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pard_onnx.models.cache_folder import cache_folder
+from pard_onnx.models.cache_folder import private_folder, read_private, write_private
 from pard_onnx.models.errors import BadInput
-from pard_onnx.models.json_files import read_json, write_json
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.records import from_json, to_json
 from pard_onnx.runtime import kernels
 from pard_onnx.runtime.providers.table import Provider, onnxruntime
 from pard_onnx.runtime.providers.threads import Threads, physical_cores
 
-VERSION = 3  # raised where the measurement or the kernels change, so that older files are not used
+VERSION = 4  # raised where the measurement or the kernels change, so that older files are not used
+MOST_BYTES = 1 << 20  # of a file; records have a few hundred
 CPUINFO = Path("/proc/cpuinfo")
 Record = TypeVar("Record")
 
 
 def processor() -> str:
-    """The processor's name; its architecture where the system does not say the name."""
-    with suppress(OSError, StopIteration):
+    """The processor's name and features; its architecture where the system does not say them."""
+    with suppress(OSError):
         lines = CPUINFO.read_text(errors="replace").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        if words := [found[name] for name in ("model name", "flags", "Features") if name in found]:
+            return "\n".join(words)
     return platform.processor() or platform.machine()
 
 
-def record_path(manifest: Manifest, provider: Provider, threads: Threads, subject: str) -> Path:
-    """The file for one artifact on one provider with these threads; subject: which measurement it holds."""
+def record_path(manifest: Manifest, provider: Provider, threads: Threads, subject: str) -> Path | None:
+    """The file for one artifact on one provider with these threads; None where nothing can be kept.
+
+    subject: which measurement it holds.
+    """
+    folder = private_folder("machine")
     facts = (
         VERSION,
+        version("pard-onnx"),
         subject,
         *((file.name, file.sha256) for file in manifest.files),
         provider.key,
@@ -49,32 +59,50 @@ def record_path(manifest: Manifest, provider: Provider, threads: Threads, subjec
         threads.count or physical_cores(),
         threads.shared,
         processor(),
+        platform.system(),
+        platform.machine(),
         os.cpu_count(),
     )
-    return cache_folder() / "machine" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.json"
+    return folder and folder / f"{hashlib.sha256(repr(facts).encode()).hexdigest()}.json"
 
 
 def load_or_measure(
-    path: Path, kind: type[Record], measure: Callable[[], Record], *, measure_again: bool = False
+    path: Path | None,
+    kind: type[Record],
+    measure: Callable[[], Record],
+    *,
+    measure_again: bool = False,
+    fits: Callable[[Record], bool] = lambda _: True,
 ) -> Record:
-    """The record in the file at `path`; if there is none, what `measure` returns, which is then written there."""
-    record = None if measure_again else load_record(path, kind)
-    if record is None:
+    """The record in the file at `path`; if none is there that fits, what `measure` returns, which is kept there."""
+    record = load_record(path, kind) if path and not measure_again else None
+    if record is None or not fits(record):
         record = measure()
-        save_record(path, record)
+        if path:
+            save_record(path, record)
     return record
 
 
 def load_record(path: Path, kind: type[Record]) -> Record | None:
-    """The record in the file; None if there is no file, or it cannot be read."""
+    """The record in the file; None if there is no file, or it is not as `save_record` has written it."""
     try:
-        return from_json(kind, read_json(path))
-    except (BadInput, OSError, RuntimeError, ValueError):
+        content = json.loads(read_private(path, MOST_BYTES))
+        if not isinstance(content, dict) or content.keys() != {"digest", "record"}:
+            return None
+        if content["digest"] != digest(path, content["record"]):
+            return None
+        return from_json(kind, content["record"])
+    except (BadInput, OSError, RuntimeError, ValueError, OverflowError):  # RecursionError is a RuntimeError
         return None
 
 
 def save_record(path: Path, record: object) -> None:
     """Write the record to the file. A cache folder that cannot be written is no error."""
+    value = to_json(record)
     with suppress(OSError, RuntimeError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, to_json(record))
+        write_private(path, json.dumps({"digest": digest(path, value), "record": value}, indent=1).encode())
+
+
+def digest(path: Path, value: Any) -> str:
+    """The hash of the record's JSON, together with what the file's name says of artifact and machine."""
+    return hashlib.sha256(f"{path.stem}\n{json.dumps(value, sort_keys=True)}".encode()).hexdigest()

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from statistics import median
 from time import perf_counter
 from typing import Literal, TypeVar
@@ -59,6 +60,12 @@ class Verdict:
     tolerance: float  # of `several`
     seconds: float  # of a single step
     cpu_seconds: float | None  # of a single step on the CPU
+
+    def __post_init__(self) -> None:
+        """ValueError for numbers that no check gives. A verdict may come from a file."""
+        numbers = (self.several, self.single or 0.0, self.tolerance, self.seconds, self.cpu_seconds or 0.0)
+        if not all(0 <= number < inf for number in numbers):
+            raise ValueError(f"the numbers of a verdict are finite and at least 0, not {numbers}")
 
     @property
     def steps(self) -> Steps:

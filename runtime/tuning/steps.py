@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 
 PREFILL_CHUNK = 256  # tokens in a step of prefill; a multiple of every step width
 FOLLOW_RATE = 0.1  # the share of a step's deviation by which live costs change
@@ -22,6 +23,10 @@ class Widths:
 
     step: int = 1
     least: int = 1
+
+    def __post_init__(self) -> None:
+        if self.step < 1 or self.least < 1:
+            raise ValueError(f"a set of step widths has a step and a least width of at least 1, not {self}")
 
     def width_for(self, tokens: int) -> int:
         """The smallest width of the set that holds so many tokens."""
@@ -51,6 +56,8 @@ class StepCosts:
         widths = [width for width, _ in self.points]
         if not widths or widths != sorted(set(widths)) or widths[0] < 1:
             raise ValueError(f"the widths of a cost curve rise from 1 or more, not {widths}")
+        if not all(0 <= seconds < inf for _, seconds in self.points):
+            raise ValueError("the seconds of a cost curve are finite numbers of at least 0")
 
     def __call__(self, width: float) -> float:
         """Seconds of a step of so many tokens; a mean width need not be a whole number."""

@@ -1,14 +1,18 @@
 """Checks of what users give, and the other helpers that several folders share."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from pard_onnx.models.checks import (
     common_prefix,
     finite_number,
-    is_positive,
     nearest_name,
+    path_text,
     require_whole,
+    shown,
+    true_or_false,
     whole_number,
 )
 from pard_onnx.models.errors import BadInput
@@ -49,12 +53,35 @@ def test_finite_numbers_become_floats():
         finite_number("n", False)
 
 
-@pytest.mark.parametrize(
-    ("value", "positive"), [(1, True), (0.1, True), (0, False), (-1, False), (True, False), ("1", False)]
-)
-def test_positive_numbers(value, positive):
-    assert is_positive(value) == positive
-    assert not is_positive(float("inf"))
+@pytest.mark.parametrize("value", [True, np.True_])
+def test_bools_of_python_and_numpy_are_taken(value):
+    assert true_or_false("b", value) is True
+
+
+@pytest.mark.parametrize("value", ["no", 1, 0, None, np.array([True]), 1.0])
+def test_what_is_merely_true_is_no_bool(value):
+    with pytest.raises(BadInput, match="b must be True or False, not "):
+        true_or_false("b", value)
+
+
+def test_paths_are_text():
+    assert path_text("p", Path("a") / "b") == str(Path("a") / "b")
+    for value in (5, b"a", None, ["a"]):
+        with pytest.raises(BadInput, match=r"p must be a path, as text or os\.PathLike, not "):
+            path_text("p", value)
+    with pytest.raises(BadInput, match="null character"):
+        path_text("p", "a\0b")
+
+
+def test_values_are_shown_short_and_always():
+    class Broken:
+        def __repr__(self):
+            raise RuntimeError
+
+    assert shown(3) == "3"
+    assert len(shown("x" * 1000)) < 110
+    assert shown(10**5000) == "a value of type int"
+    assert shown(Broken()) == "a value of type Broken"
 
 
 def test_the_nearest_name_ignores_case():

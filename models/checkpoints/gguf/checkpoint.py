@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pard_onnx.models.atomic import atomic_folder, sweep
-from pard_onnx.models.cache_folder import cache_folder
+from pard_onnx.models.cache_folder import made_cache_folder
 from pard_onnx.models.checkpoints.quantization import QuantizationConfig
 from pard_onnx.models.checkpoints.tensors import Tensor
 from pard_onnx.models.errors import BadCheckpoint
@@ -93,7 +93,7 @@ def _text(value: Mapping[str, Any]) -> str:
 def _written(texts: Mapping[str, str]) -> Path:
     """A folder of this package's cache with these files; its name is made of what they hold."""
     name = hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:32]
-    folder = cache_folder() / "gguf" / name
+    folder = made_cache_folder() / "gguf" / name
     sweep(folder.parent)
     if folder.is_dir():
         return folder

@@ -17,6 +17,7 @@ from pard_onnx.runtime.providers.table import provider_named
 from pard_onnx.runtime.providers.threads import Threads
 from pard_onnx.runtime.sessions import dynamic_shapes as sessions
 from pard_onnx.runtime.sessions.dynamic_shapes import FusedDraft, FusedTarget
+from pard_onnx.runtime.tuning.remembered import save_record
 from pard_onnx.runtime.tuning.self_check import (  # fmt: skip
     ACROSS,
     CACHE,
@@ -150,8 +151,8 @@ def test_a_verdict_is_kept_and_a_wrong_one_refused_again(
     load(pair_folders[0], provider="cuda", threads=1).close()
     bad = Verdict(1.0, 1.0, 0.005, 0.1, None)
     for file in (tmp_path / "cache" / "machine").iterdir():
-        if "several" in (found := json.loads(file.read_text())):
-            file.write_text(json.dumps(found | {"single": 1.0}))
+        if "several" in json.loads(file.read_text())["record"]:
+            save_record(file, bad)
     with pytest.raises(BadProvider, match=r"computes .* wrongly"):
         load(pair_folders[0], provider="cuda", threads=1)
     with pytest.raises(BadProvider):

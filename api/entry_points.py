@@ -1,0 +1,62 @@
+"""What the installed scripts call. The signal handlers are set before a command's modules are imported.
+
+The imports of a command take from 0.2 seconds to several. A Ctrl-C before this module is imported is the Python
+interpreter's own business: it is starting, and the script that pip writes imports `re`.
+"""
+
+from __future__ import annotations
+
+from pard_onnx.interrupts import exit_at_once, handle
+
+handle(exit_at_once)  # before the imports below
+
+TYPE_CHECKING = False  # as typing's, whose import takes milliseconds
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+import atexit  # noqa: E402
+import os  # noqa: E402
+from importlib import import_module  # noqa: E402
+
+from pard_onnx.standard_streams import flushed  # noqa: E402
+
+
+def export() -> NoReturn:
+    run("export_command")
+
+
+def quantize() -> NoReturn:
+    run("quantize_command")
+
+
+def generate() -> NoReturn:
+    run("generate_command")
+
+
+def chat() -> NoReturn:
+    run("chat_command")
+
+
+def demo() -> NoReturn:
+    run("demo_command")
+
+
+def bench() -> NoReturn:
+    run("bench_command")
+
+
+def doctor() -> NoReturn:
+    run("doctor_command")
+
+
+def run(command: str) -> NoReturn:
+    """Run a command and end the process with its exit code."""
+    try:
+        code: int = import_module(f"pard_onnx.{command}").main()
+    except SystemExit as end:  # argparse, after --help or an unknown option
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    code = max([code, *(flushed(name) for name in ("stdout", "stderr"))])
+    # All is done and written. Python would now free the modules, which takes up to a second with torch, and for that
+    # time it would print what Ctrl-C interrupts.
+    atexit._run_exitfuncs()
+    os._exit(code)

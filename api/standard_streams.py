@@ -1,0 +1,42 @@
+"""The standard streams of a command: UTF-8 on every system, and nothing left in them that fails at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# Names are the user's own bytes on stdout, and readable whatever they hold on stderr.
+STREAMS = {"stdin": ("r", "strict"), "stdout": ("w", "surrogateescape"), "stderr": ("w", "backslashreplace")}
+
+
+def utf8_streams() -> None:
+    """Make stdin, stdout and stderr UTF-8, which they are not on Windows; replace closed ones by the null device."""
+    for name, (mode, errors) in STREAMS.items():
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 until the process ends
+        reconfigure = getattr(getattr(sys, name), "reconfigure", None)  # tests and notebooks put other objects there
+        if reconfigure:
+            reconfigure(encoding="utf-8", errors=errors)
+
+
+def flushed(name: str) -> int:
+    """Write what the stream still holds: 0, or 1 if that fails. The stream's file is then the null device."""
+    stream = getattr(sys, name)
+    try:
+        if stream is not None:
+            stream.flush()
+    except (OSError, ValueError) as error:
+        to_null_device(stream)
+        if name == "stdout" and not isinstance(error, BrokenPipeError):
+            print(f"error: stdout: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def to_null_device(stream: object) -> None:
+    """Let the stream's file be the null device, so that Python's last flush does not fail once more."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[attr-defined]
+    except (AttributeError, OSError, ValueError):  # no stream, or one without a file
+        return

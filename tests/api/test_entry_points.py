@@ -1,0 +1,74 @@
+"""The installed scripts, and what importing the package brings."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import pard_onnx
+from pard_onnx import interrupts
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"numpy", "onnxruntime", "jinja2", "tokenizers", "rich", "torch", "transformers", "typing"}
+
+
+def modules_after(statement: str) -> set[str]:
+    script = f"import sys; before = set(sys.modules); {statement}; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["pard_onnx", "pard_onnx.entry_points"])
+def test_nothing_heavy_is_imported_before_the_handlers_are_set(module: str) -> None:
+    found = modules_after(
+        "import importlib.util as u; "
+        "s = u.spec_from_file_location('pard_onnx', 'api/__init__.py', submodule_search_locations=['api']); "
+        "m = u.module_from_spec(s); sys.modules['pard_onnx'] = m; s.loader.exec_module(m); "
+        f"__import__('{module}')"
+    )
+    assert found and not found & HEAVY
+
+
+def test_every_public_name_can_be_imported() -> None:
+    for name in pard_onnx.__all__:
+        assert getattr(pard_onnx, name) is not None
+    assert set(pard_onnx.__all__) <= set(dir(pard_onnx))
+    with pytest.raises(AttributeError, match="has no attribute 'Pairs'"):
+        _ = pard_onnx.Pairs  # type: ignore[attr-defined]
+
+
+def test_every_script_sets_its_handlers_first() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    source = (ROOT / "api" / "entry_points.py").read_text(encoding="utf-8")
+    assert len(scripts) == 7
+    for script, target in scripts.items():
+        name = script.removeprefix("pard-")
+        assert target == f"pard_onnx.entry_points:{name}"
+        assert f'def {name}() -> NoReturn:\n    run("{name}_command")' in source
+
+
+def test_handlers_of_the_calling_program_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    own = signal.getsignal(signal.SIGINT)
+    try:
+        with interrupts.Interrupts() as found:
+            assert signal.getsignal(signal.SIGINT) is own
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with interrupts.Interrupts():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found.exit_code == 0
+
+
+def test_the_handlers_are_put_back() -> None:
+    numbers = [getattr(signal, name) for name in interrupts.ENDS if hasattr(signal, name)]
+    before = [signal.getsignal(number) for number in numbers], sys.unraisablehook
+    with interrupts.Interrupts():
+        pass
+    assert before == ([signal.getsignal(number) for number in numbers], sys.unraisablehook)
