@@ -248,7 +248,7 @@ def test_attention_without_a_rotary_table(name: str) -> None:
 def test_heads_that_wrap_to_the_true_width(heads: int, packed: bool) -> None:
     """4 + 2^60 heads of 16 floats are as wide as 4 heads, in 64 bits."""
     opened = session(attention_model(STEP, "pard_onnx", packed=packed, num_heads=heads))
-    with pytest.raises(ERRORS, match="more memory|num_heads"):
+    with pytest.raises(ERRORS, match=r"more memory|num_heads"):
         opened.run(None, attention_feeds(STEP, packed))
 
 
@@ -272,5 +272,5 @@ def test_lengths_of_a_step(last: int, total: int) -> None:
 def test_caches_without_rows_or_width(shape: tuple[int, ...]) -> None:
     opened = session(attention_model(STEP, "pard_onnx"))
     empty = np.empty(shape, np.float32)
-    with pytest.raises(ERRORS, match="head_dim|query|seqlens_k|more memory"):
+    with pytest.raises(ERRORS, match=r"head_dim|query|seqlens_k|more memory"):
         opened.run(None, attention_feeds(STEP, past_key=empty, past_value=empty))
