@@ -158,7 +158,7 @@ struct Matrix {
     minimums = bits == 4 && kind & 8;
     zeros = !minimums && kind & 16;
     half = minimums || kind & 32;
-    n = gated ? static_cast<int64_t>(16 * (1 + bytes.below(2))) : static_cast<int64_t>(1 + bytes.below(36));
+    n = gated ? static_cast<int64_t>(16 * (1 + bytes.below(2))) : static_cast<int64_t>(1 + bytes.below(56));
     k = block * static_cast<int64_t>(1 + bytes.below(2));
   }
 
