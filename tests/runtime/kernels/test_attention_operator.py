@@ -9,8 +9,9 @@ import literal_attention as literal
 import numpy as np
 import onnxruntime as ort
 import pytest
-from one_node import of_one_node, session
-from onnx import ModelProto, TensorProto, helper
+from one_node import attention_feeds as feeds
+from one_node import attention_model as model
+from one_node import session
 
 from pard_onnx.runtime import kernels
 
@@ -18,44 +19,6 @@ pytestmark = pytest.mark.skipif(kernels.load() is None, reason="the kernels are 
 OURS, THEIRS = "pard_onnx", "com.microsoft"
 ROUNDING = 1e-5
 Results = tuple[literal.Floats, literal.Floats, literal.Floats]
-
-
-def model(step: literal.Step, domain: str, packed: bool = True, **changes: Any) -> ModelProto:
-    """One node with the step's rotary tables; `changes` replace its attributes (None leaves one out)."""
-    new = ["query"] if packed else ["query", "key", "value"]
-    caches, lengths = ["past_key", "past_value"], ["seqlens_k", "total"]
-    inputs = [*new, *([""] * (3 - len(new))), *caches, *lengths, "cos", "sin"]
-    attributes = {"num_heads": step.queries.shape[1], "kv_num_heads": step.keys.shape[1]}
-    attributes |= {"scale": step.scale, "do_rotary": 1} | changes
-    outputs = ["output", "present_key", "present_value"]
-    given = {name: value for name, value in attributes.items() if value is not None}
-    node = helper.make_node("GroupQueryAttention", inputs, outputs, domain=domain, **given)
-    tensor = helper.make_tensor_value_info
-    return of_one_node(
-        node,
-        [
-            *(tensor(name, TensorProto.FLOAT, ["batch", "rows", None]) for name in new),
-            *(tensor(name, TensorProto.FLOAT, ["batch", None, None, None]) for name in caches),
-            tensor("seqlens_k", TensorProto.INT32, [None]),
-            tensor("total", TensorProto.INT32, []),
-        ],
-        [tensor(name, TensorProto.FLOAT, None) for name in outputs],
-        {"cos": step.cosines, "sin": step.sines},
-    )
-
-
-def feeds(step: literal.Step, packed: bool = True, **changes: Any) -> dict[str, Any]:
-    flat = {name: getattr(step, name).reshape(1, step.rows, -1) for name in ("queries", "keys", "values")}
-    new = dict(zip(("query", "key", "value"), flat.values(), strict=True))
-    return (
-        ({"query": step.packed()} if packed else new)
-        | {"past_key": step.key_cache[None], "past_value": step.value_cache[None]}
-        | {
-            "seqlens_k": np.array([step.past + step.rows - 1], np.int32),
-            "total": np.array(step.past + step.rows, np.int32),
-        }
-        | changes
-    )
 
 
 def run(opened: Any, step: literal.Step, packed: bool = True) -> Results:

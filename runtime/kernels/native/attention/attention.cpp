@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 #include <memory>
+#include <new>
 
 #include "matmul/weights.h"
 
@@ -53,12 +54,17 @@ class Work {
 
   size_t workers() const {
     const size_t past = step_.window ? std::min(step_.past, step_.window) : step_.past;
-    const size_t products = step_.rows * step_.heads * step_.dim * (past + step_.rows);
+    const double products = static_cast<double>(step_.rows * step_.heads * step_.dim) * static_cast<double>(past + step_.rows);
     return products > ALONE ? std::min(units(), processors()) : 1;
   }
 
   static void append(void* self, size_t row) { static_cast<Work*>(self)->append(row); }
   static void work(void* self, size_t) { static_cast<Work*>(self)->work(); }
+
+  // After the work: throws if a worker's memory was refused.
+  void finish() const {
+    if (refused_) throw std::bad_alloc();
+  }
 
  private:
   // Units enough for all threads, but no smaller than they must be: each transposes the keys anew.
@@ -85,8 +91,13 @@ class Work {
     pard::rotate(head, step_.cosines + at, step_.sines + at, step_.half, step_.dim, scale, out);
   }
 
+  // The threads are not this library's, so no exception may leave a worker.
   void work() {
-    for (size_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < units();) attend(units() - 1 - i);
+    try {
+      for (size_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < units();) attend(units() - 1 - i);
+    } catch (const std::bad_alloc&) {
+      refused_ = true;
+    }
   }
 
   // Units of the last rows, which see the most keys, come last and are taken first.
@@ -118,6 +129,7 @@ class Work {
   size_t group_;
   Tiling chunks_;
   std::atomic<size_t> next_{0};
+  std::atomic<bool> refused_{false};
 };
 
 }  // namespace
@@ -133,6 +145,7 @@ void attention(const Isa& isa, const AttentionStep& step, const Parallel& parall
     parallel.run(parallel.context, Work::work, work.workers(), &work);
   else
     Work::work(&work, 0);
+  work.finish();
 }
 
 }  // namespace pard

@@ -4,11 +4,10 @@
 #include <exception>
 #include <mutex>
 #include <new>
-#include <stdexcept>
 #include <string>
-#include <system_error>
 #include <thread>
 
+#include "matmul/checked.h"
 #include "matmul/weights.h"
 
 #if defined(__linux__)
@@ -24,6 +23,19 @@ constexpr size_t HUGE_PAGE = size_t{2} << 20;
 uint32_t spread(uint32_t nibbles) {
   nibbles = (nibbles | nibbles << 8) & 0x00ff00ff;
   return (nibbles | nibbles << 4) & 0x0f0f0f0f;
+}
+
+// Throws if one of these floats, or half-precision numbers, is an infinity or NaN: the bits of its exponent are all set.
+template <class Word, Word EXPONENT>
+void demand_finite(const void* numbers, size_t count, const char* name) {
+  const auto* at = static_cast<const uint8_t*>(numbers);
+  bool finite = true;
+  for (size_t i = 0; i < count; ++i) {
+    Word word;
+    std::memcpy(&word, at + i * sizeof word, sizeof word);
+    finite &= (word & EXPONENT) != EXPONENT;
+  }
+  demand(finite, "MatMulNBits: ", name, " are not all finite");
 }
 
 // Packs rows of standard levels into the lines of one panel.
@@ -54,6 +66,13 @@ struct PanelPacker {
     from(Part::scales, first * scale, rows * scale, scales.data());
     if (layout.format.zero_points) from(Part::zero_points, first * zero, rows * zero, zeros.data());
     if (layout.format.minimums) from(Part::minimums, first * scale, rows * scale, minimums.data());
+    const size_t count = rows * layout.blocks();
+    if (layout.format.minimums) {
+      demand_finite<uint16_t, 0x7c00>(scales.data(), count, "scales");
+      demand_finite<uint16_t, 0x7c00>(minimums.data(), count, "minimums");
+    } else {
+      demand_finite<uint32_t, 0x7f800000>(scales.data(), count, "scales");
+    }
   }
 
   void write(uint8_t* panel) const {
@@ -102,7 +121,7 @@ void parallel(size_t count, size_t threads, const std::function<void(std::atomic
   std::vector<std::thread> helpers;
   try {
     for (size_t i = 1; i < threads && i < count; ++i) helpers.emplace_back(run);
-  } catch (const std::system_error&) {  // no more threads to be had: fewer do it
+  } catch (const std::exception&) {  // no more threads, or no memory for them: fewer do it
   }
   run();
   for (std::thread& helper : helpers) helper.join();
@@ -129,17 +148,21 @@ void Weights::set_bias(const float* values) {
 
 void check(const Layout& layout) {
   const Format& format = layout.format;
-  const auto refuse = [](const std::string& what) { throw std::invalid_argument("MatMulNBits: " + what); };
-  if (format.bits != 4 && format.bits != 8) refuse("bits " + std::to_string(format.bits) + ", not 4 or 8");
-  if (format.block != 32 && format.block != 64 && format.block != 128)
-    refuse("block_size " + std::to_string(format.block) + ", not 32, 64 or 128");
-  if (format.minimums && (format.bits != 4 || format.zero_points)) refuse("minimums are for 4 bits without zero points");
-  if (layout.outputs == 0) refuse("N is 0");
-  if (layout.inputs == 0 || layout.inputs % format.block)
-    refuse("K " + std::to_string(layout.inputs) + " is no multiple of block_size " + std::to_string(format.block));
+  const size_t block = format.block, outputs = layout.outputs, inputs = layout.inputs;
+  demand(format.bits == 4 || format.bits == 8, "MatMulNBits: bits ", format.bits, ", not 4 or 8");
+  demand(block == 32 || block == 64 || block == 128, "MatMulNBits: block_size ", block, ", not 32, 64 or 128");
+  demand(!format.minimums || (format.bits == 4 && !format.zero_points),
+         "MatMulNBits: minimums are for 4 bits without zero points");
+  demand(outputs > 0, "MatMulNBits: N is 0");
+  demand(inputs > 0 && inputs % block == 0, "MatMulNBits: K ", inputs, " is no multiple of block_size ", block);
+  // Every other size is a factor of one of these, or smaller.
+  const bool fits = outputs <= MOST_BYTES - PANEL &&
+                    checked_product({layout.panels(), layout.blocks(), layout.block_bytes()}) &&
+                    checked_product({inputs, MOST_ROWS, sizeof(float)});
+  demand(fits, "MatMulNBits: N ", outputs, " and K ", inputs, " ask for more memory than can be addressed");
 }
 
-Weights pack(const Layout& layout, const Read& read, size_t threads) {
+Weights pack(const Layout& layout, const Source& source, size_t threads) {
   check(layout);
   Weights out;
   out.layout = layout;
@@ -148,6 +171,7 @@ Weights pack(const Layout& layout, const Read& read, size_t threads) {
   if (layout.format.zero_points) out.zeros.resize(layout.panels() * zero_bytes);
   parallel(layout.panels(), threads, [&](std::atomic<size_t>& next) {
     PanelPacker packer(layout);
+    const Read read = source();
     for (size_t panel; (panel = next++) < layout.panels();) {
       packer.read(read, panel);
       packer.write(out.panels->data() + panel * layout.panel_bytes());
@@ -157,18 +181,19 @@ Weights pack(const Layout& layout, const Read& read, size_t threads) {
   return out;
 }
 
-Weights pack_gated(const Layout& layout, const Read& gate, const Read& up, size_t threads) {
+Weights pack_gated(const Layout& layout, const Source& gate, const Source& up, size_t threads) {
   check(layout);
-  if (layout.outputs % PANEL)
-    throw std::invalid_argument("GatedMatMulNBits: N " + std::to_string(layout.outputs) + " is no multiple of 16");
+  demand(layout.outputs % PANEL == 0, "GatedMatMulNBits: N ", layout.outputs, " is no multiple of 16");
   Layout both = layout;
-  both.outputs *= 2;
+  both.outputs *= 2;  // below the address space, as `check` says; `pack` checks the double again
   // `pack` reads a panel at a time, so an offset tells which panel it is.
-  const Read read = [&](Part part, size_t offset, size_t count, void* target) {
-    const size_t panel = offset / count;
-    (panel % 2 ? up : gate)(part, panel / 2 * count, count, target);
+  const Source source = [&]() -> Read {
+    return [gate = gate(), up = up()](Part part, size_t offset, size_t count, void* target) {
+      const size_t panel = offset / count;
+      (panel % 2 ? up : gate)(part, panel / 2 * count, count, target);
+    };
   };
-  Weights out = pack(both, read, threads);
+  Weights out = pack(both, source, threads);
   out.gated = true;
   return out;
 }

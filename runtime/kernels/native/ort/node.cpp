@@ -1,39 +1,21 @@
 #include "ort/node.h"
 
-#include <algorithm>
-#include <cstring>
-#include <filesystem>
-#include <fstream>
+#include <atomic>
 #include <memory>
-
-#include "matmul/half.h"
 
 namespace pard {
 namespace {
 
-std::unique_ptr<const Ort> table;
+std::optional<const Ort> table;
+std::atomic<OrtStatus*> reserve{nullptr};
 
-// Files that the calling thread reads from. Threads do not share a stream, as reading moves it.
-class File {
- public:
-  void read(const std::string& path, int64_t offset, size_t count, void* target) {
-    if (path != path_) {
-      stream_ = std::ifstream(std::filesystem::u8path(path), std::ios::binary);
-      path_ = path;
-    }
-    stream_.clear();
-    stream_.seekg(static_cast<std::streamoff>(offset));
-    stream_.read(static_cast<char*>(target), static_cast<std::streamsize>(count));
-    if (!stream_) {
-      path_.clear();
-      throw std::runtime_error(path + ": cannot be read at byte " + std::to_string(offset));
-    }
-  }
+// Takes the message of a status, and releases it.
+std::string message_of(OrtStatus* status) {
+  const std::unique_ptr<OrtStatus, void (*)(OrtStatus*)> owner(status, ort().ReleaseStatus);
+  return status ? ort().GetErrorMessage(status) : "";
+}
 
- private:
-  std::string path_;
-  std::ifstream stream_;
-};
+const char* name_of_type(int type) { return type == ORT_FLOAT ? "float32" : type == ORT_UINT8 ? "uint8" : "int32"; }
 
 }  // namespace
 
@@ -41,27 +23,36 @@ const Ort& ort() { return *table; }
 
 bool set_ort(const void* const* entries) {
   if (!entries) return false;
-  table = std::make_unique<const Ort>(entries);
-  return table->usable();
+  table.emplace(entries);
+  if (!table->usable()) return false;
+  reserve = table->CreateStatus(ORT_EP_FAIL, "pard_onnx: out of memory");
+  return true;
 }
 
 void require(OrtStatus* status) {
-  if (!status) return;
-  const std::string message = ort().GetErrorMessage(status);
-  ort().ReleaseStatus(status);
-  throw std::runtime_error(message);
+  if (status) throw std::runtime_error(message_of(status));
 }
 
-Tensor::Tensor(const OrtValue* value) {
+OrtStatus* error_status(int code, const char* message) {
+  OrtStatus* status = ort().CreateStatus(code, message);
+  if (!status) status = reserve.exchange(nullptr);
+  if (!status) std::terminate();  // no memory for one status, twice: a null status would pass off garbage as a result
+  return status;
+}
+
+Tensor::Tensor(const OrtValue* value, const char* operator_name, const char* name, int expected) {
+  demand(value != nullptr, operator_name, ": ", name, " is missing");
   OrtTensorTypeAndShapeInfo* info = nullptr;
   require(ort().GetTensorTypeAndShape(value, &info));
-  const auto release = [](OrtTensorTypeAndShapeInfo* i) { ort().ReleaseTensorTypeAndShapeInfo(i); };
-  const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(release)> owner(info, release);
+  const std::unique_ptr<OrtTensorTypeAndShapeInfo, void (*)(OrtTensorTypeAndShapeInfo*)> owner(
+      info, ort().ReleaseTensorTypeAndShapeInfo);
   size_t rank = 0;
   require(ort().GetDimensionsCount(info, &rank));
   shape.resize(rank);
   require(ort().GetDimensions(info, shape.data(), rank));
   require(ort().GetTensorElementType(info, &type));
+  demand(type == expected, operator_name, ": ", name, " is not of ", name_of_type(expected));
+  for (const int64_t dim : shape) demand(dim >= 0, operator_name, ": ", name, " has a dimension of ", dim);
   require(ort().GetTensorMutableData(const_cast<OrtValue*>(value), &data));  // not written to where it is an input
 }
 
@@ -75,69 +66,69 @@ Node::Node(const OrtKernelInfo* info, const char* name) : info_(info), name_(nam
   require(ort().KernelInfo_GetInputCount(info, &inputs_));
 }
 
-int64_t Node::integer(const std::string& name) const {
-  int64_t out = 0;
-  require(ort().KernelInfoGetAttribute_int64(info_, name.c_str(), &out));
+// ONNX Runtime has one error code for an attribute that is missing and for one of another type. Their messages differ,
+// and what it says of a missing one is what it says of the name `ABSENT`.
+bool Node::lacks(OrtStatus* status, OrtStatus* absent, const std::string& name) const {
+  const std::unique_ptr<OrtStatus, void (*)(OrtStatus*)> owner(absent, ort().ReleaseStatus);
+  const std::string message = message_of(status);
+  std::string expected = absent ? ort().GetErrorMessage(absent) : "";
+  const size_t at = expected.find(ABSENT);
+  if (at != std::string::npos) expected.replace(at, std::string(ABSENT).size(), name);
+  return message == expected;
+}
+
+std::invalid_argument Node::wrong_type(const std::string& name) const {
+  return std::invalid_argument(name_ + ": the attribute " + name + " is of another type");
+}
+
+std::optional<int64_t> Node::integer(const std::string& name) const {
+  return found(ort().KernelInfoGetAttribute_int64, name);
+}
+
+std::optional<float> Node::number(const std::string& name) const {
+  return found(ort().KernelInfoGetAttribute_float, name);
+}
+
+std::optional<std::string> Node::text(const std::string& name) const {
+  const auto get = ort().KernelInfoGetAttribute_string;
+  size_t size = 0, ignored = 0;
+  if (OrtStatus* status = get(info_, name.c_str(), nullptr, &size)) {  // asks for the size
+    if (lacks(status, get(info_, ABSENT, nullptr, &ignored), name)) return std::nullopt;
+    throw wrong_type(name);
+  }
+  std::string out(size, '\0');
+  require(get(info_, name.c_str(), out.data(), &size));
+  if (!out.empty()) out.pop_back();  // the size counts the zero at the end
   return out;
 }
 
-int64_t Node::integer_or(const std::string& name, int64_t otherwise) const {
-  return found_or(otherwise, ort().KernelInfoGetAttribute_int64, name);
-}
-
-float Node::number_or(const std::string& name, float otherwise) const {
-  return found_or(otherwise, ort().KernelInfoGetAttribute_float, name);
-}
-
 size_t Node::positive(const std::string& name) const {
-  const int64_t value = integer(name);
-  if (value <= 0) throw std::invalid_argument(name_ + ": " + name + " " + std::to_string(value));
-  return static_cast<size_t>(value);
+  const std::optional<int64_t> value = integer(name);
+  demand(value.has_value(), name_, ": no attribute ", name);
+  demand(*value > 0, name_, ": ", name, " ", *value);
+  return static_cast<size_t>(*value);
 }
 
-std::string Node::text_or_empty(const char* name) const {
+bool Node::flag(const std::string& name) const {
+  const int64_t value = integer(name).value_or(0);
+  demand(value == 0 || value == 1, name_, ": ", name, " ", value, ", not 0 or 1");
+  return value == 1;
+}
+
+bool Node::has_input(size_t index) const {
+  if (index >= inputs_) return false;
   size_t size = 0;
-  OrtStatus* status = ort().KernelInfoGetAttribute_string(info_, name, nullptr, &size);  // asks for the size
-  if (status) {
-    ort().ReleaseStatus(status);
-    return {};
-  }
-  std::string out(size, '\0');
-  require(ort().KernelInfoGetAttribute_string(info_, name, &out[0], &size));
-  return out.c_str();  // the size counts the zero at the end
+  require(ort().KernelInfo_GetInputName(info_, index, nullptr, &size));
+  return size > 1;  // it counts the zero at the end
 }
 
-const OrtValue* Node::constant(size_t index) const {
-  if (index >= inputs_) return nullptr;
+const OrtValue* Node::constant(size_t index, const char* input) const {
+  if (!has_input(index)) return nullptr;
   int is_constant = 0;
   const OrtValue* value = nullptr;
-  OrtStatus* status = ort().KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value);
-  if (status) {  // an optional input that the node leaves out
-    ort().ReleaseStatus(status);
-    return nullptr;
-  }
-  return is_constant ? value : nullptr;
-}
-
-Read read_file(const Node& node, const Layout& layout, const std::string& path, const std::string& prefix) {
-  const int64_t levels = node.integer(prefix + "B_offset"), scales = node.integer(prefix + "scales_offset");
-  const int64_t zeros = node.integer_or(prefix + "zero_points_offset", -1);
-  const int64_t minimums = node.integer_or(prefix + "minimums_offset", -1);
-  const bool half = node.integer_or(prefix + "scales_half", 0) != 0;
-  if (layout.format.minimums && !half) throw std::invalid_argument("MatMulNBits: minimums beside scales in float32");
-  const bool widened = half && !layout.format.minimums;
-  const int64_t starts[] = {levels, scales, zeros, minimums};  // by Part
-  return [=](Part part, size_t offset, size_t count, void* target) {
-    static thread_local File file;
-    if (part == Part::scales && widened) {
-      static thread_local std::vector<uint16_t> stored;
-      stored.resize(count / sizeof(float));
-      file.read(path, scales + static_cast<int64_t>(offset / 2), count / 2, stored.data());
-      std::transform(stored.begin(), stored.end(), static_cast<float*>(target), float_of_half);
-      return;
-    }
-    file.read(path, starts[static_cast<size_t>(part)] + static_cast<int64_t>(offset), count, target);
-  };
+  require(ort().KernelInfoGetConstantInput_tensor(info_, index, &is_constant, &value));
+  demand(is_constant && value, name_, ": ", input, " is no constant of the graph");
+  return value;
 }
 
 }  // namespace pard

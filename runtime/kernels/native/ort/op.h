@@ -20,16 +20,23 @@ inline Parallel on_threads_of(OrtKernelContext* context) {
 // The inputs and outputs of one call.
 struct Call {
   OrtKernelContext* context;
+  const char* operator_name;
 
+  // Null where the node leaves it out.
   const OrtValue* input(size_t index) const {
     const OrtValue* out = nullptr;
     require(ort().KernelContext_GetInput(context, index, &out));
     return out;
   }
 
+  Tensor tensor(size_t index, const char* name, int type = ORT_FLOAT) const {
+    return {input(index), operator_name, name, type};
+  }
+
   float* output(size_t index, const std::vector<int64_t>& shape) const {
     OrtValue* value = nullptr;
     require(ort().KernelContext_GetOutput(context, index, shape.data(), shape.size(), &value));
+    demand(value != nullptr, operator_name, ": output ", index, " is missing");
     void* out = nullptr;
     require(ort().GetTensorMutableData(value, &out));
     return static_cast<float*>(out);

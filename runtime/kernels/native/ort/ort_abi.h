@@ -1,7 +1,7 @@
 // The parts of ONNX Runtime's C API that a custom operator needs, so that its header is not needed.
 //
 // Source: onnxruntime_c_api.h. OrtApi is a table of function pointers to which versions only append, so an index,
-// once released, stays. Indices below are positions in that struct; all are in version 20 (ONNX Runtime 1.20).
+// once released, stays. `Entry` are positions in that struct; all are in version 20 (ONNX Runtime 1.20).
 // Checked at start-up by `Ort`: the version is granted, and a status made by one entry is read back by another.
 #pragma once
 
@@ -62,6 +62,32 @@ struct OrtCustomOp {
 };
 static_assert(sizeof(void*) != 8 || sizeof(OrtCustomOp) == 208, "the struct's size in version 20");
 
+// Positions in OrtApi.
+enum Entry : size_t {
+  CREATE_STATUS = 0,
+  GET_ERROR_MESSAGE = 2,
+  CREATE_CUSTOM_OP_DOMAIN = 26,
+  CUSTOM_OP_DOMAIN_ADD = 27,
+  ADD_CUSTOM_OP_DOMAIN = 28,
+  GET_TENSOR_MUTABLE_DATA = 51,
+  GET_TENSOR_ELEMENT_TYPE = 60,
+  GET_DIMENSIONS_COUNT = 61,
+  GET_DIMENSIONS = 62,
+  GET_TENSOR_TYPE_AND_SHAPE = 65,
+  KERNEL_INFO_GET_ATTRIBUTE_FLOAT = 85,
+  KERNEL_INFO_GET_ATTRIBUTE_INT64 = 86,
+  KERNEL_INFO_GET_ATTRIBUTE_STRING = 87,
+  KERNEL_CONTEXT_GET_INPUT = 90,
+  KERNEL_CONTEXT_GET_OUTPUT = 91,
+  RELEASE_STATUS = 93,
+  RELEASE_TENSOR_TYPE_AND_SHAPE_INFO = 99,
+  KERNEL_INFO_GET_INPUT_COUNT = 230,
+  KERNEL_INFO_GET_INPUT_NAME = 232,
+  KERNEL_INFO_GET_CONSTANT_INPUT_TENSOR = 249,
+  KERNEL_CONTEXT_PARALLEL_FOR = 274,
+  ENTRIES
+};
+
 // The entries of OrtApi in use, by name. Each returns null or a status that the caller releases.
 class Ort {
  public:
@@ -86,6 +112,7 @@ class Ort {
   void (*ReleaseStatus)(OrtStatus*);
   void (*ReleaseTensorTypeAndShapeInfo)(OrtTensorTypeAndShapeInfo*);
   OrtStatus* (*KernelInfo_GetInputCount)(const OrtKernelInfo*, size_t*);
+  OrtStatus* (*KernelInfo_GetInputName)(const OrtKernelInfo*, size_t, char*, size_t*);
   OrtStatus* (*KernelInfoGetConstantInput_tensor)(const OrtKernelInfo*, size_t, int*, const OrtValue**);
   OrtStatus* (*KernelContext_ParallelFor)(const OrtKernelContext*, void (*)(void*, size_t), size_t, size_t, void*);
 };

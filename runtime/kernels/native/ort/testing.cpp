@@ -55,15 +55,17 @@ PARD_EXPORT int pard_select_isa(const char* name) { return select_isa(name); }
 PARD_EXPORT Weights* pard_pack(int bits, size_t block, size_t outputs, size_t inputs, const void* const* tensors,
                                const void* const* up, const float* bias, size_t threads, char* error, size_t size) {
   return caught(error, size, [&] {
-    const auto read = [](const void* const* parts) {
-      return [=](Part part, size_t offset, size_t count, void* target) {
-        std::memcpy(target, static_cast<const uint8_t*>(parts[static_cast<size_t>(part)]) + offset, count);
+    const auto source = [](const void* const* parts) -> Source {
+      return [=] {
+        return [=](Part part, size_t offset, size_t count, void* target) {
+          std::memcpy(target, static_cast<const uint8_t*>(parts[static_cast<size_t>(part)]) + offset, count);
+        };
       };
     };
     const auto has = [&](Part part) { return tensors[static_cast<size_t>(part)] != nullptr; };
     const Layout layout{{bits, block, has(Part::zero_points), has(Part::minimums)}, outputs, inputs};
-    auto out = std::make_unique<Weights>(up ? pack_gated(layout, read(tensors), read(up), threads)
-                                            : pack(layout, read(tensors), threads));
+    auto out = std::make_unique<Weights>(up ? pack_gated(layout, source(tensors), source(up), threads)
+                                            : pack(layout, source(tensors), threads));
     if (bias) out->set_bias(bias);
     return out.release();
   });

@@ -1,5 +1,5 @@
 // Random matrices and attention steps through every kernel of this processor, against the portable one: to be run
-// under sanitizers. Arguments: number of each, seed. test_sanitizers.py compiles and runs it.
+// under sanitizers. Arguments: number of each, seed.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -83,8 +83,9 @@ bool one_matrix() {
   const Read read = [&](Part part, size_t offset, size_t count, void* target) {
     std::memcpy(target, static_cast<const uint8_t*>(parts[static_cast<size_t>(part)]) + offset, count);
   };
+  const Source source = [&] { return read; };
   const bool gated = layout.outputs % PANEL == 0 && below(2);
-  Weights weights = gated ? pack_gated(layout, read, read, 1 + below(8)) : pack(layout, read, 1 + below(8));
+  Weights weights = gated ? pack_gated(layout, source, source, 1 + below(8)) : pack(layout, source, 1 + below(8));
   if (!gated && below(2)) weights.set_bias(bias.get());
 
   const size_t rows = 1 + below(below(8) ? 20 : 300);
