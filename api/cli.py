@@ -21,7 +21,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from pard_onnx.export.job import Job
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checks import Progress
-from pard_onnx.models.errors import BadInput, PardError, PardWarning
+from pard_onnx.models.errors import BadInput, PardError, PardWarning, one_line
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.precision import Precision
@@ -40,7 +40,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as those of all bad input."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; {self.prog} --help lists the options\n")
+        self.exit(2, f"error: {one_line(message)}; {self.prog} --help lists the options\n")
 
 
 class Ended(KeyboardInterrupt):
@@ -126,7 +126,7 @@ def one_line_warnings() -> Iterator[None]:
 
 def complain(message: str, code: int) -> int:
     """Print an error in one line on stderr and return the exit code."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {' '.join(one_line(message).split())}", file=sys.stderr)
     return code
 
 

@@ -9,10 +9,11 @@ from math import inf, isfinite
 from numbers import Real
 from operator import index
 
-from .errors import BadInput
+from .errors import BadInput, shown
 
 DRAFT_LENGTH = 7  # the default of a fixed one: a verify step of K + 1 = 8 tokens then needs no padding to an even width
 DRAFT_LIMIT = 32  # the longest: masks, rejected drafts and padding then fit manifest.KV_MARGIN rows of the KV buffers
+LONGEST_NAME = 200  # characters that are compared with known names
 LARGEST = 1e30  # of real numbers: far above what has an effect, and no sum or product of such numbers overflows
 
 Progress = Callable[[str, int, int], None]  # called with the stage's name, what is done and the total
@@ -27,11 +28,11 @@ def require_whole(name: str, value: object, least: int, most: int | None = None)
     try:
         number = index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise BadInput(f"{name} must be a whole number, not {value!r}") from None
+        raise BadInput(f"{name} must be a whole number, not {shown(value)}") from None
     if most is not None and not least <= number <= most:
-        raise BadInput(f"{name} must be from {least} to {most}, not {number}")
+        raise BadInput(f"{name} must be from {least} to {most}, not {shown(number)}")
     if number < least:
-        raise BadInput(f"{name} must be at least {least}, not {number}")
+        raise BadInput(f"{name} must be at least {least}, not {shown(number)}")
 
 
 def whole_number(name: str, value: object) -> int:
@@ -41,20 +42,20 @@ def whole_number(name: str, value: object) -> int:
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
-        raise BadInput(f"{name} must be a whole number, not {value!r}")
+        raise BadInput(f"{name} must be a whole number, not {shown(value)}")
     return number
 
 
 def finite_number(name: str, value: object) -> float:
     """A real number as a float; BadInput for anything else, bool, NaN and what exceeds LARGEST included."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise BadInput(f"{name} must be a number, not {value!r}")
+        raise BadInput(f"{name} must be a number, not {shown(value)}")
     try:
         number = float(value)
     except OverflowError:
         number = inf
     if not abs(number) <= LARGEST:
-        raise BadInput(f"{name} must be a finite number of at most {LARGEST:g}, not {value!r}")
+        raise BadInput(f"{name} must be a finite number of at most {LARGEST:g}, not {shown(value)}")
     return number
 
 
@@ -69,7 +70,7 @@ def nearest_name(name: object, known: Iterable[str], least_similarity: float = 0
     least_similarity: from 0 (there is always a nearest one) to 1 (only the same letters), as difflib's `cutoff`.
     """
     by_lower_case = {key.lower(): key for key in known}
-    nearest = get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=least_similarity)
+    nearest = get_close_matches(str(name)[:LONGEST_NAME].lower(), by_lower_case, n=1, cutoff=least_similarity)
     return by_lower_case[nearest[0]] if nearest else None
 
 

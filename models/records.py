@@ -8,7 +8,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from .checks import nearest_name
-from .errors import BadInput
+from .errors import BadInput, shown
 
 Record = TypeVar("Record")
 
@@ -59,8 +59,8 @@ def _read_record(kind: type, value: object, path: str) -> Any:
     for key in value:
         if key not in known:
             nearest = nearest_name(key, known, least_similarity=0)
-            hint = f"; the nearest known one is {nearest!r}" if nearest else ""
-            raise _WrongValue(path, f"unknown key {key!r}{hint}")
+            hint = f"; the nearest known one is {shown(nearest)}" if nearest else ""
+            raise _WrongValue(path, f"unknown key {shown(key)}{hint}")
     found = {}
     for name, field in known.items():
         inner = f"{path}.{name}" if path else name
@@ -112,7 +112,7 @@ def _read_literal(kind: Any, value: object, path: str) -> Any:
 
 def _show(value: object) -> str:
     names = {dict: "an object", list: "a list", type(None): "null"}
-    return names.get(type(value)) or repr(value)
+    return names.get(type(value)) or shown(value)
 
 
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}

@@ -9,7 +9,7 @@ from threading import Lock
 from time import perf_counter
 from typing import Any, Unpack
 
-from pard_onnx.models.errors import BadInput, Failure, TooLong
+from pard_onnx.models.errors import BadInput, Failure, TooLong, shown
 
 from . import snapshot
 from .engine import Engine
@@ -64,7 +64,7 @@ class Chat:
         start = perf_counter()
         chosen = Options.from_keywords(options, self._engine.model_sampling)
         if not isinstance(text, str) or not text:
-            raise BadInput(f"a message is text of at least one character, not {text!r}")
+            raise BadInput(f"a message is text of at least one character, not {shown(text)}")
         sequence = self._open()
         before = copy_messages(self.messages)
         question = {"role": "user", "content": text}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict
 
 from pard_onnx.models.checks import DRAFT_LIMIT, is_positive, nearest_name, require_whole, whole_number
-from pard_onnx.models.errors import BadInput
+from pard_onnx.models.errors import BadInput, shown
 
 from .sampling.settings import Sampling
 from .text.template import checked_arguments
@@ -70,15 +70,17 @@ class Options:
     def __post_init__(self) -> None:
         object.__setattr__(self, "template_arguments", checked_arguments(self.template_arguments))
         if not isinstance(self.sampling, Sampling):
-            raise BadInput(f"the sampling of Options must be a Sampling, not {self.sampling!r}")
+            raise BadInput(f"the sampling of Options must be a Sampling, not {shown(self.sampling)}")
         object.__setattr__(self, "stop_token_ids", checked_ids(self.stop_token_ids))
         require_whole("max_new_tokens", self.max_new_tokens, 1)
         if self.draft_length != AUTO:
             if isinstance(self.draft_length, str):
-                raise BadInput(f"draft_length must be 'auto' or from 0 to {DRAFT_LIMIT}, not {self.draft_length!r}")
+                raise BadInput(
+                    f"draft_length must be 'auto' or from 0 to {DRAFT_LIMIT}, not {shown(self.draft_length)}"
+                )
             require_whole("draft_length", self.draft_length, 0, DRAFT_LIMIT)
         if self.timeout is not None and not is_positive(self.timeout):
-            raise BadInput(f"timeout must be a number of seconds above 0, or None, not {self.timeout!r}")
+            raise BadInput(f"timeout must be a number of seconds above 0, or None, not {shown(self.timeout)}")
 
     @classmethod
     def from_keywords(
@@ -96,7 +98,9 @@ class Options:
                 raise BadInput(f"unknown option {name}; {hint}")
         start = arguments.get("sampling", STARTS[0])
         if start not in STARTS:
-            raise BadInput(f"sampling must be 'greedy' or 'model', not {start!r}; settings are options of their own")
+            raise BadInput(
+                f"sampling must be 'greedy' or 'model', not {shown(start)}; settings are options of their own"
+            )
         given = {name: arguments[name] for name in SAMPLING if name in arguments}
         own = {name: value for name, value in arguments.items() if name not in (*SAMPLING, "sampling")}
         return cls(**own, sampling=replace(model_sampling() if start == "model" else GREEDY, **given))

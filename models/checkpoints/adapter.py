@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.errors import BadCheckpoint, shown
 from pard_onnx.models.json_files import read_json
 
 from .config import Config
@@ -131,10 +131,10 @@ def _require_plain_lora(config: Config) -> None:
     """BadCheckpoint for another kind of adapter, and for keys with which merging is something else than adding B A."""
     kind = config.values.get("peft_type")
     if kind != "LORA":
-        raise config.fault("peft_type", f"is {kind!r}; only 'LORA' is merged")
+        raise config.fault("peft_type", f"is {shown(kind)}; only 'LORA' is merged")
     for key, value in config.values.items():
         if value and key not in READ and key not in HARMLESS:
-            raise config.fault(key, f"is {value!r}; adapters with it are not merged, only plain LoRA is")
+            raise config.fault(key, f"is {shown(value)}; adapters with it are not merged, only plain LoRA is")
     for key in ("layers_to_transform", "layers_pattern"):
         if config.values.get(key) and isinstance(config.values.get("target_modules"), str):
             raise config.fault(key, "is there beside a pattern in target_modules; peft takes it beside a list only")
@@ -144,7 +144,7 @@ def _require_plain_lora(config: Config) -> None:
     if not any(start is plain or (isinstance(start, str) and start == plain) for plain in PLAIN_STARTS):
         raise config.fault(
             "init_lora_weights",
-            f"is {start!r}, which changes the base's weights too; convert the adapter to plain LoRA in peft "
+            f"is {shown(start)}, which changes the base's weights too; convert the adapter to plain LoRA in peft "
             "(save_pretrained with path_initial_model_for_weight_conversion)",
         )
 
@@ -277,7 +277,9 @@ class _Merge:
         if layers is None or layers == []:
             return True
         if isinstance(layers, bool) or not isinstance(layers, int | list):
-            raise self._config.fault("layers_to_transform", f"is {layers!r}; it must be a number or a list of them")
+            raise self._config.fault(
+                "layers_to_transform", f"is {shown(layers)}; it must be a number or a list of them"
+            )
         match = None
         for pattern in _names(self._config, "layers_pattern") or (None,):
             rule = r".*?\.[^.]*\.(?P<idx>\d+)\." if pattern is None else rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\."
@@ -372,7 +374,7 @@ def _names(config: Config, key: str) -> tuple[str, ...]:
     value: Any = config.values.get(key)
     found = [value] if isinstance(value, str) and value else value or []
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise config.fault(key, f"is {value!r}; it must be a list of names")
+        raise config.fault(key, f"is {shown(value)}; it must be a list of names")
     return tuple(found)
 
 

@@ -10,7 +10,7 @@ from secrets import randbits
 from typing import Any
 
 from pard_onnx.models.checks import finite_number, whole_number
-from pard_onnx.models.errors import BadInput
+from pard_onnx.models.errors import BadInput, shown
 
 MOST_SEED = 2**64 - 1
 FRESH_BITS = 32  # bits of a seed that the user did not give: short enough to type again
@@ -108,11 +108,11 @@ def biases(value: object) -> Biases:
     pairs: Any = value.items() if isinstance(value, Mapping) else value
     wanted = "logit_bias must map token ids to numbers"
     if not isinstance(pairs, Iterable) or isinstance(pairs, str | bytes):
-        raise BadInput(f"{wanted}, not {value!r}")
+        raise BadInput(f"{wanted}, not {shown(value)}")
     out: dict[int, float] = {}
     for pair in pairs:
         if not isinstance(pair, tuple) or len(pair) != 2:
-            raise BadInput(f"{wanted}, not {pair!r}")
+            raise BadInput(f"{wanted}, not {shown(pair)}")
         token = whole_number("an id of logit_bias", pair[0])
         if token < 0 or token in out:
             raise BadInput(f"logit_bias: id {token} {'is negative' if token < 0 else 'is given twice'}")

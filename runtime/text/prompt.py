@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from operator import index
 from typing import Any
 
-from pard_onnx.models.errors import BadInput
+from pard_onnx.models.errors import BadInput, shown
 
 from .template import Message
 from .tokenizer import Text
@@ -60,8 +60,8 @@ def known_ids(ids: list[int], text: Text, size: int) -> list[int]:
     foreign = next((token for token in ids if token >= size), None)
     if foreign is not None:
         raise BadInput(
-            f"the prompt has the token {text.token(foreign)!r} (id {foreign}), but the model has ids 0 to {size - 1}; "
-            "leave that text out"
+            f"the prompt has the token {shown(text.token(foreign))} (id {foreign}), but the model has ids 0 to "
+            f"{size - 1}; leave that text out"
         )
     return ids
 
@@ -76,7 +76,7 @@ def copy_messages(messages: Iterable[Message]) -> Messages:
     out: Messages = []
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise BadInput(f"a message has a role and mostly a content, not {message!r}")
+            raise BadInput(f"a message has a role and mostly a content, not {shown(message)}")
         out.append(dict(message))
     return out
 

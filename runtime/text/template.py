@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Template, nodes
 
 from pard_onnx.models.chat_template import environment, template_problem, to_json
-from pard_onnx.models.errors import BadInput
+from pard_onnx.models.errors import BadInput, shown
 
 Message = Mapping[str, Any]
 CONTENT = "content"
@@ -58,7 +58,7 @@ def checked_arguments(arguments: Mapping[str, object] | None) -> dict[str, objec
     if arguments is None:
         return {}
     if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
-        raise BadInput(f'template_arguments are names with values, such as {{"tools": [...]}}, not {arguments!r}')
+        raise BadInput(f'template_arguments are names with values, such as {{"tools": [...]}}, not {shown(arguments)}')
     if "messages" in arguments:
         raise BadInput("template_arguments have messages; give them as the prompt or with pair.chat(messages=...)")
     for name in ("tools", "documents"):
@@ -66,7 +66,7 @@ def checked_arguments(arguments: Mapping[str, object] | None) -> dict[str, objec
         if items is None:
             continue
         if not isinstance(items, list | tuple) or not all(isinstance(item, Mapping) for item in items):
-            raise BadInput(f"{name} in template_arguments are a list of JSON objects, not {items!r}")
+            raise BadInput(f"{name} in template_arguments are a list of JSON objects, not {shown(items)}")
     return dict(arguments)
 
 
@@ -106,10 +106,12 @@ def with_joined_parts(message: Message) -> dict[str, Any]:
 def part_text(part: Any) -> str:
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
     if kind != "text":
-        raise BadInput(f"a message has a part of the type {kind!r}, but the model reads text only; leave that part out")
+        raise BadInput(
+            f"a message has a part of the type {shown(kind)}, but the model reads text only; leave that part out"
+        )
     text = part.get("text")
     if not isinstance(text, str):
-        raise BadInput(f'a text part is {{"type": "text", "text": ...}} with text, not {text!r}')
+        raise BadInput(f'a text part is {{"type": "text", "text": ...}} with text, not {shown(text)}')
     return text
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pard_onnx.models.errors import BadInput
+from pard_onnx.models.errors import BadInput, shown
 
 UNDECODED = "\ufffd"  # the replacement character, as which tokenizers decode an unfinished character
 MOST_UNDECODED = 3  # replacement characters that the beginning of one character can decode to (byte fallback)
@@ -125,7 +125,7 @@ def stop_strings(stop: str | Sequence[str], special: Mapping[str, int]) -> Stops
     texts = (stop,) if isinstance(stop, str) or not isinstance(stop, Iterable) else tuple(stop)
     for one in texts:
         if not isinstance(one, str) or not one:
-            raise BadInput(f"a stop string must be text of at least one character, not {one!r}")
+            raise BadInput(f"a stop string must be text of at least one character, not {shown(one)}")
     longest_first = sorted(filter(None, special), key=len, reverse=True)
     if not texts or not longest_first:
         return Stops(texts)
