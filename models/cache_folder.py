@@ -44,6 +44,22 @@ def stamp(path: Path, sha256: str) -> None:
         mark.touch()
 
 
+def is_remembered(kind: str, digest: str) -> bool:
+    """Whether something of this kind and digest was found to be right before."""
+    try:
+        return (cache_folder() / kind / digest).is_file()
+    except (OSError, RuntimeError):  # as in `is_stamped`
+        return False
+
+
+def remember(kind: str, digest: str) -> None:
+    """Remember that something of this kind and digest is right. A cache that cannot be written is no error."""
+    with suppress(OSError, RuntimeError):
+        mark = cache_folder() / kind / digest
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+
 def _stamp(path: Path, sha256: str) -> Path:
     facts = path.stat()
     key = f"{path.resolve()}\n{facts.st_size}\n{facts.st_mtime_ns}\n{sha256}"
