@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.runtime import Macro
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .errors import PardWarning
+from .template_budget import (
+    OpaqueNamespace,
+    body,
+    calls_of,
+    counted,
+    counted_each,
+    counted_filters,
+    counted_tests,
+    limited,
+    operate,
+    printed,
+    require_short_format,
+    scanned,
+    searched,
+    sliced,
+    spend_on_call,
+    spend_on_made,
+)
 
 LONGEST = 1_000_000  # characters of a template; real ones have up to 20 thousand
 
@@ -53,8 +72,24 @@ def template_problem(template: str) -> str | None:
     return None
 
 
-class PlainGenerator(CodeGenerator):
-    """Evaluates no expression while it compiles: `{{ "a" * 10 ** 10 }}` would take all memory before it is rendered."""
+class CountingGenerator(CodeGenerator):
+    """Compiles templates that pay for their work, see `template_budget`.
+
+    Evaluates no expression while it compiles: `{{ "a" * 10 ** 10 }}` would take all memory before it is rendered.
+    """
+
+    def visit_Template(self, node: nodes.Template, frame: Frame | None = None) -> None:
+        self._calls = calls_of(node)
+        super().visit_Template(node, frame)
+
+    def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
+        call = self._calls.get(id(node)) if isinstance(node, nodes.Expr) else None
+        if not call:
+            return super().visit(node, *args, **kwargs)
+        self.write(call)
+        super().visit(node, *args, **kwargs)
+        self.write(")" * call.count("("))
+        return None
 
     def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: Any) -> str:
         if not isinstance(node, nodes.TemplateData):
@@ -62,8 +97,41 @@ class PlainGenerator(CodeGenerator):
         return super()._output_child_to_const(node, frame, finalize)
 
 
+class BudgetedTemplate(Template):
+    """A template whose rendering has a budget."""
+
+    def render(self, *args: Any, **kwargs: Any) -> str:
+        with limited():
+            return super().render(*args, **kwargs)
+
+
 class TemplateEnvironment(ImmutableSandboxedEnvironment):
-    code_generator_class = PlainGenerator
+    """The sandbox of templates, in which all that takes time or memory pays for it."""
+
+    code_generator_class = CountingGenerator
+    template_class = BudgetedTemplate
+    intercepted_binops = frozenset(("+", "-", "*", "//", "%", "**"))
+    # What compiled templates call by these names
+    counted, counted_each, body = staticmethod(counted), staticmethod(counted_each), staticmethod(body)
+    printed, scanned, searched, sliced = map(staticmethod, (printed, scanned, searched, sliced))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        return operate(operator, left, right, self.binop_table[operator])
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        return spend_on_made(super().call(__context, __obj, *spend_on_call(__obj, args, kwargs), **kwargs))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """The method `format` of a text, which pays."""
+        plain = super().wrap_str_format(value)
+        if plain is None:
+            return None
+
+        def format_text(*args: Any, **kwargs: Any) -> str:
+            require_short_format(value.__self__, [args, kwargs])
+            return plain(*args, **kwargs)
+
+        return format_text
 
 
 class GenerationTag(Extension):
@@ -89,12 +157,20 @@ def environment() -> TemplateEnvironment:
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[GenerationTag, "jinja2.ext.loopcontrols"],
-        optimized=False,  # see `PlainGenerator`
+        optimized=False,  # see `CountingGenerator`
+        finalize=printed,
     )
-    out.filters["tojson"] = to_json
-    out.globals["raise_exception"] = refuse
-    out.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
+    out.filters = counted_filters({"tojson": to_json})
+    out.tests = counted_tests()
+    del out.globals["lipsum"]  # random text of any length
+    out.globals |= {"namespace": OpaqueNamespace, "raise_exception": refuse, "strftime_now": time_now}
     return out
+
+
+def time_now(pattern: str) -> str:
+    """The function `strftime_now` of templates."""
+    require_short_format(pattern, ())
+    return datetime.now().strftime(pattern)
 
 
 def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
@@ -104,4 +180,5 @@ def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, *
 
 def refuse(message: str) -> NoReturn:
     """The function `raise_exception` of templates."""
+    printed(message)
     raise TemplateError(message)
