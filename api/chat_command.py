@@ -15,6 +15,7 @@ from pard_onnx.cli import (
     Parser,
     add_providers,
     add_sampling,
+    add_special_tokens,
     add_stops,
     add_template_arguments,
     complain,
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     begin.add_argument("--system", metavar="TEXT", help="the system message")
     begin.add_argument("--resume", type=Path, metavar="FILE", help="go on with what /save wrote")
     add_template_arguments(out)
+    add_special_tokens(out)
     out.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="of a reply (default: 512)")
     length = "drafts a round, 1 to 32; 0: plain decoding; auto (default): by measured costs and acceptance"
     out.add_argument("--draft-length", type=whole_or_auto, default=AUTO, metavar="K", help=length)
@@ -73,9 +75,9 @@ def talk(options: argparse.Namespace, failed: list[int]) -> None:
     screen = Screen()
     with load(options.target, options.draft, **load_arguments(options)) as pair:
         if options.resume:
-            chat = pair.restore(options.resume, arguments)
+            chat = pair.restore(options.resume, arguments, options.special_tokens)
         else:
-            chat = pair.chat(options.system, template_arguments=arguments)
+            chat = pair.chat(options.system, (), arguments, options.special_tokens)
         generation, how = with_own_sampling(pair, generation, "model")
         talker = Talker(pair, chat, screen, generation, mark=options.show_accepted)
         if screen.person:

@@ -28,6 +28,7 @@ from pard_onnx.models.precision import Precision
 from pard_onnx.runtime.options import AUTO, STARTS, Options
 from pard_onnx.runtime.pair import Pair
 from pard_onnx.runtime.providers.table import PROVIDERS, parse_options
+from pard_onnx.runtime.text.control_tokens import HANDLINGS, TEXT
 
 # Names are the user's own bytes on stdout, and readable whatever they hold on stderr.
 STREAMS = {"stdin": ("r", "strict"), "stdout": ("w", "surrogateescape"), "stderr": ("w", "backslashreplace")}
@@ -242,6 +243,11 @@ def with_own_sampling(pair: Pair, generation: Mapping[str, Any], default: str) -
 def add_template_arguments(parser: argparse.ArgumentParser) -> None:
     text = "a variable of the chat template, such as enable_thinking=false; VALUE is JSON or text; repeatable"
     parser.add_argument("--template-arg", action="append", default=[], metavar="NAME=VALUE", help=text)
+
+
+def add_special_tokens(parser: argparse.ArgumentParser) -> None:
+    text = "special tokens in users' messages: text (default), encode them as tokens, or refuse them"
+    parser.add_argument("--special-tokens", choices=HANDLINGS, default=TEXT, help=text)
 
 
 def template_arguments(options: argparse.Namespace) -> dict[str, object]:

@@ -14,6 +14,7 @@ from pard_onnx.cli import (
     Parser,
     add_providers,
     add_sampling,
+    add_special_tokens,
     add_stops,
     add_template_arguments,
     exit_code,
@@ -41,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a UTF-8 file")
     out.add_argument("--chat", action="store_true", help="the prompt is a user's message for the chat template")
     add_template_arguments(out)
+    add_special_tokens(out)
     out.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     length = "drafts a round, 1 to 32; 0: plain decoding; auto (default): by measured costs and acceptance"
     out.add_argument("--draft-length", type=whole_or_auto, default=AUTO, metavar="K", help=length)
@@ -72,6 +74,7 @@ def generate(options: argparse.Namespace) -> None:
         "chat": options.chat,
         "timeout": options.timeout,
         "template_arguments": arguments,
+        "special_tokens": options.special_tokens,
         **stop_arguments(options),
         **sampling_arguments(options),
     }

@@ -46,6 +46,11 @@ MOST_BITS = 4096  # of whole numbers that are calculated with
 MOST_DIGITS = 5  # of a width in a format
 MOST_PLACES = 308  # that numbers are rounded to
 
+# Types, as tuples: a union is made anew wherever it is written
+TEXTS, PAIRS, LISTS = (str, bytes), (list, tuple), (list, tuple, set, frozenset)
+SEQUENCES, CONTAINERS = (*TEXTS, *PAIRS), (*TEXTS, *LISTS, dict)
+OWNERS, WALKED = (*TEXTS, *PAIRS, dict, int, float), (*PAIRS, Mapping, int)
+
 _budget: ContextVar[Budget | None] = ContextVar("budget", default=None)
 
 
@@ -98,7 +103,7 @@ def spend(units: float) -> None:
 
 def text_units(text: str | bytes) -> int:
     """Units of making this text."""
-    return int(shallow_units(text))
+    return len(text) // BYTES_PER_UNIT if isinstance(text, bytes) or text.isascii() else len(text) * 4 // BYTES_PER_UNIT
 
 
 def spend_on_all(value: Any) -> None:
@@ -123,13 +128,13 @@ def spend_on_all(value: Any) -> None:
             waiting += item
             waiting += item.values()
             units += 3 * ITEM * len(item)
-        elif isinstance(item, str | bytes):
+        elif isinstance(item, TEXTS):
             units += shallow_units(item)
         elif isinstance(item, int):
             units += item.bit_length() >> 6
         elif isinstance(item, Mapping):
             waiting += (*item.keys(), *item.values())
-        elif isinstance(item, list | tuple | set | frozenset):
+        elif isinstance(item, LISTS):
             waiting += item
         if units > 10_000:
             spend(units)
@@ -153,7 +158,7 @@ def json_units(value: Any, *args: Any, **options: Any) -> float:
 
 def listed(value: Any, otherwise: Any = None) -> Any:
     """A list or tuple as it is; `otherwise` for another value, or a list of it."""
-    if isinstance(value, list | tuple):
+    if isinstance(value, PAIRS):
         return value
     return [value] if otherwise is None else otherwise
 
@@ -164,7 +169,7 @@ def length(value: Any) -> int:
 
 def spend_on_made(value: Any) -> Any:
     """Pay for a value that a call or filter returned, without what was in it before; a generator pays for its items."""
-    if isinstance(value, str | bytes | list | tuple | set | dict):
+    if isinstance(value, CONTAINERS):
         spend(shallow_units(value))
     elif isinstance(value, GeneratorType):
         return each(value, MADE)
@@ -205,7 +210,14 @@ def body(units: int, value: Any) -> Any:
 
 def printed(value: Any) -> Any:
     """A value that is written as text."""
-    spend_on_all(value)
+    if type(value) is str:
+        budget = _budget.get()
+        if budget:
+            budget.left -= 1 + text_units(value)
+            if budget.left < 0:
+                raise TooMuchWork
+    else:
+        spend_on_all(value)
     return value
 
 
@@ -216,7 +228,7 @@ def scanned(value: Any) -> Any:
         spend(1 + len(value) // SCANNED_PER_UNIT)
     elif kind is int or kind is bool or value is None:
         return value
-    elif isinstance(value, list | tuple | Mapping | int):
+    elif isinstance(value, WALKED):
         spend_on_all(value)
     return value
 
@@ -225,7 +237,7 @@ def searched(value: Any) -> Any:
     """What `in` looks through: the keys of a mapping cost nothing."""
     if isinstance(value, str):
         spend(1 + len(value) // SCANNED_PER_UNIT)
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, PAIRS):
         spend(1 + 2 * len(value))
     elif isinstance(value, GeneratorType):
         return each(value, ITEM)
@@ -244,17 +256,21 @@ def sliced(value: Any) -> Any:
 
 def operate(operator: str, left: Any, right: Any, apply: Callable[[Any, Any], Any]) -> Any:
     """The result of an operator whose result may be large; paid before it is made."""
+    if operator == "+" and type(left) is str is type(right):
+        printed(left)
+        printed(right)
+        return left + right
     if type(left) is int is type(right) and operator != "**" and -SMALL < left < SMALL and -SMALL < right < SMALL:
         return apply(left, right)
     for value, other in ((left, right), (right, left)):
-        if isinstance(value, str | bytes | list | tuple):
+        if isinstance(value, SEQUENCES):
             if operator == "*" and isinstance(other, int):
                 spend(max(other, 0) * (shallow_units(value) + 1 / BYTES_PER_UNIT))
             elif operator == "+":
                 spend(shallow_units(value))
         elif isinstance(value, int) and value.bit_length() > MOST_BITS:
             raise TooMuchWork
-    if operator == "%" and isinstance(left, str | bytes):
+    if operator == "%" and isinstance(left, TEXTS):
         require_short_format(left, right)
     if operator == "**" and isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > MOST_BITS:
         raise TooMuchWork
@@ -263,8 +279,8 @@ def operate(operator: str, left: Any, right: Any, apply: Callable[[Any, Any], An
 
 def shallow_units(value: Any) -> float:
     """Units of a copy of a text or list, without what is in the list."""
-    if isinstance(value, str | bytes):
-        return len(value) * (1 if isinstance(value, bytes) or value.isascii() else 4) / BYTES_PER_UNIT
+    if isinstance(value, TEXTS):
+        return (1 if isinstance(value, bytes) or value.isascii() else 4) * len(value) / BYTES_PER_UNIT
     return COPIED * len(value)
 
 
@@ -284,7 +300,7 @@ def require_short_format(pattern: str | bytes, values: Any) -> None:
             spend(ITEM)
             if WIDTH.search(item) if isinstance(item, str) else isinstance(item, int) and item >= 10**MOST_DIGITS:
                 raise TooMuchWork
-            waiting += item.values() if isinstance(item, Mapping) else item if isinstance(item, list | tuple) else ()
+            waiting += item.values() if isinstance(item, Mapping) else item if isinstance(item, PAIRS) else ()
     for _ in range(text.count("%") + text.count("{")):
         spend_on_all(values)
 
@@ -298,7 +314,8 @@ LOCALS = ("_loop_vars", "_block_vars")  # keywords of jinja2's own
 def spend_on_call(called: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[Any, ...]:
     """Pay for a call before it happens. Returns the arguments, in which generators are counted."""
     spend(CALL)
-    keywords = {name: value for name, value in keywords.items() if name not in LOCALS}
+    if keywords:
+        keywords = {name: value for name, value in keywords.items() if name not in LOCALS}
     if isinstance(called, LoopContext):  # of a recursive loop
         spend(MACRO)
         return (counted(TURN, args[0]), *args[1:]) if args else args
@@ -308,7 +325,7 @@ def spend_on_call(called: Any, args: tuple[Any, ...], keywords: Mapping[str, Any
         return args
     if isinstance(called, BuiltinMethodType):
         owner, name = called.__self__, called.__name__
-        if isinstance(owner, str | bytes | int | float | list | tuple | dict):
+        if isinstance(owner, OWNERS):
             return spend_on_method(owner, name, args, keywords)
     if called is dict or getattr(called, "__name__", "") == "changed":
         spend_on_all([args, dict(keywords)])
@@ -318,7 +335,7 @@ def spend_on_call(called: Any, args: tuple[Any, ...], keywords: Mapping[str, Any
 def spend_on_method(owner: Any, name: str, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> tuple[Any, ...]:
     """As `spend_on_call`, for methods of texts, numbers and lists."""
     args = tuple(list(each(arg, ITEM)) if isinstance(arg, Iterator) else arg for arg in args)
-    if isinstance(owner, str | bytes):
+    if isinstance(owner, TEXTS):
         spend(1 + len(owner) // BYTES_PER_UNIT)
         text_method = TEXT_METHODS.get(name)
         if text_method:
@@ -327,7 +344,7 @@ def spend_on_method(owner: Any, name: str, args: tuple[Any, ...], keywords: Mapp
             spend_on_all(args)
     elif isinstance(owner, int) and name in ("to_bytes", "from_bytes"):
         spend(sum(arg if isinstance(arg, int) else len(arg) for arg in (*args, *keywords.values())))
-    elif isinstance(owner, list | tuple):
+    elif isinstance(owner, PAIRS):
         spend_on_all([owner, *args])
     elif name == "fromkeys" and args:
         spend_on_all(list(args[:1]))
@@ -339,7 +356,7 @@ def padded(text: Any, width: Any = 0, *_: Any) -> float:
 
 
 def replaced(text: Any, old: Any = "", new: Any = "", *_: Any, **__: Any) -> float:
-    if not isinstance(old, str | bytes) or not isinstance(new, str | bytes):
+    if not isinstance(old, TEXTS) or not isinstance(new, TEXTS):
         return 0  # the method refuses them
     found = text.count(old) if isinstance(text, str) == isinstance(old, str) else 0
     return text_units(text) + found * (text_units(new) + 1)

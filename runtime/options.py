@@ -10,6 +10,7 @@ from pard_onnx.models.checks import DRAFT_LIMIT, is_positive, nearest_name, requ
 from pard_onnx.models.errors import BadInput, shown
 
 from .sampling.settings import Sampling
+from .text.control_tokens import checked_handling
 from .text.template import checked_arguments
 
 AUTO: Literal["auto"] = "auto"
@@ -30,6 +31,7 @@ class OptionArguments(TypedDict, total=False):
     exact: bool
     chat: bool
     template_arguments: Mapping[str, object]
+    special_tokens: Literal["text", "encode", "refuse"]
     timeout: float | None
     sampling: Literal["greedy", "model"]
     temperature: float
@@ -64,11 +66,15 @@ class Options:
     chat: bool = False  # a text prompt is a user's message, to which the chat template is applied
     # Further variables of the chat template by name, as apply_chat_template's keywords: tools, enable_thinking, ...
     template_arguments: Mapping[str, object] = field(default_factory=dict, hash=False)
+    # What becomes of special tokens, such as <|im_end|>, in messages of users and tools: they stay text ("text"),
+    # "encode" makes tokens of them, "refuse" raises BadInput. Those of a plain prompt are always encoded.
+    special_tokens: Literal["text", "encode", "refuse"] = "text"
     timeout: float | None = None  # seconds after which the generation ends with the text so far
     sampling: Sampling = GREEDY
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "template_arguments", checked_arguments(self.template_arguments))
+        checked_handling(self.special_tokens)
         if not isinstance(self.sampling, Sampling):
             raise BadInput(f"the sampling of Options must be a Sampling, not {shown(self.sampling)}")
         object.__setattr__(self, "stop_token_ids", checked_ids(self.stop_token_ids))

@@ -20,6 +20,7 @@ from .providers.threads import Threads
 from .result import Result
 from .sampling.settings import Sampling
 from .stream import Stream
+from .text.control_tokens import TEXT
 from .text.prompt import Prompt, encode, opening_messages
 from .text.template import Message
 from .text.tokenizer import Text
@@ -134,7 +135,12 @@ class Pair:
         """
         start = perf_counter()
         chosen = Options.from_keywords(options, self.engine.model_sampling)
-        ids = self.encode(prompt, chat=chosen.chat, template_arguments=chosen.template_arguments)
+        ids = self.encode(
+            prompt,
+            chat=chosen.chat,
+            template_arguments=chosen.template_arguments,
+            special_tokens=chosen.special_tokens,
+        )
         return self.engine.stream(self._sequence, ids, chosen, start, reuse=False)
 
     def chat(
@@ -142,34 +148,48 @@ class Pair:
         system: str | None = None,
         messages: Iterable[Message] = (),
         template_arguments: Mapping[str, object] | None = None,
+        special_tokens: str = TEXT,
     ) -> Chat:
         """A conversation whose turns go on in one KV cache; several may be open. Ends with its last reference.
 
-        system: the system message; messages: what was said before; template_arguments: of every turn, see `Options`.
+        system: the system message; messages: what was said before; template_arguments, special_tokens: of every
+        turn, see `Options`.
         Raises BadInput if the chat template has no use for the messages, or there is no template.
         """
         opening = opening_messages(self.text, system, messages, template_arguments)
-        return Chat(self.engine, opening, template_arguments=template_arguments)
+        return Chat(self.engine, opening, None, template_arguments, special_tokens)
 
-    def restore(self, path: str | PathLike[str], template_arguments: Mapping[str, object] | None = None) -> Chat:
+    def restore(
+        self,
+        path: str | PathLike[str],
+        template_arguments: Mapping[str, object] | None = None,
+        special_tokens: str = TEXT,
+    ) -> Chat:
         """The conversation that `Chat.save` wrote; KV rows of another draft are left out.
 
-        template_arguments: as of `chat`; the file has none.
+        template_arguments, special_tokens: as of `chat`; the file has none.
 
         Raises BadArtifact (another file, damaged, another version, another target), TooLong.
         """
         saved = snapshot.read(path, self.target_manifest, self.draft_manifest, self.engine.new_sequence)
-        return Chat(self.engine, *saved, template_arguments)
+        return Chat(self.engine, *saved, template_arguments, special_tokens)
 
     def encode(
-        self, prompt: Prompt, *, chat: bool = False, template_arguments: Mapping[str, object] | None = None
+        self,
+        prompt: Prompt,
+        *,
+        chat: bool = False,
+        template_arguments: Mapping[str, object] | None = None,
+        special_tokens: str = TEXT,
     ) -> list[int]:
         """The prompt's token ids; BadInput for anything that is not a prompt.
 
-        chat: a text is a user's message; template_arguments: further variables of the chat template.
+        chat: a text is a user's message; template_arguments, special_tokens: see `Options`.
         """
         size = self.target_manifest.spec.vocabulary.size
-        return encode(prompt, self.text, size, chat=chat, template_arguments=template_arguments)
+        return encode(
+            prompt, self.text, size, chat=chat, template_arguments=template_arguments, special_tokens=special_tokens
+        )
 
     def close(self) -> None:
         """Free the sessions; Failure while one of them runs."""

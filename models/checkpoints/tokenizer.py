@@ -32,6 +32,10 @@ class GuardedTokenizer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
+    def like(self, tokenizer: Tokenizer) -> GuardedTokenizer:
+        """Another tokenizer, whose failures are those of this one's file."""
+        return GuardedTokenizer(tokenizer, self._path, self._error)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> Any:
         """The library's encoding of a text. Raises the error that the tokenizer was loaded with."""
         try:

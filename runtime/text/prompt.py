@@ -8,6 +8,7 @@ from typing import Any
 
 from pard_onnx.models.errors import BadInput, shown
 
+from .control_tokens import TEXT
 from .template import Message
 from .tokenizer import Text
 
@@ -19,26 +20,28 @@ def encode(
     prompt: Prompt,
     text: Text,
     size: int,
-    *,
     chat: bool = False,
     template_arguments: Mapping[str, object] | None = None,
+    special_tokens: str = TEXT,
 ) -> list[int]:
     """The prompt's token ids; BadInput for anything that is not a prompt.
 
     size: token ids in the prompt must be below it. chat: whether a text is a user's message. template_arguments:
-    further variables of the chat template.
+    further variables of the chat template. special_tokens: what becomes of those in users' messages, see `Options`;
+    those of a plain prompt are always encoded.
     """
     if isinstance(prompt, str):
         if not prompt:
             raise BadInput("the prompt is empty")
         if not chat:
             return known_ids(text.encode(prompt), text, size)
-        return known_ids(text.encode_chat([{"role": "user", "content": prompt}], template_arguments), text, size)
+        question = [{"role": "user", "content": prompt}]
+        return known_ids(text.encode_chat(question, template_arguments, special_tokens), text, size)
     if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
         raise BadInput(f"{WANTED}, not {type(prompt).__name__}")
     items: Sequence[Any] = list(prompt)
     if items and all(isinstance(item, Mapping) for item in items):
-        return known_ids(text.encode_chat(copy_messages(items), template_arguments), text, size)
+        return known_ids(text.encode_chat(copy_messages(items), template_arguments, special_tokens), text, size)
     try:
         ids = [index(item) for item in items]
     except TypeError:
