@@ -31,8 +31,8 @@ class Chat:
     The next turn then computes the prompt anew from the first token that differs. KV rows that are kept come from
     decoding steps, and new rows come from the wider steps of prefill; with exact widths, both are equal.
 
-    `template_arguments` are those of every turn; a turn's own are added to them. `special_tokens` is the option of a turn
-    that has none of its own.
+    `template_arguments` are those of every turn; a turn's own are added to them. `special_tokens` is the option of each
+    turn that has none of its own.
 
     A turn adds two messages when its stream ends, the question and the answer. If the turn is cancelled or times out,
     the answer is the text so far. A turn leaves the conversation as it was if it fails, if its stream is closed early,

@@ -90,12 +90,12 @@ class ControlTokens:
                 return ids
             if handling == REFUSE:
                 raise BadInput(f"a message has a special token in another form; {ADVICE}, or 'text'")
-            return self._encode_apart(text, "", "")
+            return self._encode_apart(text)
         before, after = unused_characters(text, messages)
-        for place in (inner_mark, before_mark, after_mark):
+        for place in (both_marks, inner_mark, before_mark, after_mark):
             marked = render([self._marked(message, found, partial(place, before, after)) for message in messages])
             if marked.replace(before, "").replace(after, "") == text:
-                return self._encode_apart(marked, before, after)
+                return self._encode_apart(marked, before, after, place is both_marks)
         raise BadInput(f"the chat template changes a message that has the special token {shown(found[0])}; {ADVICE}")
 
     # Where the messages have control tokens
@@ -152,28 +152,21 @@ class ControlTokens:
 
     # Encoding
 
-    def _encode_apart(self, marked: str, before: str, after: str) -> list[int]:
-        """The ids of a text, in which the control tokens beside marks are text."""
+    def _encode_apart(self, marked: str, before: str = "", after: str = "", both: bool = False) -> list[int]:
+        """The ids of a text, in which the control tokens beside marks (or between two of them) are text."""
         renamed = self._copy(marked)
-        tokens = alternatives(text for text in self._all if text in marked).pattern
+        token = f"(?:{alternatives(text for text in self._all if text in marked).pattern})"
+        mine = f"{before}{token}{after}" if both else f"{before}{token}|{token}{after}" if before else "(?!)"
         count = 0
 
         def replace(found: re.Match[str]) -> str:
             nonlocal count
             if found["own"] is None:
-                return found["text"] or found["other"] or ""
+                return found[0].replace(before, "").replace(after, "")
             count += 1
             return renamed.names[found["own"]]
 
-        mark = (
-            (f"{before}(?P<text>{tokens})|(?P<other>{tokens}){after}|", f"|[{before}{after}]")
-            if before
-            else (
-                "(?P<text>(?!))|(?P<other>(?!))|",
-                "",
-            )
-        )
-        text = re.sub(f"{mark[0]}(?P<own>{tokens}){mark[1]}", replace, marked)
+        text = re.sub(f"{mine}|(?P<own>{token})|[{before}{after}]" if before else f"(?P<own>{token})", replace, marked)
         ids: list[int] = renamed.tokenizer.encode(text, add_special_tokens=False).ids
         known = set(self._ids.values())
         if sum(id_ in known for id_ in ids) != count:
@@ -216,6 +209,11 @@ def unused_characters(text: str, messages: Sequence[Message]) -> tuple[str, str]
 
 
 Put = Callable[[re.Match[str]], str]
+
+
+def both_marks(before: str, after: str, _: str) -> Put:
+    """A mark on each side, of which none is taken for that of another token where the template cuts the text."""
+    return lambda found: before + found[0] + after
 
 
 def inner_mark(before: str, after: str, text: str) -> Put:
