@@ -14,6 +14,7 @@ from pard_onnx.chat_screen import Screen
 from pard_onnx.cli import (
     Parser,
     add_providers,
+    add_revisions,
     add_sampling,
     add_special_tokens,
     add_stops,
@@ -21,6 +22,7 @@ from pard_onnx.cli import (
     complain,
     exit_code,
     load_arguments,
+    revision_arguments,
     sampling_arguments,
     stop_arguments,
     template_arguments,
@@ -52,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--show-accepted", action="store_true", help="colour the tokens that came from the draft")
     add_stops(out)
     add_sampling(out, default="model")
+    add_revisions(out)
     add_providers(out)
     return out
 
@@ -73,7 +76,7 @@ def talk(options: argparse.Namespace, failed: list[int]) -> None:
     Options.from_keywords(generation)  # refuses bad options before the models load
     arguments = checked_arguments(template_arguments(options))
     screen = Screen()
-    with load(options.target, options.draft, **load_arguments(options)) as pair:
+    with load(options.target, options.draft, **load_arguments(options), **revision_arguments(options)) as pair:
         if options.resume:
             chat = pair.restore(options.resume, arguments, options.special_tokens)
         else:
@@ -108,7 +111,9 @@ class Talker:
         self.done = False
 
     def greeting(self) -> str:
-        names = " with ".join(name for name in (self._pair.target_name, self._pair.draft_name) if name)
+        pair = self._pair
+        models = (pair.target_name, pair.target_commit), (pair.draft_name, pair.draft_commit)
+        names = " with ".join(f"{name}@{commit[:12]}" if commit else name for name, commit in models if name)
         names += where_it_runs(self._pair)
         before = f"{len(self._chat.messages)} messages so far; " if self._chat.messages else ""
         return f"{names}; {before}/help lists the commands, Ctrl-C ends a reply, Ctrl-D the chat"

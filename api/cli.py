@@ -269,6 +269,17 @@ def refuse_constant(name: str) -> None:
     raise ValueError(name)
 
 
+def add_revisions(parser: argparse.ArgumentParser) -> None:
+    for part in ("", "draft-"):
+        text = f"branch, tag or commit of {'the draft' if part else 'the target'}, if it is a hub id"
+        parser.add_argument(f"--{part}revision", metavar="NAME", help=text)
+
+
+def revision_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_revisions`, as keyword arguments of `load`."""
+    return {"revision": options.revision, "draft_revision": options.draft_revision}
+
+
 def add_providers(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where it runs")
     names = ", ".join(PROVIDERS)

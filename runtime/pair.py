@@ -8,7 +8,7 @@ from os import PathLike
 from time import perf_counter
 from typing import Any, Unpack
 
-from pard_onnx.models.errors import BadInput
+from pard_onnx.models.errors import BadInput, shown
 
 from . import snapshot
 from .chat import Chat
@@ -38,6 +38,8 @@ def load(
     provider_options: Mapping[str, object] | None = None,
     draft_provider_options: Mapping[str, object] | None = None,
     fallback: bool = False,
+    revision: str | None = None,
+    draft_revision: str | None = None,
 ) -> Pair:
     """Open a pair, or a target alone.
 
@@ -50,6 +52,7 @@ def load(
         target's.
     provider_options, draft_provider_options: by the provider's own names.
     fallback: use the CPU if the provider is not installed, does not start or computes wrongly.
+    revision, draft_revision: a branch, tag or commit of a hub id. Only a commit is the same files for ever.
 
     The first time on a machine it takes about a second longer: step costs and exact widths are measured, and off the
     CPU the model's steps are checked against single steps and the CPU's.
@@ -61,12 +64,16 @@ def load(
     pool = Threads(threads, share_threads)
     if draft is None and (draft_provider is not None or draft_provider_options):
         raise BadInput(f"a provider for the draft ({draft_provider}), but no draft; name one, or leave it out")
+    if draft is None and draft_revision is not None:
+        raise BadInput(f"a revision of the draft ({shown(draft_revision)}), but no draft; name one, or leave it out")
     for_target = provider_candidates(provider, provider_options, fallback=fallback)
     for_draft = None
     if draft_provider is not None:
         for_draft = provider_candidates(draft_provider, draft_provider_options, fallback=fallback)
-    target_artifact = open_artifact(target, "target")
-    draft_artifact = None if draft is None else open_artifact(draft, "draft")
+    target_artifact = open_artifact(target, "target", checked_revision("revision", revision))
+    draft_artifact = None
+    if draft is not None:
+        draft_artifact = open_artifact(draft, "draft", checked_revision("draft_revision", draft_revision))
     shared = None
     if draft_artifact:
         shared = shared_ids(target_artifact, draft_artifact.name, draft_artifact.folder, draft_artifact.manifest.spec)
@@ -76,6 +83,13 @@ def load(
         for_draft = for_draft or draft_candidates(for_target, target_model.provider, draft_provider_options)
         draft_model = open_on_first(draft_artifact, for_draft, pool)
     return Pair(Engine(target_model, draft_model, shared))
+
+
+def checked_revision(name: str, value: object) -> str | None:
+    """The user's revision of a hub id; BadInput for what is no name of one."""
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise BadInput(f"{name} must be a branch, tag or commit of a hub id, not {shown(value)}")
+    return value
 
 
 def open_on_first(artifact: Artifact, candidates: ProviderCandidates, threads: Threads) -> LoadedModel[Any]:
@@ -92,6 +106,8 @@ class Pair:
         self.engine = engine
         target, draft = engine.models
         self.target_name, self.draft_name = target.name, draft.name if draft else None
+        # The commits of the hub's repositories that they were fetched from; None for local folders
+        self.target_commit, self.draft_commit = target.artifact.commit, draft.artifact.commit if draft else None
         self.target_manifest, self.draft_manifest = engine.target_manifest, engine.draft_manifest
         self.choice = ProviderChoice(target.provider, target.reason)
         self.draft_choice = ProviderChoice(draft.provider, draft.reason) if draft else None

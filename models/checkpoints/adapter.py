@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pard_onnx.models.json_files import read_json
 
 from .config import Config
 from .merged import BiasSum, Change, ChangedTensor, EmbeddingProduct, NewRows, Product, ReplacedTensor
+from .module_patterns import ModulePatterns, NotAnExpression, Pattern, TooSlow
 from .tensors import DTYPES, HEAD, Tensor, TensorEntry, read_header
 
 FILE = "adapter_config.json"
@@ -177,6 +178,21 @@ class _Merge:
             del self.tensors[HEAD]
         return self.tensors
 
+    @cached_property
+    def _patterns(self) -> ModulePatterns:
+        modules = {name.removesuffix(".weight") for name in self.tensors}
+        try:
+            return ModulePatterns(_patterns_of(self._config), sorted(modules))
+        except TooSlow as problem:
+            raise BadCheckpoint(f"{self._config.path}: {problem}; name the modules instead") from None
+
+    def _matches(self, key: str, pattern: Pattern, module: str) -> tuple[bool, str | None]:
+        """Whether a pattern of the configuration matches the module's name, and the number of a layer in it."""
+        try:
+            return self._patterns.match(pattern, module)
+        except NotAnExpression as problem:
+            raise self._config.fault(key, f"has a pattern that is not a regular expression: {problem}") from None
+
     @property
     def _file(self) -> Path:
         return self.adapter.folder / WEIGHTS
@@ -247,7 +263,7 @@ class _Merge:
             if linear:
                 found = module not in (EMBED_MODULE, HEAD_MODULE)
             elif isinstance(targets, str):
-                found = _match(self._config, "target_modules", targets, module, whole=True) is not None
+                found = self._matches("target_modules", Pattern(targets, whole=True), module)[0]
             else:
                 found = self._is_listed(module, _names(self._config, "target_modules"))
                 pair = {EMBED_MODULE, HEAD_MODULE}
@@ -259,14 +275,12 @@ class _Merge:
     def _is_excluded(self, module: str) -> bool:
         excluded = self._config.values.get("exclude_modules")
         if isinstance(excluded, str):
-            if excluded and _match(self._config, "exclude_modules", excluded, module, whole=True):
+            if excluded and self._matches("exclude_modules", Pattern(excluded, whole=True), module)[0]:
                 return True
         elif any(module == name or module.endswith(f".{name}") for name in _names(self._config, "exclude_modules")):
             return True
-        return any(
-            _match(self._config, "modules_to_save", rf"(^|.*\.){name}($|\..*)", module)
-            for name in _names(self._config, "modules_to_save")
-        )
+        saved = map(_saved_pattern, _names(self._config, "modules_to_save"))
+        return any(self._matches("modules_to_save", pattern, module)[0] for pattern in saved)
 
     def _is_listed(self, module: str, targets: tuple[str, ...]) -> bool:
         if module in targets:
@@ -280,13 +294,11 @@ class _Merge:
             raise self._config.fault(
                 "layers_to_transform", f"is {shown(layers)}; it must be a number or a list of them"
             )
-        match = None
-        for pattern in _names(self._config, "layers_pattern") or (None,):
-            rule = r".*?\.[^.]*\.(?P<idx>\d+)\." if pattern is None else rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\."
-            match = _match(self._config, "layers_pattern", rule, module)
-            if match:
-                break
-        return match is not None and int(match["idx"]) in (layers if isinstance(layers, list) else [layers])
+        for pattern in _layer_patterns(self._config):
+            found, number = self._matches("layers_pattern", pattern, module)
+            if found:
+                return int(number or 0) in (layers if isinstance(layers, list) else [layers])
+        return False
 
     def _scaling(self, module: str, rank: int) -> float:
         """What the product is multiplied by. rank: of the stored matrices."""
@@ -303,7 +315,7 @@ class _Merge:
         """The first entry of a pattern that matches the module, or the default (`get_pattern_key`; peft's own is 8)."""
         part = self._config.inside(pattern)
         for key in part.values:
-            if _match(self._config, pattern, rf"(.*\.)?({key})$", module):
+            if self._matches(pattern, _key_pattern(key), module)[0]:
                 return part.number(key)
         return part.number(module) if module in part.values else self._config.number(default, 8.0)
 
@@ -383,9 +395,27 @@ def _ids(config: Config, value: Any, rows: int) -> tuple[int, ...]:
     return Config(config.path, {key: value}).ids(key, rows)
 
 
-def _match(config: Config, key: str, pattern: str, name: str, *, whole: bool = False) -> re.Match[str] | None:
-    """A match at the beginning of the name, or of the whole name."""
-    try:
-        return re.fullmatch(pattern, name) if whole else re.match(pattern, name)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise config.fault(key, f"has a pattern that is not a regular expression: {error}") from None
+def _patterns_of(config: Config) -> Iterator[Pattern]:
+    """All patterns of the configuration."""
+    for key in ("target_modules", "exclude_modules"):
+        value = config.values.get(key)
+        if isinstance(value, str):
+            yield Pattern(value, whole=True)
+    yield from map(_saved_pattern, _names(config, "modules_to_save"))
+    yield from _layer_patterns(config)
+    for key in ("rank_pattern", "alpha_pattern"):
+        yield from map(_key_pattern, config.inside(key).values)
+
+
+def _saved_pattern(name: str) -> Pattern:
+    return Pattern(name, r"(^|.*\.)", r"($|\..*)")
+
+
+def _key_pattern(key: str) -> Pattern:
+    return Pattern(key, r"(.*\.)?(", ")$")
+
+
+def _layer_patterns(config: Config) -> list[Pattern]:
+    number = r"\.(?P<idx>\d+)\."
+    named = [Pattern(name, r"(?:^|.*?\.)", number) for name in _names(config, "layers_pattern")]
+    return named or [Pattern("", r".*?\.[^.]*", number)]
