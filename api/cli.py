@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as those of all bad input."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {one_line(message)}; {self.prog} --help lists the options\n")
+        self.exit(2, one_line(f"error: {message}; {self.prog} --help lists the options") + "\n")
 
 
 class Ended(KeyboardInterrupt):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from itertools import takewhile
-from math import inf, isfinite
+from math import inf
 from numbers import Real
 from operator import index
 
@@ -60,8 +60,8 @@ def finite_number(name: str, value: object) -> float:
 
 
 def is_positive(value: object) -> bool:
-    """Whether `value` is a finite number above 0; a bool is not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) and value > 0
+    """Whether `value` is a number above 0 and at most LARGEST; a bool is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LARGEST
 
 
 def nearest_name(name: object, known: Iterable[str], least_similarity: float = 0.6) -> str | None:
