@@ -19,13 +19,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from .errors import PardWarning
 from .template_budget import (
-    OpaqueNamespace,
+    MACRO,
+    NODE,
+    WEIGHTS,
     body,
-    calls_of,
     counted,
     counted_each,
-    counted_filters,
-    counted_tests,
     limited,
     operate,
     printed,
@@ -33,9 +32,10 @@ from .template_budget import (
     scanned,
     searched,
     sliced,
-    spend_on_call,
     spend_on_made,
+    text_units,
 )
+from .template_calls import OpaqueNamespace, counted_filters, counted_tests, spend_on_call
 
 LONGEST = 1_000_000  # characters of a template; real ones have up to 20 thousand
 
@@ -70,6 +70,68 @@ def template_problem(template: str) -> str | None:
         # What jinja makes of it is no Python: loops or expressions that are nested too deeply
         return f"it is too deeply nested ({' '.join(str(error).split()) or type(error).__name__})"
     return None
+
+
+def weight(node: nodes.Node) -> int:
+    """Units of evaluating a node once, without the turns of loops in it."""
+    if isinstance(node, nodes.TemplateData):
+        return NODE + text_units(node.data)
+    if isinstance(node, nodes.Macro):
+        return NODE
+    inner = [node.iter] if isinstance(node, nodes.For) else node.iter_child_nodes()
+    return WEIGHTS.get(type(node), NODE) + sum(map(weight, inner))
+
+
+Calls = dict[int, str]
+
+
+def calls_of(tree: nodes.Template) -> Calls:
+    """The calls that the values of nodes go through, by the nodes' ids: their beginnings. Adds what bodies cost."""
+    out: Calls = {}
+
+    def pass_to(call: str, *values: nodes.Node) -> None:
+        for value in values:
+            if isinstance(value, nodes.Const) and not call.startswith("body"):
+                continue
+            out[id(value)] = f"environment.{call}{out.get(id(value), '')}"
+
+    def charge_body(node: Any, units: int) -> None:
+        mark = nodes.Const(0, lineno=node.lineno)
+        node.body.insert(0, nodes.ExprStmt(mark, lineno=node.lineno))
+        pass_to(f"body({units}, ", mark)
+
+    found = list(tree.find_all(nodes.Node))
+    for node in found:  # literals are paid for whole, whatever else is done with them
+        if isinstance(node, nodes.List | nodes.Tuple | nodes.Dict) and is_made(node):
+            pass_to("printed(", node)
+    for node in found:
+        match node:
+            case nodes.For():
+                turn = sum(map(weight, (*node.body, *([node.test] if node.test else ()))))
+                ends_early = next(node.find_all(nodes.Break), None)
+                pass_to(f"{'counted_each' if ends_early else 'counted'}({turn}, ", node.iter)
+                if node.recursive:
+                    charge_body(node, turn)
+            case nodes.Macro() | nodes.CallBlock() | nodes.Block():
+                charge_body(node, MACRO + sum(map(weight, node.body)))
+            case nodes.Concat():
+                pass_to("printed(", *node.nodes)
+            case nodes.Compare():
+                pass_to("scanned(", node.expr)
+                for operand in node.ops:
+                    pass_to("searched(" if operand.op in ("in", "notin") else "scanned(", operand.expr)
+            case nodes.Getitem():
+                if isinstance(node.arg, nodes.Slice):
+                    pass_to("sliced(", node.node)
+                elif not isinstance(node.arg, nodes.Const):
+                    pass_to("scanned(", node.arg)
+    return out
+
+
+def is_made(node: nodes.Node) -> bool:
+    """Whether a list, tuple or object is made of values that are not constants, and is not assigned to."""
+    inner = node.find_all(nodes.Expr)
+    return getattr(node, "ctx", "load") == "load" and any(not isinstance(one, nodes.Const) for one in inner)
 
 
 class CountingGenerator(CodeGenerator):
@@ -160,8 +222,8 @@ def environment() -> TemplateEnvironment:
         optimized=False,  # see `CountingGenerator`
         finalize=printed,
     )
-    out.filters = counted_filters({"tojson": to_json})
-    out.tests = counted_tests()
+    out.filters.update(counted_filters({"tojson": to_json}))
+    out.tests.update(counted_tests())
     del out.globals["lipsum"]  # random text of any length
     out.globals |= {"namespace": OpaqueNamespace, "raise_exception": refuse, "strftime_now": time_now}
     return out

@@ -55,4 +55,5 @@ def run_helper(script: Path, request: object, seconds: float) -> Any:
 
 def can_start(executable: str | None) -> bool:
     """Whether `executable` is an interpreter that runs scripts. In frozen and embedding applications it is theirs."""
-    return bool(executable) and not getattr(sys, "frozen", False) and bool(PYTHON.fullmatch(Path(executable).name))
+    frozen = getattr(sys, "frozen", False)
+    return not frozen and executable is not None and PYTHON.fullmatch(Path(executable).name) is not None

@@ -55,7 +55,7 @@ class ModulePatterns:
     def __init__(self, patterns: Iterable[Pattern], names: Iterable[str]) -> None:
         """Raises TooSlow."""
         unique, listed = list(dict.fromkeys(patterns)), list(names)
-        request = [[[pattern.expression, pattern.whole] for pattern in unique], listed]
+        request: tuple[list[list[Any]], list[str]] = ([[one.expression, one.whole] for one in unique], listed)
         if all(PLAIN.fullmatch(pattern.source) for pattern in unique):
             answers = match_all(*request)
         else:
@@ -63,7 +63,7 @@ class ModulePatterns:
         self._found = dict(zip(unique, answers, strict=True))
 
     @staticmethod
-    def _in_helper(request: list[Any], patterns: list[Pattern]) -> Any:
+    def _in_helper(request: tuple[list[list[Any]], list[str]], patterns: list[Pattern]) -> Any:
         from pard_onnx.models.helper_process import HelperStopped, NoHelper, run_helper
 
         try:
