@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import warnings
@@ -21,7 +22,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from pard_onnx.export.job import Job
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checks import Progress
-from pard_onnx.models.errors import BadInput, PardError, PardWarning, one_line
+from pard_onnx.models.errors import BadInput, PardError, PardWarning, escaped, one_line
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.precision import Precision
@@ -35,6 +36,15 @@ STREAMS = {"stdin": ("r", "strict"), "stdout": ("w", "surrogateescape"), "stderr
 TRACEBACK = "PARD_ONNX_TRACEBACK"  # an environment variable: if set, unexpected errors are raised with a traceback
 # Sent by process managers, by closed terminals and by closed Windows consoles
 ENDS = ("SIGTERM", "SIGHUP", "SIGBREAK")
+
+
+# Control characters but tab and line end: a model's text must not move the cursor, or write to the clipboard
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def for_stdout(text: str) -> str:
+    """A model's text as it is printed: on a terminal, control characters are written as their escapes."""
+    return CONTROLS.sub(lambda found: escaped(found[0]), text) if sys.stdout.isatty() else text
 
 
 class Parser(argparse.ArgumentParser):

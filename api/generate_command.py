@@ -19,6 +19,7 @@ from pard_onnx.cli import (
     add_stops,
     add_template_arguments,
     exit_code,
+    for_stdout,
     load_arguments,
     revision_arguments,
     sampling_arguments,
@@ -112,7 +113,7 @@ def read_stdin() -> str:
 def show(stream: Stream, pair: Pair, *, as_json: bool) -> None:
     for chunk in stream:
         if not as_json:
-            sys.stdout.write(chunk.text)
+            sys.stdout.write(for_stdout(chunk.text))
             sys.stdout.flush()
     print(json.dumps(summary(stream.result, pair), ensure_ascii=False) if as_json else "")
 

@@ -134,8 +134,8 @@ CHEAP = frozenset(
 
 # Filters and tests
 
-ALL_FILTERS: Mapping[str, Callable[..., Any]] = {**FILTERS}
-ALL_TESTS: Mapping[str, Callable[..., Any]] = {**TESTS}
+ALL_FILTERS: Mapping[str, Any] = FILTERS
+ALL_TESTS: Mapping[str, Any] = TESTS
 
 
 def as_text(value: Any) -> str:

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pard_onnx import BadInput, Pair, PardWarning, load
+from pard_onnx.cli import for_stdout
 from pard_onnx.export_command import main as export_main
 from pard_onnx.generate_command import main as generate_main
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
@@ -125,6 +126,14 @@ def test_commands_print_one_clean_line(name: str, capsys: pytest.CaptureFixture[
         assert code == 2
         printed = capsys.readouterr().err
         assert printed.endswith("\n") and is_clean(printed[:-1])
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_models_text_does_not_control_the_terminal(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+    text = "a\tb\n\x1b]52;c;eA==\x07\r\x9b2J عربي\u200f"
+    wanted = "a\tb\n\\x1b]52;c;eA==\\x07\\r\\x9b2J عربي\u200f" if terminal else text
+    assert for_stdout(text) == wanted
 
 
 @given(st.text() | st.lists(st.text()) | st.dictionaries(st.text(), st.integers()) | st.binary())
