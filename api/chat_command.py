@@ -14,12 +14,15 @@ from pard_onnx.chat_screen import Screen
 from pard_onnx.cli import (
     Parser,
     add_providers,
+    add_revisions,
     add_sampling,
+    add_special_tokens,
     add_stops,
     add_template_arguments,
     complain,
     exit_code,
     load_arguments,
+    revision_arguments,
     sampling_arguments,
     stop_arguments,
     template_arguments,
@@ -44,12 +47,14 @@ def parser() -> argparse.ArgumentParser:
     begin.add_argument("--system", metavar="TEXT", help="the system message")
     begin.add_argument("--resume", type=Path, metavar="FILE", help="go on with what /save wrote")
     add_template_arguments(out)
+    add_special_tokens(out)
     out.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="of a reply (default: 512)")
     length = "drafts a round, 1 to 32; 0: plain decoding; auto (default): by measured costs and acceptance"
     out.add_argument("--draft-length", type=whole_or_auto, default=AUTO, metavar="K", help=length)
     out.add_argument("--show-accepted", action="store_true", help="colour the tokens that came from the draft")
     add_stops(out)
     add_sampling(out, default="model")
+    add_revisions(out)
     add_providers(out)
     return out
 
@@ -71,11 +76,11 @@ def talk(options: argparse.Namespace, failed: list[int]) -> None:
     Options.from_keywords(generation)  # refuses bad options before the models load
     arguments = checked_arguments(template_arguments(options))
     screen = Screen()
-    with load(options.target, options.draft, **load_arguments(options)) as pair:
+    with load(options.target, options.draft, **load_arguments(options), **revision_arguments(options)) as pair:
         if options.resume:
-            chat = pair.restore(options.resume, arguments)
+            chat = pair.restore(options.resume, arguments, options.special_tokens)
         else:
-            chat = pair.chat(options.system, template_arguments=arguments)
+            chat = pair.chat(options.system, (), arguments, options.special_tokens)
         generation, how = with_own_sampling(pair, generation, "model")
         talker = Talker(pair, chat, screen, generation, mark=options.show_accepted)
         if screen.person:
@@ -106,7 +111,9 @@ class Talker:
         self.done = False
 
     def greeting(self) -> str:
-        names = " with ".join(name for name in (self._pair.target_name, self._pair.draft_name) if name)
+        pair = self._pair
+        models = (pair.target_name, pair.target_commit), (pair.draft_name, pair.draft_commit)
+        names = " with ".join(f"{name}@{commit[:12]}" if commit else name for name, commit in models if name)
         names += where_it_runs(self._pair)
         before = f"{len(self._chat.messages)} messages so far; " if self._chat.messages else ""
         return f"{names}; {before}/help lists the commands, Ctrl-C ends a reply, Ctrl-D the chat"

@@ -11,6 +11,7 @@ from types import FrameType
 from rich.console import Console
 from rich.text import Text
 
+from pard_onnx.cli import for_stdout
 from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.result import Chunk
 
@@ -60,9 +61,9 @@ class Screen:
         if mark and self._console.is_terminal:
             flags = [*chunk.drafted, *[False] * (len(chunk.pieces) - len(chunk.drafted))]
             for piece, drafted in zip(chunk.pieces, flags, strict=True):
-                self._console.print(Text(piece, style=DRAFTED if drafted else ""), end="", soft_wrap=True)
+                self._console.print(Text(for_stdout(piece), style=DRAFTED if drafted else ""), end="", soft_wrap=True)
         else:
-            sys.stdout.write(chunk.text)
+            sys.stdout.write(for_stdout(chunk.text))
             sys.stdout.flush()
         self._open_line = True
 

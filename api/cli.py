@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import warnings
@@ -22,7 +23,7 @@ from pard_onnx.interrupts import Interrupts
 from pard_onnx.models.atomic import recover
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checks import Progress
-from pard_onnx.models.errors import BadInput, PardError, PardWarning
+from pard_onnx.models.errors import BadInput, PardError, PardWarning, escaped, one_line
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.precision import Precision
@@ -30,16 +31,26 @@ from pard_onnx.models.system_errors import is_out_of_memory, os_error_line, out_
 from pard_onnx.runtime.options import AUTO, STARTS, Options
 from pard_onnx.runtime.pair import Pair
 from pard_onnx.runtime.providers.table import PROVIDERS, parse_options
+from pard_onnx.runtime.text.control_tokens import HANDLINGS, TEXT
 from pard_onnx.standard_streams import to_null_device, utf8_streams
 
 TRACEBACK = "PARD_ONNX_TRACEBACK"  # an environment variable: if set, unexpected errors are raised with a traceback
+
+
+# Control characters but tab and line end: a model's text must not move the cursor, or write to the clipboard
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def for_stdout(text: str) -> str:
+    """A model's text as it is printed: on a terminal, control characters are written as their escapes."""
+    return CONTROLS.sub(lambda found: escaped(found[0]), text) if sys.stdout.isatty() else text
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as those of all bad input."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; {self.prog} --help lists the options\n")
+        self.exit(2, one_line(f"error: {message}; {self.prog} --help lists the options") + "\n")
 
 
 def exit_code(command: Callable[[], None]) -> int:
@@ -117,7 +128,7 @@ def one_line_warnings() -> Iterator[None]:
 def complain(message: str, code: int) -> int:
     """Print an error in one line on stderr and return the exit code."""
     try:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {' '.join(one_line(message).split())}", file=sys.stderr)
     except OSError:  # nobody reads stderr any more
         to_null_device(sys.stderr)
     return code
@@ -240,6 +251,11 @@ def add_template_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template-arg", action="append", default=[], metavar="NAME=VALUE", help=text)
 
 
+def add_special_tokens(parser: argparse.ArgumentParser) -> None:
+    text = "special tokens in users' messages: text (default), encode them as tokens, or refuse them"
+    parser.add_argument("--special-tokens", choices=HANDLINGS, default=TEXT, help=text)
+
+
 def template_arguments(options: argparse.Namespace) -> dict[str, object]:
     """The arguments of --template-arg by name: values that are JSON are read, all others are text."""
     out: dict[str, object] = {}
@@ -257,6 +273,17 @@ def template_arguments(options: argparse.Namespace) -> dict[str, object]:
 def refuse_constant(name: str) -> None:
     """NaN and Infinity are text: JSON has no such numbers."""
     raise ValueError(name)
+
+
+def add_revisions(parser: argparse.ArgumentParser) -> None:
+    for part in ("", "draft-"):
+        text = f"branch, tag or commit of {'the draft' if part else 'the target'}, if it is a hub id"
+        parser.add_argument(f"--{part}revision", metavar="NAME", help=text)
+
+
+def revision_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_revisions`, as keyword arguments of `load`."""
+    return {"revision": options.revision, "draft_revision": options.draft_revision}
 
 
 def add_providers(parser: argparse.ArgumentParser) -> None:

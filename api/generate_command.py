@@ -13,11 +13,15 @@ from typing import Any
 from pard_onnx.cli import (
     Parser,
     add_providers,
+    add_revisions,
     add_sampling,
+    add_special_tokens,
     add_stops,
     add_template_arguments,
     exit_code,
+    for_stdout,
     load_arguments,
+    revision_arguments,
     sampling_arguments,
     stop_arguments,
     template_arguments,
@@ -26,7 +30,7 @@ from pard_onnx.cli import (
 )
 from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.options import AUTO
-from pard_onnx.runtime.pair import load
+from pard_onnx.runtime.pair import Pair, load
 from pard_onnx.runtime.result import Result
 from pard_onnx.runtime.stream import Stream
 from pard_onnx.runtime.text.template import checked_arguments
@@ -41,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a UTF-8 file")
     out.add_argument("--chat", action="store_true", help="the prompt is a user's message for the chat template")
     add_template_arguments(out)
+    add_special_tokens(out)
     out.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
     length = "drafts a round, 1 to 32; 0: plain decoding; auto (default): by measured costs and acceptance"
     out.add_argument("--draft-length", type=whole_or_auto, default=AUTO, metavar="K", help=length)
@@ -48,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     add_stops(out)
     out.add_argument("--timeout", type=float, metavar="S", help="end after so many seconds")
     add_sampling(out)
+    add_revisions(out)
     add_providers(out)
     out.add_argument("--no-exact", dest="exact", action="store_false", help="allow any step width")
     out.add_argument("--json", action="store_true", help="one JSON object instead of streamed text")
@@ -72,16 +78,17 @@ def generate(options: argparse.Namespace) -> None:
         "chat": options.chat,
         "timeout": options.timeout,
         "template_arguments": arguments,
+        "special_tokens": options.special_tokens,
         **stop_arguments(options),
         **sampling_arguments(options),
     }
-    with load(options.target, options.draft, **load_arguments(options)) as pair:
+    with load(options.target, options.draft, **load_arguments(options), **revision_arguments(options)) as pair:
         generation, how = with_own_sampling(pair, generation, "greedy")
         if how:
             print(how, file=sys.stderr)
         stream = pair.stream(prompt, **generation)
         with stream:
-            show(stream, as_json=options.json)
+            show(stream, pair, as_json=options.json)
 
 
 def read_prompt(text: str | None, file: Path | None) -> str:
@@ -103,16 +110,16 @@ def read_stdin() -> str:
     return sys.stdin.read()
 
 
-def show(stream: Stream, *, as_json: bool) -> None:
+def show(stream: Stream, pair: Pair, *, as_json: bool) -> None:
     for chunk in stream:
         if not as_json:
-            sys.stdout.write(chunk.text)
+            sys.stdout.write(for_stdout(chunk.text))
             sys.stdout.flush()
-    print(json.dumps(summary(stream.result), ensure_ascii=False) if as_json else "")
+    print(json.dumps(summary(stream.result, pair), ensure_ascii=False) if as_json else "")
 
 
-def summary(result: Result) -> dict[str, Any]:
-    """The JSON object of --json; its keys are a part of Result's and Stats'."""
+def summary(result: Result, pair: Pair) -> dict[str, Any]:
+    """The JSON object of --json; its keys are a part of Result's, Stats' and Pair's."""
     stats = result.stats
     return {
         "text": result.text,
@@ -135,6 +142,8 @@ def summary(result: Result) -> dict[str, Any]:
         "provider_reason": stats.provider_reason,
         "kernel": stats.kernel,
         "seed": stats.seed,
+        "target_commit": pair.target_commit,
+        "draft_commit": pair.draft_commit,
     }
 
 

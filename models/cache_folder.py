@@ -136,6 +136,22 @@ def stamp(path: Path, sha256: str) -> None:
             write_private(folder / _stamp(path, sha256), b"")
 
 
+def is_remembered(kind: str, digest: str) -> bool:
+    """Whether something of this kind and digest was found to be right before."""
+    folder = private_folder(kind)
+    try:
+        return folder is not None and not distrust((folder / digest).lstat())
+    except OSError:
+        return False
+
+
+def remember(kind: str, digest: str) -> None:
+    """Remember that something of this kind and digest is right. A cache that cannot be written is no error."""
+    with suppress(OSError):
+        if folder := private_folder(kind):
+            write_private(folder / digest, b"")
+
+
 def _stamp(path: Path, sha256: str) -> str:
     """The name of the stamp."""
     facts = path.stat()

@@ -11,11 +11,11 @@ from numbers import Real
 from operator import index
 from typing import Any
 
-from .errors import BadInput
+from .errors import BadInput, shown
 
 DRAFT_LENGTH = 7  # the default of a fixed one: a verify step of K + 1 = 8 tokens then needs no padding to an even width
 DRAFT_LIMIT = 32  # the longest: masks, rejected drafts and padding then fit manifest.KV_MARGIN rows of the KV buffers
-SHOWN = 100  # characters of a value in an error message
+LONGEST_NAME = 200  # characters that are compared with known names
 LONGEST_PATH = 32767 if os.name == "nt" else 4096
 LARGEST = 1e30  # of numbers: far above what has an effect, and no sum or product of such numbers overflows
 
@@ -26,22 +26,13 @@ def no_progress(stage: str, done: int, total: int) -> None:
     """A `Progress` that shows nothing."""
 
 
-def shown(value: object) -> str:
-    """The value in an error message: its repr in one line, cut to SHOWN characters; its type where it has no repr."""
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:  # a class of the user's own; an int of more digits than Python writes
-        return f"a value of type {type(value).__name__}"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
 def require_whole(name: str, value: object, least: int, most: int | None = None) -> int:
     """A whole number (numpy's too) from `least` to `most` as an int; BadInput for anything else, bool included."""
     number = whole_number(name, value)
     if most is not None and not least <= number <= most:
-        raise BadInput(f"{name} must be from {least} to {most}, not {number}")
+        raise BadInput(f"{name} must be from {least} to {most}, not {shown(number)}")
     if number < least:
-        raise BadInput(f"{name} must be at least {least}, not {number}")
+        raise BadInput(f"{name} must be at least {least}, not {shown(number)}")
     return number
 
 
@@ -107,13 +98,18 @@ def path_text(name: str, value: object, wanted: str = "a path") -> str:
     return path
 
 
+def is_positive(value: object) -> bool:
+    """Whether `value` is a number above 0 and at most LARGEST; a bool is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LARGEST
+
+
 def nearest_name(name: object, known: Iterable[str], least_similarity: float = 0.6) -> str | None:
     """The known name that is most similar to `name`, whatever their case; None where none is similar enough.
 
     least_similarity: from 0 (there is always a nearest one) to 1 (only the same letters), as difflib's `cutoff`.
     """
     by_lower_case = {key.lower(): key for key in known}
-    nearest = get_close_matches(str(name).lower(), by_lower_case, n=1, cutoff=least_similarity)
+    nearest = get_close_matches(str(name)[:LONGEST_NAME].lower(), by_lower_case, n=1, cutoff=least_similarity)
     return by_lower_case[nearest[0]] if nearest else None
 
 

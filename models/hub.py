@@ -37,6 +37,8 @@ ADAPTER_FILES = [
 ]
 GGUF, GGUF_MAGIC = ".gguf", b"GGUF"
 GGUF_ENDING = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)  # with the number of a part
+COMMIT = re.compile(r"[0-9a-f]{40}")
+DOWNLOADS = Path(".cache", "huggingface", "download")
 ARTIFACT_FILES = ["*.json", "*.jinja", "*.onnx", "*.data"]
 
 
@@ -102,6 +104,18 @@ def resolve_artifact(name: str | Path, revision: str | None = None) -> Path:
     if not has_file(found / FILE_NAME, BadArtifact):
         raise BadInput(f"{name}: has no {FILE_NAME}, so is not an exported model; run pard-export --model {name}")
     return found
+
+
+def fetched_commit(folder: Path) -> str | None:
+    """The commit of the hub's repository that an artifact folder was fetched from; None for a folder of another kind.
+
+    huggingface_hub writes it beside the files, one for each.
+    """
+    try:
+        lines = (folder / DOWNLOADS / f"{FILE_NAME}.metadata").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return None
+    return lines[0] if lines and COMMIT.fullmatch(lines[0]) else None
 
 
 def _local(name: str | Path) -> Path | None:

@@ -6,17 +6,13 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from math import isfinite
-from reprlib import Repr
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from .checks import nearest_name
-from .errors import BadInput
+from .errors import BadInput, shown
 
 Record = TypeVar("Record")
 LARGEST = 1 << 63  # of whole numbers: those of files and graphs have 64 bits
-LONGEST = 100  # characters of a value in an error
-_SHORTENED = Repr()
-_SHORTENED.maxstring = _SHORTENED.maxlong = LONGEST
 
 
 def to_json(value: object) -> Any:
@@ -64,9 +60,9 @@ def _read_record(kind: type, value: object, path: str) -> Any:
     known = {field.name: field for field in fields(kind)}
     for key in value:
         if key not in known:
-            nearest = nearest_name(key[:LONGEST], known, least_similarity=0)
-            hint = f"; the nearest known one is {nearest!r}" if nearest else ""
-            raise _WrongValue(path, f"unknown key {_show(key)}{hint}")
+            nearest = nearest_name(key, known, least_similarity=0)
+            hint = f"; the nearest known one is {shown(nearest)}" if nearest else ""
+            raise _WrongValue(path, f"unknown key {shown(key)}{hint}")
     found = {}
     for name, field in known.items():
         inner = f"{path}.{name}" if path else name
@@ -130,7 +126,7 @@ def _read_literal(kind: Any, value: object, path: str) -> Any:
 
 def _show(value: object) -> str:
     names = {dict: "an object", list: "a list", type(None): "null"}
-    return names.get(type(value)) or _SHORTENED.repr(value)
+    return names.get(type(value)) or shown(value)
 
 
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}

@@ -9,8 +9,8 @@ from threading import Lock
 from time import perf_counter
 from typing import Any, Unpack
 
-from pard_onnx.models.checks import path_text, shown
-from pard_onnx.models.errors import BadInput, Failure, TooLong
+from pard_onnx.models.checks import path_text
+from pard_onnx.models.errors import BadInput, Failure, TooLong, shown
 
 from . import snapshot
 from .engine import Engine
@@ -18,6 +18,7 @@ from .options import OptionArguments, Options
 from .result import Result
 from .sequence import Sequence
 from .stream import Generation, Stream
+from .text.control_tokens import TEXT, checked_handling
 from .text.prompt import Messages, copy_messages, known_ids
 from .text.template import Message, checked_arguments
 
@@ -31,7 +32,8 @@ class Chat:
     The next turn then computes the prompt anew from the first token that differs. KV rows that are kept come from
     decoding steps, and new rows come from the wider steps of prefill; with exact widths, both are equal.
 
-    `template_arguments` are those of every turn; a turn's own are added to them.
+    `template_arguments` are those of every turn; a turn's own are added to them. `special_tokens` is the option of each
+    turn that has none of its own.
 
     A turn adds two messages when its stream ends, the question and the answer. If the turn is cancelled or times out,
     the answer is the text so far. A turn leaves the conversation as it was if it fails, if its stream is closed early,
@@ -44,8 +46,10 @@ class Chat:
         messages: Iterable[Message],
         sequence: Sequence | None = None,
         template_arguments: Mapping[str, object] | None = None,
+        special_tokens: str = TEXT,
     ) -> None:
         """See `Pair.chat`. sequence: made by this engine, with the beginning of the conversation."""
+        self.special_tokens = checked_handling(special_tokens)
         self.template_arguments = checked_arguments(template_arguments)
         self.messages: Messages = copy_messages(messages)
         self._engine = engine
@@ -64,14 +68,14 @@ class Chat:
         """
         start = perf_counter()
         self._engine.process.require()
-        chosen = Options.from_keywords(options, self._engine.model_sampling)
+        chosen = Options.from_keywords({"special_tokens": self.special_tokens, **options}, self._engine.model_sampling)
         if not isinstance(text, str) or not text:
             raise BadInput(f"a message is text of at least one character, not {shown(text)}")
         sequence = self._open()
         before = copy_messages(self.messages)
         question = {"role": "user", "content": text}
         arguments = checked_arguments(self.template_arguments) | dict(chosen.template_arguments)
-        encoded = self._engine.text.encode_chat([*before, question], arguments)
+        encoded = self._engine.text.encode_chat([*before, question], arguments, chosen.special_tokens)
         ids = known_ids(encoded, self._engine.text, self._engine.target_manifest.spec.vocabulary.size)
         if len(ids) >= self._engine.capacity:
             raise TooLong(

@@ -50,6 +50,7 @@ class Artifact:
     name: str  # as the user gave it
     folder: Path
     manifest: Manifest
+    commit: str | None = None  # of the hub's repository; None for a local folder
 
     def text(self) -> Text:
         """The artifact's tokenizer and chat template."""
@@ -81,14 +82,17 @@ class LoadedModel(Generic[AnySession]):
         return self.session.provider
 
 
-def open_artifact(name: str | PathLike[str], role: Role | None = None) -> Artifact:
-    """Find the artifact's folder, read and verify it; BadArtifact if its role is another one."""
-    folder = hub.resolve_artifact(fspath(name))
+def open_artifact(name: str | PathLike[str], role: Role | None = None, revision: str | None = None) -> Artifact:
+    """Find the artifact's folder, read and verify it; BadArtifact if its role is another one.
+
+    revision: a branch, tag or commit of a hub id.
+    """
+    folder = hub.resolve_artifact(fspath(name), revision)
     manifest = Manifest.read(folder)
     if role and manifest.role != role:
         raise BadArtifact(f"{fspath(name)}: is a {manifest.role}, not a {role}; give it as {manifest.role}")
     manifest.verify(folder)
-    return Artifact(fspath(name), folder, manifest)
+    return Artifact(fspath(name), folder, manifest, hub.fetched_commit(folder))
 
 
 def require_same_tokenizer(one: Artifact, other: Artifact) -> None:

@@ -12,13 +12,13 @@ from pard_onnx.models.checks import (
     listed,
     nearest_name,
     require_whole,
-    shown,
     true_or_false,
     whole_number,
 )
-from pard_onnx.models.errors import BadInput
+from pard_onnx.models.errors import BadInput, shown
 
 from .sampling.settings import Sampling
+from .text.control_tokens import checked_handling
 from .text.template import checked_arguments
 from .text.writer import checked_stops
 
@@ -40,6 +40,7 @@ class OptionArguments(TypedDict, total=False):
     exact: bool
     chat: bool
     template_arguments: Mapping[str, object]
+    special_tokens: Literal["text", "encode", "refuse"]
     timeout: float | None
     sampling: Literal["greedy", "model"]
     temperature: float
@@ -74,12 +75,16 @@ class Options:
     chat: bool = False  # a text prompt is a user's message, to which the chat template is applied
     # Further variables of the chat template by name, as apply_chat_template's keywords: tools, enable_thinking, ...
     template_arguments: Mapping[str, object] = field(default_factory=dict, hash=False)
+    # What becomes of special tokens, such as <|im_end|>, in messages of users and tools: they stay text ("text"),
+    # "encode" makes tokens of them, "refuse" raises BadInput. Those of a plain prompt are always encoded.
+    special_tokens: Literal["text", "encode", "refuse"] = "text"
     timeout: float | None = None  # seconds after which the generation ends with the text so far
     sampling: Sampling = GREEDY
 
     def __post_init__(self) -> None:
         keep = object.__setattr__
         keep(self, "template_arguments", checked_arguments(self.template_arguments))
+        checked_handling(self.special_tokens)
         if not isinstance(self.sampling, Sampling):
             raise BadInput(f"the sampling of Options must be a Sampling, not {shown(self.sampling)}")
         keep(self, "stop", checked_stops(self.stop))

@@ -8,8 +8,8 @@ from os import PathLike
 from time import perf_counter
 from typing import Any, Unpack
 
-from pard_onnx.models.checks import path_text, shown, true_or_false
-from pard_onnx.models.errors import BadInput
+from pard_onnx.models.checks import path_text, true_or_false
+from pard_onnx.models.errors import BadInput, shown
 
 from . import snapshot
 from .chat import Chat
@@ -21,6 +21,7 @@ from .providers.threads import Threads
 from .result import Result
 from .sampling.settings import Sampling
 from .stream import Stream
+from .text.control_tokens import TEXT
 from .text.prompt import Prompt, encode, opening_messages
 from .text.template import Message, checked_arguments
 from .text.tokenizer import Text
@@ -40,6 +41,8 @@ def load(
     provider_options: Mapping[str, object] | None = None,
     draft_provider_options: Mapping[str, object] | None = None,
     fallback: bool = False,
+    revision: str | None = None,
+    draft_revision: str | None = None,
 ) -> Pair:
     """Open a pair, or a target alone.
 
@@ -52,6 +55,7 @@ def load(
         target's.
     provider_options, draft_provider_options: by the provider's own names.
     fallback: use the CPU if the provider is not installed, does not start or computes wrongly.
+    revision, draft_revision: a branch, tag or commit of a hub id. Only a commit is the same files for ever.
 
     The first time on a machine it takes about a second longer: step costs and exact widths are measured, and off the
     CPU the model's steps are checked against single steps and the CPU's.
@@ -69,12 +73,16 @@ def load(
             raise BadInput(f"{name} must be a mapping of option names to values, not {shown(options)}")
     if draft is None and (draft_provider is not None or draft_provider_options):
         raise BadInput(f"a provider for the draft ({shown(draft_provider)}), but no draft; name one, or leave it out")
+    if draft is None and draft_revision is not None:
+        raise BadInput(f"a revision of the draft ({shown(draft_revision)}), but no draft; name one, or leave it out")
     for_target = provider_candidates(provider, provider_options, fallback=fallback)
     for_draft = None
     if draft_provider is not None:
         for_draft = provider_candidates(draft_provider, draft_provider_options, fallback=fallback)
-    target_artifact = open_artifact(target, "target")
-    draft_artifact = None if draft is None else open_artifact(draft, "draft")
+    target_artifact = open_artifact(target, "target", checked_revision("revision", revision))
+    draft_artifact = None
+    if draft is not None:
+        draft_artifact = open_artifact(draft, "draft", checked_revision("draft_revision", draft_revision))
     shared = None
     if draft_artifact:
         facts = draft_artifact.manifest
@@ -85,6 +93,13 @@ def load(
         for_draft = for_draft or draft_candidates(for_target, target_model.provider, draft_provider_options)
         draft_model = open_on_first(draft_artifact, for_draft, pool)
     return Pair(Engine(target_model, draft_model, shared))
+
+
+def checked_revision(name: str, value: object) -> str | None:
+    """The user's revision of a hub id; BadInput for what is no name of one."""
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise BadInput(f"{name} must be a branch, tag or commit of a hub id, not {shown(value)}")
+    return value
 
 
 def open_on_first(artifact: Artifact, candidates: ProviderCandidates, threads: Threads) -> LoadedModel[Any]:
@@ -101,6 +116,8 @@ class Pair:
         self._engine = engine
         target, draft = engine.models
         self.target_name, self.draft_name = target.name, draft.name if draft else None
+        # The commits of the hub's repositories that they were fetched from; None for local folders
+        self.target_commit, self.draft_commit = target.artifact.commit, draft.artifact.commit if draft else None
         self.target_manifest, self.draft_manifest = engine.target_manifest, engine.draft_manifest
         self.choice = ProviderChoice(target.provider, target.reason)
         self.draft_choice = ProviderChoice(draft.provider, draft.reason) if draft else None
@@ -150,7 +167,12 @@ class Pair:
         """
         start = perf_counter()
         chosen = Options.from_keywords(options, self.engine.model_sampling)
-        ids = self.encode(prompt, chat=chosen.chat, template_arguments=chosen.template_arguments)
+        ids = self.encode(
+            prompt,
+            chat=chosen.chat,
+            template_arguments=chosen.template_arguments,
+            special_tokens=chosen.special_tokens,
+        )
         return self.engine.stream(self._sequence, ids, chosen, start, reuse=False)
 
     def chat(
@@ -158,36 +180,50 @@ class Pair:
         system: str | None = None,
         messages: Iterable[Message] = (),
         template_arguments: Mapping[str, object] | None = None,
+        special_tokens: str = TEXT,
     ) -> Chat:
         """A conversation whose turns go on in one KV cache; several may be open. Ends with its last reference.
 
-        system: the system message; messages: what was said before; template_arguments: of every turn, see `Options`.
+        system: the system message; messages: what was said before; template_arguments, special_tokens: of every
+        turn, see `Options`.
         Raises BadInput if the chat template has no use for the messages, or there is no template.
         """
         opening = opening_messages(self.text, system, messages, template_arguments)
-        return Chat(self.engine, opening, template_arguments=template_arguments)
+        return Chat(self.engine, opening, None, template_arguments, special_tokens)
 
-    def restore(self, path: str | PathLike[str], template_arguments: Mapping[str, object] | None = None) -> Chat:
+    def restore(
+        self,
+        path: str | PathLike[str],
+        template_arguments: Mapping[str, object] | None = None,
+        special_tokens: str = TEXT,
+    ) -> Chat:
         """The conversation that `Chat.save` wrote; KV rows of another draft are left out.
 
-        template_arguments: as of `chat`; the file has none.
+        template_arguments, special_tokens: as of `chat`; the file has none.
 
         Raises BadArtifact (another file, damaged, another version, another target), TooLong.
         """
         path = path_text("path", path)
         checked_arguments(template_arguments)  # refused before a large file is read
         saved = snapshot.read(path, self.target_manifest, self.draft_manifest, self.engine.new_sequence)
-        return Chat(self.engine, *saved, template_arguments)
+        return Chat(self.engine, *saved, template_arguments, special_tokens)
 
     def encode(
-        self, prompt: Prompt, *, chat: bool = False, template_arguments: Mapping[str, object] | None = None
+        self,
+        prompt: Prompt,
+        *,
+        chat: bool = False,
+        template_arguments: Mapping[str, object] | None = None,
+        special_tokens: str = TEXT,
     ) -> list[int]:
         """The prompt's token ids; BadInput for anything that is not a prompt.
 
-        chat: a text is a user's message; template_arguments: further variables of the chat template.
+        chat: a text is a user's message; template_arguments, special_tokens: see `Options`.
         """
         size = self.target_manifest.spec.vocabulary.size
-        return encode(prompt, self.text, size, chat=chat, template_arguments=template_arguments)
+        return encode(
+            prompt, self.text, size, chat=chat, template_arguments=template_arguments, special_tokens=special_tokens
+        )
 
     def close(self) -> None:
         """Free the sessions; Failure while one of them runs. In a forked child it does nothing."""

@@ -12,15 +12,18 @@ The KV rows make up its size: 2 * layers * kv_heads * head_dim numbers for each 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
 from dataclasses import dataclass
-from os import PathLike
+from os import SEEK_END, PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pard_onnx.models.atomic import atomic_file
@@ -39,6 +42,9 @@ FORMAT = "pard-onnx conversation"
 VERSION = 1
 MODEL_FILES = (".onnx", ".onnx.data", "tokenizer.json")  # endings of the names of files that KV rows depend on
 ZIP = b"PK"
+NPY = ".npy"  # the ending of an array's name in the file
+NPY_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+MOST_ARRAYS = 16
 
 
 class DamagedSnapshot(BadArtifact):
@@ -138,7 +144,7 @@ def fill(cache: KvCache, rows: KvRows, start: int, end: int) -> None:
     require(0 <= start <= end - cache.length, "more KV rows than tokens")
 
 
-def read_messages(arrays: Any) -> Messages:
+def read_messages(arrays: Arrays) -> Messages:
     """The messages in the file's arrays."""
     try:
         return copy_messages(from_array(arrays["messages"]))
@@ -147,15 +153,17 @@ def read_messages(arrays: Any) -> Messages:
 
 
 @contextmanager
-def open_arrays(path: str | PathLike[str]) -> Iterator[Any]:
+def open_arrays(path: str | PathLike[str]) -> Iterator[Arrays]:
     """The file's arrays by name, each read when it is used. Errors of the `with` block become BadArtifact."""
     try:
-        with Path(path).expanduser().open("rb") as file:
+        name = Path(path).expanduser()
+        if name.exists() and not name.is_file():  # opening a pipe would wait for its writer
+            raise BadArtifact(f"{path}: cannot be read: it is no file; name one that Chat.save or /save wrote")
+        with name.open("rb") as file:
             magic = file.read(len(ZIP))
             if magic != ZIP:
                 raise BadArtifact(f"{path}: is no saved conversation; name a file that Chat.save or /save wrote")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
+            with Arrays(file) as arrays:
                 yield arrays
     except FileNotFoundError:
         raise BadArtifact(f"{path}: no such file; name one that Chat.save or /save wrote") from None
@@ -170,9 +178,50 @@ def open_arrays(path: str | PathLike[str]) -> Iterator[Any]:
         raise BadArtifact(f"{path}: is damaged ({reason}); take another copy") from error
 
 
-def read_header(path: str | PathLike[str], arrays: Any) -> Header:
+class Arrays:
+    """The arrays of an .npz file by name, each read when it is used.
+
+    `Chat.save` stores its arrays as they are. What is compressed, or claims to be longer than the file, is refused
+    before anything is read, so that an array takes no more memory than the file has bytes.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._zip = ZipFile(file)
+        size = file.seek(0, SEEK_END)
+        infos = self._zip.infolist()
+        self._infos = {info.filename.removesuffix(NPY): info for info in infos}
+        require(len(self._infos) == len(infos) <= MOST_ARRAYS, "arrays of the same name, or too many")
+        stored = all(info.compress_type == ZIP_STORED and info.file_size == info.compress_size for info in infos)
+        require(stored, "compressed arrays, which Chat.save does not write")
+        require(sum(info.file_size for info in infos) <= size, "arrays that are longer than the file")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._infos
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        require(name in self._infos, f"no array {name}")
+        info = self._infos[name]
+        with self._zip.open(info) as stream:
+            version = npy.read_magic(stream)
+            require(version in NPY_HEADERS, "an array in another format")
+            shape, by_columns, dtype = NPY_HEADERS[version](stream)
+            require(dtype.kind in "iuf" and all(extent >= 0 for extent in shape), "an array that has no numbers")
+            # Python's own integers: those of numpy wrap
+            length = math.prod(map(int, shape)) * dtype.itemsize
+            require(length == info.file_size - stream.tell(), "an array of another length than it claims")
+            data = stream.read()  # whose check sum is compared at its end
+        return np.frombuffer(data, dtype).reshape(shape, order="F" if by_columns else "C")
+
+    def __enter__(self) -> Arrays:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._zip.close()
+
+
+def read_header(path: str | PathLike[str], arrays: Arrays) -> Header:
     """The header in the file's arrays; BadArtifact if the file is not a saved conversation, or of another version."""
-    value = from_array(arrays["header"]) if "header" in arrays.files else None
+    value = from_array(arrays["header"]) if "header" in arrays else None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise BadArtifact(f"{path}: is no saved conversation; name a file that Chat.save or /save wrote")
     version = value.get("version")

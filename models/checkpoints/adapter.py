@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.errors import BadCheckpoint, shown
 from pard_onnx.models.folder_files import require_files
 from pard_onnx.models.json_files import read_json
 
 from .config import Config
 from .merged import BiasSum, Change, ChangedTensor, EmbeddingProduct, NewRows, Product, ReplacedTensor
+from .module_patterns import ModulePatterns, NotAnExpression, Pattern, TooSlow
 from .tensors import DTYPES, HEAD, Tensor, TensorEntry, read_header
 
 FILE = "adapter_config.json"
@@ -134,10 +135,10 @@ def _require_plain_lora(config: Config) -> None:
     """BadCheckpoint for another kind of adapter, and for keys with which merging is something else than adding B A."""
     kind = config.values.get("peft_type")
     if kind != "LORA":
-        raise config.fault("peft_type", f"is {kind!r}; only 'LORA' is merged")
+        raise config.fault("peft_type", f"is {shown(kind)}; only 'LORA' is merged")
     for key, value in config.values.items():
         if value and key not in READ and key not in HARMLESS:
-            raise config.fault(key, f"is {value!r}; adapters with it are not merged, only plain LoRA is")
+            raise config.fault(key, f"is {shown(value)}; adapters with it are not merged, only plain LoRA is")
     for key in ("layers_to_transform", "layers_pattern"):
         if config.values.get(key) and isinstance(config.values.get("target_modules"), str):
             raise config.fault(key, "is there beside a pattern in target_modules; peft takes it beside a list only")
@@ -147,7 +148,7 @@ def _require_plain_lora(config: Config) -> None:
     if not any(start is plain or (isinstance(start, str) and start == plain) for plain in PLAIN_STARTS):
         raise config.fault(
             "init_lora_weights",
-            f"is {start!r}, which changes the base's weights too; convert the adapter to plain LoRA in peft "
+            f"is {shown(start)}, which changes the base's weights too; convert the adapter to plain LoRA in peft "
             "(save_pretrained with path_initial_model_for_weight_conversion)",
         )
 
@@ -179,6 +180,21 @@ class _Merge:
         if self.tied and self.tensors[HEAD] is self.tensors[f"{EMBED_MODULE}.weight"]:
             del self.tensors[HEAD]
         return self.tensors
+
+    @cached_property
+    def _patterns(self) -> ModulePatterns:
+        modules = {name.removesuffix(".weight") for name in self.tensors}
+        try:
+            return ModulePatterns(_patterns_of(self._config), sorted(modules))
+        except TooSlow as problem:
+            raise BadCheckpoint(f"{self._config.path}: {problem}; name the modules instead") from None
+
+    def _matches(self, key: str, pattern: Pattern, module: str) -> tuple[bool, str | None]:
+        """Whether a pattern of the configuration matches the module's name, and the number of a layer in it."""
+        try:
+            return self._patterns.match(pattern, module)
+        except NotAnExpression as problem:
+            raise self._config.fault(key, f"has a pattern that is not a regular expression: {problem}") from None
 
     @property
     def _file(self) -> Path:
@@ -250,7 +266,7 @@ class _Merge:
             if linear:
                 found = module not in (EMBED_MODULE, HEAD_MODULE)
             elif isinstance(targets, str):
-                found = _match(self._config, "target_modules", targets, module, whole=True) is not None
+                found = self._matches("target_modules", Pattern(targets, whole=True), module)[0]
             else:
                 found = self._is_listed(module, _names(self._config, "target_modules"))
                 pair = {EMBED_MODULE, HEAD_MODULE}
@@ -262,14 +278,12 @@ class _Merge:
     def _is_excluded(self, module: str) -> bool:
         excluded = self._config.values.get("exclude_modules")
         if isinstance(excluded, str):
-            if excluded and _match(self._config, "exclude_modules", excluded, module, whole=True):
+            if excluded and self._matches("exclude_modules", Pattern(excluded, whole=True), module)[0]:
                 return True
         elif any(module == name or module.endswith(f".{name}") for name in _names(self._config, "exclude_modules")):
             return True
-        return any(
-            _match(self._config, "modules_to_save", rf"(^|.*\.){name}($|\..*)", module)
-            for name in _names(self._config, "modules_to_save")
-        )
+        saved = map(_saved_pattern, _names(self._config, "modules_to_save"))
+        return any(self._matches("modules_to_save", pattern, module)[0] for pattern in saved)
 
     def _is_listed(self, module: str, targets: tuple[str, ...]) -> bool:
         if module in targets:
@@ -280,14 +294,14 @@ class _Merge:
         if layers is None or layers == []:
             return True
         if isinstance(layers, bool) or not isinstance(layers, int | list):
-            raise self._config.fault("layers_to_transform", f"is {layers!r}; it must be a number or a list of them")
-        match = None
-        for pattern in _names(self._config, "layers_pattern") or (None,):
-            rule = r".*?\.[^.]*\.(?P<idx>\d+)\." if pattern is None else rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\."
-            match = _match(self._config, "layers_pattern", rule, module)
-            if match:
-                break
-        return match is not None and int(match["idx"]) in (layers if isinstance(layers, list) else [layers])
+            raise self._config.fault(
+                "layers_to_transform", f"is {shown(layers)}; it must be a number or a list of them"
+            )
+        for pattern in _layer_patterns(self._config):
+            found, number = self._matches("layers_pattern", pattern, module)
+            if found:
+                return int(number or 0) in (layers if isinstance(layers, list) else [layers])
+        return False
 
     def _scaling(self, module: str, rank: int) -> float:
         """What the product is multiplied by. rank: of the stored matrices."""
@@ -304,7 +318,7 @@ class _Merge:
         """The first entry of a pattern that matches the module, or the default (`get_pattern_key`; peft's own is 8)."""
         part = self._config.inside(pattern)
         for key in part.values:
-            if _match(self._config, pattern, rf"(.*\.)?({key})$", module):
+            if self._matches(pattern, _key_pattern(key), module)[0]:
                 return part.number(key)
         return part.number(module) if module in part.values else self._config.number(default, 8.0)
 
@@ -375,7 +389,7 @@ def _names(config: Config, key: str) -> tuple[str, ...]:
     value: Any = config.values.get(key)
     found = [value] if isinstance(value, str) and value else value or []
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise config.fault(key, f"is {value!r}; it must be a list of names")
+        raise config.fault(key, f"is {shown(value)}; it must be a list of names")
     return tuple(found)
 
 
@@ -384,9 +398,27 @@ def _ids(config: Config, value: Any, rows: int) -> tuple[int, ...]:
     return Config(config.path, {key: value}).ids(key, rows)
 
 
-def _match(config: Config, key: str, pattern: str, name: str, *, whole: bool = False) -> re.Match[str] | None:
-    """A match at the beginning of the name, or of the whole name."""
-    try:
-        return re.fullmatch(pattern, name) if whole else re.match(pattern, name)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise config.fault(key, f"has a pattern that is not a regular expression: {error}") from None
+def _patterns_of(config: Config) -> Iterator[Pattern]:
+    """All patterns of the configuration."""
+    for key in ("target_modules", "exclude_modules"):
+        value = config.values.get(key)
+        if isinstance(value, str):
+            yield Pattern(value, whole=True)
+    yield from map(_saved_pattern, _names(config, "modules_to_save"))
+    yield from _layer_patterns(config)
+    for key in ("rank_pattern", "alpha_pattern"):
+        yield from map(_key_pattern, config.inside(key).values)
+
+
+def _saved_pattern(name: str) -> Pattern:
+    return Pattern(name, r"(^|.*\.)", r"($|\..*)")
+
+
+def _key_pattern(key: str) -> Pattern:
+    return Pattern(key, r"(.*\.)?(", ")$")
+
+
+def _layer_patterns(config: Config) -> list[Pattern]:
+    number = r"\.(?P<idx>\d+)\."
+    named = [Pattern(name, r"(?:^|.*?\.)", number) for name in _names(config, "layers_pattern")]
+    return named or [Pattern("", r".*?\.[^.]*", number)]

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from reprlib import repr as shortened
 from typing import Any
 
 from pard_onnx.models import checks
-from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.errors import BadCheckpoint, shown
 from pard_onnx.models.families import FAMILIES, Family
 from pard_onnx.models.folder_files import has_file
 from pard_onnx.models.json_files import read_json
@@ -47,9 +46,9 @@ class Config:
         if value is None:
             raise self.fault(key, "is missing")
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.fault(key, f"is {shortened(value)}; it must be a whole number, at least {least}")
+            raise self.fault(key, f"is {shown(value)}; it must be a whole number, at least {least}")
         if value > most:
-            raise self.fault(key, f"is {shortened(value)}; it must be at most {most}")
+            raise self.fault(key, f"is {shown(value)}; it must be at most {most}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -58,20 +57,20 @@ class Config:
         if value is None:
             raise self.fault(key, "is missing")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= checks.LARGEST:
-            raise self.fault(key, f"is {shortened(value)}; it must be a positive number")
+            raise self.fault(key, f"is {shown(value)}; it must be a positive number")
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
         value = self.values.get(key)
         value = default if value is None else value
         if not isinstance(value, bool):
-            raise self.fault(key, f"is {shortened(value)}; it must be true or false")
+            raise self.fault(key, f"is {shown(value)}; it must be true or false")
         return value
 
     def inside(self, key: str) -> Config:
         value = self.values.get(key)
         if value is not None and not isinstance(value, dict):
-            raise self.fault(key, f"is {shortened(value)}; it must be an object")
+            raise self.fault(key, f"is {shown(value)}; it must be an object")
         return Config(self.path, value or {}, f"{self.prefix}{key}.")
 
     def ids(self, key: str, rows: int, none: int | None = None) -> tuple[int, ...]:
@@ -83,9 +82,9 @@ class Config:
         found = value if isinstance(value, list) else [] if value is None else [value]
         for item in found:
             if isinstance(item, bool) or not isinstance(item, int):
-                raise self.fault(key, f"holds {shortened(item)}; it must be a token id or a list of them")
+                raise self.fault(key, f"holds {shown(item)}; it must be a token id or a list of them")
             if item != none and not 0 <= item < rows:
-                raise self.fault(key, f"is {shortened(item)}, outside the vocabulary of {rows} rows")
+                raise self.fault(key, f"is {shown(item)}, outside the vocabulary of {rows} rows")
         return tuple(dict.fromkeys(item for item in found if item != none))
 
 
@@ -103,16 +102,16 @@ def family_of(config: Config) -> Family:
     name = config.values.get("model_type")
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
-        raise config.fault("model_type", f"is {shortened(name)}; supported families: {', '.join(FAMILIES)}")
+        raise config.fault("model_type", f"is {shown(name)}; supported families: {', '.join(FAMILIES)}")
     for switch in family.off:
         if config.flag(switch):
             raise config.fault(switch, f"is true; {family.name} checkpoints are supported without it only")
     for key in family.null:
         if (value := config.values.get(key)) is not None:
-            raise config.fault(key, f"is {shortened(value)}; {family.name} checkpoints are supported without it only")
+            raise config.fault(key, f"is {shown(value)}; {family.name} checkpoints are supported without it only")
     key = family.activation_key
     if (activation := config.values.get(key, family.activation)) != family.activation:
-        raise config.fault(key, f"is {shortened(activation)}; only {family.activation!r} is supported")
+        raise config.fault(key, f"is {shown(activation)}; only {shown(family.activation)} is supported")
     if family.windows is None:
         _refuse_sliding_window(config, family)
     return family
@@ -136,7 +135,7 @@ def _refuse_sliding_window(config: Config, family: Family) -> None:
     if isinstance(kinds, list):
         other = next((kind for kind in kinds if kind != "full_attention"), None)
         if other is not None:
-            raise config.fault("layer_types", f"has {other!r}; only full attention is supported")
+            raise config.fault("layer_types", f"has {shown(other)}; only full attention is supported")
         return
     window = config.values.get("sliding_window", family.window)
     # Qwen2's configs name a window and switch it off, or let it begin past the last layer
@@ -167,7 +166,7 @@ def rope_in(config: Config, part: Config, theta: float) -> Rope:
         return Rope(theta, llama3=_llama3(config, part))
     if kind == "yarn":
         return Rope(theta, yarn=_yarn(config, part))
-    raise part.fault("rope_type", f"is {kind!r}; supported: default, llama3, yarn")
+    raise part.fault("rope_type", f"is {shown(kind)}; supported: default, llama3, yarn")
 
 
 def _llama3(config: Config, part: Config) -> Llama3Scaling:
@@ -223,7 +222,9 @@ def dtype_of(config: Config, stored: str) -> str:
     value = config.values.get(key)
     name = DTYPES.get(stored, stored) if value in (None, "auto") else str(value).removeprefix("torch.")
     if name not in DTYPES.values():
-        raise config.fault(key, f"is {name if value is None else value!r}; supported: {', '.join(DTYPES.values())}")
+        raise config.fault(
+            key, f"is {shown(name if value is None else value)}; supported: {', '.join(DTYPES.values())}"
+        )
     return name
 
 
@@ -245,7 +246,7 @@ def pard_of(config: Config, rows: int) -> Pard | None:
     """The facts of a PARD draft, or None for an ordinary model. `rows`: of the vocabulary."""
     kind = config.values.get("spd_type")
     if kind not in (None, "pard"):
-        raise config.fault("spd_type", f"is {kind!r}; only 'pard' is supported")
+        raise config.fault("spd_type", f"is {shown(kind)}; only 'pard' is supported")
     named = {key: config.ids(key, rows) for key in MASK_KEYS}
     masks = {key: ids[0] for key, ids in named.items() if ids}
     if len(set(masks.values())) > 1:

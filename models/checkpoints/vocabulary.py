@@ -7,40 +7,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from pard_onnx.models.errors import BadCheckpoint, BadInput
 from pard_onnx.models.folder_files import has_file, read_file
 from pard_onnx.models.json_files import MOST, read_json
 
 from .added_tokens import CONFIG_FILE, read_added_tokens
+from .tokenizer import GuardedTokenizer, checked_tokenizer
 
 FILE = "tokenizer.json"
 MOST_TOKENIZER = 1 << 26  # bytes; tokenizers of large vocabularies have 40 million
 TEMPLATE_FILE = "chat_template.jinja"
 
 
-def load_tokenizer(path: Path, error: type[BadInput] = BadInput, names: Collection[str] | None = None) -> Tokenizer:
-    """The tokenizer in a tokenizer.json, which encodes whole texts; raises `error` if it cannot be read.
+def load_tokenizer(
+    path: Path, error: type[BadInput] = BadInput, names: Collection[str] | None = None
+) -> GuardedTokenizer:
+    """The tokenizer in a tokenizer.json, which encodes whole texts; raises `error` if it cannot be read or used.
 
     Tokens of the files beside it are added, as transformers does. Truncation and padding that are saved in the file are
     switched off: they belong to the training of the model. names: of the files that may be read; None: all.
     """
     content = read_file(path, MOST_TOKENIZER, error)
     try:
-        # Not from_file, which fails on paths with letters that the platform's encoding lacks
-        tokenizer = Tokenizer.from_str(content.decode())
-    except MemoryError:
-        raise
-    except Exception as problem:  # tokenizers raises plain Exception
+        content.decode()
+    except UnicodeDecodeError as problem:
         raise error(f"{path} cannot be read: {problem}") from problem
+    beside = read_added_tokens(path.parent, error, names)
+    tokenizer = checked_tokenizer(path, content, beside.missing(set()), error)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    missing = read_added_tokens(path.parent, error, names).missing(known)
+    missing = beside.missing(known)
     if missing:
         tokenizer.add_tokens(missing)
-    return tokenizer
+    return GuardedTokenizer(tokenizer, path, error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from pard_onnx.models.adapt.packing import Drop, pack
+from pard_onnx.models.checkpoints.tokenizer import GuardedTokenizer
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.json_files import text_lines
 from pard_onnx.models.spec import ModelSpec
@@ -33,7 +33,7 @@ class TextFile:
     texts: tuple[str, ...]
     option: str = OPTION  # the command's option that named the file, for error messages
 
-    def tokens(self, tokenizer: Tokenizer) -> NDArray[np.int64]:
+    def tokens(self, tokenizer: GuardedTokenizer) -> NDArray[np.int64]:
         """The token ids of all texts, concatenated. Raises BadInput if there are none."""
         encoded = (tokenizer.encode(text, add_special_tokens=False).ids for text in self.texts)
         ids = np.concatenate([np.array(part, np.int64) for part in encoded])
@@ -69,7 +69,7 @@ def read_text_file(path: Path = SHIPPED, option: str = OPTION) -> TextFile:
     return TextFile(path.name, hashlib.sha256(data).hexdigest(), texts, option)
 
 
-def calibration_rows(text: TextFile, tokenizer: Tokenizer, spec: ModelSpec) -> list[CalibrationRow]:
+def calibration_rows(text: TextFile, tokenizer: GuardedTokenizer, spec: ModelSpec) -> list[CalibrationRow]:
     """Cut the texts' tokens into rows; a draft's rows contain masks, as its inputs do when it runs.
 
     A draft proposes tokens after every prefix. PARD's packing puts the K - 1 masks of many prefixes into one row.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
-from pard_onnx.models.checks import nearest_name, shown
+from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.devices import DEVICES
 from pard_onnx.models.errors import BadProvider
 from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory

@@ -9,8 +9,8 @@ from numbers import Real
 from secrets import randbits
 from typing import Any
 
-from pard_onnx.models.checks import finite_number, listed, shown, whole_number
-from pard_onnx.models.errors import BadInput
+from pard_onnx.models.checks import finite_number, listed, whole_number
+from pard_onnx.models.errors import BadInput, shown
 
 MOST_SEED = 2**64 - 1
 FRESH_BITS = 32  # bits of a seed that the user did not give: short enough to type again

@@ -7,9 +7,10 @@ from contextlib import suppress
 from operator import index
 from typing import Any
 
-from pard_onnx.models.checks import listed, shown, true_or_false
-from pard_onnx.models.errors import BadInput
+from pard_onnx.models.checks import listed, true_or_false
+from pard_onnx.models.errors import BadInput, shown
 
+from .control_tokens import TEXT
 from .template import Message
 from .tokenizer import Text
 
@@ -21,14 +22,15 @@ def encode(
     prompt: Prompt,
     text: Text,
     size: int,
-    *,
     chat: bool = False,
     template_arguments: Mapping[str, object] | None = None,
+    special_tokens: str = TEXT,
 ) -> list[int]:
     """The prompt's token ids; BadInput for anything that is not a prompt.
 
     size: token ids in the prompt must be below it. chat: whether a text is a user's message. template_arguments:
-    further variables of the chat template.
+    further variables of the chat template. special_tokens: what becomes of those in users' messages, see `Options`;
+    those of a plain prompt are always encoded.
     """
     chat = true_or_false("chat", chat)
     if isinstance(prompt, str):
@@ -36,12 +38,13 @@ def encode(
             raise BadInput("the prompt is empty")
         if not chat:
             return known_ids(text.encode(prompt), text, size)
-        return known_ids(text.encode_chat([{"role": "user", "content": prompt}], template_arguments), text, size)
+        question = [{"role": "user", "content": prompt}]
+        return known_ids(text.encode_chat(question, template_arguments, special_tokens), text, size)
     if isinstance(prompt, bytes | bytearray | Mapping | Set) or not isinstance(prompt, Iterable):
         raise BadInput(f"{WANTED}, not {shown(prompt)}")
     items: Sequence[Any] = listed(prompt)
     if items and all(isinstance(item, Mapping) for item in items):
-        return known_ids(text.encode_chat(copy_messages(items), template_arguments), text, size)
+        return known_ids(text.encode_chat(copy_messages(items), template_arguments, special_tokens), text, size)
     ids = [token_id(item) for item in items]
     require_ids(ids, size)
     return ids
@@ -68,8 +71,8 @@ def known_ids(ids: list[int], text: Text, size: int) -> list[int]:
     foreign = next((token for token in ids if token >= size), None)
     if foreign is not None:
         raise BadInput(
-            f"the prompt has the token {text.token(foreign)!r} (id {foreign}), but the model has ids 0 to {size - 1}; "
-            "leave that text out"
+            f"the prompt has the token {shown(text.token(foreign))} (id {foreign}), but the model has ids 0 to "
+            f"{size - 1}; leave that text out"
         )
     return ids
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 from jinja2 import Template, nodes
 
 from pard_onnx.models.chat_template import environment, template_problem, to_json
-from pard_onnx.models.checks import shown
-from pard_onnx.models.errors import BadInput
+from pard_onnx.models.errors import BadInput, shown
+from pard_onnx.models.template_budget import TooMuchWork, limited
 
 Message = Mapping[str, Any]
 CONTENT = "content"
@@ -37,13 +36,28 @@ def render(template: str, messages: Sequence[Message], variables: Mapping[str, o
     if any(name in message for message in present for name in THINKING):
         present = [with_thinking(message, thinking_names(template)) for message in present]
     joined = [with_joined_parts(message) for message in present]
+    with limited():
+        return write_conversation(template, present, joined, write)
+
+
+def write_conversation(
+    template: str,
+    present: list[dict[str, Any]],
+    joined: list[dict[str, Any]],
+    write: Callable[[Sequence[Message]], str],
+) -> str:
+    """See `render`. present, joined: the messages, with the parts of contents, and with those of one content joined."""
     text = None
     if joined != present and loops_over_parts(template):
-        with suppress(Exception):  # a template may loop over the parts of some roles only
+        try:
             first = write(present)
             both = zip(present, joined, strict=True)
             mixed = [strings if is_python_text(parts.get(CONTENT), first) else parts for parts, strings in both]
             text = first if mixed == present else write(mixed)
+        except TooMuchWork:
+            raise
+        except Exception:  # a template may loop over the parts of some roles only
+            text = None
     text = write(joined) if text is None else text
     for message in joined:
         if is_python_text(message.get(CONTENT), text):
@@ -107,10 +121,12 @@ def with_joined_parts(message: Message) -> dict[str, Any]:
 def part_text(part: Any) -> str:
     kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
     if kind != "text":
-        raise BadInput(f"a message has a part of the type {kind!r}, but the model reads text only; leave that part out")
+        raise BadInput(
+            f"a message has a part of the type {shown(kind)}, but the model reads text only; leave that part out"
+        )
     text = part.get("text")
     if not isinstance(text, str):
-        raise BadInput(f'a text part is {{"type": "text", "text": ...}} with text, not {text!r}')
+        raise BadInput(f'a text part is {{"type": "text", "text": ...}} with text, not {shown(text)}')
     return text
 
 

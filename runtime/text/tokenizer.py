@@ -9,6 +9,7 @@ from pard_onnx.models.checkpoints.added_tokens import read_added_tokens
 from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
 from pard_onnx.models.errors import BadArtifact, BadInput
 
+from .control_tokens import TEXT, ControlTokens, checked_handling
 from .template import Message, checked_arguments, render
 from .writer import Detokenizer
 
@@ -22,6 +23,7 @@ class Text:
         """names: of the files that may be read, as a manifest lists them; None: all."""
         self._tokenizer = load_tokenizer(folder / TOKENIZER, BadArtifact, names)
         self._template = chat_template
+        self._control: ControlTokens | None = None
         self.special_tokens = read_added_tokens(folder, BadArtifact, names).texts  # by the names that templates use
 
     def vocabulary(self) -> dict[str, int]:
@@ -43,12 +45,24 @@ class Text:
         """The ids of a plain prompt, with the special tokens that the tokenizer adds (such as BOS)."""
         return self._ids(text, add_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[Message], arguments: Mapping[str, object] | None = None) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        arguments: Mapping[str, object] | None = None,
+        special_tokens: str = TEXT,
+    ) -> list[int]:
         """The ids of a conversation up to the beginning of the assistant's answer; BadInput if there is no template.
 
-        arguments: further variables of the template.
+        arguments: further variables of the template. special_tokens: one of `control_tokens.HANDLINGS`.
         """
-        return self._ids(self.render(messages, arguments), add_special_tokens=False)
+        if self._control is None:
+            self._control = ControlTokens(self._tokenizer, self._template)
+        return self._control.ids(
+            messages,
+            lambda chosen: self.render(chosen, arguments),
+            lambda text: self._ids(text, add_special_tokens=False),
+            checked_handling(special_tokens),
+        )
 
     def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
         try:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pard_onnx.models.checks import listed, shown
-from pard_onnx.models.errors import BadInput
+from pard_onnx.models.checks import listed
+from pard_onnx.models.errors import BadInput, shown
 
 UNDECODED = "\ufffd"  # the replacement character, as which tokenizers decode an unfinished character
 MOST_UNDECODED = 3  # replacement characters that the beginning of one character can decode to (byte fallback)

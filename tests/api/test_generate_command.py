@@ -20,7 +20,8 @@ TEXT = "the quick brown"
 KEYS = [
     "text", "tokens", "prompt_tokens", "new_tokens", "finish_reason", "accepted", "mean_accepted",
     "tokens_per_second", "time_to_first_token", "seconds", "sources", "ahead", "ahead_used", "exact",
-    "widths", "provider", "draft_provider", "provider_reason", "kernel", "seed",
+    "widths", "provider", "draft_provider", "provider_reason", "kernel", "seed", "target_commit",
+    "draft_commit",
 ]  # fmt: skip
 
 

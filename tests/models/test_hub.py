@@ -11,10 +11,12 @@ import pytest
 from huggingface_hub import constants
 from tiny import SHA, save_in_hub_cache
 
+from pard_onnx import load
+from pard_onnx.generate_command import main as generate_main
 from pard_onnx.models import demo, hub
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
-from pard_onnx.models.hub import resolve_adapter, resolve_artifact, resolve_checkpoint
+from pard_onnx.models.hub import fetched_commit, resolve_adapter, resolve_artifact, resolve_checkpoint
 from pard_onnx.models.manifest import FILE_NAME, Source
 
 
@@ -254,8 +256,36 @@ def test_fetching_an_artifact_into_a_real_folder(online, tmp_path, monkeypatch):
         assert not (folder / name).is_symlink()
         assert (folder / name).read_bytes() == Hub.files[name]
     assert not (folder / "other.bin").exists()
+    assert fetched_commit(folder) == SHA
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert folder == resolve_artifact("org/name")
+
+
+def test_a_pair_of_pinned_commits(online, write_artifact, tmp_path, capsys):
+    target = write_artifact(tmp_path / "target", "target")
+    Hub.files = {path.name: path.read_bytes() for path in target.iterdir()}
+    with load("org/name", revision=SHA, threads=1) as pair:
+        assert (pair.target_commit, pair.draft_commit) == (SHA, None)
+    with load(target, threads=1) as pair:
+        assert pair.target_commit is None
+    arguments = ["--target", "org/name", "--revision", SHA, "--prompt", "the", "--max-new-tokens", "2", "--json"]
+    assert generate_main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["target_commit"] == SHA
+    with pytest.raises(BadInput, match="org/name at revision v9: the repository is there, that revision is not"):
+        load("org/name", revision="v9")
+    with pytest.raises(BadInput, match=r"a revision of the draft \('v9'\), but no draft"):
+        load("org/name", draft_revision="v9")
+    with pytest.raises(BadInput, match="revision must be a branch, tag or commit of a hub id, not 5"):
+        load("org/name", revision=5)
+
+
+@pytest.mark.parametrize("content", [b"", b"main\n", b"\xff" * 40, b"A" * 40])
+def test_a_folder_without_a_commit(content, tmp_path):
+    assert fetched_commit(tmp_path) is None
+    path = tmp_path / hub.DOWNLOADS / f"{FILE_NAME}.metadata"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    assert fetched_commit(tmp_path) is None
 
 
 def test_a_checkpoint_on_the_hub_is_no_artifact(online):

@@ -19,7 +19,7 @@ class Spelled:
     def token(self, id_: int) -> str:
         return f"<{id_}>"
 
-    def encode_chat(self, messages: list[dict[str, str]], _: object) -> list[int]:
+    def encode_chat(self, messages: list[dict[str, str]], _: object, __: str) -> list[int]:
         return [token for message in messages for token in self.encode(message["content"])]
 
 
