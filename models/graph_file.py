@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from itertools import islice
 from math import prod
 from pathlib import Path
-from reprlib import repr as shortened
 
 from .devices import DEVICES
-from .errors import BadArtifact
+from .errors import BadArtifact, shown
 from .folder_files import read_file
 from .protobuf import Field, fields, signed
 
@@ -74,7 +73,7 @@ class _Check:
             elif number == GRAPH_INITIALIZER:
                 name = self.tensor(_message(value), may_be_outside=True)
                 if name in names:
-                    raise ValueError(f"it has the tensor {shortened(name)} twice")
+                    raise ValueError(f"it has the tensor {shown(name)} twice")
                 names.add(name)
 
     def node(self, data: bytes) -> None:
@@ -82,10 +81,10 @@ class _Check:
         domain, operator = (_text(_only(parts, number)) for number in (NODE_DOMAIN, NODE_OPERATOR))
         name = f"{domain}.{operator}" if domain else operator
         if name not in OPERATORS:
-            raise ValueError(f"it has the operator {shortened(name)}")
+            raise ValueError(f"it has the operator {shown(name)}")
         names = [self.attribute(_message(value)) for number, _, value in parts if number == NODE_ATTRIBUTE]
         if len(set(names)) < len(names):
-            raise ValueError(f"a node {shortened(name)} has an attribute twice")
+            raise ValueError(f"a node {shown(name)} has an attribute twice")
 
     def attribute(self, data: bytes) -> str:
         """The attribute's name."""
@@ -104,7 +103,7 @@ class _Check:
         name, kind, place = (_only(parts, number) for number in (TENSOR_NAME, TENSOR_TYPE, TENSOR_PLACE))
         entries = [self.entry(_message(value)) for number, _, value in parts if number == TENSOR_EXTERNAL]
         if (place == 1) != bool(entries) or (entries and not may_be_outside):
-            raise ValueError(f"the tensor {shortened(_text(name))} is half outside of the graph")
+            raise ValueError(f"the tensor {shown(_text(name))} is half outside of the graph")
         if entries:
             self.require_within(_text(name), _bits(kind, _dims(parts)), entries)
         return _text(name)
@@ -117,19 +116,17 @@ class _Check:
         """ValueError unless a tensor of this size lies within one of the files."""
         values = dict(entries)
         if len(values) < len(entries) or not values.keys() <= ENTRIES or "location" not in values:
-            raise ValueError(f"the place of the tensor {shortened(name)} is not clear")
+            raise ValueError(f"the place of the tensor {shown(name)} is not clear")
         file, nbytes = values["location"], -(-bits // 8)
         numbers = values.get("offset", "0"), values.get("length", str(nbytes))
         if not all(NUMBER.fullmatch(number) for number in numbers):
-            raise ValueError(f"the tensor {shortened(name)} is at {shortened(values)}")
+            raise ValueError(f"the tensor {shown(name)} is at {shown(values)}")
         offset, length = map(int, numbers)
         if file not in self.files:
-            raise ValueError(
-                f"the tensor {shortened(name)} is in the file {shortened(file)}, which the manifest does not list"
-            )
+            raise ValueError(f"the tensor {shown(name)} is in the file {shown(file)}, which the manifest does not list")
         if length != nbytes or offset + length > self.files[file]:
             raise ValueError(
-                f"the tensor {shortened(name)} of {shortened(nbytes)} bytes is in bytes {offset} to {offset + length} "
+                f"the tensor {shown(name)} of {shown(nbytes)} bytes is in bytes {offset} to {offset + length} "
                 f"of {file}, which has {self.files[file]}"
             )
 
@@ -171,5 +168,5 @@ def _bits(kind: int | bytes | None, dims: list[int]) -> int:
     """The bits of a tensor of this element type and these dimensions."""
     size = BITS.get(kind) if isinstance(kind, int) else None
     if size is None or len(dims) > MOST_DIMENSIONS or min(dims, default=0) < 0:
-        raise ValueError(f"it has a tensor of type {shortened(kind)} and dimensions {shortened(dims)}")
+        raise ValueError(f"it has a tensor of type {shown(kind)} and dimensions {shown(dims)}")
     return prod(dims) * size

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from reprlib import repr as shortened
 from typing import Any
 
 from .atomic import atomic_file
-from .errors import BadInput
+from .errors import BadInput, shown
 from .folder_files import read_file
 
 MOST = 1 << 24  # bytes of a file: some times what real ones have, since Python's values take up to 25 times as much
@@ -40,7 +39,7 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         key = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
-        raise ValueError(f"the key {shortened(key)} is there twice")
+        raise ValueError(f"the key {shown(key)} is there twice")
     return found
 
 

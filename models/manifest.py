@@ -7,14 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from reprlib import repr as shortened
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .cache_folder import is_stamped, stamp
-from .errors import BadArtifact
+from .errors import BadArtifact, shown
 from .folder_files import file_facts, has_file, is_plain_name, open_file
 from .json_files import read_json, write_json
 from .manifest_faults import faults
@@ -261,7 +260,7 @@ class Manifest:
         version = value.get("format_version")
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise BadArtifact(
-                f"{path}: has format version {shortened(version)}, this pard-onnx reads up to {FORMAT_VERSION}; "
+                f"{path}: has format version {shown(version)}, this pard-onnx reads up to {FORMAT_VERSION}; "
                 "update pard-onnx"
             )
         seal = value.pop(SEAL, None)

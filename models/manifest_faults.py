@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from reprlib import repr as shortened
 from typing import TYPE_CHECKING
 
 from .folder_files import LONGEST_NAME, is_plain_name
@@ -63,13 +62,13 @@ def _ranges(manifest: Manifest) -> Iterator[Range]:
     yield from (("graphs.width", graph.width, 1, MOST_WIDTH) for graph in manifest.graphs)
     yield "capacity", manifest.capacity, 1, max(1, manifest.token_rows)
     yield "draft_vocabulary.size", manifest.draft_vocabulary and manifest.draft_vocabulary.size, 1, rows
-    yield from ((f"the size of {shortened(file.name)}", file.size, 0, MOST_FILE) for file in manifest.files)
+    yield from ((f"the size of {shown(file.name)}", file.size, 0, MOST_FILE) for file in manifest.files)
 
 
 def _long_names(manifest: Manifest) -> Iterator[str]:
     """Names stand in errors, which are one line."""
     names = (manifest.attention, manifest.device, manifest.spec.family, manifest.source.model)
-    yield from (f"{shortened(name)} has {len(name)} letters" for name in names if len(name) > LONGEST_NAME)
+    yield from (f"{shown(name)} has {len(name)} letters" for name in names if len(name) > LONGEST_NAME)
 
 
 def _file_faults(manifest: Manifest) -> Iterator[str]:
@@ -77,13 +76,11 @@ def _file_faults(manifest: Manifest) -> Iterator[str]:
     opened = [*manifest.graph_files, "tokenizer.json"]
     for name in (*names, *manifest.graph_files):
         if not is_plain_name(name):
-            yield f"{shortened(name)} is not the name of a file beside it"
-    yield from (f"it lists the file {shortened(name)} twice" for name in _repeated(name.casefold() for name in names))
+            yield f"{shown(name)} is not the name of a file beside it"
+    yield from (f"it lists the file {shown(name)} twice" for name in _repeated(name.casefold() for name in names))
     yield from (f"its files have no {name[:LONGEST_NAME]}" for name in opened if name not in names)
     yield from (
-        f"the hash of {shortened(f.name)} is {shortened(f.sha256)}"
-        for f in manifest.files
-        if not HASH.fullmatch(f.sha256)
+        f"the hash of {shown(f.name)} is {shown(f.sha256)}" for f in manifest.files if not HASH.fullmatch(f.sha256)
     )
 
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from reprlib import repr as shortened
 from typing import Any
 
 from tokenizers import AddedToken
 
-from pard_onnx.models.errors import BadInput
+from pard_onnx.models.errors import BadInput, shown
 from pard_onnx.models.folder_files import has_file
 from pard_onnx.models.json_files import read_json
 
@@ -99,7 +98,7 @@ def with_one_extra_key(config: dict[str, Any]) -> dict[str, Any]:
 def decoder_tokens(value: object, path: Path, error: type[BadInput]) -> tuple[AddedToken, ...]:
     """The tokens of `added_tokens_decoder`: an object of tokens by id."""
     if not isinstance(value, Mapping):
-        raise error(f"{path}: {DECODER} is {shortened(value)}; it must be an object of tokens by id")
+        raise error(f"{path}: {DECODER} is {shown(value)}; it must be an object of tokens by id")
     try:
         by_id = sorted((int(id_), token) for id_, token in value.items())
     except (TypeError, ValueError):  # TypeError: two keys of one id, whose tokens have no order
@@ -113,7 +112,7 @@ def older_tokens(
     """The tokens of added_tokens.json: an object of ids by text. special: texts of special tokens."""
     for text, id_ in ids.items():
         if isinstance(id_, bool) or not isinstance(id_, int):
-            raise error(f"{path}: {text!r} is {shortened(id_)}; it must be a token id")
+            raise error(f"{path}: {text!r} is {shown(id_)}; it must be a token id")
     return tuple(
         added_token({"content": text, "normalized": text not in special, "special": text in special}, text, path, error)
         for text in sorted(ids, key=lambda text: ids[text])
@@ -138,7 +137,7 @@ def extra_tokens(config: Mapping[str, Any], where: Mapping[str, Path], error: ty
     if not found or isinstance(found, Mapping):
         return ()
     if not isinstance(found, list):
-        raise error(f"{where[EXTRA]}: {EXTRA} is {shortened(found)}; it must be a list of tokens")
+        raise error(f"{where[EXTRA]}: {EXTRA} is {shown(found)}; it must be a list of tokens")
     return tuple(added_token(value, EXTRA, where[EXTRA], error, special=True) for value in found)
 
 
@@ -158,10 +157,10 @@ def added_token(value: Any, key: str, path: Path, error: type[BadInput], *, spec
         value, special = {"content": value}, True
     content = value.get("content") if isinstance(value, Mapping) else None
     if not isinstance(content, str) or not is_unicode(content):
-        problem = f"is {shortened(value)}; it must be a token's text, or an object with it as content"
+        problem = f"is {shown(value)}; it must be a token's text, or an object with it as content"
         raise error(f"{path}: {key} {problem}")
     flags = {flag: value[flag] for flag in FLAGS if value.get(flag) is not None}
     for flag, given in flags.items():
         if not isinstance(given, bool):
-            raise error(f"{path}: {flag} of {key} is {shortened(given)}; it must be true or false")
+            raise error(f"{path}: {flag} of {key} is {shown(given)}; it must be true or false")
     return AddedToken(content, **({"special": special} | flags))

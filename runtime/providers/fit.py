@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from reprlib import repr as shortened
 from typing import Any
 
-from pard_onnx.models.errors import BadArtifact
+from pard_onnx.models.errors import BadArtifact, shown
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.spec import Role
 
@@ -48,7 +47,7 @@ def _require_inputs(path: Path, session: Any, manifest: Manifest) -> None:
             raise _misfit(path, f"no input {name} of {INT64}", f"a {manifest.role} of {manifest.attention}")
     for value in session.get_inputs():
         if value.name not in wanted and not value.name.startswith(PAST):
-            raise _misfit(path, f"the input {shortened(value.name)}", f"it has {', '.join(wanted)}")
+            raise _misfit(path, f"the input {shown(value.name)}", f"it has {', '.join(wanted)}")
 
 
 def _own_inputs(manifest: Manifest) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.devices import DEVICES
-from pard_onnx.models.errors import BadProvider
+from pard_onnx.models.errors import BadProvider, shown
 from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
 
 HOST = "cpu"  # I/O binding's name for the host's memory

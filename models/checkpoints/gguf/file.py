@@ -13,13 +13,12 @@ import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from reprlib import repr as shortened
 from typing import Any
 
 import numpy as np
 
 from pard_onnx.models.checkpoints.config import Config
-from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.errors import BadCheckpoint, shown
 from pard_onnx.models.folder_files import has_file
 from pard_onnx.models.json_files import FETCH, LFS_POINTER
 
@@ -207,7 +206,7 @@ class _Reader:
         if isinstance(found, bytes):
             raise BadCheckpoint(f"{self.path}: {self.what} has a name that is not UTF-8; download it again")
         if len(found) > LONGEST_NAME or not found.isprintable():  # names stand in errors, which are one line
-            raise BadCheckpoint(f"{self.path}: {self.what} has the name {shortened(found)}; download it again")
+            raise BadCheckpoint(f"{self.path}: {self.what} has the name {shown(found)}; download it again")
         return found
 
     def text(self) -> str | bytes:
