@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from .errors import shown
 from .folder_files import LONGEST_NAME, is_plain_name
 
 if TYPE_CHECKING:
