@@ -16,7 +16,7 @@ from urllib.parse import quote
 from . import demo
 from .atomic import atomic_folder, recover, sweep
 from .cache_folder import cache_folder, made_cache_folder, made_private
-from .errors import BadArtifact, BadInput, Failure
+from .errors import BadArtifact, BadInput, Failure, shown
 from .folder_files import has_file
 from .manifest import FILE_NAME, Manifest, Source
 from .system_errors import write_error
@@ -149,7 +149,7 @@ def _gguf_file(name: str) -> Path | None:
 
 def _refuse_revision(name: str, revision: str | None) -> None:
     if revision is not None:
-        raise BadInput(f"revision {revision!r}: {name} is a local path, which has no revisions; leave it out")
+        raise BadInput(f"revision {shown(revision)}: {name} is a local path, which has no revisions; leave it out")
 
 
 def _refuse_file(name: str, wanted: str) -> None:

@@ -40,7 +40,7 @@ Render = Callable[[Sequence[Message]], str]
 
 def checked_handling(value: object) -> str:
     """The user's `special_tokens`; BadInput for an unknown one."""
-    if value not in HANDLINGS:
+    if not isinstance(value, str) or value not in HANDLINGS:
         raise BadInput(f"special_tokens must be one of {', '.join(map(repr, HANDLINGS))}, not {shown(value)}")
     return str(value)
 

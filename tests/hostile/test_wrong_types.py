@@ -143,6 +143,7 @@ def refused_or_taken(names: tuple[str, ...], call: Callable[[Any], object]) -> d
 
 # What the messages call an argument, where that is not its name
 ALSO = {
+    "draft_revision": ("revision ",),
     "stop": ("stop string",),
     "prompt": ("token id", "message", "content"),
     "messages": ("message", "content"),

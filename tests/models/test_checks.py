@@ -79,9 +79,9 @@ def test_values_are_shown_short_and_always():
             raise RuntimeError
 
     assert shown(3) == "3"
-    assert len(shown("x" * 1000)) < 110
-    assert shown(10**5000) == "a value of type int"
-    assert shown(Broken()) == "a value of type Broken"
+    assert len(shown("x" * 1000)) <= 120
+    assert shown(10**5000) == "<int>"
+    assert shown(Broken()) == "<Broken>"
 
 
 def test_the_nearest_name_ignores_case():
