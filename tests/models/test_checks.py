@@ -81,7 +81,7 @@ def test_values_are_shown_short_and_always():
     assert shown(3) == "3"
     assert len(shown("x" * 1000)) <= 120
     assert shown(10**5000) == "<int>"
-    assert shown(Broken()) == "<Broken>"
+    assert shown(Broken()).startswith("<Broken")
 
 
 def test_the_nearest_name_ignores_case():
