@@ -174,6 +174,7 @@ int main(int count, char** arguments) {
   std::signal(SIGALRM, stop);
   __sanitizer_set_death_callback(save_crash);
   std::sort(corpus.begin(), corpus.end(), [](const Input& a, const Input& b) { return a.size() != b.size() ? a.size() < b.size() : a < b; });
+  corpus.erase(std::unique(corpus.begin(), corpus.end()), corpus.end());
   if (faults) {
     std::printf("%zu inputs, %zu faults\n", corpus.size(), run_faults(corpus));
     return 0;
