@@ -16,7 +16,8 @@ size_t reached_blocks() { return __atomic_load_n(&count, __ATOMIC_RELAXED); }
 }  // namespace fuzz
 
 // The compiler calls it at each block.
-extern "C" __attribute__((no_sanitize_address, no_sanitize_thread, no_sanitize_undefined)) void __sanitizer_cov_trace_pc() {
+extern "C" __attribute__((no_sanitize_address, no_sanitize_thread, no_sanitize_undefined)) void
+__sanitizer_cov_trace_pc() {
   const auto pc = reinterpret_cast<uintptr_t>(__builtin_return_address(0));
   uint8_t* const at = reached + ((pc ^ pc >> 16) & 0xffff);
   if (__atomic_load_n(at, __ATOMIC_RELAXED)) return;

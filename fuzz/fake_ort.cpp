@@ -89,7 +89,8 @@ OrtStatus* attribute(const OrtKernelInfo* info, const char* name, Attribute::Typ
     const auto found = info->attributes.find(name);
     if (found == info->attributes.end()) return error("No attribute with name:'" + std::string(name) + "'is defined.");
     if (found->second.type != type) return error("Attribute name and type don't match");
-    return take(found->second);
+    take(found->second);
+    return nullptr;
   });
 }
 
@@ -176,14 +177,17 @@ const void* const* api(uint32_t) {
   table[GET_TENSOR_TYPE_AND_SHAPE] = entry(type_and_shape);
   table[RELEASE_TENSOR_TYPE_AND_SHAPE_INFO] = entry(release_info);
   table[KERNEL_INFO_GET_ATTRIBUTE_FLOAT] = entry(+[](const OrtKernelInfo* info, const char* name, float* out) {
-    return attribute(info, name, Attribute::Type::number, [&](const Attribute& a) -> OrtStatus* { return *out = a.number, nullptr; });
+    return attribute(info, name, Attribute::Type::number, [&](const Attribute& found) { *out = found.number; });
   });
   table[KERNEL_INFO_GET_ATTRIBUTE_INT64] = entry(+[](const OrtKernelInfo* info, const char* name, int64_t* out) {
-    return attribute(info, name, Attribute::Type::integer, [&](const Attribute& a) -> OrtStatus* { return *out = a.integer, nullptr; });
+    return attribute(info, name, Attribute::Type::integer, [&](const Attribute& found) { *out = found.integer; });
   });
   table[KERNEL_INFO_GET_ATTRIBUTE_STRING] =
       entry(+[](const OrtKernelInfo* info, const char* name, char* out, size_t* size) {
-        return attribute(info, name, Attribute::Type::text, [&](const Attribute& a) -> OrtStatus* { return give_text(a.text, out, size); });
+        OrtStatus* status = nullptr;
+        const auto give = [&](const Attribute& found) { status = give_text(found.text, out, size); };
+        OrtStatus* const other = attribute(info, name, Attribute::Type::text, give);
+        return other ? other : status;
       });
   table[KERNEL_INFO_GET_INPUT_COUNT] = entry(+[](const OrtKernelInfo* info, size_t* out) {
     return called([&]() -> OrtStatus* { return *out = info->inputs.size(), nullptr; });
@@ -193,7 +197,10 @@ const void* const* api(uint32_t) {
   });
   table[KERNEL_INFO_GET_CONSTANT_INPUT_TENSOR] = entry(constant_input);
   table[KERNEL_CONTEXT_GET_INPUT] = entry(+[](const OrtKernelContext* context, size_t index, const OrtValue** out) {
-    return called([&]() -> OrtStatus* { return *out = index < context->inputs.size() ? context->inputs[index] : nullptr, nullptr; });
+    return called([&]() -> OrtStatus* {
+      *out = index < context->inputs.size() ? context->inputs[index] : nullptr;
+      return nullptr;
+    });
   });
   table[KERNEL_CONTEXT_GET_OUTPUT] = entry(output);
   table[KERNEL_CONTEXT_PARALLEL_FOR] = entry(parallel);

@@ -9,7 +9,8 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -112,10 +113,24 @@ def _hang(signum: int, frame: FrameType | None) -> None:
     raise Hang
 
 
+@contextmanager
+def _watched() -> Iterator[None]:
+    """Raises Hang after LONGEST_SECONDS, where the system has alarms."""
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, _hang)
+    signal.alarm(LONGEST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def run(rounds: int, seed: int, seconds: float = float("inf")) -> dict[str, int]:
     """Rewrites mutated graphs; returns how many were rewritten, left alone and refused."""
     random_numbers, model = random.Random(seed), MODEL.read_bytes()
-    signal.signal(signal.SIGALRM, _hang)
     found, end = {"rewritten": 0, "left": 0, "refused": 0}, time.monotonic() + seconds
     for _ in range(rounds):
         if time.monotonic() > end:
@@ -123,17 +138,15 @@ def run(rounds: int, seed: int, seconds: float = float("inf")) -> dict[str, int]
         graph = model
         for _ in range(random_numbers.randint(1, 4)):
             graph = mutated(graph, random_numbers)
-        signal.alarm(LONGEST_SECONDS)
         try:
-            out = rewritten(graph, Path("/model"))
+            with _watched():
+                out = rewritten(graph, Path("/model"))
             found["left" if out is None else "rewritten"] += 1
         except (ValueError, LookupError):  # `with_kernel` makes one error of both
             found["refused"] += 1
         except BaseException:
             Path(f"crash-graph-{seed}").write_bytes(graph)
             raise
-        finally:
-            signal.alarm(0)
     return found
 
 

@@ -45,10 +45,15 @@ const Input* current = nullptr;
 
 size_t below(size_t end) { return generator() % end; }
 
+void write(const Input& input, const std::string& path) {
+  const auto* bytes = reinterpret_cast<const char*>(input.data());
+  std::ofstream(path, std::ios::binary).write(bytes, static_cast<std::streamsize>(input.size()));
+}
+
 void save_crash() {
   if (!current) return;
   const std::string path = "crash-" + std::to_string(seed);
-  std::ofstream(path, std::ios::binary).write(reinterpret_cast<const char*>(current->data()), static_cast<std::streamsize>(current->size()));
+  write(*current, path);
   std::fprintf(stderr, "the input is in %s\n", path.c_str());
   current = nullptr;
 }
@@ -145,8 +150,7 @@ void keep(const Input& input, const std::string& folder) {
   for (const uint8_t byte : input) name = (name ^ byte) * 0x100000001b3;
   char text[17];
   std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(name));
-  std::ofstream(folder + "/" + text, std::ios::binary)
-      .write(reinterpret_cast<const char*>(input.data()), static_cast<std::streamsize>(input.size()));
+  write(input, folder + "/" + text);
 }
 
 }  // namespace
@@ -173,7 +177,9 @@ int main(int count, char** arguments) {
   generator.seed(seed);
   std::signal(SIGALRM, stop);
   __sanitizer_set_death_callback(save_crash);
-  std::sort(corpus.begin(), corpus.end(), [](const Input& a, const Input& b) { return a.size() != b.size() ? a.size() < b.size() : a < b; });
+  std::sort(corpus.begin(), corpus.end(),
+            [](const Input& a, const Input& b) { return a.size() != b.size() ? a.size() < b.size() : a < b; });
+  corpus.erase(std::unique(corpus.begin(), corpus.end()), corpus.end());
   if (faults) {
     std::printf("%zu inputs, %zu faults\n", corpus.size(), run_faults(corpus));
     return 0;

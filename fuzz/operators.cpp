@@ -57,7 +57,8 @@ class Bytes {
     const auto bits = static_cast<uint64_t>(valid);
     if (kind < KEPT + 4) return static_cast<int64_t>(bits + which - (which > 127 ? 256 : 0));
     if (kind < KEPT + 6) return static_cast<int64_t>(bits << which % 64);
-    if (kind < KEPT + 12) return static_cast<int64_t>(bits + (uint64_t{1} << (which % 2 ? 48 + which / 2 % 16 : which / 2 % 64)));
+    const int exponent = which % 2 ? 48 + which / 2 % 16 : which / 2 % 64;
+    if (kind < KEPT + 12) return static_cast<int64_t>(bits + (uint64_t{1} << exponent));
     return NUMBERS[which % (sizeof NUMBERS / sizeof *NUMBERS)];
   }
 
@@ -317,7 +318,8 @@ void hash(const OrtValue& value, Outcome& out) {
 // The present caches in the past's own buffers, which every run fills anew.
 void bind_caches(OrtKernelContext& call) {
   for (size_t i = 1; i < 3; ++i)
-    if (call.inputs.size() > 4 && call.inputs[2 + i] && call.inputs[2 + i]->type == ORT_FLOAT) call.outputs[i] = *call.inputs[2 + i];
+    if (call.inputs.size() > 4 && call.inputs[2 + i] && call.inputs[2 + i]->type == ORT_FLOAT)
+      call.outputs[i] = *call.inputs[2 + i];
 }
 
 }  // namespace
@@ -383,8 +385,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const fuzz::Outcome reference = fuzz::run(data, size, "reference", 1);
   const bool alone = size > 0 && data[0] % 4;  // starting threads takes longer than all the rest
   const fuzz::Outcome found = fuzz::run(data, size, nullptr, alone ? 1 : 3);
-  const bool same = found.numbers == reference.numbers && found.results == reference.results && found.errors == reference.errors;
-  if (!same) {
+  if (found.numbers != reference.numbers || found.results != reference.results || found.errors != reference.errors) {
     std::fprintf(stderr, "another result with another instruction set or number of threads\n");
     std::abort();
   }

@@ -38,7 +38,7 @@ class Stored:
     def __init__(self, folder: Path, **changes: NDArray[np.generic]) -> None:
         matrix = literal.random_matrix(np.random.default_rng(0), N, K, 4, BLOCK, True)
         self.parts = {"B": matrix.levels, "scales": matrix.scales, "zero_points": matrix.zero_points} | changes
-        self.path = folder / "model.onnx.data"
+        self.path = folder / "wéights"
         data, self.offsets = bytes(AHEAD), {}
         for name, array in self.parts.items():
             assert array is not None
@@ -124,7 +124,7 @@ def test_another_file_in_the_same_place_is_read_anew(tmp_path: Path) -> None:
     x = np.ones((1, 1, K), np.float32)
     first = session(model(Stored(tmp_path).attributes())).run(None, {"A": x})[0]
     assert (first != 0).any()
-    (tmp_path / "model.onnx.data").unlink()
+    (tmp_path / "wéights").unlink()
     second = Stored(tmp_path, scales=np.zeros((N, K // BLOCK), np.float32))
     assert (session(model(second.attributes())).run(None, {"A": x})[0] == 0).all()
 

@@ -88,13 +88,3 @@ def test_an_empty_step() -> None:
     matrix = literal.random_matrix(np.random.default_rng(0), 16, 256, 4, 128)
     (out,) = session(model(matrix, "pard_onnx")).run(None, {"A": np.zeros((1, 0, 256), np.float32)})
     assert out.shape == (1, 0, 16)
-
-
-def test_weights_in_a_file_that_ends_too_early(tmp_path: Any) -> None:
-    matrix = literal.random_matrix(np.random.default_rng(0), 16, 256, 4, 128)
-    path = tmp_path / "wéights"
-    path.write_bytes(b"short")
-    with pytest.raises(Exception, match="cannot be read"):
-        session(model(matrix, "pard_onnx", weights_file=str(path), B_offset=0, scales_offset=0))
-    with pytest.raises(Exception, match="cannot be read"):
-        session(model(matrix, "pard_onnx", weights_file=str(tmp_path / "none"), B_offset=0, scales_offset=0))

@@ -54,7 +54,8 @@ class Work {
 
   size_t workers() const {
     const size_t past = step_.window ? std::min(step_.past, step_.window) : step_.past;
-    const double products = static_cast<double>(step_.rows * step_.heads * step_.dim) * static_cast<double>(past + step_.rows);
+    const auto queries = static_cast<double>(step_.rows * step_.heads * step_.dim);
+    const double products = queries * static_cast<double>(past + step_.rows);
     return products > ALONE ? std::min(units(), processors()) : 1;
   }
 

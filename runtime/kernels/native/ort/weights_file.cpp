@@ -56,7 +56,8 @@ Positions positions_of(const Node& node, const Layout& layout, const std::string
     demand(start.has_value() == wanted, node.name(), wanted ? ": no attribute " : ": a needless attribute ", name);
     if (!wanted) continue;
     demand(*start >= 0 && static_cast<uint64_t>(*start) <= end && sizes[part] <= end - static_cast<uint64_t>(*start),
-           path, ": cannot be read: ", name, " ", *start, " and ", sizes[part], " bytes from there are not within its ", end);
+           path, ": cannot be read: ", name, " ", *start, " and ", sizes[part], " bytes from there are not within its ",
+           end);
     out.starts[part] = static_cast<size_t>(*start);
   }
   return out;
