@@ -18,7 +18,7 @@ from .discovery import provider_source
 from .table import CPU, SESSION_OPTION, Provider, onnxruntime
 from .threads import Threads, set_threads
 
-ERRORS_ONLY = 3  # ONNX Runtime's log severity
+FATAL_ONLY = 4  # ONNX Runtime's log severity: errors are raised, and need no coloured lines beside ours
 # What CUDA, HIP, Direct3D, Dawn and ONNX Runtime's own allocators report if memory runs out
 MEMORY = re.compile(r"out of memory|outofmemory|failed to allocate|bad[_ ]alloc|8007000e|not enough memory", re.I)
 
@@ -47,7 +47,7 @@ def open_graph(path: Path, provider: Provider, threads: Threads) -> Any:
 def session_options(threads: Threads) -> Any:
     """SessionOptions for these threads."""
     options = onnxruntime().SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     options.enable_mem_pattern = False  # a pattern is kept for each shape, and each step has a new mask length
     set_threads(threads, options)
     return options
