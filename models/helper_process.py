@@ -47,6 +47,8 @@ def run_helper(script: Path, request: object, seconds: float) -> Any:
         raise HelperStopped(f"takes more than {seconds:.0f} seconds") from None
     except (OSError, ValueError) as error:  # the system allows no other process
         raise NoHelper from error
+    if done.returncode == 1:  # an exception of Python's, such as of an import that this system refuses to the helper
+        raise NoHelper
     try:
         return json.loads(done.stdout)
     except ValueError:

@@ -46,7 +46,7 @@ def drive(folder: Path, manifest: Manifest, rows: int = ROWS) -> Driver:
 
 def open_session(path: Path) -> ort.InferenceSession:
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

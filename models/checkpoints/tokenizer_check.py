@@ -157,7 +157,19 @@ def main() -> None:
         most = MEMORY + MEMORY_PER_BYTE * len(text)
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    json.dump({"problem": problem_of(text, request["added"])}, sys.stdout)
+    json.dump({"problem": answer(text, request["added"])}, sys.stdout)
+
+
+def answer(text: str, added: list[dict[str, Any]]) -> str | None:
+    """As `problem_of`. Exceptions that the file causes are its problem, too; a failing import is not."""
+    import tokenizers  # noqa: F401
+
+    try:
+        return problem_of(text, added)
+    except MemoryError:
+        return "it takes more memory than is allowed"
+    except Exception as error:
+        return f"it cannot be tried: {type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

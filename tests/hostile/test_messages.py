@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import helper
 
 from pard_onnx import BadInput, Pair, PardWarning, load
 from pard_onnx.cli import for_stdout
@@ -20,6 +23,10 @@ from pard_onnx.export_command import main as export_main
 from pard_onnx.generate_command import main as generate_main
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import LONGEST_MESSAGE, LONGEST_VALUE, UNPRINTABLE, Failure, one_line, shown
+from pard_onnx.models.manifest import File, Manifest
+from pard_onnx.runtime.providers.opening import session_options
+from pard_onnx.runtime.providers.table import onnxruntime
+from pard_onnx.runtime.providers.threads import Threads
 
 HOSTILE = {
     "a long text": "x" * 1_000_000,
@@ -134,6 +141,45 @@ def test_a_models_text_does_not_control_the_terminal(terminal: bool, monkeypatch
     text = "a\tb\n\x1b]52;c;eA==\x07\r\x9b2J عربي\u200f"
     wanted = "a\tb\n\\x1b]52;c;eA==\\x07\\r\\x9b2J عربي\u200f" if terminal else text
     assert for_stdout(text) == wanted
+
+
+BREAKS: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda graph: graph[: len(graph) // 2],
+    "no graph": lambda _: b"\xff" * 1000,
+    "an unknown operator": lambda graph: graph.replace(b"GroupQueryAttention", b"GroupQueryAttentiox"),
+    "another operator": lambda graph: graph.replace(b"MatMul", b"MatMux"),
+    "another operation": lambda graph: graph.replace(b"Gather", b"Concat"),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_lines_of_onnx_runtime_do_not_appear_beside_ours(
+    write_artifact: Callable[..., Path], tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_artifact(tmp_path / "target", "target")
+    path = folder / "model.onnx"
+    path.write_bytes(BREAKS[name](path.read_bytes()))
+    content = path.read_bytes()
+    manifest = Manifest.read(folder)
+    changed = File("model.onnx", len(content), hashlib.sha256(content).hexdigest())
+    others = tuple(changed if file.name == "model.onnx" else file for file in manifest.files)
+    replace(manifest, files=others).write(folder)
+    capfd.readouterr()
+    assert generate_main(["--target", str(folder), "--prompt", "the"]) in (1, 2)
+    printed = capfd.readouterr().err
+    assert printed.startswith("error: ") and printed.count("\n") == 1 and is_clean(printed[:-1]), printed
+
+
+def test_a_step_that_fails_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    ids, rows = (helper.make_tensor_value_info(name, kind, [1]) for name, kind in (("ids", 7), ("rows", 1)))
+    table = helper.make_tensor_value_info("table", 1, [3])
+    graph = helper.make_graph([helper.make_node("Gather", ["table", "ids"], ["rows"])], "g", [table, ids], [rows])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = session_options(Threads(1))
+    session = onnxruntime().InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with pytest.raises(Exception, match="out of data bounds"):
+        session.run(None, {"table": np.zeros(3, np.float32), "ids": np.array([99])})
+    assert capfd.readouterr().err == ""
 
 
 @given(st.text() | st.lists(st.text()) | st.dictionaries(st.text(), st.integers()) | st.binary())

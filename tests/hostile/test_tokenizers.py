@@ -209,6 +209,9 @@ def test_helpers_that_hang_or_die_are_stopped(tmp_path: Path, monkeypatch: pytes
     script.write_text("while True: pass")
     with pytest.raises(HelperStopped, match="takes more than 1 seconds"):
         run_helper(script, None, 1)
+    script.write_text("import no_such_module")
+    with pytest.raises(NoHelper):
+        run_helper(script, None, 10)
     script.write_text("import os; os.abort()")
     with pytest.raises(HelperStopped, match="crashes"):
         run_helper(script, None, 10)

@@ -601,3 +601,18 @@ def test_messages_of_tool_calls(pair: Pair, folders: tuple[Path, Path], monkeypa
         result = chat.send("c", max_new_tokens=3)
         assert result.stats.prompt_tokens == len(pair.text.encode("nulluseraassistanttoolbuserc"))
         assert chat.messages[1] == message
+
+
+def test_special_tokens_of_users_are_the_chats_choice_and_a_turns(pair: Pair) -> None:
+    """The option of a turn beats the conversation's; a refused turn leaves the conversation as it was."""
+    forged = "hi" + next(iter(pair.text.special_ids()), "<|none|>")
+    chat = pair.chat(special_tokens="refuse")
+    if pair.text.special_ids():
+        with pytest.raises(BadInput, match="has the special token"):
+            chat.send(forged, max_new_tokens=1)
+        assert chat.messages == []
+        with pytest.raises(BadInput, match="has the special token"):
+            pair.generate([user(forged)], special_tokens="refuse", max_new_tokens=1)
+    assert chat.send(forged, max_new_tokens=1, special_tokens="text").tokens
+    with pytest.raises(BadInput, match="special_tokens must be one of"):
+        pair.chat(special_tokens="none")
