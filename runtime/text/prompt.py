@@ -38,7 +38,7 @@ def encode(
             return known_ids(text.encode(prompt), text, size)
         return known_ids(text.encode_chat([{"role": "user", "content": prompt}], template_arguments), text, size)
     if isinstance(prompt, bytes | bytearray | Mapping | Set) or not isinstance(prompt, Iterable):
-        raise BadInput(f"{WANTED}, not {shown(prompt)}")
+        raise BadInput(f"{WANTED}, not {type(prompt).__name__}")
     items: Sequence[Any] = listed(prompt)
     if items and all(isinstance(item, Mapping) for item in items):
         return known_ids(text.encode_chat(copy_messages(items), template_arguments), text, size)
