@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict
 
@@ -97,9 +98,7 @@ class Options:
         if not isinstance(self.draft_length, str):
             keep(self, "draft_length", require_whole("draft_length", self.draft_length, 0, DRAFT_LIMIT))
         if self.timeout is not None:
-            keep(self, "timeout", finite_number("timeout", self.timeout))
-            if self.timeout <= 0:
-                raise BadInput(f"timeout must be a number of seconds above 0, or None, not {self.timeout}")
+            keep(self, "timeout", checked_timeout(self.timeout))
 
     @classmethod
     def from_keywords(
@@ -123,6 +122,14 @@ class Options:
         given = {name: arguments[name] for name in SAMPLING if name in arguments}
         own = {name: value for name, value in arguments.items() if name not in (*SAMPLING, "sampling")}
         return cls(**own, sampling=replace(model_sampling() if start == "model" else GREEDY, **given))
+
+
+def checked_timeout(value: object) -> float:
+    """The user's timeout in seconds; BadInput for what is no number, or not above 0."""
+    with suppress(BadInput):
+        if (seconds := finite_number("timeout", value)) > 0:
+            return seconds
+    raise BadInput(f"timeout must be a number of seconds above 0, or None, not {shown(value)}")
 
 
 def checked_ids(ids: object) -> tuple[int, ...]:

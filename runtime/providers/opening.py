@@ -60,7 +60,7 @@ def open_graph(path: Path, manifest: Manifest, provider: Provider, threads: Thre
 def session_options(threads: Threads) -> Any:
     """SessionOptions for these threads."""
     options = onnxruntime().SessionOptions()
-    options.log_severity_level = FATAL_ONLY
+    options.log_severity_level = ERRORS_ONLY
     options.enable_mem_pattern = False  # a pattern is kept for each shape, and each step has a new mask length
     set_threads(threads, options)
     return options

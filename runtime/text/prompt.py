@@ -41,7 +41,7 @@ def encode(
         question = [{"role": "user", "content": prompt}]
         return known_ids(text.encode_chat(question, template_arguments, special_tokens), text, size)
     if isinstance(prompt, bytes | bytearray | Mapping | Set) or not isinstance(prompt, Iterable):
-        raise BadInput(f"{WANTED}, not {shown(prompt)}")
+        raise BadInput(f"{WANTED}, not {type(prompt).__name__}")
     items: Sequence[Any] = listed(prompt)
     if items and all(isinstance(item, Mapping) for item in items):
         return known_ids(text.encode_chat(copy_messages(items), template_arguments, special_tokens), text, size)

@@ -24,7 +24,7 @@ class Command:
 
     arguments: Callable[[Path, Path, Path], Sequence[str]]  # from target, draft and an empty folder
     typed: str = ""
-    dense: float = 2.0  # seconds from its start that are tried closely
+    dense: float = 1.5  # seconds from its start that are tried closely
     step: float = 0.02  # seconds between two signals there; further on, 20 times as long
 
 
