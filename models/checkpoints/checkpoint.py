@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from tokenizers import Tokenizer
-
 from pard_onnx.models.errors import BadCheckpoint, PardWarning
 from pard_onnx.models.families import Family, shapes
 from pard_onnx.models.folder_files import require_files
@@ -36,6 +34,7 @@ from .tensors import (
     require_finite,
     rounded,
 )
+from .tokenizer import GuardedTokenizer
 from .vocabulary import FILE as TOKENIZER_FILE
 from .vocabulary import chat_template, load_tokenizer, token_ids
 
@@ -105,7 +104,7 @@ class Checkpoint:
         """Where the tokenizer files lie: the adapter's folder if they are there, or the checkpoint's."""
         return _tokenizer_folder(self.folder, self.adapter)
 
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> GuardedTokenizer:
         """The tokenizer, which encodes whole texts. Raises BadCheckpoint."""
         return load_tokenizer(self.tokenizer_folder / TOKENIZER_FILE, BadCheckpoint, self.names)
 
