@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from .errors import BadInput
 
@@ -65,7 +65,7 @@ def has_file(path: Path, error: type[BadInput]) -> bool:
     return os.path.lexists(path) and bool(file_facts(path, error))
 
 
-def open_file(path: Path, error: type[BadInput]) -> BinaryIO:
+def open_file(path: Path, error: type[BadInput]) -> BufferedReader:
     """A file of a folder, opened for reading. Raises `error` as `file_facts`, or if it cannot be opened."""
     checked = file_facts(path, error)
     try:

@@ -57,12 +57,13 @@ def _ranges(manifest: Manifest) -> Iterator[Range]:
     yield "spec.vocabulary.size", vocabulary.size, 1, rows
     yield "spec.vocabulary.bos_id", vocabulary.bos_id, 0, rows - 1
     yield from (("spec.vocabulary.eos_ids", eos, 0, rows - 1) for eos in vocabulary.eos_ids)
-    yield "spec.pard.mask_id", spec.pard and spec.pard.mask_id, 0, rows - 1
+    yield "spec.pard.mask_id", spec.pard.mask_id if spec.pard else None, 0, rows - 1
     yield from (("spec.attention.window", layer.window, 1, LARGE) for layer in spec.attention)
     yield "kv_rows", manifest.kv_rows, 1, MOST_ROWS
     yield from (("graphs.width", graph.width, 1, MOST_WIDTH) for graph in manifest.graphs)
     yield "capacity", manifest.capacity, 1, max(1, manifest.token_rows)
-    yield "draft_vocabulary.size", manifest.draft_vocabulary and manifest.draft_vocabulary.size, 1, rows
+    reduced = manifest.draft_vocabulary
+    yield "draft_vocabulary.size", reduced.size if reduced else None, 1, rows
     yield from ((f"the size of {shortened(file.name)}", file.size, 0, MOST_FILE) for file in manifest.files)
 
 
