@@ -62,7 +62,8 @@ def _ranges(manifest: Manifest) -> Iterator[Range]:
     yield "kv_rows", manifest.kv_rows, 1, MOST_ROWS
     yield from (("graphs.width", graph.width, 1, MOST_WIDTH) for graph in manifest.graphs)
     yield "capacity", manifest.capacity, 1, max(1, manifest.token_rows)
-    yield "draft_vocabulary.size", manifest.draft_vocabulary.size if manifest.draft_vocabulary else None, 1, rows
+    reduced = manifest.draft_vocabulary
+    yield "draft_vocabulary.size", reduced.size if reduced else None, 1, rows
     yield from ((f"the size of {shown(file.name)}", file.size, 0, MOST_FILE) for file in manifest.files)
 
 

@@ -19,7 +19,7 @@ VALUE_NAME, VALUE_TYPE = 1, 2
 TYPE_TENSOR, TENSOR_ELEMENT, TENSOR_SHAPE, SHAPE_DIM, DIM_VALUE = 1, 1, 2, 1, 1
 TENSOR_DIMS, TENSOR_TYPE, TENSOR_NAME, TENSOR_RAW, TENSOR_EXTERNAL = 1, 2, 8, 9, 13
 FLOAT, UINT8, INT64, FLOAT16 = 1, 2, 7, 10  # element types of tensors
-LETTERS = ((INT64, "q"), (FLOAT, "f"))  # of the struct module
+LETTERS: dict[int | bytes, str] = {INT64: "q", FLOAT: "f"}  # of the struct module
 ENTRY_KEY, ENTRY_VALUE = 1, 2
 OPSET_DOMAIN, OPSET_VERSION = 1, 2
 
@@ -123,8 +123,7 @@ def number_initializers(graph: Iterable[Field]) -> Iterator[tuple[str, tuple[flo
         if number != GRAPH_INITIALIZER:
             continue
         tensor = {n: v for n, _, v in fields(as_bytes(value))}
-        raw = as_bytes(tensor.get(TENSOR_RAW, b""))
-        letter = next((letter for kind, letter in LETTERS if tensor.get(TENSOR_TYPE) == kind), None)
+        raw, letter = as_bytes(tensor.get(TENSOR_RAW, b"")), LETTERS.get(tensor.get(TENSOR_TYPE, 0))
         if letter and len(raw) % struct.calcsize(letter) == 0:
             yield (
                 name_of(as_bytes(value), TENSOR_NAME),
