@@ -99,7 +99,8 @@ def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
                 partial.mkdir()
                 yield partial
                 _sync_tree(partial)
-                _put(partial, folder, descriptor, replace=replace)
+                with naming(folder):
+                    _put(partial, folder, descriptor, replace=replace)
                 for parent in (folder.parent, *(made.parent for made in missing)):
                     sync_folder(parent)
             finally:
@@ -311,6 +312,6 @@ def _in_place(place: Path) -> Iterator[None]:
             parts = Path(os.fsdecode(name)).parts if isinstance(name, (str, bytes, os.PathLike)) else ()
             found = [number for number, part in enumerate(parts) if SCRATCH.fullmatch(part)]
             if found:
-                error.filename, error.filename2 = str(place.joinpath(*parts[found[0] + 1 :])), None
+                error.filename, error.filename2 = str(place.joinpath(*parts[found[-1] + 1 :])), None
                 break
         raise

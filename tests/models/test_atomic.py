@@ -304,6 +304,15 @@ def test_errors_name_the_place_and_never_a_scratch_name(tmp_path: Path, monkeypa
     with pytest.raises(OSError) as synced, atomic_folder(tmp_path / "out") as partial:
         (partial / "file").touch()
     assert synced.value.filename == str(tmp_path / "out" / "file")
+    monkeypatch.undo()
+
+    def fail(path: Path, target: Path) -> None:
+        raise OSError(errno.EIO, "bad", str(path), None, str(target))
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError) as nested, atomic_folder(tmp_path / "out") as partial, atomic_file(partial / "file"):
+        pass
+    assert nested.value.filename == str(tmp_path / "out" / "file")
     assert names(tmp_path) == ["plain"]
 
 
