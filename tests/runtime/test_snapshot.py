@@ -292,7 +292,7 @@ def test_a_saved_conversation_is_replaced_and_nothing_else(chat: Chat, file: Pat
 def test_what_cannot_be_written_is_said(chat: Chat, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no/such/folder: cannot be written: "):
         chat.save(tmp_path / "no" / "such" / "folder")
-    with pytest.raises(BadInput, match="path: .* has a null character"):
+    with pytest.raises(BadInput, match=r"path: .* has a null character"):
         chat.save("a\0b")
     chat.messages[0]["content"] = object()
     with pytest.raises(BadInput, match="the messages cannot be saved: Object of type object is not JSON"):
