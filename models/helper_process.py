@@ -39,6 +39,7 @@ def run_helper(script: Path, request: object, seconds: float) -> Any:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             timeout=seconds,
+            start_new_session=os.name == "posix",  # a terminal's Ctrl-C is for this process, which ends the helper
             env=os.environ | SINGLE_THREADED,
             creationflags=NO_WINDOW if sys.platform == "win32" else 0,
             check=False,
