@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pard_onnx.models.errors import Failure, TooLong
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
+from pard_onnx.runtime.providers.opening import first_line
 from pard_onnx.runtime.providers.table import Provider
 
 from .device_cache import new_cache
@@ -182,4 +183,4 @@ def run_graph(path: Path, cache: KvCache, session: Any, binding: Any) -> None:
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         if is_out_of_memory(error):
             raise out_of_memory(error) from error
-        raise Failure(f"{path}: ONNX Runtime failed in a step: {error}") from error
+        raise Failure(f"{path}: ONNX Runtime failed in a step: {first_line(error)}") from error

@@ -201,7 +201,7 @@ def test_an_output_that_cannot_be_made_is_told_in_one_line(tmp_path: Path, tiny:
     (tmp_path / "file").touch()
     assert main(["--model", "model", "--output", "file/out"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1 and "cannot be made" in err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "file/out: cannot be written" in err
 
 
 def test_names_that_look_like_markup(tmp_path: Path, tiny: Tiny, capsys: Capture) -> None:

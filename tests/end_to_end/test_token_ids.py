@@ -42,7 +42,7 @@ def test_a_token_without_a_row_is_refused_by_name(pair: Pair) -> None:
     with pytest.raises(BadInput, match=r"the token '<\|pad\|>' \(id 301\), but the model has ids 0 to 300"):
         pair.generate("the<|pad|>")
     with pytest.raises(BadInput, match=r"the token '<\|pad\|>' \(id 301\)"):
-        pair.generate([{"role": "user", "content": "the<|pad|>"}])
+        pair.generate([{"role": "user", "content": "the<|pad|>"}], special_tokens="encode")
     with pytest.raises(BadInput, match="token id 301 in the prompt; the model has ids 0 to 300"):
         pair.generate([1, PAD])
     for option in ({"stop_token_ids": PAD}, {"logit_bias": {PAD: 1.0}}):

@@ -127,6 +127,7 @@ class CacheRecord(Scenario):
         from pard_onnx.runtime.tuning.remembered import save_record
         from pard_onnx.runtime.tuning.steps import ANY, StepCosts
 
+        (self.root / "machine").mkdir(mode=0o700, exist_ok=True)
         save_record(self.root / "machine" / "out.json", Tuning(StepCosts(((1, cost),)), ANY, (1,)))
 
     def write(self) -> None:
@@ -163,11 +164,14 @@ class HubCopy(Command):
 
     def prepare(self) -> None:
         import tiny
+        import toy
+        import toy_artifacts
 
         source = self.inputs / "source"
         source.mkdir()
-        for name in ("model.onnx", "model.onnx.data", "pard_onnx.json"):
+        for name in ("model.onnx", "model.onnx.data", "tokenizer.json"):
             (source / name).write_text(name * 100)
+        toy_artifacts.manifest(toy.Shape(), "target", source, "fp32", (), "float32").write(source)
         self.snapshot = tiny.save_in_hub_cache(source, self.inputs / "hub", "org/exported")
 
     def write(self) -> None:

@@ -24,7 +24,7 @@ from pard_onnx.generate_command import main as generate_main
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import LONGEST_MESSAGE, LONGEST_VALUE, UNPRINTABLE, Failure, one_line, shown
 from pard_onnx.models.manifest import File, Manifest
-from pard_onnx.runtime.providers.opening import session_options
+from pard_onnx.runtime.providers.opening import FATAL_ONLY, session_options
 from pard_onnx.runtime.providers.table import onnxruntime
 from pard_onnx.runtime.providers.threads import Threads
 
@@ -176,6 +176,7 @@ def test_a_step_that_fails_prints_nothing(capfd: pytest.CaptureFixture[str]) -> 
     graph = helper.make_graph([helper.make_node("Gather", ["table", "ids"], ["rows"])], "g", [table, ids], [rows])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     options = session_options(Threads(1))
+    options.log_severity_level = FATAL_ONLY  # as on the CPU
     session = onnxruntime().InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     with pytest.raises(Exception, match="out of data bounds"):
         session.run(None, {"table": np.zeros(3, np.float32), "ids": np.array([99])})

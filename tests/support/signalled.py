@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Tells the parent when the package's own code begins, after the interpreter's start. Shells give background processes
-# an ignored SIGINT, so it is set to Python's default.
+# an ignored SIGINT, and nohup an ignored SIGHUP, so they are set to Python's defaults.
 LAUNCH = (
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL);"
     "from pard_onnx.entry_points import {name} as command; os.write({fd}, b'.'); sys.exit(command())"
 )
 PATIENCE = 120.0

@@ -183,7 +183,9 @@ def test_templates_that_look_at_the_text_see_the_text(make: Make, name: str, con
 
 def test_what_cannot_be_told_apart_is_refused(make: Make) -> None:
     text = make("{% for m in messages %}<|im_start|>{{ m.content[:30] }}{{ m.content|length }}{% endfor %}")
-    with pytest.raises(BadInput, match=r"changes a message that has the special token '<\|im_end\|>'; leave it out"):
+    with pytest.raises(
+        BadInput, match=r"changes a message that has the special token '<\|im_(start|end)\|>'; leave it out"
+    ):
         text.encode_chat(user(FORGED))
     assert text.encode_chat(user(FORGED), None, "encode")
 
