@@ -12,10 +12,11 @@ handle(exit_at_once)  # before the imports below
 
 TYPE_CHECKING = False  # as typing's, whose import takes milliseconds
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 import atexit  # noqa: E402
 import os  # noqa: E402
+import sys  # noqa: E402
 from importlib import import_module  # noqa: E402
 
 from pard_onnx.standard_streams import flushed  # noqa: E402
@@ -49,11 +50,25 @@ def doctor() -> NoReturn:
     run("doctor_command")
 
 
+def imported(command: str) -> Any:
+    """The command's module. Ends with one line on stderr where the memory does not suffice for its libraries."""
+    try:
+        return import_module(f"pard_onnx.{command}")
+    except Exception as error:
+        from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        raise SystemExit(f"error: {out_of_memory(error)}") from None
+
+
 def run(command: str) -> NoReturn:
     """Run a command and end the process with its exit code."""
     try:
-        code: int = import_module(f"pard_onnx.{command}").main()
+        code: int = imported(command).main()
     except SystemExit as end:  # argparse, after --help or an unknown option
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     code = max([code, *(flushed(name) for name in ("stdout", "stderr"))])
     # All is done and written. Python would now free the modules, which takes up to a second with torch, and for that

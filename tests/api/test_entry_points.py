@@ -72,3 +72,12 @@ def test_the_handlers_are_put_back() -> None:
     with interrupts.Interrupts():
         pass
     assert before == ([signal.getsignal(number) for number in numbers], sys.unraisablehook)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory")
+def test_no_memory_for_the_imports_is_one_line() -> None:
+    script = "import resource; resource.setrlimit(resource.RLIMIT_AS, (60 << 20, 60 << 20));"
+    script += "from pard_onnx.entry_points import generate; generate()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: not enough memory") and done.stderr.count("\n") == 1
