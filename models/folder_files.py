@@ -100,5 +100,8 @@ def require_files(folder: Path, error: type[BadInput]) -> None:
 def _stays_inside(path: Path) -> bool:
     """Whether what a link leads to lies in the link's folder, or in the blobs of the same repository in the cache."""
     folder, found = path.parent.resolve(), path.resolve()
-    blobs = [(parent.parent / "blobs").resolve() for parent in (folder, *folder.parents) if parent.name == "snapshots"]
-    return any(found.is_relative_to(root) for root in (folder, *blobs)) or path.parent.is_relative_to(SHIPPED)
+    roots = [folder]
+    if folder.parent.name == "snapshots":
+        blobs = folder.parent.parent / "blobs"  # the folder itself: a link there could lead anywhere
+        roots += [] if blobs.is_symlink() else [blobs]
+    return any(found.is_relative_to(root) for root in roots) or path.parent.is_relative_to(SHIPPED)

@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 from . import demo
 from .atomic import atomic_folder, recover, sweep
-from .cache_folder import cache_folder, made_cache_folder, made_private
+from .cache_folder import cache_folder, distrust, made_cache_folder, made_private
 from .errors import BadArtifact, BadInput, Failure, shown
-from .folder_files import has_file
+from .folder_files import has_file, read_file
 from .manifest import FILE_NAME, Manifest, Source
 from .system_errors import write_error
 
@@ -36,6 +36,7 @@ ADAPTER_FILES = [
     "chat_template.jinja",
 ]
 GGUF, GGUF_MAGIC = ".gguf", b"GGUF"
+MOST_METADATA = 4096  # bytes of huggingface_hub's note beside a file
 GGUF_ENDING = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)  # with the number of a part
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DOWNLOADS = Path(".cache", "huggingface", "download")
@@ -98,12 +99,30 @@ def resolve_artifact(name: str | Path, revision: str | None = None) -> Path:
     _refuse_file(name, "a folder that pard-export writes")
     _require_hub_id(name, "an exported folder", "; pard-export --model CHECKPOINT writes such a folder")
     # quote: branches and tags may have slashes
-    folder = cache_folder() / "artifacts" / f"{name.replace('/', '--')}@{quote(revision or 'main', safe='')}"
+    folder = artifacts_folder() / f"{name.replace('/', '--')}@{quote(revision or 'main', safe='')}"
+    require_own(folder)
     with made_private():
         found = _snapshot(name, revision, allow_patterns=ARTIFACT_FILES, local_dir=folder)
     if not has_file(found / FILE_NAME, BadArtifact):
         raise BadInput(f"{name}: has no {FILE_NAME}, so is not an exported model; run pard-export --model {name}")
     return found
+
+
+def artifacts_folder() -> Path:
+    """The folder of models in this package's cache. Raises BadInput where others could have put models there."""
+    folder = cache_folder() / "artifacts"
+    for one in (folder.parent, folder):
+        require_own(one)
+    return folder
+
+
+def require_own(folder: Path) -> None:
+    """BadInput for a folder in the cache that others can write, or that is another user's."""
+    if folder.exists() and (problem := distrust(folder.stat())):
+        raise BadInput(
+            f"{folder}: {problem}, so the models in it may be theirs; run chmod 700 on a folder of your own, or name "
+            "another one in PARD_ONNX_CACHE"
+        )
 
 
 def fetched_commit(folder: Path) -> str | None:
@@ -112,10 +131,17 @@ def fetched_commit(folder: Path) -> str | None:
     huggingface_hub writes it beside the files, one for each.
     """
     try:
-        lines = (folder / DOWNLOADS / f"{FILE_NAME}.metadata").read_text(encoding="utf-8").splitlines()
+        lines = (
+            read_file(folder / DOWNLOADS / f"{FILE_NAME}.metadata", MOST_METADATA, BadArtifact).decode().splitlines()
+        )
     except (OSError, ValueError):
         return None
     return lines[0] if lines and COMMIT.fullmatch(lines[0]) else None
+
+
+def is_local(name: str | Path) -> bool:
+    """Whether the name is that of a folder, and not a hub id."""
+    return _local(name) is not None
 
 
 def _local(name: str | Path) -> Path | None:
@@ -232,7 +258,10 @@ def _without_links(folder: Path) -> Path:
     if all(path.resolve().is_relative_to(root) for path in files):
         return folder
     facts = [(path.name, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    copy = made_cache_folder() / "artifacts" / "linked" / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+    made_cache_folder()
+    copy = artifacts_folder() / "linked" / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
+    for one in (copy.parent, copy):
+        require_own(one)
     sweep(copy.parent)
     if not copy.is_dir():
         try:

@@ -80,9 +80,10 @@ class ControlTokens:
         if handling == ENCODE:
             return encode(render(messages))
         messages = [self._whole(message) for message in messages]
-        found = self._found(messages, handling)
-        if found and handling == REFUSE:
-            raise BadInput(f"a message has the special token {shown(found[0])}; {ADVICE}, or 'text'")
+        found = self._found(messages)
+        refused = self._found([one for one in messages if one.get("role") != ASSISTANT]) if handling == REFUSE else []
+        if refused:
+            raise BadInput(f"a message has the special token {shown(refused[0])}; {ADVICE}, or 'text'")
         text = render(messages)
         if not found:
             ids = encode(text)
@@ -100,19 +101,19 @@ class ControlTokens:
 
     # Where the messages have control tokens
 
-    def _texts(self, role: object, handling: str = TEXT) -> set[str]:
+    def _texts(self, role: object) -> set[str]:
         """The tokens that are text in messages of this role. A model's own answer has no special ones: where its text
         has one, it was written in plain tokens."""
         if role in DEVELOPERS:
             return set()
         if role == ASSISTANT:
-            return self._special if handling == TEXT else set()
+            return self._special
         return self._all
 
-    def _found(self, messages: Sequence[Message], handling: str) -> list[str]:
+    def _found(self, messages: Sequence[Message]) -> list[str]:
         found: dict[str, None] = {}
         for message in messages:
-            texts = self._texts(message.get("role"), handling)
+            texts = self._texts(message.get("role"))
             for value in strings(message):
                 found |= dict.fromkeys(text for text in texts if text in value)
         return list(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from operator import index
@@ -16,6 +17,9 @@ from .tokenizer import Text
 
 Prompt = str | Sequence[int] | Sequence[Message]
 WANTED = "a prompt is text, token ids, or a list of messages with role and content"
+# A role is no place for a control token or a line end, which would forge a turn
+ROLE = re.compile(r"[\w.-]+( [\w.-]+)*")
+DEEPEST = 64  # levels of lists and objects in a message
 
 
 def encode(
@@ -80,6 +84,17 @@ def known_ids(ids: list[int], text: Text, size: int) -> list[int]:
 Messages = list[dict[str, Any]]
 
 
+def require_shallow(value: object, depth: int = DEEPEST) -> None:
+    """BadInput for a value that is nested too deep, as one that contains itself is."""
+    if not depth:
+        raise BadInput(f"a message is nested more than {DEEPEST} levels deep, or contains itself")
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            require_shallow(item, depth - 1)
+
+
 def copy_messages(messages: Iterable[Message]) -> Messages:
     """Copies of the messages; BadInput for an object that is not a message."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
@@ -90,6 +105,9 @@ def copy_messages(messages: Iterable[Message]) -> Messages:
             raise BadInput(f"a message has a role and mostly a content, not {shown(message)}")
         if isinstance(message.get("content"), bytes | bytearray):
             raise BadInput(f"the content of a message is text, not {shown(message['content'])}; decode it")
+        if not ROLE.fullmatch(message["role"]):
+            raise BadInput(f"the role of a message is a word such as user or tool, not {shown(message['role'])}")
+        require_shallow(message)
         out.append(dict(message))
     return out
 

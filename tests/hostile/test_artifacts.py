@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from onnx import AttributeProto, TensorProto, helper
 
 from pard_onnx import load
 from pard_onnx.generate_command import main
+from pard_onnx.models.errors import BadArtifact
 from pard_onnx.models.graph_file import MOST_FIELDS
 from pard_onnx.models.hub import resolve_artifact
 from pard_onnx.models.manifest import Manifest
@@ -271,6 +273,19 @@ def test_links_of_the_hubs_cache_lead_to_its_blobs_alone(good: Path, tmp_path: P
     other.write_text(SECRET)
     link(GRAPH, str(other))(snapshot)
     assert main(["--target", str(snapshot), "--prompt", "a"]) == 2
+
+
+def test_blobs_that_are_a_link_are_no_blobs(good: Path, tmp_path: Path) -> None:
+    """Or a folder that looks like the hub's cache could name any file."""
+    snapshot = tmp_path / "snapshots" / "0123"
+    shutil.copytree(good, snapshot)
+    secret = tmp_path / "secret" / GRAPH
+    secret.parent.mkdir()
+    shutil.move(snapshot / GRAPH, secret)
+    (tmp_path / "blobs").symlink_to(secret.parent)
+    (snapshot / GRAPH).symlink_to(f"../../blobs/{GRAPH}")
+    with pytest.raises(BadArtifact, match=r"is a link to .*, outside its folder"):
+        load(snapshot, threads=1)
 
 
 def test_a_file_that_is_swapped_after_a_good_load(

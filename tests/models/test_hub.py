@@ -325,3 +325,27 @@ def test_a_download_that_breaks_off(monkeypatch):
     monkeypatch.setattr(hub, "_download", broken)
     with pytest.raises(Failure, match=r"^org/name: the download broke off: RuntimeError: peer closed connection$"):
         resolve_checkpoint("org/name")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="owners and modes of POSIX")
+def test_models_in_a_cache_of_others_are_refused(online, tmp_path):
+    """Another user could have put a model there."""
+    cache = tmp_path / "pard onnx é"
+    Hub.files = {"model.onnx": b"graph", "model.onnx.data": b"weights", FILE_NAME: b"{}"}
+    resolve_artifact("org/name")
+    cache.chmod(0o777)
+    with pytest.raises(BadInput, match=r"can be written by other users, so the models in it may be theirs"):
+        resolve_artifact("org/name")
+
+
+def test_a_local_folder_has_no_commit(write_artifact, tmp_path):
+    """Whatever it claims, and whatever lies where the hub's client keeps the commit."""
+    target = write_artifact(tmp_path / "target", "target")
+    note = target / hub.DOWNLOADS / f"{FILE_NAME}.metadata"
+    note.parent.mkdir(parents=True)
+    note.write_text(f"{SHA}\nx\n1\n")
+    with load(target, threads=1) as pair:
+        assert pair.target_commit is None
+    note.unlink()
+    os.mkfifo(note)
+    assert fetched_commit(target) is None
