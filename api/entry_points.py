@@ -52,11 +52,11 @@ def doctor() -> NoReturn:
 
 def imported(command: str) -> Any:
     """The command's module. Ends with one line on stderr where the memory does not suffice for its libraries."""
+    from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory  # now: later there may be no memory
+
     try:
         return import_module(f"pard_onnx.{command}")
     except Exception as error:
-        from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
-
         if not is_out_of_memory(error):
             raise
         raise SystemExit(f"error: {out_of_memory(error)}") from None

@@ -47,7 +47,8 @@ class Job:
         role = self.checkpoint.spec.role
         if self.recipe is None:
             require_precision(self.form, self.precision)
-        own = self.recipe or recipe(self.precision, imported=self.checkpoint.quantization is not None)
+        imported = self.checkpoint.quantization is not None and "int8" in self.form.device.precisions
+        own = self.recipe or recipe(self.precision, imported=imported)
         used = self.runnable_recipe(self.order.recipe.formats(self.checkpoint.spec) if self.order else own)
         used.require(role)
         if used.matrices.kind == "qdq" and not self.order:

@@ -63,7 +63,7 @@ def quantize_cache(checkpoint: Checkpoint, path: Path, floats: str, name: str, t
     """Rewrite the graph at `path`, whose cache is of the type `floats`, to the KV cache format `name`."""
     ids = windows(checkpoint, text)
     caches = empty(checkpoint.spec, floats, ids.shape[1] + MASKS)
-    driver = FusedDriver(open_session(path), checkpoint.spec, caches)
+    driver = FusedDriver(open_session(path, floats), checkpoint.spec, caches)
     rewrite(path, INT8_FORMATS[name], largest_magnitudes(driver, ids))
 
 

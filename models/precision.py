@@ -97,6 +97,16 @@ class Recipe:
                 raise BadInput(f"{name}: {fmt.name} beside activations in {self.floats}; use {self.floats}")
 
     @property
+    def half_minimums(self) -> bool:
+        """Whether matrices with minimums are multiplied beside activations in float16.
+
+        ONNX Runtime's CPU provider has no Add in float16. It makes a MatMulNBits before one compute in float32, whose
+        packed scales it then reads wrongly; without packing ahead (`session.disable_prepacking`) the result is right.
+        """
+        formats = (self.matrices, self.head, self.embedding, *(fmt for _, fmt in self.overrides))
+        return self.floats == "float16" and any(fmt.minimums for fmt in formats)
+
+    @property
     def floats(self) -> Floats:
         """The type of activations and KV cache."""
         return self.activations or ("float16" if self.matrices.kind == "float16" else "float32")
@@ -123,9 +133,8 @@ _FORMATS: dict[Precision, Format] = {
 def recipe(precision: Precision, *, imported: bool = False) -> Recipe:
     """The recipe that gives every matrix the format of this precision.
 
-    imported: the checkpoint is quantized already. Its head and embedding are in floats, since they lose most by
-    rounding; they get 8 bits at least.
+    imported: the checkpoint is quantized already. What its maker left in floats, mostly head and embedding, loses most
+    by rounding; it gets 8 bits at least.
     """
-    fmt = _FORMATS[precision]
-    ends = INT8 if imported and precision == "int4" else fmt
-    return Recipe(fmt, ends, ends)
+    fmt = INT8 if imported and precision == "int4" else _FORMATS[precision]
+    return Recipe(fmt, fmt, fmt)

@@ -38,15 +38,18 @@ def drive(folder: Path, manifest: Manifest, rows: int = ROWS) -> Driver:
     """The driver of an artifact's graphs, on the CPU. rows: of the KV buffers, for graphs of dynamic shapes."""
     spec = manifest.spec
     if manifest.graphs:
-        sessions = [(graph, open_session(folder / graph.file)) for graph in manifest.graphs]
+        sessions = [(graph, open_session(folder / graph.file, manifest.recipe.floats)) for graph in manifest.graphs]
         return StaticDriver(sessions, spec, manifest.kv_rows, empty(spec, manifest.kv_dtype, manifest.kv_rows))
-    session, caches = open_session(folder / GRAPH), empty(spec, manifest.kv_dtype, rows)
+    session, caches = open_session(folder / GRAPH, manifest.recipe.floats), empty(spec, manifest.kv_dtype, rows)
     return (FusedDriver if manifest.attention == "gqa" else PortableDriver)(session, spec, caches)
 
 
-def open_session(path: Path) -> ort.InferenceSession:
+def open_session(path: Path, floats: str) -> ort.InferenceSession:
+    """A session on the CPU. floats: the type of activations."""
     options = ort.SessionOptions()
     options.log_severity_level = 4  # errors are raised
+    if floats == "float16":
+        options.add_session_config_entry("session.disable_prepacking", "1")  # see Recipe.half_minimums
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

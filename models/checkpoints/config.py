@@ -27,6 +27,7 @@ NO_TOKEN = -1  # what some tools write where a model has no such token
 MASK_KEYS = ("pard_token", "mask_token_id", "ptd_token_id")  # PARD's own, and other toolkits' names for it
 PARD2_KEYS = ("pard2_target_layers", "pard2_target_dim", "pard2_proj_bias")
 PARD2_WEIGHTS = "warp_model.bin"
+MOST_LABELS = 1 << 16  # of classifiers; language models have none
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,8 @@ def family_of(config: Config) -> Family:
     family = FAMILIES.get(name) if isinstance(name, str) else None
     if family is None:
         raise config.fault("model_type", f"is {shown(name)}; supported families: {', '.join(FAMILIES)}")
+    if isinstance(labels := config.values.get("num_labels"), int) and labels > MOST_LABELS:
+        raise config.fault("num_labels", f"is {shown(labels)}; transformers would make a name for each: remove it")
     for switch in family.off:
         if config.flag(switch):
             raise config.fault(switch, f"is true; {family.name} checkpoints are supported without it only")

@@ -24,6 +24,7 @@ from .threads import Threads, set_threads
 # ONNX Runtime's log severities. Its errors on the CPU are exceptions, whose text it would log a second time; other
 # providers log the cause alone, such as a missing library
 ERRORS_ONLY, FATAL_ONLY = 3, 4
+NO_PREPACKING = ("session.disable_prepacking", "1")  # see Recipe.half_minimums
 
 
 def open_graph(path: Path, manifest: Manifest, provider: Provider, threads: Threads) -> Any:
@@ -37,6 +38,8 @@ def open_graph(path: Path, manifest: Manifest, provider: Provider, threads: Thre
     try:
         if provider.key == CPU.key:
             options.log_severity_level = FATAL_ONLY
+            if manifest.recipe.half_minimums:
+                options.add_session_config_entry(*NO_PREPACKING)
             graph = with_kernel(path, options, model)
             session = create_session(graph if isinstance(graph, bytes) else str(graph), provider, options)
         else:

@@ -145,12 +145,35 @@ def test_minimums_on_other_devices(tiny: Tiny, tmp_path: Path, device: str) -> N
     rows the embedding is in floats."""
     path, wide = tmp_path / "model.gguf", WIDE
     floats = gguf_files.write(path, tiny(tmp_path / "tiny", "llama", vocab_rows=300, tied=True, **wide), "Q4_1")
-    options = ["--model", str(path), "--device", device, "--no-verify", "--io-dtype", "fp32"]
-    assert main([*options, "--output", str(tmp_path / "out")]) == 0
     logits, _ = reference(floats)
+    for precision in ("fp32", "fp16"):  # of activations
+        out = tmp_path / precision
+        assert main(["--model", str(path), "--device", device, "--io-dtype", precision, "--output", str(out)]) == 0
+        manifest = Manifest.read(out)
+        assert manifest.parity is not None and manifest.parity.top1_agreement > 0.8
+        found = drive(out, manifest).step(np.array(IDS))
+        assert np.abs(found[-1] - logits[-1]).mean() < 0.05 * logits.std()
+        if device == "cuda":
+            with load(out) as pair:  # on the CPU
+                first = pair.generate(IDS, max_new_tokens=1).tokens[0]
+            assert logits[-1].max() - logits[-1][first] < 0.1 * logits.std()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "kept"), [({"ffn_": "F16"}, False), ({"attn_v": "Q6_K", "attn_output": "Q6_K"}, True)]
+)
+def test_a_file_is_quantized_where_most_of_its_layers_are(
+    tiny: Tiny, tmp_path: Path, kinds: dict[str, str], kept: bool
+) -> None:
+    """As llama.cpp's K-quants, which have a few matrices in Q8_0; what is not in integers gets 8 bits beside them."""
+    path = tmp_path / "model.gguf"
+    gguf_files.write(path, tiny(tmp_path / "tiny", "llama", **WIDE), "Q4_0", kinds=kinds)
+    assert main(["--model", str(path), "--no-verify", "--output", str(tmp_path / "out")]) == 0
     manifest = Manifest.read(tmp_path / "out")
-    found = np.concatenate([drive(tmp_path / "out", manifest).step(np.array(IDS))])
-    assert np.abs(found[-1] - logits[-1]).mean() < 0.05 * logits.std()
+    assert (manifest.source.quantization == "gguf", manifest.quantization is None) == (kept, kept)
+    formats = {tensor.name: tensor.format for tensor in manifest.tensors}
+    if kept:
+        assert {formats[name] for name in formats if "o_proj" in name or "v_proj" in name} == {"int8-b128"}
 
 
 def test_integers_and_options_that_exclude_one_another(

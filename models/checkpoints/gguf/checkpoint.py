@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ class GgufCheckpoint:
                 packed[name.removesuffix(".weight")] = GgufMatrix(tensor)
             else:
                 tensors[name] = tensor
-        if packed.keys() <= ENDS:  # the layers are in floats: the file is no quantized model
+        held = sum(prod(matrix.shape) for name, matrix in packed.items() if name not in ENDS)
+        if 2 * held < sum(prod(shape) for name, shape in shapes(spec) if "layers" in name):
+            # Most of the layers are in other types: a few matrices in integers make no quantized model
             tensors |= {f"{name}.weight": matrix.tensor for name, matrix in packed.items()}
             packed = {}
         for name in sorted(self.tensors):
