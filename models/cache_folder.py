@@ -120,11 +120,9 @@ def write_private(path: Path, content: bytes) -> None:
 def is_stamped(path: Path, sha256: str) -> bool:
     """Whether `path`, unchanged since, was found to have this hash before."""
     try:
-        folder = private_folder(STAMPS)
-        mark = folder and (folder / _stamp(path, sha256)).lstat()
+        return is_remembered(STAMPS, _stamp(path, sha256))
     except (OSError, RuntimeError):  # RuntimeError: a loop of links
         return False
-    return bool(mark and stat.S_ISREG(mark.st_mode) and not distrust(mark))
 
 
 def stamp(path: Path, sha256: str) -> None:
@@ -132,17 +130,17 @@ def stamp(path: Path, sha256: str) -> None:
     with suppress(OSError, RuntimeError):
         if time.time_ns() - path.stat().st_mtime_ns < SETTLED_NS:
             return
-        if folder := private_folder(STAMPS):
-            write_private(folder / _stamp(path, sha256), b"")
+        remember(STAMPS, _stamp(path, sha256))
 
 
 def is_remembered(kind: str, digest: str) -> bool:
     """Whether something of this kind and digest was found to be right before."""
     folder = private_folder(kind)
     try:
-        return folder is not None and not distrust((folder / digest).lstat())
+        mark = folder and (folder / digest).lstat()
     except OSError:
         return False
+    return bool(mark and stat.S_ISREG(mark.st_mode) and not distrust(mark))
 
 
 def remember(kind: str, digest: str) -> None:

@@ -98,11 +98,6 @@ def path_text(name: str, value: object, wanted: str = "a path") -> str:
     return path
 
 
-def is_positive(value: object) -> bool:
-    """Whether `value` is a number above 0 and at most LARGEST; a bool is not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LARGEST
-
-
 def nearest_name(name: object, known: Iterable[str], least_similarity: float = 0.6) -> str | None:
     """The known name that is most similar to `name`, whatever their case; None where none is similar enough.
 

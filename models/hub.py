@@ -128,8 +128,11 @@ def require_own(folder: Path) -> None:
 def fetched_commit(folder: Path) -> str | None:
     """The commit of the hub's repository that an artifact folder was fetched from; None for a folder of another kind.
 
-    huggingface_hub writes it beside the files, one for each.
+    huggingface_hub writes it beside the files, one for each. Only this package's own folders are asked: any other folder
+    may claim any commit.
     """
+    if folder.parent != cache_folder() / "artifacts":
+        return None
     try:
         lines = (
             read_file(folder / DOWNLOADS / f"{FILE_NAME}.metadata", MOST_METADATA, BadArtifact).decode().splitlines()
@@ -137,11 +140,6 @@ def fetched_commit(folder: Path) -> str | None:
     except (OSError, ValueError):
         return None
     return lines[0] if lines and COMMIT.fullmatch(lines[0]) else None
-
-
-def is_local(name: str | Path) -> bool:
-    """Whether the name is that of a folder, and not a hub id."""
-    return _local(name) is not None
 
 
 def _local(name: str | Path) -> Path | None:

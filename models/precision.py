@@ -101,7 +101,7 @@ class Recipe:
         """Whether matrices with minimums are multiplied beside activations in float16.
 
         ONNX Runtime's CPU provider has no Add in float16. It makes a MatMulNBits before one compute in float32, whose
-        packed scales it then reads wrongly; without packing ahead (`session.disable_prepacking`) the result is right.
+        packed scales it then reads wrongly; without packing ahead (NO_PREPACKING) the result is right.
         """
         formats = (self.matrices, self.head, self.embedding, *(fmt for _, fmt in self.overrides))
         return self.floats == "float16" and any(fmt.minimums for fmt in formats)
@@ -112,6 +112,7 @@ class Recipe:
         return self.activations or ("float16" if self.matrices.kind == "float16" else "float32")
 
 
+NO_PREPACKING = ("session.disable_prepacking", "1")  # an entry of SessionOptions, see Recipe.half_minimums
 DEFAULT_PRECISION: Precision = "int4"  # the fastest on CPUs, for steps of one to sixteen tokens
 
 

@@ -92,8 +92,7 @@ def open_artifact(name: str | PathLike[str], role: Role | None = None, revision:
     if role and manifest.role != role:
         raise BadArtifact(f"{fspath(name)}: is a {manifest.role}, not a {role}; give it as {manifest.role}")
     manifest.verify(folder)
-    commit = None if hub.is_local(fspath(name)) else hub.fetched_commit(folder)  # a folder may claim any commit
-    return Artifact(fspath(name), folder, manifest, commit)
+    return Artifact(fspath(name), folder, manifest, hub.fetched_commit(folder))
 
 
 def require_same_tokenizer(one: Artifact, other: Artifact) -> None:

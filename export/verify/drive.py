@@ -14,6 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from pard_onnx.models.manifest import GRAPH, Manifest, StaticGraph
+from pard_onnx.models.precision import NO_PREPACKING
 from pard_onnx.models.spec import ModelSpec
 
 ROWS = 128  # of the KV buffers, unless more are asked for
@@ -49,7 +50,7 @@ def open_session(path: Path, floats: str) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # errors are raised
     if floats == "float16":
-        options.add_session_config_entry("session.disable_prepacking", "1")  # see Recipe.half_minimums
+        options.add_session_config_entry(*NO_PREPACKING)
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

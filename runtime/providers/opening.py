@@ -12,6 +12,7 @@ from pard_onnx.models.cache_folder import private_folder
 from pard_onnx.models.errors import BadArtifact, BadInput, BadProvider
 from pard_onnx.models.graph_file import read_graph
 from pard_onnx.models.manifest import DATA, VITISAI_CONFIG, Manifest
+from pard_onnx.models.precision import NO_PREPACKING
 from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
 from pard_onnx.runtime.forks import never_free_in_children
 from pard_onnx.runtime.kernels.graph import with_kernel
@@ -24,7 +25,6 @@ from .threads import Threads, set_threads
 # ONNX Runtime's log severities. Its errors on the CPU are exceptions, whose text it would log a second time; other
 # providers log the cause alone, such as a missing library
 ERRORS_ONLY, FATAL_ONLY = 3, 4
-NO_PREPACKING = ("session.disable_prepacking", "1")  # see Recipe.half_minimums
 
 
 def open_graph(path: Path, manifest: Manifest, provider: Provider, threads: Threads) -> Any:
