@@ -7,12 +7,12 @@
 #include <cstring>
 #include <memory>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "attention/attention.h"
 #include "isa/dispatch.h"
 #include "matmul/matmul.h"
+#include "ort/run_threads.h"
 
 namespace {
 
@@ -30,17 +30,6 @@ std::unique_ptr<T[]> random_array(size_t count) {
   auto out = std::make_unique<T[]>(count);
   for (size_t i = 0; i < count; ++i) out[i] = static_cast<T>(static_cast<int>(below(256)) - 128);
   return out;
-}
-
-void run_threads(void* context, void (*task)(void*, size_t), size_t count, void* data) {
-  std::vector<std::thread> helpers;
-  const size_t threads = std::min(*static_cast<size_t*>(context), count);
-  const auto run = [=](size_t first) {
-    for (size_t i = first; i < count; i += threads) task(data, i);
-  };
-  for (size_t i = 1; i < threads; ++i) helpers.emplace_back(run, i);
-  run(0);
-  for (std::thread& helper : helpers) helper.join();
 }
 
 // Of any bits but those of infinities and NaN.

@@ -128,8 +128,8 @@ def require_own(folder: Path) -> None:
 def fetched_commit(folder: Path) -> str | None:
     """The commit of the hub's repository that an artifact folder was fetched from; None for a folder of another kind.
 
-    huggingface_hub writes it beside the files, one for each. Only this package's own folders are asked: any other folder
-    may claim any commit.
+    huggingface_hub writes it beside the files, one for each. Only this package's own folders are asked: any other
+    folder may claim any commit.
     """
     if folder.parent != cache_folder() / "artifacts":
         return None
