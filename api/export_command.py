@@ -320,9 +320,10 @@ def report(manifest: Manifest, output: Path, *, as_json: bool) -> None:
         checked += f", perplexity {quality.perplexity:.4g} ({quality.loss:+.1%})"
     method = manifest.source.quantization
     recipe = f" ({manifest.quantization.recipe})" if manifest.quantization else ""
-    kind = f"{manifest.role}, {manifest.precision}{recipe}" + (
-        f", integers of its {method} checkpoint" if method else ""
-    )
+    kind = f"{manifest.role}, {manifest.precision}{recipe}"
+    if method:
+        kept = sum(tensor.error == 0 for tensor in manifest.tensors)
+        kind += f", integers of its {method} checkpoint in {kept} of {len(manifest.tensors)} matrices"
     if manifest.device != DEFAULT_FORM.device.name:
         kind += f", for {manifest.device}"
     if manifest.source.adapter:

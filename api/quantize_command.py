@@ -69,7 +69,9 @@ def run(options: argparse.Namespace) -> None:
         return
     options.model = model_of(options)
     if options.model is None or (options.recipe is None and options.quality is None):
-        raise BadInput("name what to quantize and how: MODEL --recipe NAME; or what to compare: --report DIR...")
+        raise BadInput(
+            "name what to quantize and how: MODEL --quality good, or --recipe NAME; or what to compare: --report DIR..."
+        )
     folder, source = resolve_checkpoint(options.model, options.revision)
     if (folder / FILE_NAME).is_file():
         artifact = resolve_artifact(options.model, options.revision)

@@ -67,6 +67,7 @@ class NamedRecipe:
     eight_bits: tuple[str, ...] = ()  # patterns of the matrices that have 8 bits in any case
     # Small models get blocks of SMALL_BLOCK and 8 bits in their last layers; larger ones no 8 bits by `eight_bits`
     by_size: bool = False
+    chosen_block: bool = False  # whether the user chose the block size
 
     @property
     def algorithm(self) -> Algorithm:
@@ -95,7 +96,12 @@ class NamedRecipe:
         return "int4" if self.format.bits == 4 else "int8"
 
     def formats(self, spec: ModelSpec) -> Recipe:
-        """The format of every matrix, before any is given more bits. Raises BadInput for a role that cannot have it."""
+        """The format of every matrix, before any is given more bits.
+
+        Raises BadInput for a role that cannot have it, and for a block size by the user that divides no width.
+        """
+        if self.chosen_block:
+            _require_block(self.format.block, spec)
         fmt, small = self.format, self.by_size and spec.hidden < SMALL_HIDDEN
         if small:
             fmt = replace(fmt, block=SMALL_BLOCK)
@@ -112,7 +118,15 @@ class NamedRecipe:
         if block not in BLOCKS or self.format.kind != "nbits":
             known = ", ".join(map(str, BLOCKS)) if self.format.kind == "nbits" else "none: it has one scale a row"
             raise BadInput(f"--block-size {block}: blocks of {self.name} are {known}")
-        return replace(self, name=f"{self.name}-b{block}", format=replace(self.format, block=block), by_size=False)
+        return replace(self, name=f"{self.name}-b{block}", format=replace(self.format, block=block), by_size=False, chosen_block=True)
+
+
+def _require_block(block: int, spec: ModelSpec) -> None:
+    widths = (spec.hidden, spec.intermediate, spec.heads * spec.head_dim)
+    if all(width % block for width in widths):
+        largest = max((size for size in BLOCKS if any(width % size == 0 for width in widths)), default=None)
+        known = f"the largest that does is {largest}" if largest else "leave it out"
+        raise BadInput(f"--block-size {block}: divides none of the widths {', '.join(map(str, widths))}; {known}")
 
 
 RECIPES = {

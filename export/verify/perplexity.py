@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.gguf.checkpoint import GGUF
 from pard_onnx.models.errors import Failure
 from pard_onnx.models.manifest import Manifest, TextQuality, read_draft_ids
 
@@ -96,6 +97,9 @@ def judge(quality: TextQuality, manifest: Manifest, accept_loss: bool) -> str | 
 
 def _better(manifest: Manifest, name: str) -> str:
     """What loses less than the recipe or precision `name`."""
+    if manifest.source.quantization == GGUF.method:
+        floats = "--quality good, which rounds the floats that the file stands for"
+        return floats if name.startswith("int4") else "--precision fp32"
     if manifest.source.quantization:
         return "the checkpoint in floats"
     return next((option for known, option in BETTER if name.startswith(known)), "--precision fp32")

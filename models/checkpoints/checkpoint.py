@@ -87,7 +87,7 @@ class Checkpoint:
             config, found = _with_adapter(config, found, merging, quantization, tied=tied)
         stored = found[EMBEDDING].dtype if EMBEDDING in found else "F32"
         spec = _spec(config, family, _tokenizer_folder(folder, merging), configs.dtype_of(config, stored))
-        if spec.tied and _holds_another_head(spec, found, quantization):
+        if spec.tied and _holds_another_head(folder, spec, found, quantization):
             spec = replace(spec, tied=False)
         tensors, packed = _needed(folder, spec, found, quantization)
         if not packed and not is_required(config):
@@ -236,14 +236,21 @@ def _spec(config: Config, family: Family, tokenizer: Path, dtype: str) -> ModelS
     )
 
 
-def _holds_another_head(spec: ModelSpec, found: Mapping[str, Tensor], quantization: QuantizationConfig | None) -> bool:
+def _holds_another_head(
+    folder: Path, spec: ModelSpec, found: Mapping[str, Tensor], quantization: QuantizationConfig | None
+) -> bool:
     """Whether the files hold a head whose values are not the embedding's, in floats or in integers.
 
     transformers does not tie such a head, whatever config.json says (`PreTrainedModel.tie_weights` compares the values
     of two matrices that are both stored); it ties equal copies. In the other direction, where config.json says that
-    the head is untied and no file holds it, transformers fills it with random numbers: that is refused here.
+    the head is untied and no file holds it, transformers fills it with random numbers: that is refused here. So is a
+    head of another shape, as by transformers.
     """
     head, embedding, shape = found.get(HEAD), found.get(EMBEDDING), (spec.vocabulary.rows, spec.hidden)
+    if head is not None and head.dtype in DTYPES and head.shape != shape:
+        raise BadCheckpoint(
+            f"{folder}: tensor {HEAD} is {list(head.shape)}; config.json says {list(shape)} for it and the embedding"
+        )
     if quantization and packed_matrix(quantization, HEAD.removesuffix(".weight"), shape, _in_files(found)):
         return True
     return head is not None and embedding is not None and _differ(embedding, head, shape)

@@ -77,16 +77,19 @@ class Config:
     def ids(self, key: str, rows: int, none: int | None = None) -> tuple[int, ...]:
         """One token id or a list of them, in order, each once; () if absent.
 
-        rows: of the vocabulary. none: a number that stands for no token.
+        rows: of the vocabulary. none: a number that stands for no token. An id outside the vocabulary, which the model
+        can never generate, is left out where another one is inside.
         """
         value = self.values.get(key)
         found = value if isinstance(value, list) else [] if value is None else [value]
         for item in found:
             if isinstance(item, bool) or not isinstance(item, int):
                 raise self.fault(key, f"holds {shown(item)}; it must be a token id or a list of them")
-            if item != none and not 0 <= item < rows:
-                raise self.fault(key, f"is {shown(item)}, outside the vocabulary of {rows} rows")
-        return tuple(dict.fromkeys(item for item in found if item != none))
+        known = tuple(dict.fromkeys(item for item in found if 0 <= item < rows))
+        outside = next((item for item in found if item != none and item not in known), None)
+        if outside is not None and not known:
+            raise self.fault(key, f"is {shown(outside)}, outside the vocabulary of {rows} rows")
+        return known
 
 
 def read_config(folder: Path) -> Config:

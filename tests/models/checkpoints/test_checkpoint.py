@@ -178,7 +178,7 @@ def test_shards_and_leftovers(tiny, tmp_path):
     shard = folder / "model-00002-of-00003.safetensors"
     index = folder / "model.safetensors.index.json"
     tensors = {name: read_tensor(e) for name, e in Checkpoint.open(folder).tensors.items() if e.file == shard}
-    extra = {"lm_head.weight": np.ones((2, 2)), "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8)}
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8)}
     save_safetensors(shard, tensors | extra)
     names = json.loads(index.read_text())["weight_map"] | dict.fromkeys(extra, shard.name)
     edit_json(index, weight_map=names)
@@ -267,10 +267,15 @@ def test_configs(folder, changes, message):
     assert f"FOLDER/config.json: {message}" in refusal(folder).replace("\\", "/")
 
 
-@pytest.mark.parametrize("value", [320, [299, 320], "<|im_end|>", True])
+@pytest.mark.parametrize("value", [320, [320, 321], "<|im_end|>", True])
 def test_eos_outside_the_vocabulary(folder, value):
     edit_json(folder / "generation_config.json", eos_token_id=value)
     assert "generation_config.json: eos_token_id" in refusal(folder)
+
+
+def test_eos_outside_the_vocabulary_beside_one_inside(folder):
+    edit_json(folder / "generation_config.json", eos_token_id=[320, 299, 10**30, 299])
+    assert Checkpoint.open(folder).spec.vocabulary.eos_ids == (299,)
 
 
 def test_no_folder(tmp_path):

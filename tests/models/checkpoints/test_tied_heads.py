@@ -51,6 +51,15 @@ def test_the_comparison_reads_all_rows(tiny: Tiny, tmp_path: Path, monkeypatch: 
     assert not Checkpoint.open(folder).spec.tied
 
 
+@pytest.mark.parametrize("rows", (-1, 1))
+def test_a_head_of_another_shape_is_refused(tiny: Tiny, tmp_path: Path, rows: int) -> None:
+    folder, held = write(tiny, tmp_path)
+    shape = (len(held[EMBEDDING]) + rows, held[EMBEDDING].shape[1])
+    save_safetensors(folder / "model.safetensors", held | {HEAD: np.zeros(shape, np.float32)})
+    with pytest.raises(BadCheckpoint, match=r"tensor lm_head.weight is \[\d+, 64\]; config.json says \[320, 64\]"):
+        Checkpoint.open(folder)
+
+
 def test_without_a_head(tiny: Tiny, tmp_path: Path) -> None:
     folder, held = write(tiny, tmp_path)
     del held[HEAD]
