@@ -9,7 +9,8 @@ import hashlib
 import os
 import re
 import shutil
-from pathlib import Path
+from glob import escape
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
@@ -35,8 +36,10 @@ ADAPTER_FILES = [
     "merges.txt",
     "chat_template.jinja",
 ]
+CONFIG = "config.json"
 GGUF, GGUF_MAGIC = ".gguf", b"GGUF"
 MOST_METADATA = 4096  # bytes of huggingface_hub's note beside a file
+HUB_GGUF = re.compile(r"([^/]+/[^/]+)/((?:[^/]+/)*[^/]+\.gguf)", re.IGNORECASE)  # a file of a hub's repository
 GGUF_ENDING = re.compile(r"(-\d{5}-of-\d{5})?\.gguf$", re.IGNORECASE)  # with the number of a part
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DOWNLOADS = Path(".cache", "huggingface", "download")
@@ -46,7 +49,8 @@ ARTIFACT_FILES = ["*.json", "*.jinja", "*.onnx", "*.data"]
 def resolve_checkpoint(name: str, revision: str | None = None) -> tuple[Path, Source]:
     """The folder of a checkpoint, or a GGUF file.
 
-    name: of a shipped model (one of DEMO), a local folder or GGUF file, or a hub id (`org/name`).
+    name: of a shipped model (one of DEMO), a local folder or GGUF file, a hub id (`org/name`), or a GGUF file of one
+    (`org/name/file.gguf`).
 
     A hub id is fetched into huggingface_hub's cache, or found there if the hub cannot be reached; `revision`
     is a branch, tag or commit of it. Raises BadInput, or Failure when a download breaks off.
@@ -63,10 +67,26 @@ def resolve_checkpoint(name: str, revision: str | None = None) -> tuple[Path, So
     if file:
         _refuse_revision(name, revision)
         return file, Source(GGUF_ENDING.sub("", file.name))
+    if (match := HUB_GGUF.fullmatch(name)) and HUB_ID.fullmatch(match[1]):
+        return _hub_gguf(match[1], match[2], revision)
     _refuse_file(name, "a checkpoint folder with config.json, tokenizer.json and safetensors, or a GGUF file")
     _require_hub_id(name, "a checkpoint folder")
     snapshot = _snapshot(name, revision, allow_patterns=CHECKPOINT_FILES)
+    if not (snapshot / CONFIG).exists() and not (snapshot / FILE_NAME).exists():
+        raise BadInput(
+            f"{name}: has no {CONFIG}, so is not a checkpoint; of a repository of GGUF files name one, {name}/FILE.gguf"
+        )
     return snapshot, Source(name, snapshot.name)  # a snapshot's folder is named by its commit
+
+
+def _hub_gguf(repository: str, name: str, revision: str | None) -> tuple[Path, Source]:
+    """The GGUF file of that name in a repository of the hub, fetched or found in huggingface_hub's cache."""
+    if _local(repository) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise BadInput(f"{repository}/{name}: there is no such file")
+    snapshot = _snapshot(repository, revision, allow_patterns=[escape(name)])
+    if not (snapshot / name).is_file():
+        raise BadInput(f"{repository}/{name}: the repository has no such file; look for the name on its page")
+    return snapshot / name, Source(GGUF_ENDING.sub("", f"{repository}/{name}"), snapshot.name)
 
 
 def resolve_adapter(name: str) -> tuple[Path, Source]:

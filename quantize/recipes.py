@@ -118,7 +118,13 @@ class NamedRecipe:
         if block not in BLOCKS or self.format.kind != "nbits":
             known = ", ".join(map(str, BLOCKS)) if self.format.kind == "nbits" else "none: it has one scale a row"
             raise BadInput(f"--block-size {block}: blocks of {self.name} are {known}")
-        return replace(self, name=f"{self.name}-b{block}", format=replace(self.format, block=block), by_size=False, chosen_block=True)
+        return replace(
+            self,
+            name=f"{self.name}-b{block}",
+            format=replace(self.format, block=block),
+            by_size=False,
+            chosen_block=True,
+        )
 
 
 def _require_block(block: int, spec: ModelSpec) -> None:

@@ -240,6 +240,26 @@ def test_fetching_a_checkpoint(online, tiny, tmp_path):
     assert set(Hub.files) - {"pytorch_model.bin", "README.md"} == {path.name for path in folder.iterdir()}
 
 
+def test_a_gguf_file_of_a_repository(online):
+    Hub.files = {"model-Q4_0.gguf": b"GGUF", "model-Q8_0.gguf": b"GGUF", "README.md": b"text"}
+    file, source = resolve_checkpoint("org/name/model-Q8_0.gguf")
+    assert Source("org/name/model-Q8_0", SHA) == source
+    assert file.read_bytes() == b"GGUF"
+    assert [path.name for path in file.parent.iterdir()] == ["model-Q8_0.gguf"]
+    with pytest.raises(BadInput, match=r"org/name/other\.gguf: the repository has no such file; look for the name"):
+        resolve_checkpoint("org/name/other.gguf")
+    with pytest.raises(BadInput, match=r"org/name: has no config\.json.*name one, org/name/FILE\.gguf"):
+        resolve_checkpoint("org/name")
+
+
+def test_a_gguf_file_that_a_folder_lacks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    for name in ("org/name/model.gguf", "a/b/../model.gguf"):
+        with pytest.raises(BadInput, match="there is no such file"):
+            resolve_checkpoint(name)
+
+
 def test_fetching_an_adapter(online):
     wanted = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights", "tokenizer.json": b"{}"}
     Hub.files = wanted | {"adapter_model.bin": b"pickle", "trainer_state.json": b"{}", "README.md": b"text"}

@@ -36,6 +36,7 @@ from pard_onnx.runtime.providers.threads import Threads
 pytestmark = pytest.mark.real
 Q4_K_M = (11.05 / 10.316, 105e6)  # the perplexity's factor, and bytes
 WINDOW = 512
+TOKENS = 32  # of each text with drafts
 # The file's own integers are kept without an option; the others round the floats that they stand for
 EXPORTS = {
     "kept": [],
@@ -154,8 +155,8 @@ def test_drafts_change_no_token(exported: Callable[[str], Path], draft: Path, na
     with load(target) as plain, load(target, draft) as pair:
         for prompt in PROMPTS:
             for sampling in ({}, {"temperature": 0.8, "seed": 3}):
-                wanted = plain.generate(prompt, max_new_tokens=48, **sampling).tokens
+                wanted = plain.generate(prompt, max_new_tokens=TOKENS, **sampling).tokens
                 for length in (1, 4, 8, "auto"):
-                    found = pair.generate(prompt, max_new_tokens=48, draft_length=length, **sampling)
+                    found = pair.generate(prompt, max_new_tokens=TOKENS, draft_length=length, **sampling)
                     assert found.tokens == wanted, (prompt, length, sampling)
                     assert found.stats.exact

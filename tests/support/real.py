@@ -39,10 +39,13 @@ def fetched(pattern: str, command: list[str]) -> Path:
     if not any(folder.glob(pattern)):
         if shutil.which(command[0]) is None:
             pytest.skip(f"{command[0]} is not installed, so {command[-1]} cannot be fetched")
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            pytest.skip(f"{command[-1]} cannot be fetched: {last}")
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # another process may fetch it, too
+            done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=300, check=False)
+            if done.returncode:
+                last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+                pytest.skip(f"{command[-1]} cannot be fetched: {last}")
+            for file in Path(scratch).glob(pattern):
+                file.replace(folder / file.name)
     return next(folder.glob(pattern))
 
 
