@@ -19,6 +19,7 @@ Prompt = str | Sequence[int] | Sequence[Message]
 WANTED = "a prompt is text, token ids, or a list of messages with role and content"
 # A role is no place for a control token or a line end, which would forge a turn
 ROLE = re.compile(r"[\w.-]+( [\w.-]+)*")
+MOST_IDS = 1 << 24  # of a prompt; the longest contexts of models have 10 million tokens
 DEEPEST = 64  # levels of lists and objects in a message
 
 
@@ -46,7 +47,7 @@ def encode(
         return known_ids(text.encode_chat(question, template_arguments, special_tokens), text, size)
     if isinstance(prompt, bytes | bytearray | Mapping | Set) or not isinstance(prompt, Iterable):
         raise BadInput(f"{WANTED}, not {type(prompt).__name__}")
-    items: Sequence[Any] = listed(prompt)
+    items: Sequence[Any] = listed(prompt, "prompt", MOST_IDS)
     if items and all(isinstance(item, Mapping) for item in items):
         return known_ids(text.encode_chat(copy_messages(items), template_arguments, special_tokens), text, size)
     ids = [token_id(item) for item in items]
@@ -100,7 +101,7 @@ def copy_messages(messages: Iterable[Message]) -> Messages:
     if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
         raise BadInput(f"messages are a list of objects with role and content, not {type(messages).__name__}")
     out: Messages = []
-    for message in listed(messages):
+    for message in listed(messages, "messages"):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise BadInput(f"a message has a role and mostly a content, not {shown(message)}")
         if isinstance(message.get("content"), bytes | bytearray):
