@@ -12,7 +12,7 @@ from pard_onnx.models.checks import listed, true_or_false
 from pard_onnx.models.errors import BadInput, shown
 
 from .control_tokens import TEXT
-from .template import Message
+from .template import Message, require_finite
 from .tokenizer import Text
 
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -20,7 +20,6 @@ WANTED = "a prompt is text, token ids, or a list of messages with role and conte
 # A role is no place for a control token or a line end, which would forge a turn
 ROLE = re.compile(r"[\w.-]+( [\w.-]+)*")
 MOST_IDS = 1 << 24  # of a prompt; the longest contexts of models have 10 million tokens
-DEEPEST = 64  # levels of lists and objects in a message
 
 
 def encode(
@@ -85,17 +84,6 @@ def known_ids(ids: list[int], text: Text, size: int) -> list[int]:
 Messages = list[dict[str, Any]]
 
 
-def require_shallow(value: object, depth: int = DEEPEST) -> None:
-    """BadInput for a value that is nested too deep, as one that contains itself is."""
-    if not depth:
-        raise BadInput(f"a message is nested more than {DEEPEST} levels deep, or contains itself")
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            require_shallow(item, depth - 1)
-
-
 def copy_messages(messages: Iterable[Message]) -> Messages:
     """Copies of the messages; BadInput for an object that is not a message."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
@@ -108,7 +96,7 @@ def copy_messages(messages: Iterable[Message]) -> Messages:
             raise BadInput(f"the content of a message is text, not {shown(message['content'])}; decode it")
         if not ROLE.fullmatch(message["role"]):
             raise BadInput(f"the role of a message is a word such as user or tool, not {shown(message['role'])}")
-        require_shallow(message)
+        require_finite(message, "a message")
         out.append(dict(message))
     return out
 
