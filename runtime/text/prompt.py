@@ -13,7 +13,7 @@ from pard_onnx.models.errors import BadInput, shown
 
 from .control_tokens import TEXT
 from .template import Message, require_finite
-from .tokenizer import Text
+from .tokenizer import UNBOUNDED, Bounds, Text
 
 Prompt = str | Sequence[int] | Sequence[Message]
 WANTED = "a prompt is text, token ids, or a list of messages with role and content"
@@ -29,26 +29,28 @@ def encode(
     chat: bool = False,
     template_arguments: Mapping[str, object] | None = None,
     special_tokens: str = TEXT,
+    bounds: Bounds = UNBOUNDED,
 ) -> list[int]:
     """The prompt's token ids; BadInput for anything that is not a prompt.
 
     size: token ids in the prompt must be below it. chat: whether a text is a user's message. template_arguments:
     further variables of the chat template. special_tokens: what becomes of those in users' messages, see `Options`;
-    those of a plain prompt are always encoded.
+    those of a plain prompt are always encoded. bounds: as of `Text.encode`.
     """
     chat = true_or_false("chat", chat)
     if isinstance(prompt, str):
         if not prompt:
             raise BadInput("the prompt is empty")
         if not chat:
-            return known_ids(text.encode(prompt), text, size)
+            return known_ids(text.encode(prompt, bounds), text, size)
         question = [{"role": "user", "content": prompt}]
-        return known_ids(text.encode_chat(question, template_arguments, special_tokens), text, size)
+        return known_ids(text.encode_chat(question, template_arguments, special_tokens, bounds), text, size)
     if isinstance(prompt, bytes | bytearray | Mapping | Set) or not isinstance(prompt, Iterable):
         raise BadInput(f"{WANTED}, not {type(prompt).__name__}")
     items: Sequence[Any] = listed(prompt, "prompt", MOST_IDS)
     if items and all(isinstance(item, Mapping) for item in items):
-        return known_ids(text.encode_chat(copy_messages(items), template_arguments, special_tokens), text, size)
+        messages = copy_messages(items)
+        return known_ids(text.encode_chat(messages, template_arguments, special_tokens, bounds), text, size)
     ids = [token_id(item) for item in items]
     require_ids(ids, size)
     return ids

@@ -14,13 +14,13 @@ from pard_onnx.runtime.text.prompt import copy_messages, encode
 class Spelled:
     """A text's ids are those that are written in it."""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, _: object = None) -> list[int]:
         return [int(word) for word in text.split()]
 
     def token(self, id_: int) -> str:
         return f"<{id_}>"
 
-    def encode_chat(self, messages: list[dict[str, str]], _: object, __: str) -> list[int]:
+    def encode_chat(self, messages: list[dict[str, str]], *_: object) -> list[int]:
         return [token for message in messages for token in self.encode(message["content"])]
 
 
