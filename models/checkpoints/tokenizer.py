@@ -6,6 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 from time import perf_counter
@@ -15,10 +16,11 @@ import tokenizers
 from tokenizers import AddedToken, Tokenizer
 
 from pard_onnx.models.cache_folder import is_remembered, remember
-from pard_onnx.models.errors import BadInput, Failure
+from pard_onnx.models.errors import BadInput, Failure, shown
 from pard_onnx.models.helper_process import HelperStopped, NoHelper, run_helper
 
 from . import tokenizer_check
+from .added_tokens import AN_ID, is_id
 from .fewest_tokens import FewestTokens, fewest_tokens
 from .tokenizer_check import growth_problem, panics
 
@@ -131,12 +133,31 @@ def checked_tokenizer(path: Path, content: bytes, added: Sequence[AddedToken], e
     except BaseException as failure:  # tokenizers raises plain Exception
         if not isinstance(failure, Exception) and not panics(failure):
             raise
+        wrong = None
+        with suppress(ValueError, RecursionError):
+            wrong = id_problem(json.loads(content))
+        if wrong:
+            raise error(f"{path}: {wrong}") from None
         raise error(f"{path} cannot be read: {failure}") from failure
     if problem := growth_problem(tokenizer):
         raise error(f"{path}: {problem}; take another tokenizer")
     if not known:
         remember("tokenizers", digest)
     return tokenizer
+
+
+def id_problem(value: Any) -> str | None:
+    """The first token of a tokenizer.json, added or of its model, whose id is none; the library does not name it."""
+    try:
+        vocabulary = value["model"].get("vocab")
+        found = [(token.get("content"), token.get("id")) for token in value.get("added_tokens") or ()]
+        found += vocabulary.items() if isinstance(vocabulary, dict) else ()
+    except (AttributeError, KeyError, TypeError):  # wrong in another way
+        return None
+    for text, id_ in found:
+        if not is_id(id_):
+            return f"the id of the token {shown(text)} is {shown(id_)}; {AN_ID}"
+    return None
 
 
 def problem_in_helper(path: Path, beside: list[dict[str, Any]], size: int) -> str | None:
