@@ -136,7 +136,9 @@ def checked_timeout(value: object) -> float:
 def checked_ids(ids: object) -> tuple[int, ...]:
     """The user's stop_token_ids, one id or several; BadInput for what is not an id."""
     several = isinstance(ids, Iterable) and not isinstance(ids, str | bytes | bytearray | Mapping)
-    found = tuple(whole_number("an id of stop_token_ids", item) for item in (listed(ids, "stop_token_ids") if several else [ids]))
+    found = tuple(
+        whole_number("an id of stop_token_ids", item) for item in (listed(ids, "stop_token_ids") if several else [ids])
+    )
     for token in found:
         if token < 0:
             raise BadInput(f"an id of stop_token_ids must be at least 0, not {token}")

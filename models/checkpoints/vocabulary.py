@@ -51,7 +51,9 @@ def load_tokenizer(
 
 @cache  # a file is loaded several times
 def warn_of_dropout(path: Path, dropout: float) -> None:
-    problem = f"{path}: BPE dropout of {dropout:g}, which draws other tokens of the same text each time, is switched off"
+    problem = (
+        f"{path}: BPE dropout of {dropout:g}, which draws other tokens of the same text each time, is switched off"
+    )
     warnings.warn(PardWarning(f"{problem}; it is for training; set dropout to null"), stacklevel=2)
 
 

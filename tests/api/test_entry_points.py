@@ -92,7 +92,7 @@ def test_no_memory_for_the_imports_is_one_line(megabytes: int, monkeypatch: pyte
 @pytest.mark.skipif(sys.platform == "win32", reason="sends itself a signal as OpenBLAS does on POSIX systems")
 @pytest.mark.parametrize(("threads", "code"), [(False, 1), (True, 130)])
 def test_a_sigint_where_no_thread_can_be_started_is_no_ctrl_c(threads: bool, code: int) -> None:
-    refuse = "def refuse(*_): raise RuntimeError(\"can't start new thread\")\n_thread.start_new_thread = refuse\n"
+    refuse = 'def refuse(*_): raise RuntimeError("can\'t start new thread")\n_thread.start_new_thread = refuse\n'
     script = (
         f"import _thread, os, signal\n{'' if threads else refuse}"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"

@@ -120,7 +120,7 @@ def test_writing_at_every_event(inject: Inject, scenario: str, exchange: bool) -
 
 
 def test_fetching(inject: Inject) -> None:
-    inject("hub fetch", ("kill", "ENOSPC"), first=3, step=17)
+    inject("hub fetch", ("kill", "ENOSPC"), first=3, step=37)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from tiny import SHA
@@ -61,7 +61,8 @@ class Hub(BaseHTTPRequestHandler):
             self.send_header(key, str(value))
         self.end_headers()
         if body:
-            self.wfile.write(content)
+            with suppress(ConnectionError):  # a client that was killed
+                self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
         pass

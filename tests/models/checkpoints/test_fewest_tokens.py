@@ -81,7 +81,9 @@ SHORTER = [one for one in SHORTER if len(unicodedata.normalize("NFKC", one).enco
 @settings(max_examples=150, deadline=None)
 @given(
     text=st.lists(
-        st.sampled_from(["a", "ab", " ", "  ", "\n", "ababababab", "<|end|>", "é", "e\u0301\u0323", "中", "K", "ᄀ", "ᅡ"])
+        st.sampled_from(
+            ["a", "ab", " ", "  ", "\n", "ababababab", "<|end|>", "é", "e\u0301\u0323", "中", "K", "ᄀ", "ᅡ"]
+        )
         | st.sampled_from(SHORTER)
         | st.text(max_size=4),
         max_size=60,
