@@ -68,7 +68,7 @@ def imported(command: str) -> Any:
 
 
 def prepare_for_small_memory() -> None:
-    """Where the address space is limited, let numpy take little of it. OSError or MemoryError if there is too little."""
+    """Where the address space is limited, let numpy take little of it. OSError if there is too little."""
     try:
         import resource
     except ImportError:  # Windows, which has no such limit

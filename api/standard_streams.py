@@ -49,7 +49,7 @@ def utf8_streams() -> None:
         if reconfigure:
             reconfigure(encoding="utf-8", errors=errors)
     if type(sys.stdout) is TextIOWrapper:
-        sys.stdout = StandardOutput(sys.stdout)  # type: ignore[assignment]
+        sys.stdout = StandardOutput(sys.stdout)
 
 
 def flushed(name: str) -> int:

@@ -94,7 +94,7 @@ class Engine:
         return longer_context(self.target_manifest, self.draft_manifest)
 
     def bounds(self, options: Options, start: float, shorter: str = "shorten it") -> Bounds:
-        """What the encoding of a prompt is bounded by. start: as of `stream`; shorter: how to make the prompt shorter."""
+        """What the encoding of a prompt is bounded by. start: as of `stream`; shorter: how to shorten the prompt."""
         deadline = options.timeout and start + options.timeout
         return Bounds(self.capacity, f"{shorter}, or {self.longer_context}", deadline)
 

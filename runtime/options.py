@@ -79,7 +79,8 @@ class Options:
     # What becomes of special tokens, such as <|im_end|>, in messages of users and tools: they stay text ("text"),
     # "encode" makes tokens of them, "refuse" raises BadInput. Those of a plain prompt are always encoded.
     special_tokens: Literal["text", "encode", "refuse"] = "text"
-    # Seconds after which the generation ends with the text so far. Failure where a prompt of megabytes is not encoded yet.
+    # Seconds after which the generation ends with the text so far. Failure where a prompt of megabytes is not encoded
+    # by then.
     timeout: float | None = None
     sampling: Sampling = GREEDY
 

@@ -79,7 +79,8 @@ class Text:
     ) -> list[int]:
         """The ids of a conversation up to the beginning of the assistant's answer; BadInput if there is no template.
 
-        bounds: as of `encode`. arguments: further variables of the template. special_tokens: one of `control_tokens.HANDLINGS`.
+        bounds: as of `encode`. arguments: further variables of the template. special_tokens: one of
+        `control_tokens.HANDLINGS`.
         """
         if self._control is None:
             self._control = ControlTokens(self._tokenizer, self._template)

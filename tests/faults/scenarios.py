@@ -200,8 +200,8 @@ class HubCopyToAnotherDisk(HubCopy):
 
 
 class HubFetch(Command):
-    """An exported model of the hub whose branch has moved on. huggingface_hub replaces one file after the other, so that
-    the folder may be of both commits for a while. The manifest's hashes tell, and the next fetch ends it."""
+    """An exported model of the hub whose branch has moved on. huggingface_hub replaces one file after another,
+    so the folder may be of both commits for a while. The manifest's hashes tell, and the next fetch ends it."""
 
     def prepare(self) -> None:
         import toy
