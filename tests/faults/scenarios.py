@@ -16,7 +16,9 @@ import numpy as np
 from pard_onnx.models.atomic import SCRATCH, atomic_file, atomic_folder, recover
 from pard_onnx.models.system_errors import naming
 
-NOTES = ".cache"  # huggingface_hub's notes beside the files of a fetched folder, in which times stand
+# What does not count: huggingface_hub's notes beside the files of a fetched folder, in which times stand, and the marks of
+# tokenizers that were checked, which may be missing
+NOTES = {".cache", "tokenizers"}
 Tree = dict[str, str]  # relative names of files and folders, with a digest of what files hold
 
 
@@ -33,7 +35,7 @@ def tree(root: Path, *, scratch: bool) -> Tree:
     out: Tree = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root)
-        if NOTES in name.parts:
+        if NOTES.intersection(name.parts):
             continue
         if scratch or not any(SCRATCH.fullmatch(part) for part in name.parts):
             out[str(name)] = digest(path) if path.is_file() else "folder"
