@@ -16,7 +16,7 @@ import numpy as np
 from pard_onnx.models.atomic import SCRATCH, atomic_file, atomic_folder, recover
 from pard_onnx.models.system_errors import naming
 
-# What does not count: huggingface_hub's notes beside the files of a fetched folder, in which times stand, and the marks of
+# What does not count: notes of huggingface_hub beside the files of a fetched folder, in which times stand, and marks of
 # tokenizers that were checked, which may be missing
 NOTES = {".cache", "tokenizers"}
 Tree = dict[str, str]  # relative names of files and folders, with a digest of what files hold
