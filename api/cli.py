@@ -32,7 +32,7 @@ from pard_onnx.runtime.options import AUTO, STARTS, Options
 from pard_onnx.runtime.pair import Pair
 from pard_onnx.runtime.providers.table import PROVIDERS, parse_options
 from pard_onnx.runtime.text.control_tokens import HANDLINGS, TEXT
-from pard_onnx.standard_streams import to_null_device, utf8_streams
+from pard_onnx.standard_streams import STANDARD_OUTPUT, to_null_device, utf8_streams
 
 TRACEBACK = "PARD_ONNX_TRACEBACK"  # an environment variable: if set, unexpected errors are raised with a traceback
 
@@ -48,6 +48,13 @@ def for_stdout(text: str) -> str:
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as those of all bad input."""
+
+    def print_help(self, file: Any = None) -> None:
+        """As argparse's, which ignores that the output cannot be written."""
+        if file is not None:
+            super().print_help(file)
+        elif code := exit_code(lambda: print(self.format_help(), end="")):
+            self.exit(code)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, one_line(f"error: {message}; {self.prog} --help lists the options") + "\n")
@@ -100,11 +107,8 @@ def system_problem(error: Exception) -> str:
     """What to say of memory or of a file that the system does not give."""
     if is_out_of_memory(error) or not isinstance(error, OSError):
         return str(out_of_memory(error))
-    try:
-        sys.stdout.flush()
-    except OSError:  # it was the output that could not be written
-        to_null_device(sys.stdout)
-        return f"standard output: {os_error_line(error)}"
+    if error.filename == STANDARD_OUTPUT:
+        to_null_device(sys.stdout)  # which holds text that cannot be written
     return os_error_line(error)
 
 

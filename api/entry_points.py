@@ -21,6 +21,10 @@ from importlib import import_module  # noqa: E402
 
 from pard_onnx.standard_streams import flushed  # noqa: E402
 
+# Bytes of address space. Where the limit (ulimit -v) is below SMALL, OpenBLAS, which numpy loads, is told to start no
+# threads, as each takes space. Where less than LEAST is free, it ends the process with words of its own
+SMALL, LEAST = 4 << 30, 96 << 20
+
 
 def export() -> NoReturn:
     run("export_command")
@@ -55,11 +59,27 @@ def imported(command: str) -> Any:
     from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory  # now: later there may be no memory
 
     try:
+        prepare_for_small_memory()
         return import_module(f"pard_onnx.{command}")
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise SystemExit(f"error: {out_of_memory(error)}") from None
+
+
+def prepare_for_small_memory() -> None:
+    """Where the address space is limited, let numpy take little of it. OSError if there is too little."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY or limit > SMALL:
+        return
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from mmap import mmap
+
+    mmap(-1, LEAST).close()
 
 
 def run(command: str) -> NoReturn:

@@ -29,6 +29,7 @@ ENDS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 GRACE = 2.0  # seconds that cleaning up may take after the first signal before another one ends the process
 PATIENCE = 10.0  # seconds after which a signal is raised inside an import too
 POLL = 0.02  # seconds between two attempts to raise a signal that came during an import
+NO_THREAD = b"error: not enough memory for another thread; close other programs, or raise the limits (ulimit -v, -u)\n"
 SHOW_CURSOR = b"\x1b[?25h"
 IMPORT_SYSTEM = "<frozen importlib._bootstrap>"  # the file name of the import system's own frames
 
@@ -42,8 +43,23 @@ class Ended(KeyboardInterrupt):
 
 
 def exit_at_once(number: int, _: FrameType | None) -> None:
-    """A signal handler for times when nothing needs to be cleaned up."""
+    """A signal handler for times when nothing needs to be cleaned up.
+
+    OpenBLAS, which numpy loads, sends its own process a SIGINT where it cannot start a thread.
+    """
+    if number == signal.SIGINT and not can_start_thread():
+        os.write(2, NO_THREAD)
+        os._exit(1)
     os._exit(128 + number)
+
+
+def can_start_thread() -> bool:
+    """Whether memory and limits allow one more thread."""
+    try:
+        _thread.start_new_thread(int, ())
+    except (RuntimeError, MemoryError):
+        return False
+    return True
 
 
 def handle(handler: Any) -> dict[int, Any]:

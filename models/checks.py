@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
-from itertools import takewhile
+from itertools import islice, takewhile
 from math import inf
 from numbers import Real
-from operator import index
+from operator import index, length_hint
 from typing import Any
 
 from .errors import BadInput, shown
@@ -17,6 +17,7 @@ DRAFT_LENGTH = 7  # the default of a fixed one: a verify step of K + 1 = 8 token
 DRAFT_LIMIT = 32  # the longest: masks, rejected drafts and padding then fit manifest.KV_MARGIN rows of the KV buffers
 LONGEST_NAME = 200  # characters that are compared with known names
 LONGEST_PATH = 32767 if os.name == "nt" else 4096
+MOST_ITEMS = 1 << 20  # of a list that a user gives, such as one of token ids; no vocabulary has more
 LARGEST = 1e30  # of numbers: far above what has an effect, and no sum or product of such numbers overflows
 
 Progress = Callable[[str, int, int], None]  # called with the stage's name, what is done and the total
@@ -62,12 +63,18 @@ def finite_number(name: str, value: object) -> float:
     return number
 
 
-def listed(value: object) -> list[Any]:
-    """The items of an iterable; of an array without dimensions, which numpy cannot iterate, the array itself."""
+def listed(value: object, name: str, most: int = MOST_ITEMS) -> list[Any]:
+    """The items of an iterable; of an array without dimensions, which numpy cannot iterate, the array itself.
+
+    BadInput, naming the argument, for more than `most` items: an iterator may have no end.
+    """
     try:
-        items: list[Any] = list(value)  # type: ignore[call-overload]
+        many = length_hint(value) > most
+        items = [] if many else list(islice(value, most + 1))  # type: ignore[call-overload]
     except TypeError:
         return [value]
+    if many or len(items) > most:
+        raise BadInput(f"{name}: {type(value).__name__} has more than {most:,} items; give a list of fewer")
     return items
 
 

@@ -17,10 +17,10 @@ from urllib.parse import quote
 from . import demo
 from .atomic import atomic_folder, recover, sweep
 from .cache_folder import cache_folder, distrust, made_cache_folder, made_private
-from .errors import BadArtifact, BadInput, Failure, shown
+from .errors import BadArtifact, BadInput, Failure, PardError, shown
 from .folder_files import has_file, read_file
 from .manifest import FILE_NAME, Manifest, Source
-from .system_errors import write_error
+from .system_errors import STOPS, write_error
 
 DEMO = {"demo-target": demo.TARGET, "demo-draft": demo.DRAFT, "demo-ar-draft": demo.AR_DRAFT}
 HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?<![.-])", re.ASCII)
@@ -231,7 +231,18 @@ def _snapshot(name: str, revision: str | None, **options: Any) -> Path:
             raise BadInput(f"{at}: the hub refuses access; set HF_TOKEN to a token that may read it") from error
         return _cached(at, error, name, revision, **options)
     except Exception as error:  # the HTTP library's own errors, another library in every major version
+        if isinstance(error, OSError) and error.errno in STOPS:  # the disk's; what was there before is not asked for
+            raise _disk_problem(error, **options) from error
         return _cached(at, error, name, revision, **options)
+
+
+def _disk_problem(error: OSError, local_dir: Path | None = None, **_: Any) -> PardError:
+    if local_dir is not None:
+        return write_error(local_dir, error, "name another folder in PARD_ONNX_CACHE")
+    from huggingface_hub import constants
+
+    cache = os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE
+    return write_error(cache, error, "name another folder in HF_HUB_CACHE")
 
 
 def _cached(at: str, error: Exception, name: str, revision: str | None, **options: Any) -> Path:

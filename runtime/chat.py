@@ -75,7 +75,8 @@ class Chat:
         before = copy_messages(self.messages)
         question = {"role": "user", "content": text}
         arguments = checked_arguments(self.template_arguments) | dict(chosen.template_arguments)
-        encoded = self._engine.text.encode_chat([*before, question], arguments, chosen.special_tokens)
+        bounds = self._engine.bounds(chosen, start, "remove earlier messages")
+        encoded = self._engine.text.encode_chat([*before, question], arguments, chosen.special_tokens, bounds)
         ids = known_ids(encoded, self._engine.text, self._engine.target_manifest.spec.vocabulary.size)
         if len(ids) >= self._engine.capacity:
             raise TooLong(

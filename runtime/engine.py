@@ -33,7 +33,7 @@ from .sessions.kv_cache import KvCache
 from .sessions.session import AnySession, BeforeStep, DraftSession, Floats, Ids, Rows, TargetSession, do_nothing
 from .stream import Stream, chunks
 from .text.prompt import require_ids
-from .text.tokenizer import Text
+from .text.tokenizer import Bounds, Text
 from .text.writer import Writer, stop_strings
 from .tuning.steps import ANY, Widths
 
@@ -92,6 +92,11 @@ class Engine:
     def longer_context(self) -> str:
         """How to get a larger capacity, as part of a sentence."""
         return longer_context(self.target_manifest, self.draft_manifest)
+
+    def bounds(self, options: Options, start: float, shorter: str = "shorten it") -> Bounds:
+        """What the encoding of a prompt is bounded by. start: as of `stream`; shorter: how to shorten the prompt."""
+        deadline = options.timeout and start + options.timeout
+        return Bounds(self.capacity, f"{shorter}, or {self.longer_context}", deadline)
 
     @property
     def exact_widths(self) -> Widths | None:

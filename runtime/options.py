@@ -79,7 +79,9 @@ class Options:
     # What becomes of special tokens, such as <|im_end|>, in messages of users and tools: they stay text ("text"),
     # "encode" makes tokens of them, "refuse" raises BadInput. Those of a plain prompt are always encoded.
     special_tokens: Literal["text", "encode", "refuse"] = "text"
-    timeout: float | None = None  # seconds after which the generation ends with the text so far
+    # Seconds after which the generation ends with the text so far. Failure where a prompt of megabytes is not encoded
+    # by then.
+    timeout: float | None = None
     sampling: Sampling = GREEDY
 
     def __post_init__(self) -> None:
@@ -135,7 +137,9 @@ def checked_timeout(value: object) -> float:
 def checked_ids(ids: object) -> tuple[int, ...]:
     """The user's stop_token_ids, one id or several; BadInput for what is not an id."""
     several = isinstance(ids, Iterable) and not isinstance(ids, str | bytes | bytearray | Mapping)
-    found = tuple(whole_number("an id of stop_token_ids", item) for item in (listed(ids) if several else [ids]))
+    found = tuple(
+        whole_number("an id of stop_token_ids", item) for item in (listed(ids, "stop_token_ids") if several else [ids])
+    )
     for token in found:
         if token < 0:
             raise BadInput(f"an id of stop_token_ids must be at least 0, not {token}")

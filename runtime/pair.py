@@ -167,11 +167,14 @@ class Pair:
         """
         start = perf_counter()
         chosen = Options.from_keywords(options, self.engine.model_sampling)
-        ids = self.encode(
+        ids = encode(
             prompt,
-            chat=chosen.chat,
-            template_arguments=chosen.template_arguments,
-            special_tokens=chosen.special_tokens,
+            self.text,
+            self.target_manifest.spec.vocabulary.size,
+            chosen.chat,
+            chosen.template_arguments,
+            chosen.special_tokens,
+            self.engine.bounds(chosen, start),
         )
         return self.engine.stream(self._sequence, ids, chosen, start, reuse=False)
 

@@ -25,7 +25,10 @@ OLDER_FILE = "added_tokens.json"
 FILES = (CONFIG_FILE, MAP_FILE, OLDER_FILE)
 DECODER = "added_tokens_decoder"
 EXTRA, OLDER_EXTRA = "extra_special_tokens", "additional_special_tokens"
+BOTH_NAMES = f"{EXTRA} ({OLDER_EXTRA} in older files)"
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+MOST_ID = 2**32 - 1
+AN_ID = f"it must be a token id, a whole number from 0 to {MOST_ID}"
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -103,6 +106,8 @@ def decoder_tokens(value: object, path: Path, error: type[BadInput]) -> tuple[Ad
         by_id = sorted((int(id_), token) for id_, token in value.items())
     except (TypeError, ValueError):  # TypeError: two keys of one id, whose tokens have no order
         raise error(f"{path}: a key of {DECODER} is not a token id, or stands there twice") from None
+    for id_, _ in by_id:
+        require_id(id_, f"a key of {DECODER}", path, error)
     return tuple(added_token(token, f"{DECODER}.{id_}", path, error) for id_, token in by_id)
 
 
@@ -111,8 +116,7 @@ def older_tokens(
 ) -> tuple[AddedToken, ...]:
     """The tokens of added_tokens.json: an object of ids by text. special: texts of special tokens."""
     for text, id_ in ids.items():
-        if isinstance(id_, bool) or not isinstance(id_, int):
-            raise error(f"{path}: {text!r} is {shown(id_)}; it must be a token id")
+        require_id(id_, shown(text), path, error)
     return tuple(
         added_token({"content": text, "normalized": text not in special, "special": text in special}, text, path, error)
         for text in sorted(ids, key=lambda text: ids[text])
@@ -137,8 +141,18 @@ def extra_tokens(config: Mapping[str, Any], where: Mapping[str, Path], error: ty
     if not found or isinstance(found, Mapping):
         return ()
     if not isinstance(found, list):
-        raise error(f"{where[EXTRA]}: {EXTRA} is {shown(found)}; it must be a list of tokens")
-    return tuple(added_token(value, EXTRA, where[EXTRA], error, special=True) for value in found)
+        raise error(f"{where[EXTRA]}: {BOTH_NAMES} is {shown(found)}; it must be a list of tokens")
+    return tuple(added_token(value, BOTH_NAMES, where[EXTRA], error, special=True) for value in found)
+
+
+def is_id(value: object) -> bool:
+    """Whether the value is a token id; the tokenizers library has those of 32 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_ID
+
+
+def require_id(value: object, name: str, path: Path, error: type[BadInput]) -> None:
+    if not is_id(value):
+        raise error(f"{path}: {name} is {shown(value)}; {AN_ID}")
 
 
 def is_unicode(text: str) -> bool:

@@ -4,22 +4,57 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from threading import Event, Thread
+from time import perf_counter
 from typing import Any, NoReturn
 
 import tokenizers
 from tokenizers import AddedToken, Tokenizer
 
 from pard_onnx.models.cache_folder import is_remembered, remember
-from pard_onnx.models.errors import BadInput
+from pard_onnx.models.errors import BadInput, Failure, shown
 from pard_onnx.models.helper_process import HelperStopped, NoHelper, run_helper
 
 from . import tokenizer_check
+from .added_tokens import AN_ID, is_id
+from .fewest_tokens import FewestTokens, fewest_tokens
 from .tokenizer_check import growth_problem, panics
 
 SECONDS, BYTES_PER_SECOND = 6.0, 4_000_000  # that a check may take: so long, and longer for a long file
+LONG = 1 << 16  # characters of a text that takes so long, 40 ms, that it is encoded in a thread of its own
+POLL = 0.05  # seconds
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+class Late(Exception):
+    """Work was not done by its deadline."""
+
+
+def in_thread(work: Callable[[], Any], deadline: float | None) -> Any:
+    """What `work` returns, called in another thread: a signal or the deadline (Late) ends the wait for it."""
+    done = Event()
+    found: list[Any] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            done.set()
+
+    Thread(target=run, name="pard-onnx encoding", daemon=True).start()
+    while not done.wait(POLL):
+        if deadline is not None and perf_counter() > deadline:
+            raise Late
+    if failed:
+        raise failed[0]
+    return found[0]
 
 
 class GuardedTokenizer:
@@ -28,6 +63,7 @@ class GuardedTokenizer:
     def __init__(self, tokenizer: Tokenizer, path: Path, error: type[BadInput]) -> None:
         self.inner = tokenizer
         self._path, self._error = path, error
+        self._fewest: FewestTokens | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -36,10 +72,31 @@ class GuardedTokenizer:
         """Another tokenizer, whose failures are those of this one's file."""
         return GuardedTokenizer(tokenizer, self._path, self._error)
 
-    def encode(self, text: str, add_special_tokens: bool = True) -> Any:
-        """The library's encoding of a text. Raises the error that the tokenizer was loaded with."""
+    def fewest_tokens(self, text: str) -> int:
+        """A number of tokens that the text has at least; 0 for texts that are encoded in a moment."""
+        if len(text) <= LONG:
+            return 0
+        if self._fewest is None:
+            self._fewest = fewest_tokens(self.inner) or FewestTokens(sys.maxsize, shortens=False, trims=False)
+        return self._fewest.of(text)
+
+    def encode(self, text: str, add_special_tokens: bool = True, deadline: float | None = None) -> Any:
+        """The library's encoding of a text. Raises the error that the tokenizer was loaded with.
+
+        deadline: of perf_counter(). A long text that is not encoded by then raises Failure.
+        """
         try:
-            return self.inner.encode(text, add_special_tokens=add_special_tokens)
+            if len(text) <= LONG:
+                return self.inner.encode(text, add_special_tokens=add_special_tokens)
+            # Of a batch, the library leaves the interpreter to other threads
+            return in_thread(
+                lambda: self.inner.encode_batch([text], add_special_tokens=add_special_tokens)[0], deadline
+            )
+        except Late:
+            raise Failure(
+                f"the time is over, and the prompt of {len(text):,} characters is not encoded; shorten it, or give a "
+                "longer timeout"
+            ) from None
         except BaseException as problem:
             self._fail("encode this text", problem)
 
@@ -76,12 +133,31 @@ def checked_tokenizer(path: Path, content: bytes, added: Sequence[AddedToken], e
     except BaseException as failure:  # tokenizers raises plain Exception
         if not isinstance(failure, Exception) and not panics(failure):
             raise
+        wrong = None
+        with suppress(ValueError, RecursionError):
+            wrong = id_problem(json.loads(content))
+        if wrong:
+            raise error(f"{path}: {wrong}") from None
         raise error(f"{path} cannot be read: {failure}") from failure
     if problem := growth_problem(tokenizer):
         raise error(f"{path}: {problem}; take another tokenizer")
     if not known:
         remember("tokenizers", digest)
     return tokenizer
+
+
+def id_problem(value: Any) -> str | None:
+    """The first token of a tokenizer.json, added or of its model, whose id is none; the library does not name it."""
+    try:
+        vocabulary = value["model"].get("vocab")
+        found = [(token.get("content"), token.get("id")) for token in value.get("added_tokens") or ()]
+        found += vocabulary.items() if isinstance(vocabulary, dict) else ()
+    except (AttributeError, KeyError, TypeError):  # wrong in another way
+        return None
+    for text, id_ in found:
+        if not is_id(id_):
+            return f"the id of the token {shown(text)} is {shown(id_)}; {AN_ID}"
+    return None
 
 
 def problem_in_helper(path: Path, beside: list[dict[str, Any]], size: int) -> str | None:

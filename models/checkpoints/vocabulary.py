@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pard_onnx.models.errors import BadCheckpoint, BadInput
+from pard_onnx.models.errors import BadCheckpoint, BadInput, PardWarning
 from pard_onnx.models.folder_files import has_file, read_file
 from pard_onnx.models.json_files import MOST, read_json
 
 from .added_tokens import CONFIG_FILE, read_added_tokens
-from .tokenizer import GuardedTokenizer, checked_tokenizer
+from .tokenizer import GuardedTokenizer, checked_tokenizer, id_problem
 
 FILE = "tokenizer.json"
 MOST_TOKENIZER = 1 << 26  # bytes; tokenizers of large vocabularies have 40 million
@@ -25,7 +27,8 @@ def load_tokenizer(
     """The tokenizer in a tokenizer.json, which encodes whole texts; raises `error` if it cannot be read or used.
 
     Tokens of the files beside it are added, as transformers does. Truncation and padding that are saved in the file are
-    switched off: they belong to the training of the model. names: of the files that may be read; None: all.
+    switched off: they belong to the training of the model. So is BPE dropout, with a warning, which draws other ids of
+    the same text each time. names: of the files that may be read; None: all.
     """
     content = read_file(path, MOST_TOKENIZER, error)
     try:
@@ -36,11 +39,22 @@ def load_tokenizer(
     tokenizer = checked_tokenizer(path, content, beside.missing(set()), error)
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None):
+        warn_of_dropout(path, tokenizer.model.dropout)
+        tokenizer.model.dropout = None
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     missing = beside.missing(known)
     if missing:
         tokenizer.add_tokens(missing)
     return GuardedTokenizer(tokenizer, path, error)
+
+
+@cache  # a file is loaded several times
+def warn_of_dropout(path: Path, dropout: float) -> None:
+    problem = (
+        f"{path}: BPE dropout of {dropout:g}, which draws other tokens of the same text each time, is switched off"
+    )
+    warnings.warn(PardWarning(f"{problem}; it is for training; set dropout to null"), stacklevel=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +76,8 @@ def token_ids(folder: Path) -> TokenIds:
         own = set(_model_ids(value["model"]["vocab"]))
         ordinary, most = max(own - marked, default=-1), max(own | marked)
     except (KeyError, TypeError, ValueError, OverflowError) as error:  # OverflowError: Infinity
-        raise BadCheckpoint(f"{path}: not a tokenizer of the tokenizers library (no vocabulary in it)") from error
+        problem = id_problem(value) or "not a tokenizer of the tokenizers library (no vocabulary in it)"
+        raise BadCheckpoint(f"{path}: {problem}") from error
     try:
         added = load_tokenizer(path, BadCheckpoint).get_added_tokens_decoder()
     except BadCheckpoint as error:

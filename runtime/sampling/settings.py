@@ -110,7 +110,7 @@ def biases(value: object) -> Biases:
     if not isinstance(pairs, Iterable) or isinstance(pairs, str | bytes | bytearray):
         raise BadInput(f"{wanted}, not {shown(value)}")
     out: dict[int, float] = {}
-    for pair in listed(pairs):
+    for pair in listed(pairs, "logit_bias"):
         if not isinstance(pair, tuple) or len(pair) != 2:
             raise BadInput(f"{wanted}, not {shown(pair)}")
         token = whole_number("an id of logit_bias", pair[0])

@@ -36,6 +36,7 @@ FIRST_NUMBER = 0xF0000
 ADVICE = 'leave it out, or give special_tokens="encode"'
 
 Render = Callable[[Sequence[Message]], str]
+Encode = Callable[[str, GuardedTokenizer], list[int]]  # the plain encoding of a text by this tokenizer
 
 
 def checked_handling(value: object) -> str:
@@ -70,15 +71,13 @@ class ControlTokens:
         self._folded_ids = set(self._ids.values()) if folded else None
         self._renamed: Renamed | None = None
 
-    def ids(
-        self, messages: Sequence[Message], render: Render, encode: Callable[[str], list[int]], handling: str
-    ) -> list[int]:
-        """The ids of a conversation. render, encode: the template, and the plain encoding of what it writes.
+    def ids(self, messages: Sequence[Message], render: Render, encode: Encode, handling: str) -> list[int]:
+        """The ids of a conversation. render, encode: the template, and the encoding of what it writes.
 
         Raises BadInput, naming the token, where `handling` says so, and where the template changes such text.
         """
         if handling == ENCODE:
-            return encode(render(messages))
+            return encode(render(messages), self._tokenizer)
         messages = [self._whole(message) for message in messages]
         found = self._found(messages)
         refused = self._found([one for one in messages if one.get("role") != ASSISTANT]) if handling == REFUSE else []
@@ -86,17 +85,17 @@ class ControlTokens:
             raise BadInput(f"a message has the special token {shown(refused[0])}; {ADVICE}, or 'text'")
         text = render(messages)
         if not found:
-            ids = encode(text)
+            ids = encode(text, self._tokenizer)
             if not self._has_folded(ids, text):
                 return ids
             if handling == REFUSE:
                 raise BadInput(f"a message has a special token in another form; {ADVICE}, or 'text'")
-            return self._encode_apart(text)
+            return self._encode_apart(text, encode)
         before, after = unused_characters(text, messages)
         for place in (both_marks, inner_mark, before_mark, after_mark):
             marked = render([self._marked(message, found, partial(place, before, after)) for message in messages])
             if marked.replace(before, "").replace(after, "") == text:
-                return self._encode_apart(marked, before, after, place is both_marks)
+                return self._encode_apart(marked, encode, before, after, place is both_marks)
         raise BadInput(f"the chat template changes a message that has the special token {shown(found[0])}; {ADVICE}")
 
     # Where the messages have control tokens
@@ -153,7 +152,9 @@ class ControlTokens:
 
     # Encoding
 
-    def _encode_apart(self, marked: str, before: str = "", after: str = "", both: bool = False) -> list[int]:
+    def _encode_apart(
+        self, marked: str, encode: Encode, before: str = "", after: str = "", both: bool = False
+    ) -> list[int]:
         """The ids of a text, in which the control tokens beside marks (or between two of them) are text."""
         renamed = self._copy(marked)
         token = f"(?:{alternatives(text for text in self._all if text in marked).pattern})"
@@ -168,7 +169,7 @@ class ControlTokens:
             return renamed.names[found["own"]]
 
         text = re.sub(f"{mine}|(?P<own>{token})|[{before}{after}]" if before else f"(?P<own>{token})", replace, marked)
-        ids: list[int] = renamed.tokenizer.encode(text, add_special_tokens=False).ids
+        ids = encode(text, renamed.tokenizer)
         known = set(self._ids.values())
         if sum(id_ in known for id_ in ids) != count:
             raise BadInput(f"a message has a special token that this tokenizer cannot take as text; {ADVICE}")

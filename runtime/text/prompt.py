@@ -12,14 +12,14 @@ from pard_onnx.models.checks import listed, true_or_false
 from pard_onnx.models.errors import BadInput, shown
 
 from .control_tokens import TEXT
-from .template import Message
-from .tokenizer import Text
+from .template import Message, require_finite
+from .tokenizer import UNBOUNDED, Bounds, Text
 
 Prompt = str | Sequence[int] | Sequence[Message]
 WANTED = "a prompt is text, token ids, or a list of messages with role and content"
 # A role is no place for a control token or a line end, which would forge a turn
 ROLE = re.compile(r"[\w.-]+( [\w.-]+)*")
-DEEPEST = 64  # levels of lists and objects in a message
+MOST_IDS = 1 << 24  # of a prompt; the longest contexts of models have 10 million tokens
 
 
 def encode(
@@ -29,26 +29,28 @@ def encode(
     chat: bool = False,
     template_arguments: Mapping[str, object] | None = None,
     special_tokens: str = TEXT,
+    bounds: Bounds = UNBOUNDED,
 ) -> list[int]:
     """The prompt's token ids; BadInput for anything that is not a prompt.
 
     size: token ids in the prompt must be below it. chat: whether a text is a user's message. template_arguments:
     further variables of the chat template. special_tokens: what becomes of those in users' messages, see `Options`;
-    those of a plain prompt are always encoded.
+    those of a plain prompt are always encoded. bounds: as of `Text.encode`.
     """
     chat = true_or_false("chat", chat)
     if isinstance(prompt, str):
         if not prompt:
             raise BadInput("the prompt is empty")
         if not chat:
-            return known_ids(text.encode(prompt), text, size)
+            return known_ids(text.encode(prompt, bounds), text, size)
         question = [{"role": "user", "content": prompt}]
-        return known_ids(text.encode_chat(question, template_arguments, special_tokens), text, size)
+        return known_ids(text.encode_chat(question, template_arguments, special_tokens, bounds), text, size)
     if isinstance(prompt, bytes | bytearray | Mapping | Set) or not isinstance(prompt, Iterable):
         raise BadInput(f"{WANTED}, not {type(prompt).__name__}")
-    items: Sequence[Any] = listed(prompt)
+    items: Sequence[Any] = listed(prompt, "prompt", MOST_IDS)
     if items and all(isinstance(item, Mapping) for item in items):
-        return known_ids(text.encode_chat(copy_messages(items), template_arguments, special_tokens), text, size)
+        messages = copy_messages(items)
+        return known_ids(text.encode_chat(messages, template_arguments, special_tokens, bounds), text, size)
     ids = [token_id(item) for item in items]
     require_ids(ids, size)
     return ids
@@ -84,30 +86,19 @@ def known_ids(ids: list[int], text: Text, size: int) -> list[int]:
 Messages = list[dict[str, Any]]
 
 
-def require_shallow(value: object, depth: int = DEEPEST) -> None:
-    """BadInput for a value that is nested too deep, as one that contains itself is."""
-    if not depth:
-        raise BadInput(f"a message is nested more than {DEEPEST} levels deep, or contains itself")
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            require_shallow(item, depth - 1)
-
-
 def copy_messages(messages: Iterable[Message]) -> Messages:
     """Copies of the messages; BadInput for an object that is not a message."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
         raise BadInput(f"messages are a list of objects with role and content, not {type(messages).__name__}")
     out: Messages = []
-    for message in listed(messages):
+    for message in listed(messages, "messages"):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise BadInput(f"a message has a role and mostly a content, not {shown(message)}")
         if isinstance(message.get("content"), bytes | bytearray):
             raise BadInput(f"the content of a message is text, not {shown(message['content'])}; decode it")
         if not ROLE.fullmatch(message["role"]):
             raise BadInput(f"the role of a message is a word such as user or tool, not {shown(message['role'])}")
-        require_shallow(message)
+        require_finite(message, "a message")
         out.append(dict(message))
     return out
 

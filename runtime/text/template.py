@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +14,7 @@ from pard_onnx.models.template_budget import TooMuchWork, limited
 
 Message = Mapping[str, Any]
 CONTENT = "content"
+DEEPEST = 64  # levels of lists and objects in a message, or in a variable of a template
 # What OpenAI-like servers and templates call the thinking that a message's content leaves out; Qwen3's name first
 THINKING = ("reasoning_content", "reasoning", "thinking")
 
@@ -76,6 +77,7 @@ def checked_arguments(arguments: Mapping[str, object] | None) -> dict[str, objec
         raise BadInput(f'template_arguments are names with values, such as {{"tools": [...]}}, not {shown(arguments)}')
     if "messages" in arguments:
         raise BadInput("template_arguments have messages; give them as the prompt or with pair.chat(messages=...)")
+    require_finite(arguments, "template_arguments: a variable")
     for name in ("tools", "documents"):
         items = arguments.get(name)
         if items is None:
@@ -83,6 +85,20 @@ def checked_arguments(arguments: Mapping[str, object] | None) -> dict[str, objec
         if not isinstance(items, list | tuple) or not all(isinstance(item, Mapping) for item in items):
             raise BadInput(f"{name} in template_arguments are a list of JSON objects, not {shown(items)}")
     return dict(arguments)
+
+
+def require_finite(value: object, name: str, depth: int = DEEPEST) -> None:
+    """BadInput, with the value's name, for what is nested too deep, as a value that contains itself is, and for an
+    iterator in it: that may have no end, and a template that is rendered twice finds nothing in it."""
+    if not depth:
+        raise BadInput(f"{name} is nested more than {DEEPEST} levels deep, or contains itself")
+    if isinstance(value, Iterator):
+        raise BadInput(f"{name} has an iterator, {shown(value)}; give a list of its items")
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            require_finite(item, name, depth - 1)
 
 
 def with_thinking(message: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

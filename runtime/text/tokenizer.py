@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pard_onnx.models.checkpoints.added_tokens import read_added_tokens
+from pard_onnx.models.checkpoints.tokenizer import GuardedTokenizer
 from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
-from pard_onnx.models.errors import BadArtifact, BadInput
+from pard_onnx.models.errors import BadArtifact, BadInput, TooLong
 
 from .control_tokens import TEXT, ControlTokens, checked_handling
 from .template import Message, checked_arguments, render
 from .writer import Detokenizer
 
 TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the encoding of a prompt is bounded by."""
+
+    capacity: int | None = None  # tokens, at least one of them new; None: any number
+    advice: str = "shorten it"  # what to do about a prompt that is too long
+    deadline: float | None = None  # of perf_counter()
+
+    def require_room(self, fewest: int) -> None:
+        """TooLong for a prompt of at least so many tokens, if that is too many."""
+        if self.capacity is not None and fewest >= self.capacity:
+            raise TooLong(
+                f"the prompt has at least {fewest} tokens, but the capacity is {self.capacity} with at least one of "
+                f"them new; {self.advice}"
+            )
+
+
+UNBOUNDED = Bounds()
 
 
 class Text:
@@ -41,35 +63,41 @@ class Text:
         added = self._tokenizer.get_added_tokens_decoder()
         return {token.content: id_ for id_, token in added.items() if token.special}
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a plain prompt, with the special tokens that the tokenizer adds (such as BOS)."""
-        return self._ids(text, add_special_tokens=True)
+    def encode(self, text: str, bounds: Bounds = UNBOUNDED) -> list[int]:
+        """The ids of a plain prompt, with the special tokens that the tokenizer adds (such as BOS).
+
+        Raises TooLong for a text that has too many in any case, and Failure after the deadline.
+        """
+        return self._ids(text, self._tokenizer, bounds, add_special_tokens=True)
 
     def encode_chat(
         self,
         messages: Sequence[Message],
         arguments: Mapping[str, object] | None = None,
         special_tokens: str = TEXT,
+        bounds: Bounds = UNBOUNDED,
     ) -> list[int]:
         """The ids of a conversation up to the beginning of the assistant's answer; BadInput if there is no template.
 
-        arguments: further variables of the template. special_tokens: one of `control_tokens.HANDLINGS`.
+        bounds: as of `encode`. arguments: further variables of the template. special_tokens: one of
+        `control_tokens.HANDLINGS`.
         """
         if self._control is None:
             self._control = ControlTokens(self._tokenizer, self._template)
         return self._control.ids(
             messages,
             lambda chosen: self.render(chosen, arguments),
-            lambda text: self._ids(text, add_special_tokens=False),
+            lambda text, tokenizer: self._ids(text, tokenizer, bounds, add_special_tokens=False),
             checked_handling(special_tokens),
         )
 
-    def _ids(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def _ids(self, text: str, tokenizer: GuardedTokenizer, bounds: Bounds, *, add_special_tokens: bool) -> list[int]:
         try:
             text.encode()
         except UnicodeEncodeError as error:  # half a surrogate pair, from a command line in another encoding
             raise BadInput(f"the prompt is not valid Unicode: {error}") from error
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        bounds.require_room(tokenizer.fewest_tokens(text))
+        ids: list[int] = tokenizer.encode(text, add_special_tokens, bounds.deadline).ids
         return ids
 
     def render(self, messages: Sequence[Message], arguments: Mapping[str, object] | None = None) -> str:

@@ -12,6 +12,7 @@ from pard_onnx.models.errors import BadInput, shown
 
 UNDECODED = "\ufffd"  # the replacement character, as which tokenizers decode an unfinished character
 MOST_UNDECODED = 3  # replacement characters that the beginning of one character can decode to (byte fallback)
+MOST_STOPS = 1 << 10  # strings that end a text
 CONTEXT = 8  # tokens before a new one that its decoding may depend on
 WINDOW = 16  # the most tokens that are decoded at once
 
@@ -135,7 +136,7 @@ def stop_strings(stop: str | Sequence[str], special: Mapping[str, int]) -> Stops
 def checked_stops(stop: object) -> tuple[str, ...]:
     """The user's `stop`, one string or several; BadInput for what is no text, or empty."""
     several = isinstance(stop, Iterable) and not isinstance(stop, str | bytes | bytearray | Mapping)
-    found = tuple(listed(stop)) if several else (stop,)
+    found = tuple(listed(stop, "stop", MOST_STOPS)) if several else (stop,)
     for one in found:
         if not isinstance(one, str) or not one:
             raise BadInput(f"a stop string must be text of at least one character, not {shown(one)}")

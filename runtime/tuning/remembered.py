@@ -28,6 +28,7 @@ from pard_onnx.runtime.providers.threads import Threads, physical_cores
 VERSION = 4  # raised where the measurement or the kernels change, so that older files are not used
 MOST_BYTES = 1 << 20  # of a file; records have a few hundred
 CPUINFO = Path("/proc/cpuinfo")
+DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/sys/module/amdgpu/version"))
 Record = TypeVar("Record")
 
 
@@ -39,6 +40,15 @@ def processor() -> str:
         if words := [found[name] for name in ("model name", "flags", "Features") if name in found]:
             return "\n".join(words)
     return platform.processor() or platform.machine()
+
+
+def drivers() -> tuple[str, ...]:
+    """What the system says of the drivers of its devices: another driver may compute other rows, and in other times."""
+    found = [platform.release(), platform.version()]
+    for path in DRIVERS:
+        with suppress(OSError):
+            found.append(path.read_text(errors="replace"))
+    return tuple(found)
 
 
 def record_path(manifest: Manifest, provider: Provider, threads: Threads, subject: str) -> Path | None:
@@ -54,7 +64,7 @@ def record_path(manifest: Manifest, provider: Provider, threads: Threads, subjec
         *((file.name, file.sha256) for file in manifest.files),
         provider.key,
         provider.options,
-        kernels.isa() if provider.key == "cpu" else None,
+        kernels.isa() if provider.key == "cpu" else drivers(),
         onnxruntime().__version__,
         threads.count or physical_cores(),
         threads.shared,

@@ -75,9 +75,29 @@ def test_the_handlers_are_put_back() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory")
-def test_no_memory_for_the_imports_is_one_line() -> None:
-    script = "import resource; resource.setrlimit(resource.RLIMIT_AS, (60 << 20, 60 << 20));"
-    script += "from pard_onnx.entry_points import generate; generate()"
+@pytest.mark.parametrize("megabytes", [60, 75, 90, 105, 120, 135, 142, 150])
+def test_no_memory_for_the_imports_is_one_line(megabytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or none, if it suffices. OpenBLAS ends the process in words of its own, or with a SIGINT."""
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    script = f"import resource, sys; resource.setrlimit(resource.RLIMIT_AS, ({megabytes} << 20, {megabytes} << 20));"
+    script += "sys.argv[1:] = ['--help']; from pard_onnx.entry_points import generate; generate()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    if done.returncode == 0:
+        assert megabytes > 100 and not done.stderr
+        return
     assert done.returncode == 1
     assert done.stderr.startswith("error: not enough memory") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends itself a signal as OpenBLAS does on POSIX systems")
+@pytest.mark.parametrize(("threads", "code"), [(False, 1), (True, 130)])
+def test_a_sigint_where_no_thread_can_be_started_is_no_ctrl_c(threads: bool, code: int) -> None:
+    refuse = 'def refuse(*_): raise RuntimeError("can\'t start new thread")\n_thread.start_new_thread = refuse\n'
+    script = (
+        f"import _thread, os, signal\n{'' if threads else refuse}"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from pard_onnx import entry_points\nos.kill(os.getpid(), signal.SIGINT)\nwhile True: pass"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    assert done.stderr.startswith("error: not enough memory for another thread") == (not threads)

@@ -125,7 +125,7 @@ class Injector:
         return [] if named and ".pard-" not in "".join(errors) else [f"does not name the file: {errors}"]
 
     def problems_of_state(self, found: Outcome, state: Tree) -> list[str]:
-        if state == self.new:
+        if state == self.new or (found.status and state != self.scenario.old and self.scenario.refuses()):
             return []
         before = {name: what for name, what in self.scenario.old.items() if name in state}
         rest = {name: what for name, what in state.items() if name not in self.scenario.old}

@@ -16,6 +16,9 @@ import numpy as np
 from pard_onnx.models.atomic import SCRATCH, atomic_file, atomic_folder, recover
 from pard_onnx.models.system_errors import naming
 
+# What does not count: notes of huggingface_hub beside the files of a fetched folder, in which times stand, and marks of
+# tokenizers that were checked, which may be missing
+NOTES = {".cache", "tokenizers"}
 Tree = dict[str, str]  # relative names of files and folders, with a digest of what files hold
 
 
@@ -32,6 +35,8 @@ def tree(root: Path, *, scratch: bool) -> Tree:
     out: Tree = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root)
+        if NOTES.intersection(name.parts):
+            continue
         if scratch or not any(SCRATCH.fullmatch(part) for part in name.parts):
             out[str(name)] = digest(path) if path.is_file() else "folder"
     return out
@@ -72,6 +77,10 @@ class Scenario:
 
     def write(self) -> None:
         """What `run` does, where it is no command."""
+
+    def refuses(self) -> bool:
+        """Whether what is there now, which is neither old nor new, is refused when it is used."""
+        return False
 
     def warm_up(self) -> None:
         """Import what the command needs, once for all child processes."""
@@ -192,6 +201,72 @@ class HubCopyToAnotherDisk(HubCopy):
         super().write()
 
 
+class HubFetch(Command):
+    """An exported model of the hub whose branch has moved on. huggingface_hub replaces one file after another,
+    so the folder may be of both commits for a while. The manifest's hashes tell, and the next fetch ends it."""
+
+    def prepare(self) -> None:
+        import toy
+        import toy_artifacts
+        from huggingface_hub import constants
+        from stand_in_hub import Hub, serving
+
+        self.versions = []
+        for version in ("old", "new"):
+            source = self.inputs / version
+            source.mkdir()
+            for name in ("model.onnx", "model.onnx.data", "tokenizer.json"):
+                (source / name).write_text((version + name) * 20_000)
+            toy_artifacts.manifest(toy.Shape(), "target", source, "fp32", (), "float32").write(source)
+            self.versions.append({path.name: path.read_bytes() for path in source.iterdir()})
+        self.place = self.root / "artifacts" / "org--name@main"
+        self.server = serving()
+        own = {
+            "PARD_ONNX_CACHE": self.root,
+            "HF_ENDPOINT": self.server.__enter__(),
+            "HF_HUB_CACHE": self.inputs / "hub",
+        }
+        os.environ |= {name: str(value) for name, value in own.items()} | {"HF_HUB_OFFLINE": "0"}
+        constants.HF_HUB_OFFLINE = False
+        Hub.files = self.versions[0]
+        self.root.mkdir()
+        self.write()
+        shutil.copytree(self.root, self.inputs / "before")
+
+    def fill(self) -> None:
+        from stand_in_hub import Hub
+
+        shutil.copytree(self.inputs / "before", self.root, dirs_exist_ok=True)
+        Hub.files, Hub.commit = self.versions[1], "f" * 40
+
+    def write(self) -> None:
+        from pard_onnx.models.hub import resolve_artifact
+
+        resolve_artifact("org/name")
+
+    def refuses(self) -> bool:
+        from pard_onnx.models.errors import BadArtifact
+        from pard_onnx.models.manifest import Manifest
+
+        own = os.environ["PARD_ONNX_CACHE"]
+        os.environ["PARD_ONNX_CACHE"] = str(self.inputs / "other")  # what is verified leaves a stamp
+        try:
+            Manifest.read(self.place).verify(self.place)
+        except BadArtifact:
+            return True
+        finally:
+            os.environ["PARD_ONNX_CACHE"] = own
+        return False
+
+
+class FirstHubFetch(HubFetch):
+    """Nothing was fetched before."""
+
+    def fill(self) -> None:
+        super().fill()
+        shutil.rmtree(self.root / "artifacts")
+
+
 class ChatSave(Command):
     """Chat.save over a saved chat. The exported target is the test's."""
 
@@ -292,6 +367,8 @@ SCENARIOS: dict[str, type[Scenario]] = {
     "gguf": GgufFolder,
     "hub": HubCopy,
     "hub on another disk": HubCopyToAnotherDisk,
+    "hub fetch": HubFetch,
+    "first hub fetch": FirstHubFetch,
     "chat": ChatSave,
     "quantize": Quantize,
     "calibrated quantize": CalibratedQuantize,

@@ -54,6 +54,7 @@ def inject(library: Path, tmp_path: Path, record_property: Callable[[str, object
         paths = os.pathsep.join([str(HERE), str(HERE.parent / "support")])
         environment = os.environ | single | {
             "LD_PRELOAD": str(library), "PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }  # fmt: skip
         command = [sys.executable, str(HERE / "injector.py"), json.dumps(request)]
         done = subprocess.run(command, env=environment, text=True, capture_output=True)
@@ -116,6 +117,16 @@ def test_a_quantized_export(inject: Inject) -> None:
 def test_writing_at_every_event(inject: Inject, scenario: str, exchange: bool) -> None:
     reports = inject(scenario, exchange=exchange)
     assert len(reports) >= 29 and {report["kind"] for report in reports} <= set(KINDS)
+
+
+def test_fetching(inject: Inject) -> None:
+    inject("hub fetch", ("kill", "ENOSPC"), first=3, step=37)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ("hub fetch", "first hub fetch"))
+def test_fetching_at_every_event(inject: Inject, scenario: str) -> None:
+    assert len(inject(scenario)) > 100
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from decimal import Decimal
 from fractions import Fraction
+from itertools import repeat
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -95,6 +96,10 @@ VALUES: dict[str, Callable[[], Any]] = {
     "type": lambda: int,
     "function": lambda: len,
     "iterator": lambda: iter([1, 2]),
+    "endless numbers": lambda: repeat(1),
+    "endless texts": lambda: repeat("fox"),
+    "endless messages": lambda: repeat({"role": "user", "content": "fox"}),
+    "message with endless parts": lambda: [{"role": "user", "content": repeat({"type": "text", "text": "fox"})}],
     "range": lambda: range(3),
     "np.int64": lambda: np.int64(3),
     "np.uint8": lambda: np.uint8(3),

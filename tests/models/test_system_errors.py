@@ -144,10 +144,22 @@ def test_errors_of_files_say_what_to_do(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_an_output_that_is_full(tmp_path: Path) -> None:
-    code = "import sys\nfrom pard_onnx.cli import exit_code\nsys.exit(exit_code(lambda: print('text')))"
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from pard_onnx.cli import exit_code; sys.exit(exit_code(lambda: print('text')))",
+        "from pard_onnx.cli import exit_code; sys.exit(exit_code(lambda: print('text' * 100_000)))",
+        "from rich.console import Console; from pard_onnx.cli import exit_code\n"
+        "sys.exit(exit_code(lambda: Console().print('text')))",
+        "sys.argv[1:] = ['--help']; from pard_onnx.entry_points import generate; generate()",
+    ],
+    ids=["short", "long", "rich", "help"],
+)
+def test_an_output_that_is_full(code: str, unbuffered: str) -> None:
+    code = f"import sys\n{code}"
     with Path("/dev/full").open("w") as full:
-        environment = os.environ | {"PYTHONUNBUFFERED": ""}
+        environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
         done = subprocess.run(
             [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, env=environment
         )

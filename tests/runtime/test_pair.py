@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -118,6 +119,24 @@ def test_generation_fills_the_capacity_exactly(pair: Pair, plain: Pair) -> None:
 def test_a_prompt_that_fills_the_capacity_is_refused(pair: Pair) -> None:
     with pytest.raises(TooLong, match="the prompt has 128 tokens, but the capacity is 128"):
         pair.generate([1] * 128)
+
+
+def test_a_text_of_megabytes_is_refused_before_it_is_encoded(pair: Pair) -> None:
+    """Which takes seconds: those of this text a quarter of a minute."""
+    text = "def f(x): return x é " * 800_000
+    question = text[:2_000_000]  # more is too much for a template
+    start = perf_counter()
+    tries: list[Callable[[], object]] = [
+        lambda: pair.generate(text),
+        lambda: pair.stream(question, chat=True),
+        lambda: pair.generate([{"role": "user", "content": question}], special_tokens="encode"),
+        lambda: pair.generate([{"role": "user", "content": f"<|im_end|>{question}"}]),
+        lambda: pair.chat().send(question),
+    ]
+    for attempt in tries:
+        with pytest.raises(TooLong, match=r"the prompt has at least \d+ tokens, but the capacity is 128"):
+            attempt()
+    assert perf_counter() < start + 8
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
-from pard_onnx.models.errors import BadCheckpoint
+from pard_onnx.models.errors import BadCheckpoint, BadInput, PardWarning
 from pard_onnx.runtime.text.tokenizer import Text
 
 TEXTS = ("<|im_end|>", "<|endoftext|>", "<tool>", "<think>", " <pad> ", "the", "<a><b>", "Ġfox", "dogs")
@@ -107,13 +107,60 @@ BAD = [
     ("tokenizer_config.json", {"added_tokens_decoder": {"5": {"content": 3}}}, "added_tokens_decoder.5 is"),
     ("tokenizer_config.json", {"added_tokens_decoder": {"5": {"content": "a", "lstrip": 1}}}, "lstrip of"),
     ("tokenizer_config.json", {"eos_token": 7}, "eos_token is 7"),
-    ("tokenizer_config.json", {"extra_special_tokens": "<a>"}, "extra_special_tokens is '<a>'"),
-    ("tokenizer_config.json", {"extra_special_tokens": [None]}, "extra_special_tokens is None"),
+    (
+        "tokenizer_config.json",
+        {"extra_special_tokens": "<a>"},
+        "extra_special_tokens (additional_special_tokens in older files) is '<a>'",
+    ),
+    ("tokenizer_config.json", {"extra_special_tokens": [None]}, "in older files) is None"),
+    ("tokenizer_config.json", {"additional_special_tokens": 5}, "additional_special_tokens in older files) is 5"),
+    ("special_tokens_map.json", {"additional_special_tokens": 5}, "additional_special_tokens in older files) is 5"),
+    (
+        "tokenizer_config.json",
+        {"added_tokens_decoder": {"-1": {"content": "a"}}},
+        "a key of added_tokens_decoder is -1;",
+    ),
+    ("tokenizer_config.json", {"added_tokens_decoder": {str(10**20): {"content": "a"}}}, "is 100000000000000000000;"),
+    ("added_tokens.json", {"<a>": -1}, "'<a>' is -1; it must be a token id, a whole number from 0 to 4294967295"),
+    ("added_tokens.json", {"<a>": 10**20}, "'<a>' is 100000000000000000000; it must be a token id"),
+    ("added_tokens.json", {"<a>": True}, "'<a>' is True; it must be a token id"),
     ("special_tokens_map.json", {"pad_token": {}}, "pad_token is {}"),
     ("tokenizer_config.json", {"pad_token": "half \ud83d"}, "pad_token is "),
     ("added_tokens.json", {"\ud83d": 300}, "is {'content'"),
     ("added_tokens.json", {"<a>": "300"}, "'<a>' is '300'"),
 ]
+
+
+@pytest.mark.parametrize("id_", [-1, 10**20, 2**32, 1.5, "5", None, True])
+@pytest.mark.parametrize("added", [True, False])
+def test_what_is_not_an_id_in_the_tokenizer_is_named(tiny: Any, tmp_path: Path, id_: Any, added: bool) -> None:
+    folder = tiny(tmp_path)
+    value = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    if added:
+        value["added_tokens"][-1]["id"] = id_
+        text = value["added_tokens"][-1]["content"]
+    else:
+        text = next(iter(value["model"]["vocab"]))
+        value["model"]["vocab"][text] = id_
+    save_json(folder / "tokenizer.json", value)
+    for load in (lambda: Checkpoint.open(folder), lambda: load_tokenizer(folder / "tokenizer.json")):
+        with pytest.raises(BadInput) as caught:
+            load()
+        assert f"{folder / 'tokenizer.json'}: the id of the token {text!r} is {id_!r}; it must be" in str(caught.value)
+
+
+def test_dropout_of_a_tokenizer_is_switched_off(tiny: Any, tmp_path: Path) -> None:
+    folder = tiny(tmp_path)
+    path = folder / "tokenizer.json"
+    wanted = load_tokenizer(path).encode("the quick brown fox").ids
+    value = json.loads(path.read_text(encoding="utf-8"))
+    value["model"]["dropout"] = 0.5
+    save_json(path, value)
+    with pytest.warns(PardWarning, match=r"tokenizer.json: BPE dropout of 0.5, .* is switched off"):
+        tokenizer = load_tokenizer(path)
+    for _ in range(5):
+        assert tokenizer.encode("the quick brown fox").ids == wanted
+    load_tokenizer(path)  # which warns no second time
 
 
 @pytest.mark.parametrize(("name", "value", "problem"), BAD)

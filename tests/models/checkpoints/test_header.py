@@ -97,6 +97,7 @@ TEXTS = {
     "a shape twice": '{"t":{"dtype":"F32","shape":[2],"shape":[1],"data_offsets":[0,4]}}',
     "space before it": f' {{"t":{FACT}}}',
     "a byte order mark": f'\ufeff{{"t":{FACT}}}',
+    "half a surrogate pair in the metadata": f'{{"__metadata__":{{"a":"\\ud800"}},"t":{FACT}}}',
     "half a surrogate pair": f'{{"\\ud800":{FACT}}}',
     "a number that is none": '{"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"more":NaN}}',
     "a list": "[]",

@@ -186,6 +186,20 @@ def test_what_is_known_of_a_provider_is_of_its_options_too(pair_folders: tuple[P
     )
 
 
+def test_what_is_known_of_a_device_is_of_its_driver(
+    pair_folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another driver may compute wrongly. The CPU has none."""
+    manifest, version = Manifest.read(pair_folders[0]), tmp_path / "version"
+    monkeypatch.setattr(machine, "DRIVERS", (version,))
+    found: dict[str, set[object]] = {"cuda": set(), "cpu": set()}
+    for text in ("535.1", "550.2"):
+        version.write_text(text)
+        for key, paths in found.items():
+            paths.add(machine.record_path(manifest, provider_named(key), Threads(1), "self-check"))
+    assert (len(found["cuda"]), len(found["cpu"])) == (2, 1)
+
+
 def test_ep_context_options_are_the_sessions(pair_folders: tuple[Path, Path], device: Device) -> None:
     fake = device(PROVIDERS["npu"].ort)
     given = {"ep.context_enable": 1, "cache_key": "k", "config_file": "vaip.json"}

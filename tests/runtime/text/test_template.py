@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -376,6 +377,8 @@ def test_real_templates_read_parts(folder: Path, reference: Callable[..., str], 
         ({"tools": "find"}, "tools in template_arguments are a list of JSON objects, not 'find'"),
         ({"tools": [print]}, "tools in template_arguments are a list of JSON objects"),
         ({"documents": {"a": 5}}, "documents in template_arguments are a list of JSON objects"),
+        ({"names": repeat("a")}, r"template_arguments: a variable has an iterator, repeat\('a'\); give a list"),
+        ({"names": {"a": [iter([5])]}}, "template_arguments: a variable has an iterator"),
     ],
     ids=repr,
 )
