@@ -86,13 +86,13 @@ class Options:
     special_tokens: Literal["text", "encode", "refuse"] = "text"
     timeout: float | None = None  # seconds after which the generation ends with the text so far
     sampling: Sampling = GREEDY
-    # What the text must be, at most one of these; llguidance follows it (extra `guided`). Where max_new_tokens, a stop
-    # string or the timeout ends the generation, the text may be a beginning only.
+    # What the text must be: at most one of these, which is kept as `grammar`. llguidance follows it (extra `guided`).
+    # Where max_new_tokens, a stop string or the timeout ends the generation, the text may be a beginning only.
     # JSON: {"type": "json_object"}, {"type": "json_schema", "json_schema": {"schema": ...}}, a JSON schema as it is, or
     # a pydantic model
-    response_format: Any = field(default=None, hash=False)
+    response_format: Any = None
     regex: str | None = None  # a regular expression that matches the whole text
-    choice: Sequence[str] | None = field(default=None, hash=False)  # one of these texts
+    choice: Sequence[str] | None = None  # one of these texts
     grammar: str | Grammar | None = None  # llguidance's variant of Lark, or a `Grammar`
 
     def __post_init__(self) -> None:
@@ -112,12 +112,14 @@ class Options:
             keep(self, "draft_length", require_whole("draft_length", self.draft_length, 0, DRAFT_LIMIT))
         if self.timeout is not None:
             keep(self, "timeout", checked_timeout(self.timeout))
-        _ = self.guide  # for its errors
+        keep(self, "grammar", chosen_grammar(self.response_format, self.regex, self.choice, self.grammar))
+        for name in ("response_format", "regex", "choice"):
+            keep(self, name, None)
 
     @property
     def guide(self) -> Grammar | None:
         """What the text must be; None where it is free."""
-        return chosen_grammar(self.response_format, self.regex, self.choice, self.grammar)
+        return self.grammar if isinstance(self.grammar, Grammar) else None
 
     @classmethod
     def from_keywords(
