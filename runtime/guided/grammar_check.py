@@ -63,7 +63,8 @@ def main() -> None:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
     limits = LLParserLimits(verbose_errors=False)
-    tokenizer = LLTokenizer(Bytes(request["size"], request["special"]))
+    wrapper: Any = Bytes(request["size"], request["special"])  # looked at by its attributes, not by its class
+    tokenizer = LLTokenizer(wrapper)
     problem = problem_of(request["grammar"], tokenizer, limits, LLMatcher)
     sys.stdout.buffer.write(json.dumps({"problem": problem}).encode())
 

@@ -149,6 +149,7 @@ def source_of(grammar: Grammar, special: Mapping[str, int], from_regex: Callable
 
     special: the ids of special tokens by their texts. from_regex: llguidance's `grammar_from_regex`.
     """
+    answer: dict[str, Any]
     if grammar.kind == "json":
         answer = {"json_schema": with_own_settings(json.loads(grammar.text))}
     elif grammar.kind == "regex":
