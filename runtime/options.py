@@ -18,6 +18,7 @@ from pard_onnx.models.checks import (
 )
 from pard_onnx.models.errors import BadInput, shown
 
+from .guided.grammar import Grammar, chosen_grammar
 from .sampling.settings import Sampling
 from .text.control_tokens import checked_handling
 from .text.template import checked_arguments
@@ -43,6 +44,10 @@ class OptionArguments(TypedDict, total=False):
     template_arguments: Mapping[str, object]
     special_tokens: Literal["text", "encode", "refuse"]
     timeout: float | None
+    response_format: Any
+    regex: str | None
+    choice: Sequence[str] | None
+    grammar: str | Grammar | None
     sampling: Literal["greedy", "model"]
     temperature: float
     top_k: int
@@ -83,6 +88,14 @@ class Options:
     # by then.
     timeout: float | None = None
     sampling: Sampling = GREEDY
+    # What the text must be: at most one of these, which is kept as `grammar`. llguidance follows it (extra `guided`).
+    # Where max_new_tokens, a stop string or the timeout ends the generation, the text may be a beginning only.
+    # JSON: {"type": "json_object"}, {"type": "json_schema", "json_schema": {"schema": ...}}, a JSON schema as it is, or
+    # a pydantic model
+    response_format: Any = None
+    regex: str | None = None  # a regular expression that matches the whole text
+    choice: Sequence[str] | None = None  # one of these texts
+    grammar: str | Grammar | None = None  # llguidance's variant of Lark, or a `Grammar`
 
     def __post_init__(self) -> None:
         keep = object.__setattr__
@@ -101,6 +114,14 @@ class Options:
             keep(self, "draft_length", require_whole("draft_length", self.draft_length, 0, DRAFT_LIMIT))
         if self.timeout is not None:
             keep(self, "timeout", checked_timeout(self.timeout))
+        keep(self, "grammar", chosen_grammar(self.response_format, self.regex, self.choice, self.grammar))
+        for name in ("response_format", "regex", "choice"):
+            keep(self, name, None)
+
+    @property
+    def guide(self) -> Grammar | None:
+        """What the text must be; None where it is free."""
+        return self.grammar if isinstance(self.grammar, Grammar) else None
 
     @classmethod
     def from_keywords(
