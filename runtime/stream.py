@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from threading import Event
+from threading import Lock, get_ident
 from time import perf_counter
 
 from pard_onnx.models.errors import Failure
 
+from .asynchronous import WORKERS, in_worker
 from .decoding.loop import FinishReason, Step
 from .forks import Process, never_free_in_children
 from .result import Chunk, Facts, Result, Tally
 from .text.writer import Writer
+from .turns import Abandoned, Ticket
 
 Generation = Generator[Chunk, None, Result]
 
@@ -56,29 +58,118 @@ def chunk(step: Step, pieces: list[str]) -> Chunk:
     return Chunk("".join(pieces), tokens, drafted, tuple(pieces))
 
 
-class Stream(Iterator[Chunk]):
-    """The chunks of one generation. A stream that is closed early leaves the pair ready for the next generation."""
+class EndOfStream(StopIteration):
+    """The end of a stream. asyncio's futures refuse exactly StopIteration, and whoever awaits one then waits for ever:
+    with this subclass `await asyncio.to_thread(next, stream)` ends, with None on Python 3.11. Later versions of Python
+    make a RuntimeError of both."""
 
-    def __init__(self, generation: Generation, cancelled: Event) -> None:
+
+class Stream(Iterator[Chunk]):
+    """The chunks of one generation, for a loop in a thread (`for`) or in a task of asyncio (`async for`).
+
+    A stream that is closed early leaves the pair ready for the next generation.
+    """
+
+    _asynchronous = False  # whether a task has read it
+
+    def __init__(self, generation: Generation, ticket: Ticket) -> None:
         self._generation = generation
-        self._cancelled = cancelled
+        self._ticket = ticket
         self._result: Result | None = None
         self._process = Process()
+        self._reading = Lock()  # while a worker thread reads, for a task
         never_free_in_children(generation)  # closing it would wait for locks and threads of the parent
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> Chunk:
+        self._ticket.reader = get_ident()
+        return self._advance()
+
+    def _advance(self) -> Chunk:
         self._process.require()
         try:
             return next(self._generation)
         except StopIteration as end:
             self._result = self._result or end.value
-            raise StopIteration from None
+            raise EndOfStream from None
         except ValueError as error:
             refuse_second_reader(error)
             raise
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        chunk = await in_worker(self._next_for_task(), self._abandon)
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    def _next_for_task(self) -> Callable[[], Chunk | None]:
+        """What reads the next chunk in a worker thread; it returns None at the end."""
+        from asyncio import current_task
+
+        self._process.require()
+        self._asynchronous = True
+        self._ticket.reader = "task", id(current_task())
+
+        def read() -> Chunk | None:
+            if not self._reading.acquire(blocking=False):
+                raise Failure("another task is reading this stream; leave its loop there, or cancel() the stream")
+            try:
+                return self._advance()
+            except (EndOfStream, Abandoned):
+                return None
+            finally:
+                self._reading.release()
+
+        return read
+
+    async def aread(self) -> Result:
+        """As `read`, for asyncio."""
+        from asyncio import current_task
+
+        self._process.require()
+        self._asynchronous = True
+        self._ticket.reader = "task", id(current_task())
+
+        def read() -> Result:
+            with self._reading:
+                try:
+                    while True:
+                        self._advance()
+                except EndOfStream:
+                    return self.result
+                finally:
+                    self.close()
+
+        return await in_worker(read, self._abandon)
+
+    def _abandon(self) -> None:
+        """Nobody waits for the next chunk any more: end before the next step. Waits for nothing."""
+        self._ticket.abandon()
+        close_in_worker(self._generation, self._reading)
+
+    async def aclose(self) -> None:
+        """End the generation, also while another task waits for its next chunk. In a forked child it does nothing."""
+        if not self._process.is_current or self._generation.gi_frame is None:
+            return
+        self._ticket.abandon()
+        await in_worker(lambda: close_after_reading(self._generation, self._reading))
+
+    async def __aenter__(self) -> Stream:
+        self._process.require()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        """A stream that a task has left half-read is closed in a worker: closing may wait for a step of the models."""
+        if self._asynchronous and self._process.is_current and self._generation.gi_frame is not None:
+            self._abandon()
 
     def __enter__(self) -> Stream:
         self._process.require()
@@ -89,7 +180,7 @@ class Stream(Iterator[Chunk]):
 
     def within(self, wrap: Callable[[Generation], Generation]) -> Stream:
         """A stream of the same chunks, whose generator is wrapped to act before the first chunk and after the last."""
-        return Stream(wrap(self._generation), self._cancelled)
+        return Stream(wrap(self._generation), self._ticket)
 
     def read(self) -> Result:
         """Read the stream to its end and return the whole generation."""
@@ -100,15 +191,17 @@ class Stream(Iterator[Chunk]):
         return self.result
 
     def cancel(self) -> None:
-        """End the generation before its next step. Any thread may call this.
+        """End the generation before its next step, or its wait for a place. Any thread, task or signal handler may call
+        this.
 
         The thread that reads the stream gets the result so far, with the finish_reason "cancelled".
         """
         self._process.require()
-        self._cancelled.set()
+        self._ticket.cancel()
 
     def close(self) -> None:
-        """End the generation: there are no more chunks. For the thread that reads; other threads call `cancel`.
+        """End the generation: there are no more chunks. For the thread that reads; other threads call `cancel`, tasks
+        `aclose`.
 
         In a forked child it does nothing.
         """
@@ -127,6 +220,16 @@ class Stream(Iterator[Chunk]):
         if self._result is None:
             raise Failure("the stream has no result: it was not read to its end")
         return self._result
+
+
+def close_after_reading(generation: Generation, reading: Lock) -> None:
+    """Close the generation as soon as no worker reads it."""
+    with reading:
+        generation.close()
+
+
+def close_in_worker(generation: Generation, reading: Lock) -> None:
+    WORKERS.submit(lambda: close_after_reading(generation, reading))
 
 
 def refuse_second_reader(error: ValueError) -> None:

@@ -34,6 +34,8 @@ CHUNK_ROUNDS = 2
 # A larger chunk is taken only if the smaller one takes more than this many times as long: a step cannot be cancelled,
 # so short steps are better.
 CHUNK_GAIN = 1.02
+PROBED_CHUNK = 64  # tokens; shorter than most chunks, as a probe at run time delays a request
+PROBED_WIDTHS = (1, 2, 4, 8)
 MOST_SECONDS = 3600.0  # that a step may cost
 MOST_WIDTH = 4096  # of a step that is measured
 # By set of widths: a reference step of so many tokens, and a step that computes the last ones again. The reference's
@@ -129,6 +131,32 @@ def timed_step(
     logits = session.step(ids, len(ids)).logits
     seconds[len(ids)].append(perf_counter() - start)
     return logits.copy(), session.cache.read(context, context + len(ids))
+
+
+def chunks_are_exact(session: TargetSession, widths: Widths) -> bool:
+    """Whether a chunk of a prompt leaves the rows that steps of a few tokens leave, bit for bit: its KV rows, and the
+    logits of the last token. widths: the exact ones.
+
+    Runs on the cache that is attached, which is empty before and after. It takes one step of a chunk and a few short
+    ones, so it is not tried before it matters.
+    """
+    chunk = min(PROBED_CHUNK, session.cache.rows)
+    context, kept = min(CONTEXT, session.cache.rows - chunk), widths.width_for(1)
+    ids = np.random.default_rng(2).integers(session.manifest.spec.vocabulary.size, size=chunk).tolist()
+    end = context + chunk
+
+    def last_rows(count: int) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        session.cache.set_length(end - count)
+        logits = session.step(ids[-count:], kept).logits[-1].copy()
+        return logits, session.cache.read(end - count, end)
+
+    logits, rows = last_rows(chunk)
+    same = True
+    for width in (width for width in PROBED_WIDTHS if width in widths):
+        other_logits, other_rows = last_rows(width)
+        same = same and np.array_equal(other_logits, logits) and np.array_equal(other_rows, rows[:, :, -width:])
+    session.cache.set_length(0)
+    return same
 
 
 def measure_prefill_chunk(session: TargetSession) -> int:
