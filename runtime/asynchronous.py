@@ -11,6 +11,7 @@ import atexit
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -102,10 +103,11 @@ async def in_worker(run: Callable[[], Found], abandon: Callable[[], None] = do_n
 
     loop = asyncio.get_running_loop()
     future: Future[Found] = loop.create_future()
+    context = copy_context()  # as asyncio.to_thread does
 
     def work() -> None:
         try:
-            found = run()
+            found = context.run(run)
         except BaseException as error:
             outcome: Callable[[], None] = _failed(future, error)
         else:

@@ -37,7 +37,6 @@ from .stream import Stream, chunks
 from .text.prompt import require_ids
 from .text.tokenizer import Text
 from .text.writer import Writer, stop_strings
-from .tuning.measurement import chunks_are_exact
 from .tuning.steps import ANY, Widths
 from .turns import Abandoned, Ticket, Turns
 
@@ -86,10 +85,8 @@ class Engine:
         # The caches that the sessions were opened with serve the first request. No cycle of references: weights are
         # freed with the last reference to a pair.
         own, engine = Sequence(target.session.cache, draft.session.cache if draft else None), proxy(self)
-        self.prefixes = PrefixCache(
-            kept_bytes, target.tuning.chunk, lambda: engine.new_sequence(), own, lambda: engine.rows_are_exact()
-        )
-        self._exact_chunks: bool | None = None  # None where it was not tried yet
+        exact = target.tuning.widths is not None and target.tuning.chunks
+        self.prefixes = PrefixCache(kept_bytes, target.tuning.chunk, lambda: engine.new_sequence(), own, exact=exact)
         self.process = Process()
 
     @property
@@ -245,24 +242,6 @@ class Engine:
 
         return Stream(generation(), ticket)
 
-    def rows_are_exact(self) -> bool:
-        """Whether prefill chunks and the steps of decoding leave the same rows, bit for bit; tried once."""
-        if self._exact_chunks is None:
-            target = self.models[0]
-            widths, ticket = target.tuning.widths, Ticket()
-            if widths is None:
-                self._exact_chunks = False
-                return False
-            try:
-                self._turns.take_turn(ticket)
-                with self._session_locks[0]:
-                    target.session.attach(target.session.new_cache())
-                    self._exact_chunks = chunks_are_exact(target.session, widths)
-                    target.session.detach()
-            finally:
-                self._turns.end_turn(ticket)
-        return self._exact_chunks
-
     def _facts(self, options: Options, settings: Settings, prompt_tokens: int, seed: int | None) -> Facts:
         target, draft = self.models
         return Facts(
@@ -288,6 +267,7 @@ class Engine:
         """Free the sessions; Failure while a stream runs or waits. In a forked child it does nothing."""
         if not self.process.is_current:
             return
+        self._turns.wait_for_abandoned()
         if not self._turns.idle:
             raise Failure("this pair is generating; close its stream first")
         self._models = None

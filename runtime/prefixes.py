@@ -40,16 +40,17 @@ class PrefixCache:
         chunk: int,
         new_sequence: Callable[[], Sequence],
         spare: Sequence | None = None,
-        rows_are_exact: Callable[[], bool] = lambda: True,
+        *,
+        exact: bool = True,
     ) -> None:
         """budget: bytes of KV rows; 0 keeps nothing. chunk: tokens in a step of prefill. new_sequence: makes an empty
         one. spare: one whose memory exists in any case, which is used first.
 
-        rows_are_exact: whether steps of all widths that occur leave the same rows, bit for bit. Where they do not, a
+        exact: whether prefill chunks and the steps of decoding leave the same rows, bit for bit. Where they do not, a
         request starts from whole prefill chunks alone, which it would compute in the same steps itself.
         """
         self.budget = budget
-        self._chunk, self._new_sequence, self._rows_are_exact = chunk, new_sequence, rows_are_exact
+        self._chunk, self._new_sequence, self._exact = chunk, new_sequence, exact
         self._kept: list[Sequence] = []  # the most recently used last
         self._spare = self._lasting = spare
         self._lock = RLock()  # reentrant: garbage collection may end a request while its thread is in here
@@ -79,6 +80,7 @@ class PrefixCache:
             finally:
                 self._add(match.sequence)
         base = sequence.continue_with(ids)
+        sequence.chunked = sequence.chunked // self._chunk * self._chunk
         if base == sequence.chunked:  # the loop computes whole chunks while more tokens than a chunk are left
             sequence.chunked = base + max(0, len(ids) - base - 1) // self._chunk * self._chunk
         return sequence
@@ -102,27 +104,18 @@ class PrefixCache:
 
     def _claim(self, ids: list[int]) -> Match | None:
         """The kept sequence with the longest usable prefix, which is not kept any more; None if none has one."""
-        for exact in (True, False):
-            with self._lock:
-                found = max((self._match(one, ids, exact) for one in self._kept), key=length_of, default=None)
-                if found is None or not found.length:
-                    return None
-                if not exact or found.length == self._match(found.sequence, ids, False).length:
-                    self._kept.remove(found.sequence)
-                    return found
-            if self._rows_are_exact():  # measured once, where it matters for the first time
-                with self._lock:
-                    if found.sequence in self._kept:
-                        self._kept.remove(found.sequence)
-                        return found
-                return None  # another request was faster
-        return None
+        with self._lock:
+            found = max((self._match(one, ids) for one in self._kept), key=length_of, default=None)
+            if found is None or not found.length:
+                return None
+            self._kept = [one for one in self._kept if one is not found.sequence]
+            return found
 
-    def _match(self, one: Sequence, ids: list[int], exact: bool) -> Match:
+    def _match(self, one: Sequence, ids: list[int]) -> Match:
         """How many rows of a kept sequence the request can use. At least one row is left to compute."""
         most = min(one.target.length, len(ids) - 1)
         common = common_prefix(one.tokens[:most], ids[:most])
-        if not exact:
+        if not self._exact:
             common = min(common, one.chunked) // self._chunk * self._chunk
         return Match(one, common)
 

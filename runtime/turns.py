@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from threading import TIMEOUT_MAX, Lock, RLock, current_thread, get_ident, main_thread
-from time import perf_counter
+from time import perf_counter, sleep
 
 from pard_onnx.models.errors import Busy, Failure
 
@@ -102,6 +102,11 @@ class Turns:
     def idle(self) -> bool:
         """Whether no generation has begun that has not ended."""
         return not self._open
+
+    def wait_for_abandoned(self) -> None:
+        """Wait for generations that nobody reads any more to end, which takes a step at most."""
+        while any(ticket.abandoned for ticket in tuple(self._open)):
+            sleep(0.001)
 
     def enter(self, ticket: Ticket) -> bool:
         """Begin to read: wait for a place unless the ticket has one; whether it had one.

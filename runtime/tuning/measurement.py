@@ -34,7 +34,7 @@ CHUNK_ROUNDS = 2
 # A larger chunk is taken only if the smaller one takes more than this many times as long: a step cannot be cancelled,
 # so short steps are better.
 CHUNK_GAIN = 1.02
-PROBED_CHUNK = 64  # tokens; shorter than most chunks, as a probe at run time delays a request
+PROBED_CHUNK = 64  # tokens, which take half the time of most chunks
 PROBED_WIDTHS = (1, 2, 4, 8)
 MOST_SECONDS = 3600.0  # that a step may cost
 MOST_WIDTH = 4096  # of a step that is measured
@@ -51,6 +51,7 @@ class Tuning:
     widths: Widths | None = None  # the step widths whose rows are bitwise equal; None if no such set is known
     tried: tuple[int, ...] = ()  # the widths that were compared
     chunk: int = PREFILL_CHUNK  # tokens in a step of prefill
+    chunks: bool = False  # whether a step of prefill leaves the rows that steps of those widths leave, bit for bit
 
     def __post_init__(self) -> None:
         """ValueError for what no measurement gives. A tuning may come from a file."""
@@ -84,7 +85,8 @@ def measure_target(session: TargetSession) -> Tuning:
     repeat(split, SPLITS)
     session.rollback(0)
     widths = next((candidate for candidate in CANDIDATES if not unequal[candidate]), None)
-    return Tuning(cheapest(seconds), widths, tuple(sorted(tried | {WIDTH})))
+    same = widths is not None and chunks_are_exact(session, widths)
+    return Tuning(cheapest(seconds), widths, tuple(sorted(tried | {WIDTH})), chunks=same)
 
 
 def confirms(session: TargetSession, tuning: Tuning) -> bool:
@@ -137,8 +139,7 @@ def chunks_are_exact(session: TargetSession, widths: Widths) -> bool:
     """Whether a chunk of a prompt leaves the rows that steps of a few tokens leave, bit for bit: its KV rows, and the
     logits of the last token. widths: the exact ones.
 
-    Runs on the cache that is attached, which is empty before and after. It takes one step of a chunk and a few short
-    ones, so it is not tried before it matters.
+    The cache is empty before and after.
     """
     chunk = min(PROBED_CHUNK, session.cache.rows)
     context, kept = min(CONTEXT, session.cache.rows - chunk), widths.width_for(1)

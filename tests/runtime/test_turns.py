@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 
 import pytest
 
@@ -140,7 +141,7 @@ def test_rounds_go_round() -> None:
     assert Counter(log) == dict.fromkeys(range(5), 40)
     for number in range(5):
         own = [at for at, who in enumerate(log) if who == number]
-        for before, after in zip(own[1:], own[2:], strict=False):  # the first rounds were asked for one after the other
+        for before, after in pairwise(own[1:]):  # the first rounds were asked for one after the other
             assert max(Counter(log[before + 1 : after]).values(), default=0) <= 2
             assert after - before <= 2 * 5
     assert empty(turns)
