@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from threading import Lock, get_ident
 from time import perf_counter
+from typing import TypeVar
 
 from pard_onnx.models.errors import Failure
 
@@ -17,6 +18,7 @@ from .text.writer import Writer
 from .turns import Abandoned, Ticket
 
 Generation = Generator[Chunk, None, Result]
+Found = TypeVar("Found")
 
 
 def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts, start: float) -> Generation:
@@ -102,50 +104,47 @@ class Stream(Iterator[Chunk]):
         return self
 
     async def __anext__(self) -> Chunk:
-        chunk = await in_worker(self._next_for_task(), self._abandon)
+        chunk = await self._in_worker(self._next_or_none)
         if chunk is None:
             raise StopAsyncIteration
         return chunk
 
-    def _next_for_task(self) -> Callable[[], Chunk | None]:
-        """What reads the next chunk in a worker thread; it returns None at the end."""
-        from asyncio import current_task
+    def _next_or_none(self) -> Chunk | None:
+        try:
+            return self._advance()
+        except (EndOfStream, Abandoned):
+            return None
+
+    async def aread(self) -> Result:
+        """As `read`, for asyncio. Failure if another task closes the stream meanwhile."""
+
+        def read() -> Result:
+            try:
+                while self._next_or_none():
+                    pass
+                return self.result
+            finally:
+                self.close()
+
+        return await self._in_worker(read)
+
+    async def _in_worker(self, read: Callable[[], Found]) -> Found:
+        """What `read` returns, which reads the stream in a worker thread, for this task."""
+        from asyncio import current_task  # imported late, as most programs do without it
 
         self._process.require()
         self._asynchronous = True
         self._ticket.reader = "task", id(current_task())
 
-        def read() -> Chunk | None:
+        def read_alone() -> Found:
             if not self._reading.acquire(blocking=False):
                 raise Failure("another task is reading this stream; leave its loop there, or cancel() the stream")
             try:
-                return self._advance()
-            except (EndOfStream, Abandoned):
-                return None
+                return read()
             finally:
                 self._reading.release()
 
-        return read
-
-    async def aread(self) -> Result:
-        """As `read`, for asyncio."""
-        from asyncio import current_task
-
-        self._process.require()
-        self._asynchronous = True
-        self._ticket.reader = "task", id(current_task())
-
-        def read() -> Result:
-            with self._reading:
-                try:
-                    while True:
-                        self._advance()
-                except EndOfStream:
-                    return self.result
-                finally:
-                    self.close()
-
-        return await in_worker(read, self._abandon)
+        return await in_worker(read_alone, self._abandon)
 
     def _abandon(self) -> None:
         """Nobody waits for the next chunk any more: end before the next step. Waits for nothing."""
