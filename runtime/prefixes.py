@@ -129,7 +129,8 @@ class PrefixCache:
         """Keep the sequence as the most recently used one, without those that it makes useless."""
         computed = sequence.tokens[: sequence.target.length]
         with self._lock:
-            kept, retired = [], []
+            kept: list[Sequence] = []
+            retired: list[Sequence] = []
             for one in self._kept:
                 length = one.target.length
                 covered = one.chunked <= sequence.chunked and one.tokens[:length] == computed[:length]

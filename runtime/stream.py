@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from inspect import GEN_CLOSED, getgeneratorstate
 from threading import Lock, get_ident
 from time import perf_counter
 from typing import TypeVar
@@ -146,6 +147,10 @@ class Stream(Iterator[Chunk]):
 
         return await in_worker(read_alone, self._abandon)
 
+    @property
+    def _ended(self) -> bool:
+        return getgeneratorstate(self._generation) == GEN_CLOSED
+
     def _abandon(self) -> None:
         """Nobody waits for the next chunk any more: end before the next step. Waits for nothing."""
         self._ticket.abandon()
@@ -153,7 +158,7 @@ class Stream(Iterator[Chunk]):
 
     async def aclose(self) -> None:
         """End the generation, also while another task waits for its next chunk. In a forked child it does nothing."""
-        if not self._process.is_current or self._generation.gi_frame is None:
+        if not self._process.is_current or self._ended:
             return
         self._ticket.abandon()
         await in_worker(lambda: close_after_reading(self._generation, self._reading))
@@ -167,7 +172,7 @@ class Stream(Iterator[Chunk]):
 
     def __del__(self) -> None:
         """A stream that a task has left half-read is closed in a worker: closing may wait for a step of the models."""
-        if self._asynchronous and self._process.is_current and self._generation.gi_frame is not None:
+        if self._asynchronous and self._process.is_current and not self._ended:
             self._abandon()
 
     def __enter__(self) -> Stream:
