@@ -257,6 +257,7 @@ def test_a_ticket_that_garbage_collection_leaves_with_frees_its_place_within_any
             self.turns.leave(self.ticket)
 
     threshold = gc.get_threshold()
+    gc.freeze()
     gc.set_threshold(1)  # at almost every allocation
     try:
         turns = Turns(3)
@@ -270,6 +271,7 @@ def test_a_ticket_that_garbage_collection_leaves_with_frees_its_place_within_any
             gc.collect()
     finally:
         gc.set_threshold(*threshold)
+        gc.unfreeze()
     assert empty(turns)
 
 
