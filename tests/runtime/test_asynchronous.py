@@ -230,6 +230,20 @@ async def its_generator_collected(pair: Pair, steps: Steps) -> None:
 
 
 @way
+async def cancelled_when_the_chunk_is_on_its_way(pair: Pair, steps: Steps) -> None:
+    KEPT.append(pair.stream(TEXT, max_new_tokens=90, draft_length=0))
+    reading = asyncio.create_task(anext(KEPT[-1]))
+    await steps.next()
+    time.sleep(0.3)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+
+
+KEPT: list[Stream] = []  # streams that nothing collects
+
+
+@way
 async def cancelled_by_name(pair: Pair, steps: Steps) -> None:
     stream = pair.stream(TEXT, max_new_tokens=90)
     await anext(stream)
