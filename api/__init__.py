@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         BadCheckpoint,
         BadInput,
         BadProvider,
+        Busy,
         Failure,
         PardError,
         PardWarning,
@@ -32,6 +33,7 @@ __all__ = [
     "BadCheckpoint",
     "BadInput",
     "BadProvider",
+    "Busy",
     "Chat",
     "Chunk",
     "Facts",
@@ -51,7 +53,9 @@ __all__ = [
     "load",
 ]
 
-_ERRORS = ("BadArtifact", "BadCheckpoint", "BadInput", "BadProvider", "Failure", "PardError", "PardWarning", "TooLong")
+_ERRORS = (
+    "BadArtifact", "BadCheckpoint", "BadInput", "BadProvider", "Busy", "Failure", "PardError", "PardWarning", "TooLong",
+)  # fmt: skip
 # The module of each name
 _MODULES = dict.fromkeys(_ERRORS, "models.errors") | {
     "Chat": "runtime.chat",

@@ -138,7 +138,7 @@ def benches_of_pair(
     request = request_from_options(options)
     reset_peak()
     target, draft = names
-    with load(target, draft, **load_arguments(options)) as pair:
+    with load(target, draft, cache_bytes=0, **load_arguments(options)) as pair:  # each way reads the whole prompt
         for prompts in sets:
             with progress_bar(prompts.name) as tick:
                 trial = run_trial(pair, prompts.prompts, ways(lengths), request, tick)

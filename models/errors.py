@@ -7,6 +7,7 @@ PardError
 │   ├── BadProvider     an execution provider that is not available
 │   └── TooLong         a prompt that does not fit the capacity
 └── Failure             something else went wrong while working; exit code 1
+    └── Busy            too many generations run and wait; the same request succeeds later
 
 PardWarning             it works, but not as well as it could: one line, names the fix
 """
@@ -99,6 +100,10 @@ class TooLong(BadInput):
 
 class Failure(PardError, RuntimeError):
     """Work that was asked for correctly went wrong: a disk is full, a download broke off, a check failed."""
+
+
+class Busy(Failure):
+    """As many generations run and wait as the pair was loaded for. The same request succeeds later."""
 
 
 class PardWarning(UserWarning):

@@ -13,6 +13,7 @@ from pard_onnx.models.checks import path_text
 from pard_onnx.models.errors import BadInput, Failure, TooLong, shown
 
 from . import snapshot
+from .asynchronous import in_worker
 from .engine import Engine
 from .options import OptionArguments, Options
 from .result import Result
@@ -60,11 +61,17 @@ class Chat:
         """The assistant's reply to the user's text; arguments and errors as of `stream`."""
         return self.stream(text, **options).read()
 
+    async def asend(self, text: str, **options: Unpack[OptionArguments]) -> Result:
+        """As `send`, for asyncio: the event loop stays free. A task that is cancelled ends the turn before its next
+        step, and leaves the conversation as it was."""
+        stream = await in_worker(lambda: self.stream(text, **options))
+        return await stream.aread()
+
     def stream(self, text: str, **options: Unpack[OptionArguments]) -> Stream:
         """The reply to the user's text, a chunk a round; options as of `Pair.stream`.
 
-        Raises BadInput (TooLong: for a conversation that fills the capacity) at once, Failure on the first chunk
-        if another generation runs.
+        Raises BadInput (TooLong: for a conversation that fills the capacity) at once; on the first chunk Failure if
+        another turn of this conversation runs, Busy if too many generations run and wait (see `load`).
         """
         start = perf_counter()
         self._engine.process.require()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from collections.abc import Sequence as Tokens
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import closing
 from dataclasses import replace
-from threading import Event, Lock, RLock
+from threading import RLock
 from time import perf_counter
-from typing import Generic
+from weakref import proxy
 
 from pard_onnx.models.checks import DRAFT_LIMIT
 from pard_onnx.models.errors import BadInput, Failure, PardWarning
@@ -24,26 +24,29 @@ from .forks import Process
 from .guided.matcher import Grammars, Matcher
 from .model import LoadedModel, longer_context
 from .options import AUTO, GREEDY, Options, checked_ids
+from .prefixes import CACHE_BYTES, PrefixCache
 from .providers.choice import on_separate_devices
 from .providers.table import CPU
 from .result import Chunk, Facts, Result
+from .run import DraftSeat, Opened, OwnSequence, Run, TargetSeat
 from .sampling.edits import RowEdit
 from .sampling.generation_config import read_sampling
 from .sampling.sampler import chooser, require_known
 from .sampling.settings import Sampling
 from .sequence import Sequence
-from .sessions.kv_cache import KvCache
-from .sessions.session import AnySession, BeforeStep, DraftSession, Floats, Ids, Rows, TargetSession, do_nothing
+from .sessions.device_cache import cache_bytes
+from .sessions.session import BeforeStep, DraftSession, TargetSession, do_nothing
 from .stream import Stream, chunks
 from .text.prompt import require_ids
 from .text.tokenizer import Bounds, Text
 from .text.writer import Writer, stop_strings
 from .tuning.steps import ANY, Widths
+from .turns import Abandoned, Ticket, Turns
 
 ORT_KERNEL = "onnxruntime"  # whose matmuls run where this package's own do not
 WIDEST = DRAFT_LIMIT + 2  # a step of all drafts, padded
 Models = tuple[LoadedModel[TargetSession], LoadedModel[DraftSession] | None]
-ReentrantLock = AbstractContextManager[bool]
+MAX_LIVE = 4  # sequences that take turns: more of them make no text faster, as steps are not shared
 MakeDrafter = Callable[[Sequence, Options, Settings], Drafter]
 
 
@@ -55,8 +58,13 @@ class Engine:
         target: LoadedModel[TargetSession],
         draft: LoadedModel[DraftSession] | None = None,
         shared: SharedIds | None = None,
+        *,
+        queue: int | None = None,
+        max_live: int = MAX_LIVE,
+        kept_bytes: int = CACHE_BYTES,
     ) -> None:
-        """shared: see `model.shared_ids`. Warns with PardWarning where a model runs token by token."""
+        """shared: see `model.shared_ids`; queue, max_live: see `load`; kept_bytes: its
+        cache_bytes. Warns with PardWarning where a model runs token by token."""
         for model in (target, draft):
             if model and model.warning:
                 warnings.warn(model.warning, PardWarning, stacklevel=3)
@@ -75,10 +83,15 @@ class Engine:
             draft is not None and on_separate_devices(target.provider, draft.provider),
             frozenset(vocabulary.eos_ids),
         )
-        # Reentrant: a run that nobody reads any more may be closed by garbage collection, in the middle of a round.
-        self._round_lock = RLock()  # rounds of different sequences must not mix
-        self._session_locks = RLock(), RLock()  # of each model's steps: a draft that runs ahead has its own thread
-        self._busy = Lock()  # of one stream
+        self._turns = Turns(max_live, queue)  # rounds of different sequences must not mix
+        # Of each model's steps: a draft that runs ahead has its own thread. Reentrant: a run that nobody reads any more
+        # may be closed by garbage collection, in the middle of a step of another one.
+        self._session_locks = RLock(), RLock()
+        # The caches that the sessions were opened with serve the first request. No cycle of references: weights are
+        # freed with the last reference to a pair.
+        own, engine = Sequence(target.session.cache, draft.session.cache if draft else None), proxy(self)
+        exact = target.tuning.widths is not None and target.tuning.chunks
+        self.prefixes = PrefixCache(kept_bytes, target.tuning.chunk, lambda: engine.new_sequence(), own, exact=exact)
         self.process = Process()
 
     @property
@@ -126,10 +139,10 @@ class Engine:
         target, draft = self.models
         return Sequence(target.session.new_cache(), draft.session.new_cache() if draft else None)
 
-    def shared_sequence(self) -> Sequence:
-        """The sequence on the caches that the sessions were opened with: for texts that nothing follows."""
-        target, draft = self.models
-        return Sequence(target.session.cache, draft.session.cache if draft else None)
+    @property
+    def sequence_bytes(self) -> int:
+        """The memory of a sequence whose KV caches are full."""
+        return sum(cache_bytes(model.manifest, model.provider) for model in self.models if model)
 
     def settings(self, options: Options) -> Settings:
         """The loop's settings for these options; BadInput for a stop token that the model does not have."""
@@ -174,46 +187,61 @@ class Engine:
         before_step: is called before every step of a model; it raises `Halted` to end the run. seed: of drawn tokens.
         make_drafter: makes another drafter than the options ask for.
         """
+        ticket, most = Ticket(), options.max_new_tokens
+        opened = self._opening(options, len(sequence.tokens), before_step, seed, ticket, make_drafter)
+        require_ids(sequence.tokens, self.target_manifest.spec.vocabulary.size)
+        run = Run(self._turns, ticket, OwnSequence(sequence), sequence.tokens, most, opened, places=False)
+        with closing(run):
+            run.begin()
+            yield from run.rounds()
+
+    def _opening(
+        self,
+        options: Options,
+        prompt_length: int,
+        before_step: BeforeStep,
+        seed: int,
+        ticket: Ticket,
+        make_drafter: MakeDrafter | None = None,
+    ) -> Callable[[Sequence, int], Opened]:
+        """What begins to decode a sequence; arguments as of `run`. The chooser is one for the whole generation."""
         settings, (target, draft) = self.settings(options), self.models
         vocabulary = self.target_manifest.spec.vocabulary.size
-        require_ids(sequence.tokens, vocabulary)
-        length, guide = len(sequence.tokens), options.guide
-        matcher = self._grammars.matcher(guide, length, settings.eos_ids) if guide else None
-        choose = chooser(options.sampling, vocabulary, length, seed, self.row_edits(options, matcher))
-        seat = TargetSeat(target.session, sequence.target, before_step, self._session_locks[0])
-        draft_seat = None
-        if draft and sequence.draft:
-            draft_seat = DraftSeat(draft.session, sequence.draft, before_step, self._session_locks[1])
-        if make_drafter:
-            drafter = make_drafter(sequence, options, settings)
-        else:
-            pard = PardDrafter(draft_seat, memory=sequence.memory, shared=self._shared) if draft_seat else None
-            drafter = self._drafters.drafter(options, settings.widths, pard)
-        if matcher:
-            drafter = GuidedDrafter(drafter, matcher)
-        rounds = decode(seat, drafter, sequence.tokens, settings, choose, matcher.is_complete if matcher else None)
-        try:
-            while True:
-                with self._round_lock:
-                    step = next(rounds, None)
-                if step is None:
-                    return
-                yield step
-        finally:
-            with self._round_lock:
-                rounds.close()
-                seat.leave()
+        guide = options.guide
+        matcher = self._grammars.matcher(guide, prompt_length, settings.eos_ids) if guide else None
+        choose = chooser(options.sampling, vocabulary, prompt_length, seed, self.row_edits(options, matcher))
+        is_complete = matcher.is_complete if matcher else None
+
+        def pass_on() -> None:
+            self._turns.pass_on(ticket)
+
+        def opened(sequence: Sequence, most: int) -> Opened:
+            seat = TargetSeat(target.session, sequence.target, before_step, self._session_locks[0])
+            draft_seat = None
+            if draft and sequence.draft:
+                draft_seat = DraftSeat(draft.session, sequence.draft, before_step, self._session_locks[1])
+            if make_drafter:
+                drafter = make_drafter(sequence, options, settings)
+            else:
+                pard = None
                 if draft_seat:
-                    draft_seat.leave()
+                    memory, shared = sequence.memory, self._shared
+                    pard = PardDrafter(draft_seat, memory=memory, shared=shared, between_chunks=pass_on)
+                drafter = self._drafters.drafter(options, settings.widths, pard)
+            if matcher:
+                drafter = GuidedDrafter(drafter, matcher)
+            limited = replace(settings, max_new_tokens=most)
+            rounds = decode(seat, drafter, sequence.tokens, limited, choose, is_complete, pass_on)
+            return Opened(sequence, rounds, (seat, draft_seat) if draft_seat else (seat,))
 
-    def stream(
-        self, sequence: Sequence, ids: Tokens[int], options: Options, start: float, *, reuse: bool = True
-    ) -> Stream:
-        """The text that follows these ids, in chunks; one stream at a time.
+        return opened
 
-        sequence: may hold the beginning of ids already, which is then not computed again unless `reuse` is False.
+    def stream(self, sequence: Sequence | None, ids: Tokens[int], options: Options, start: float) -> Stream:
+        """The text that follows these ids, in chunks. It begins to run, or to wait, when its first chunk is read.
+
+        sequence: of a conversation, which goes on; None to start from what requests that have ended left.
         start: perf_counter() when the request came.
-        Raises BadInput (TooLong) at once, Failure on the first chunk if another stream runs.
+        Raises BadInput (TooLong) at once, Busy on the first chunk if too many generations run and wait.
         """
         require_ids(ids, self.target_manifest.spec.vocabulary.size)
         stops = stop_strings(options.stop, self.text.special_ids() if options.stop else {})
@@ -223,21 +251,21 @@ class Engine:
             self._grammars.compiled(guide)  # for its errors
         seed = None if sampling.certain else sampling.chosen_seed()
         require_known(sampling, self.target_manifest.spec.vocabulary.size)
-        cancelled = Event()
-        before_step = stopwatch(cancelled, options.timeout and start + options.timeout)
+        ticket = Ticket(start + options.timeout if options.timeout else None)
+        ticket.check = stopwatch(ticket)
         facts = self._facts(options, settings, len(ids), seed)
 
         def generation() -> Generator[Chunk, None, Result]:
-            with self._exclusive():
-                if not reuse:
-                    sequence.truncate(0)
-                # One row is computed even if all are there: the first token is chosen from it.
-                cached = min(sequence.continue_with(ids), len(ids) - 1)
-                rounds = self.run(sequence, options, before_step=before_step, seed=seed or 0)
+            opened = self._opening(options, len(ids), ticket.check, seed or 0, ticket)
+            source = self.prefixes if sequence is None else OwnSequence(sequence)
+            run = Run(self._turns, ticket, source, ids, options.max_new_tokens, opened)
+            with closing(run):
+                cached, waited = run.begin()
                 writer = Writer(self.text.stream(ids), stops)
-                return (yield from chunks(rounds, writer, replace(facts, cached_tokens=cached), start))
+                known = replace(facts, cached_tokens=cached, queued=waited)
+                return (yield from chunks(run.rounds(), writer, known, start))
 
-        return Stream(generation(), cancelled)
+        return Stream(generation(), ticket)
 
     def _facts(self, options: Options, settings: Settings, prompt_tokens: int, seed: int | None) -> Facts:
         target, draft = self.models
@@ -260,74 +288,26 @@ class Engine:
             return f"{target.reason}; draft: {draft.reason}"
         return target.reason
 
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """While one stream runs. Failure if another one does, or the engine is closed."""
-        if not self._busy.acquire(blocking=False):
-            raise Failure("this pair is generating already; read that stream to its end, close it, or load another")
-        try:
-            _ = self.models
-            yield
-        finally:
-            self._busy.release()
-
     def close(self) -> None:
-        """Free the sessions; Failure while a stream runs. In a forked child it does nothing."""
+        """Free the sessions; Failure while a stream runs or waits. In a forked child it does nothing."""
         if not self.process.is_current:
             return
-        if not self._busy.acquire(blocking=False):
+        self._turns.wait_for_abandoned()
+        if not self._turns.idle:
             raise Failure("this pair is generating; close its stream first")
         self._models = None
-        self._busy.release()
+        self.prefixes.close()
 
 
-class Seat(Generic[AnySession]):
-    """One sequence's place in a session: before each step the session is given this sequence's cache."""
-
-    def __init__(self, session: AnySession, cache: KvCache, before_step: BeforeStep, lock: ReentrantLock) -> None:
-        self._session, self._cache = session, cache
-        self._before_step, self._lock = before_step, lock
-
-    @property
-    def length(self) -> int:
-        return self._cache.length
-
-    def rollback(self, length: int) -> None:
-        self._cache.rollback(length)
-
-    def leave(self) -> None:
-        """Take the cache out of the session, so that it is freed with its sequence."""
-        with self._lock:
-            if self._session.cache is self._cache:
-                self._session.detach()
-
-
-class TargetSeat(Seat[TargetSession]):
-    """A `TargetModel` of the decoding loop."""
-
-    def step(self, ids: Tokens[int], keep: int) -> Rows:
-        with self._lock:
-            self._session.attach(self._cache, self._before_step)
-            return self._session.step(ids, keep)
-
-
-class DraftSeat(Seat[DraftSession]):
-    """A `DraftModel` of a `PardDrafter`."""
-
-    def step(self, ids: Tokens[int], draft_length: int) -> tuple[Ids, Floats]:
-        with self._lock:
-            self._session.attach(self._cache, self._before_step)
-            drafts, probabilities = self._session.step(ids, draft_length)
-            return drafts.copy(), probabilities.copy()  # another sequence's step may follow at once
-
-
-def stopwatch(cancelled: Event, deadline: float | None) -> BeforeStep:
-    """Ends a run before its next step once it is cancelled, or past the deadline (of perf_counter())."""
+def stopwatch(ticket: Ticket) -> BeforeStep:
+    """Ends a run before its next step once its ticket is cancelled or abandoned, or past the deadline."""
 
     def before_step() -> None:
-        if cancelled.is_set():
+        if ticket.abandoned:
+            raise Abandoned
+        if ticket.cancelled:
             raise Halted("cancelled")
-        if deadline is not None and perf_counter() > deadline:
+        if ticket.deadline is not None and perf_counter() > ticket.deadline:
             raise Halted("timeout")
 
     return before_step

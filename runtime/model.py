@@ -318,4 +318,4 @@ def self_check(
 
 def single_step_tuning(verdict: Verdict) -> Tuning:
     """The tuning of a session that runs each token in a step of its own."""
-    return Tuning(StepCosts(((1, verdict.seconds), (2, 2 * verdict.seconds))), ANY, (1,))
+    return Tuning(StepCosts(((1, verdict.seconds), (2, 2 * verdict.seconds))), ANY, (1,), chunks=True)

@@ -8,14 +8,16 @@ from os import PathLike
 from time import perf_counter
 from typing import Any, Unpack
 
-from pard_onnx.models.checks import path_text, true_or_false
+from pard_onnx.models.checks import path_text, require_whole, true_or_false
 from pard_onnx.models.errors import BadInput, shown
 
 from . import snapshot
+from .asynchronous import in_worker
 from .chat import Chat
-from .engine import Engine
+from .engine import MAX_LIVE, Engine
 from .model import Artifact, LoadedModel, open_artifact, open_model, shared_ids
 from .options import OptionArguments, Options
+from .prefixes import CACHE_BYTES
 from .providers.choice import ProviderCandidates, ProviderChoice, draft_candidates, open_first, provider_candidates
 from .providers.threads import Threads
 from .result import Result
@@ -43,6 +45,9 @@ def load(
     fallback: bool = False,
     revision: str | None = None,
     draft_revision: str | None = None,
+    queue: int | None = None,
+    max_live: int = MAX_LIVE,
+    cache_bytes: int = CACHE_BYTES,
 ) -> Pair:
     """Open a pair, or a target alone.
 
@@ -56,6 +61,11 @@ def load(
     provider_options, draft_provider_options: by the provider's own names.
     fallback: use the CPU if the provider is not installed, does not start or computes wrongly.
     revision, draft_revision: a branch, tag or commit of a hub id. Only a commit is the same files for ever.
+    queue: how many generations may wait while others run; 0 refuses them at once with Busy, None is any number.
+    max_live: generations that run at the same time, round by round in turns. Each has KV caches of its own, of at most
+        `Pair.sequence_bytes`.
+    cache_bytes: memory for the KV rows of generations that have ended, from which later prompts with the same beginning
+        start; 0 keeps none. Conversations of `Pair.chat` have their own memory.
 
     The first time on a machine it takes about a second longer: step costs and exact widths are measured, and off the
     CPU the model's steps are checked against single steps and the CPU's.
@@ -68,6 +78,9 @@ def load(
     draft = None if draft is None else path_text("draft", draft, A_MODEL)
     fallback = true_or_false("fallback", fallback)
     pool = Threads(threads, share_threads)
+    max_live = require_whole("max_live", max_live, 1)
+    cache_bytes = require_whole("cache_bytes", cache_bytes, 0)
+    queue = None if queue is None else require_whole("queue", queue, 0)
     for name, options in (("provider_options", provider_options), ("draft_provider_options", draft_provider_options)):
         if not isinstance(options, Mapping | None):
             raise BadInput(f"{name} must be a mapping of option names to values, not {shown(options)}")
@@ -92,7 +105,8 @@ def load(
     if draft_artifact:
         for_draft = for_draft or draft_candidates(for_target, target_model.provider, draft_provider_options)
         draft_model = open_on_first(draft_artifact, for_draft, pool)
-    return Pair(Engine(target_model, draft_model, shared))
+    engine = Engine(target_model, draft_model, shared, queue=queue, max_live=max_live, kept_bytes=cache_bytes)
+    return Pair(engine)
 
 
 def checked_revision(name: str, value: object) -> str | None:
@@ -109,7 +123,7 @@ def open_on_first(artifact: Artifact, candidates: ProviderCandidates, threads: T
 
 
 class Pair:
-    """A target, with or without a draft. Each `generate` starts afresh, a `chat` goes on; one at a time."""
+    """A target, with or without a draft. Each `generate` starts afresh, a `chat` goes on; several may run at a time."""
 
     def __init__(self, engine: Engine) -> None:
         """See `load`."""
@@ -122,7 +136,6 @@ class Pair:
         self.choice = ProviderChoice(target.provider, target.reason)
         self.draft_choice = ProviderChoice(draft.provider, draft.reason) if draft else None
         self.kernel = engine.kernel  # of quantized matmuls: an instruction set of this package's, or "onnxruntime"
-        self._sequence = engine.shared_sequence()
 
     @property
     def engine(self) -> Engine:
@@ -153,6 +166,17 @@ class Pair:
         """
         return self.engine.own_sampling
 
+    @property
+    def sequence_bytes(self) -> int:
+        """The memory of one generation's KV caches if it fills the capacity; a shorter one takes its share of it."""
+        return self.engine.sequence_bytes
+
+    async def agenerate(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> Result:
+        """As `generate`, for asyncio: the event loop stays free. A task that is cancelled ends the generation before
+        its next step."""
+        stream = await in_worker(lambda: self.stream(prompt, **options))
+        return await stream.aread()
+
     def generate(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> Result:
         """Generate to the end; arguments and errors as of `stream`."""
         return self.stream(prompt, **options).read()
@@ -162,8 +186,10 @@ class Pair:
 
         prompt: text, token ids, or chat messages; options: see `Options` and `Sampling`.
 
-        Raises BadInput (TooLong: for a prompt that fills the capacity) at once, Failure on the first chunk
-        if another generation runs.
+        Several may run, in threads and tasks of asyncio; see `load` for how many of them, and docs/applications.md.
+
+        Raises BadInput (TooLong: for a prompt that fills the capacity) at once, Busy on the first chunk if as many
+        generations run and wait as the pair was loaded for.
         """
         start = perf_counter()
         chosen = Options.from_keywords(options, self.engine.model_sampling)
@@ -176,7 +202,7 @@ class Pair:
             chosen.special_tokens,
             self.engine.bounds(chosen, start),
         )
-        return self.engine.stream(self._sequence, ids, chosen, start, reuse=False)
+        return self.engine.stream(None, ids, chosen, start)
 
     def chat(
         self,
@@ -229,7 +255,7 @@ class Pair:
         )
 
     def close(self) -> None:
-        """Free the sessions; Failure while one of them runs. In a forked child it does nothing."""
+        """Free the sessions; Failure while a generation runs or waits. In a forked child it does nothing."""
         self._engine.close()
 
     def __enter__(self) -> Pair:

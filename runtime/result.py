@@ -22,7 +22,8 @@ class Facts:
     provider_reason: str  # why they run there
     kernel: str  # what computes quantized matmuls: the instruction set of this package's kernels, or "onnxruntime"
     seed: int | None = None  # of the random draws; None where tokens are not drawn
-    cached_tokens: int = 0  # tokens of the prompt that were in the KV cache already (see `Chat`)
+    cached_tokens: int = 0  # tokens of the prompt whose KV rows were there already (see `Chat` and `PrefixCache`)
+    queued: float = 0.0  # seconds that the generation waited for its place before it began
 
 
 @dataclass(frozen=True, slots=True)

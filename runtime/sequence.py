@@ -24,6 +24,17 @@ class Sequence:
     draft: KvCache | None = None  # of the draft; None for a target alone
     tokens: list[int] = field(default_factory=list)  # the conversation so far, prompt included
     memory: DraftMemory = field(default_factory=DraftMemory)  # what a drafter keeps of it beside its KV cache
+    chunked: int = 0  # the first tokens whose rows were computed in whole prefill chunks (see `PrefixCache`)
+
+    @property
+    def bytes(self) -> int:
+        """The memory of the KV rows that were ever written."""
+        return self.target.bytes + (self.draft.bytes if self.draft else 0)
+
+    @property
+    def can_be_copied(self) -> bool:
+        """Whether copying rows takes less time than computing them."""
+        return self.target.can_be_copied and (self.draft is None or self.draft.can_be_copied)
 
     def truncate(self, length: int) -> None:
         """Forget the tokens from `length` on, and all that was computed of them."""
@@ -35,6 +46,7 @@ class Sequence:
                 self.memory.start = 0
             self.draft.rollback(min(length - self.memory.start, self.draft.length))
         self.memory.truncate(length)
+        self.chunked = min(self.chunked, length)
         del self.tokens[length:]
 
     def continue_with(self, ids: Tokens[int]) -> int:
@@ -46,12 +58,18 @@ class Sequence:
         self.tokens = list(ids)
         return self.target.length
 
-    def fork(self, new_sequence: Callable[[], Sequence]) -> Sequence:
-        """An independent copy, KV rows included; new_sequence: makes an empty one for the same models."""
+    def fork(self, new_sequence: Callable[[], Sequence], length: int | None = None) -> Sequence:
+        """An independent copy, KV rows included; new_sequence: makes an empty one for the same models.
+
+        length: the first so many tokens alone; None for all.
+        """
+        end = len(self.tokens) if length is None else length
         copy = new_sequence()
-        copy.tokens = list(self.tokens)
-        copy.target.write(self.target.read(0, self.target.length))
-        if self.draft and copy.draft:
-            copy.draft.write(self.draft.read(0, self.draft.length))
+        copy.tokens = self.tokens[:end]
+        copy.target.copy_rows(self.target, min(self.target.length, end))
+        if self.draft and copy.draft and end > self.memory.start:
+            copy.draft.copy_rows(self.draft, min(self.draft.length, end - self.memory.start))
             copy.memory = self.memory.copy()
+            copy.memory.truncate(end)
+        copy.chunked = min(self.chunked, end)
         return copy

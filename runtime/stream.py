@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from threading import Event
+from inspect import GEN_CLOSED, getgeneratorstate
+from threading import Lock, get_ident
 from time import perf_counter
+from typing import TypeVar
 
 from pard_onnx.models.errors import Failure
 
+from .asynchronous import WORKERS, in_worker
 from .decoding.loop import FinishReason, Step
 from .forks import Process, never_free_in_children
 from .result import Chunk, Facts, Result, Tally
 from .text.writer import Writer
+from .turns import Abandoned, Ticket
 
 Generation = Generator[Chunk, None, Result]
+Found = TypeVar("Found")
 
 
 def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts, start: float) -> Generation:
@@ -56,29 +61,119 @@ def chunk(step: Step, pieces: list[str]) -> Chunk:
     return Chunk("".join(pieces), tokens, drafted, tuple(pieces))
 
 
-class Stream(Iterator[Chunk]):
-    """The chunks of one generation. A stream that is closed early leaves the pair ready for the next generation."""
+class EndOfStream(StopIteration):
+    """The end of a stream. asyncio's futures refuse exactly StopIteration, and whoever awaits one then waits for ever:
+    with this subclass `await asyncio.to_thread(next, stream)` ends, with None on Python 3.11. Later versions of Python
+    make a RuntimeError of both."""
 
-    def __init__(self, generation: Generation, cancelled: Event) -> None:
+
+class Stream(Iterator[Chunk]):
+    """The chunks of one generation, for a loop in a thread (`for`) or in a task of asyncio (`async for`).
+
+    A stream that is closed early leaves the pair ready for the next generation.
+    """
+
+    _asynchronous = False  # whether a task has read it
+
+    def __init__(self, generation: Generation, ticket: Ticket) -> None:
         self._generation = generation
-        self._cancelled = cancelled
+        self._ticket = ticket
         self._result: Result | None = None
         self._process = Process()
+        self._reading = Lock()  # while a worker thread reads, for a task
         never_free_in_children(generation)  # closing it would wait for locks and threads of the parent
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> Chunk:
+        self._ticket.reader = get_ident()
+        return self._advance()
+
+    def _advance(self) -> Chunk:
         self._process.require()
         try:
             return next(self._generation)
         except StopIteration as end:
             self._result = self._result or end.value
-            raise StopIteration from None
+            raise EndOfStream from None
         except ValueError as error:
             refuse_second_reader(error)
             raise
+
+    def __aiter__(self) -> Stream:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        chunk = await self._in_worker(self._next_or_none)
+        if chunk is None:
+            raise StopAsyncIteration
+        return chunk
+
+    def _next_or_none(self) -> Chunk | None:
+        try:
+            return self._advance()
+        except (EndOfStream, Abandoned):
+            return None
+
+    async def aread(self) -> Result:
+        """As `read`, for asyncio. Failure if another task closes the stream meanwhile."""
+
+        def read() -> Result:
+            try:
+                while self._next_or_none():
+                    pass
+                return self.result
+            finally:
+                self.close()
+
+        return await self._in_worker(read)
+
+    async def _in_worker(self, read: Callable[[], Found]) -> Found:
+        """What `read` returns, which reads the stream in a worker thread, for this task."""
+        from asyncio import current_task  # imported late, as most programs do without it
+
+        self._process.require()
+        self._asynchronous = True
+        self._ticket.reader = "task", id(current_task())
+
+        def read_alone() -> Found:
+            if not self._reading.acquire(blocking=False):
+                raise Failure("another task is reading this stream; leave its loop there, or cancel() the stream")
+            try:
+                return read()
+            finally:
+                self._reading.release()
+
+        return await in_worker(read_alone, self._abandon)
+
+    @property
+    def _ended(self) -> bool:
+        return getgeneratorstate(self._generation) == GEN_CLOSED
+
+    def _abandon(self) -> None:
+        """Nobody waits for the next chunk any more: end before the next step. Waits for nothing."""
+        self._ticket.abandon()
+        close_in_worker(self._generation, self._reading)
+
+    async def aclose(self) -> None:
+        """End the generation, also while another task waits for its next chunk. In a forked child it does nothing."""
+        if not self._process.is_current or self._ended:
+            return
+        self._ticket.abandon()
+        await in_worker(lambda: close_after_reading(self._generation, self._reading))
+
+    async def __aenter__(self) -> Stream:
+        self._process.require()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        """A stream that a task has left half-read is closed in a worker: closing may wait for a step of the models."""
+        if self._asynchronous and self._process.is_current and not self._ended:
+            self._abandon()
 
     def __enter__(self) -> Stream:
         self._process.require()
@@ -89,7 +184,7 @@ class Stream(Iterator[Chunk]):
 
     def within(self, wrap: Callable[[Generation], Generation]) -> Stream:
         """A stream of the same chunks, whose generator is wrapped to act before the first chunk and after the last."""
-        return Stream(wrap(self._generation), self._cancelled)
+        return Stream(wrap(self._generation), self._ticket)
 
     def read(self) -> Result:
         """Read the stream to its end and return the whole generation."""
@@ -100,15 +195,17 @@ class Stream(Iterator[Chunk]):
         return self.result
 
     def cancel(self) -> None:
-        """End the generation before its next step. Any thread may call this.
+        """End the generation before its next step, or its wait for a place. Any thread, task or signal handler may call
+        this.
 
         The thread that reads the stream gets the result so far, with the finish_reason "cancelled".
         """
         self._process.require()
-        self._cancelled.set()
+        self._ticket.cancel()
 
     def close(self) -> None:
-        """End the generation: there are no more chunks. For the thread that reads; other threads call `cancel`.
+        """End the generation: there are no more chunks. For the thread that reads; other threads call `cancel`, tasks
+        `aclose`.
 
         In a forked child it does nothing.
         """
@@ -127,6 +224,16 @@ class Stream(Iterator[Chunk]):
         if self._result is None:
             raise Failure("the stream has no result: it was not read to its end")
         return self._result
+
+
+def close_after_reading(generation: Generation, reading: Lock) -> None:
+    """Close the generation as soon as no worker reads it."""
+    with reading:
+        generation.close()
+
+
+def close_in_worker(generation: Generation, reading: Lock) -> None:
+    WORKERS.submit(lambda: close_after_reading(generation, reading))
 
 
 def refuse_second_reader(error: ValueError) -> None:

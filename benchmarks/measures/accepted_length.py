@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         target = exported_demo_model("demo-target", Path(scratch), options.precision)
         draft = exported_demo_model("demo-draft", Path(scratch), options.draft_precision)
-        with load(target, draft) as pair:
+        with load(target, draft, cache_bytes=0) as pair:
             heads = prompts(options.prompts)
             rows = {n: accepted_length(pair, heads, options.max_new_tokens, n) for n in options.lengths}
     if options.json:

@@ -32,7 +32,7 @@ def compare_drafts(
     overhead, widths = 0.0, ANY
     for done, (recipe, folder) in enumerate(drafts.items()):
         progress("accepted", done, pairs)
-        with load(target.name, folder) as pair:
+        with load(target.name, folder, cache_bytes=0) as pair:
             found = results(pair, prompts)
             widths = pair.exact_widths or ANY
         acceptances[recipe] = acceptance(found)

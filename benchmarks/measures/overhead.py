@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report(options: argparse.Namespace) -> None:
-    with load(*options.pair) as pair:
+    with load(*options.pair, cache_bytes=0) as pair:
         found = measure_overhead(pair, read_prompts(SHIPPED, 8).prompts, options.draft_length, options.max_new_tokens)
     if options.json:
         print(json.dumps(asdict(found)))

@@ -156,7 +156,7 @@ def describe(model: Model) -> Quality:
 def accepted_length(one: Artifact, partner: str, request: ReportRequest) -> float:
     """Mean accepted length of the pair, on the shipped prompts."""
     target, draft = (partner, one.name) if one.manifest.role == "draft" else (one.name, partner)
-    with load(target, draft, provider=request.provider, threads=request.threads) as pair:
+    with load(target, draft, provider=request.provider, threads=request.threads, cache_bytes=0) as pair:
         return trial.accepted_length(pair, read_prompts(SHIPPED, PROMPTS).prompts, NEW_TOKENS, DRAFTS)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from pard_onnx.runtime.sessions.session import do_nothing
 from pard_onnx.runtime.tuning.steps import PREFILL_CHUNK
 
 from .shared_ids import SharedIds
@@ -126,12 +127,17 @@ class PardDrafter(Drafter):
         chunk: int = PREFILL_CHUNK,
         memory: DraftMemory | None = None,
         shared: SharedIds | None = None,
+        between_chunks: Callable[[], None] = do_nothing,
     ) -> None:
-        """memory: of the sequence that the model's cache belongs to. shared: where the target has other ids."""
+        """memory: of the sequence that the model's cache belongs to. shared: where the target has other ids.
+
+        between_chunks: is called between two chunks of a prompt, when other sequences may use the models.
+        """
         self._model = model
         self._chunk = chunk
         self._memory = memory or DraftMemory()
         self._shared = shared
+        self._between_chunks = between_chunks
 
     @property
     def start(self) -> int:
@@ -161,6 +167,7 @@ class PardDrafter(Drafter):
         self.rollback(min(self.length, len(committed) - 1))
         while len(committed) - self.length > self._chunk:
             self._feed(committed[self.length : self.length + self._chunk], 1)
+            self._between_chunks()
         ids, probabilities = self._feed(committed[self.length :], k)
         proposal = Proposal(tuple(ids.tolist()), tuple(probabilities.tolist()), "pard")
         return proposal.first(self._shared.proposable(proposal.ids)) if self._shared else proposal

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pard_onnx.models.checks import DRAFT_LIMIT, require_whole
 from pard_onnx.models.errors import BadInput, TooLong
 from pard_onnx.runtime.sampling.sampler import Chooser, Greedy
-from pard_onnx.runtime.sessions.session import Rows
+from pard_onnx.runtime.sessions.session import Rows, do_nothing
 from pard_onnx.runtime.tuning.steps import ANY, PREFILL_CHUNK, Widths
 
 from .drafter import NOTHING, Drafter, Proposal
@@ -98,16 +98,18 @@ def decode(
     settings: Settings,
     chooser: Chooser | None = None,
     is_complete: Callable[[Sequence[int]], bool] | None = None,
+    between_chunks: Callable[[], None] = do_nothing,
 ) -> Generator[Step, None, None]:
     """Steps until one has a finish_reason; no token beyond max_new_tokens or capacity. Greedy without a chooser.
 
     is_complete: whether nothing may follow the conversation so far; the generation then ends without an EOS token.
+    between_chunks: is called between two chunks of the prompt, when other sequences may use the models.
     """
     remaining = settings.room(len(committed))
     chooser = chooser or Greedy()
     try:
         start = perf_counter()
-        prefill(target, drafter, committed, settings)
+        prefill(target, drafter, committed, settings, between_chunks)
         found = verify(target, drafter, committed, NOTHING, settings, chooser)
         step = commit(committed, NOTHING, found.tokens, remaining, settings.eos_ids, (0.0, perf_counter() - start))
         step = ended(step, committed, is_complete)
@@ -151,7 +153,13 @@ def certain_rows(target: TargetModel, drafter: Drafter, committed: Sequence[int]
     return min(target.length, len(committed) - 1, target.length if drafter.seen is None else drafter.seen)
 
 
-def prefill(target: TargetModel, drafter: Drafter, committed: Sequence[int], settings: Settings) -> None:
+def prefill(
+    target: TargetModel,
+    drafter: Drafter,
+    committed: Sequence[int],
+    settings: Settings,
+    between_chunks: Callable[[], None] = do_nothing,
+) -> None:
     """Bring the target's cache up to `committed` but for its last tokens, at most a chunk of them."""
     target.rollback(certain_rows(target, drafter, committed))  # one row must be computed to choose from
     if drafter.seen is not None and drafter.seen > target.length:
@@ -161,6 +169,7 @@ def prefill(target: TargetModel, drafter: Drafter, committed: Sequence[int], set
         ids = committed[first : first + settings.chunk]
         rows = target.step(ids, 1 if drafter.seen is None else len(ids))
         drafter.saw(ids, None if drafter.seen is None else features_of(rows))
+        between_chunks()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,14 +26,16 @@ class CopiedKvCache(KvCache):
 
 
 class DeviceKvCache(KvCache):
-    """A cache on the device. It is copied to the host only to be saved.
+    """A cache on the device. It is copied to the host only to be saved, or to be forked.
 
     Where a graph's past and present must not be one buffer, there are two buffers, which take turns.
     """
 
+    can_be_copied = False  # whole buffers would go through the host: a device computes a prefix in about that time
+
     def __init__(self, manifest: Manifest, provider: Provider) -> None:
         super().__init__(manifest)
-        self._provider = provider
+        self._manifest, self._provider = manifest, provider
         blank = [np.zeros(self._shape, self._type)] * len(self._names)
         needed = blank * 2 if takes_turns(manifest, provider) else blank
         try:
@@ -55,6 +57,13 @@ class DeviceKvCache(KvCache):
         self.bind(binding)
         session.run_with_iobinding(binding)
         self._past, self._present = self._present, self._past
+
+    @property
+    def bytes(self) -> int:
+        return cache_bytes(self._manifest, self._provider)
+
+    def copy_rows(self, other: KvCache, count: int) -> None:
+        self.write(other.read(0, count))
 
     def read(self, first: int, last: int) -> KvRows:
         return np.stack([buffer.read()[0, :, first:last] for buffer in self._past])

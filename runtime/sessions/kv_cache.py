@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from sys import platform
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,15 @@ KvRows = NDArray[Any]
 class KvCache:
     """A KV cache in the host's memory. The system assigns the memory when rows are written for the first time."""
 
+    can_be_copied = True  # whether copying rows takes less time than computing them
+
     def __init__(self, manifest: Manifest) -> None:
         spec = manifest.spec
         self._shape = (1, spec.kv_heads, manifest.kv_rows, spec.head_dim)
         self._type = np.dtype(manifest.kv_dtype)
         self.rows = manifest.token_rows  # the most tokens that the cache holds
         self.length = 0  # the number of tokens that it holds
+        self._longest = 0  # the most that it has held at a time that it was rolled back
         self._names = [f"{layer}.{part}" for layer in range(spec.layers) for part in ("key", "value")]
         self._allocate()
 
@@ -54,7 +58,16 @@ class KvCache:
         """Forget the rows from `length` on."""
         if not 0 <= length <= self.length:
             raise ValueError(f"a cache of {self.length} tokens cannot be rolled back to {length}")
+        if self.length > self._longest:
+            self._longest = self.length
         self.length = length
+
+    @property
+    def bytes(self) -> int:
+        """The memory that the cache takes: of the rows that were ever written. Windows takes the memory of all rows."""
+        _, heads, rows, size = self._shape
+        written = rows if platform == "win32" else max(self._longest, self.length)
+        return len(self._names) * heads * written * size * self._type.itemsize
 
     def set_length(self, length: int) -> None:
         """Set the number of tokens without writing their rows, to measure what steps cost."""
@@ -65,6 +78,12 @@ class KvCache:
     def read(self, first: int, last: int) -> KvRows:
         """A copy of rows first .. last - 1, [2 * layers, kv_heads, last - first, head_dim]."""
         return np.stack([array[0, :, first:last] for array in self._arrays])
+
+    def copy_rows(self, other: KvCache, count: int) -> None:
+        """Replace the content by the first `count` rows of another cache of the same model."""
+        for array, part in zip(self._arrays, other._arrays, strict=True):
+            array[0, :, :count] = part[0, :, :count]
+        self.length = count
 
     def write(self, rows: Sequence[KvRows] | KvRows) -> None:
         """Replace the content by these rows, which `read(0, n)` returned; BadArtifact if they are another model's."""

@@ -34,6 +34,8 @@ CHUNK_ROUNDS = 2
 # A larger chunk is taken only if the smaller one takes more than this many times as long: a step cannot be cancelled,
 # so short steps are better.
 CHUNK_GAIN = 1.02
+PROBED_CHUNK = 64  # tokens, which take half the time of most chunks
+PROBED_WIDTHS = (1, 2, 4, 8)
 MOST_SECONDS = 3600.0  # that a step may cost
 MOST_WIDTH = 4096  # of a step that is measured
 # By set of widths: a reference step of so many tokens, and a step that computes the last ones again. The reference's
@@ -49,6 +51,7 @@ class Tuning:
     widths: Widths | None = None  # the step widths whose rows are bitwise equal; None if no such set is known
     tried: tuple[int, ...] = ()  # the widths that were compared
     chunk: int = PREFILL_CHUNK  # tokens in a step of prefill
+    chunks: bool = False  # whether a step of prefill leaves the rows that steps of those widths leave, bit for bit
 
     def __post_init__(self) -> None:
         """ValueError for what no measurement gives. A tuning may come from a file."""
@@ -82,7 +85,8 @@ def measure_target(session: TargetSession) -> Tuning:
     repeat(split, SPLITS)
     session.rollback(0)
     widths = next((candidate for candidate in CANDIDATES if not unequal[candidate]), None)
-    return Tuning(cheapest(seconds), widths, tuple(sorted(tried | {WIDTH})))
+    same = widths is not None and chunks_are_exact(session, widths)
+    return Tuning(cheapest(seconds), widths, tuple(sorted(tried | {WIDTH})), chunks=same)
 
 
 def confirms(session: TargetSession, tuning: Tuning) -> bool:
@@ -129,6 +133,31 @@ def timed_step(
     logits = session.step(ids, len(ids)).logits
     seconds[len(ids)].append(perf_counter() - start)
     return logits.copy(), session.cache.read(context, context + len(ids))
+
+
+def chunks_are_exact(session: TargetSession, widths: Widths) -> bool:
+    """Whether a chunk of a prompt leaves the rows that steps of a few tokens leave, bit for bit: its KV rows, and the
+    logits of the last token. widths: the exact ones.
+
+    The cache is empty before and after.
+    """
+    chunk = min(PROBED_CHUNK, session.cache.rows)
+    context, kept = min(CONTEXT, session.cache.rows - chunk), widths.width_for(1)
+    ids = np.random.default_rng(2).integers(session.manifest.spec.vocabulary.size, size=chunk).tolist()
+    end = context + chunk
+
+    def last_rows(count: int) -> tuple[NDArray[np.float32], NDArray[Any]]:
+        session.cache.set_length(end - count)
+        logits = session.step(ids[-count:], kept).logits[-1].copy()
+        return logits, session.cache.read(end - count, end)
+
+    logits, rows = last_rows(chunk)
+    same = True
+    for width in (width for width in PROBED_WIDTHS if width in widths):
+        other_logits, other_rows = last_rows(width)
+        same = same and np.array_equal(other_logits, logits) and np.array_equal(other_rows, rows[:, :, -width:])
+    session.cache.set_length(0)
+    return same
 
 
 def measure_prefill_chunk(session: TargetSession) -> int:

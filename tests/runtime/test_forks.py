@@ -84,7 +84,7 @@ def test_a_child_closes_and_drops_a_pair_at_once(pair_folders: tuple[Path, Path]
         gc.collect()
 
     if running:
-        with held["pair"].engine._round_lock:  # as if another thread were in the midst of a round
+        with held["pair"].engine._turns._mutex:  # as if another thread were in the midst of handing a turn on
             assert in_child(work) == 0
     else:
         assert in_child(work) == 0

@@ -260,28 +260,16 @@ def test_a_stream_left_early_leaves_the_pair_ready(pair: Pair) -> None:
     assert pair.generate(TEXT, max_new_tokens=40).tokens == expected
 
 
-def test_a_second_call_while_one_runs_is_refused(pair: Pair) -> None:
-    caught: list[BaseException] = []
-
-    def second() -> None:
-        try:
-            pair.generate(TEXT)
-        except BaseException as error:
-            caught.append(error)
-
-    with pair.stream(TEXT) as stream:
-        next(stream)
-        thread = threading.Thread(target=second)
-        thread.start()
-        thread.join()
-        with pytest.raises(Failure, match="generating; close its stream first"):
-            pair.close()
-        next(stream)  # unharmed
-    assert [str(error) for error in caught] == [
-        "this pair is generating already; read that stream to its end, close it, or load another"
-    ]
-    assert isinstance(caught[0], Failure)
-    assert pair.generate(TEXT, max_new_tokens=2).finish_reason == "length"
+def test_a_pair_is_closed_after_its_streams(pair_folders: tuple[Path, Path]) -> None:
+    with load(*pair_folders, threads=1) as pair:
+        with pair.stream(TEXT) as stream:
+            next(stream)
+            with pytest.raises(Failure, match="generating; close its stream first"):
+                pair.close()
+            next(stream)  # unharmed
+        never_read = pair.stream(TEXT)
+    with pytest.raises(Failure, match="this pair is closed"):
+        next(never_read)
 
 
 def test_an_interrupted_call_leaves_the_pair_ready_while_its_traceback_lives(
