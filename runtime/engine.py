@@ -17,7 +17,7 @@ from pard_onnx.models.errors import BadInput, Failure, PardWarning
 from . import kernels
 from .decoding.auto import DrafterFactory
 from .decoding.drafter import Drafter, PardDrafter
-from .decoding.loop import Halted, Settings, Step, decode
+from .decoding.loop import Halted, PromptLogprobs, Settings, Step, decode
 from .decoding.shared_ids import SharedIds
 from .forks import Process
 from .model import LoadedModel, longer_context
@@ -27,8 +27,10 @@ from .providers.table import CPU
 from .result import Chunk, Facts, Result
 from .sampling.edits import RowEdit
 from .sampling.generation_config import read_sampling
+from .sampling.logprobs import LogprobChooser, RowLogprobs, TokenLogprob
 from .sampling.sampler import chooser, require_known
 from .sampling.settings import Sampling
+from .scoring import Passage, Score, score_of, score_tokens, step_form
 from .sequence import Sequence
 from .sessions.kv_cache import KvCache
 from .sessions.session import AnySession, BeforeStep, DraftSession, Floats, Ids, Rows, TargetSession, do_nothing
@@ -166,6 +168,9 @@ class Engine:
         vocabulary = self.target_manifest.spec.vocabulary.size
         require_ids(sequence.tokens, vocabulary)
         choose = chooser(options.sampling, vocabulary, len(sequence.tokens), seed, self.row_edits(options))
+        scored = None
+        if options.logprobs is not None:
+            choose = scored = LogprobChooser(choose, self.row_logprobs(options.logprobs))
         seat = TargetSeat(target.session, sequence.target, before_step, self._session_locks[0])
         draft_seat = None
         if draft and sequence.draft:
@@ -177,11 +182,21 @@ class Engine:
             drafter = self._drafters.drafter(options, settings.widths, pard)
         rounds = decode(seat, drafter, sequence.tokens, settings, choose)
         try:
+            of_prompt, seconds = None, 0.0
+            if options.prompt_logprobs is not None:
+                start = perf_counter()
+                of_prompt = self._prompt_logprobs(seat, sequence, settings.widths, options.prompt_logprobs)
+                seconds = perf_counter() - start
             while True:
                 with self._round_lock:
                     step = next(rounds, None)
                 if step is None:
                     return
+                if scored:
+                    step = replace(step, logprobs=scored.found[: len(step.tokens)])
+                if of_prompt:
+                    step = replace(step, prompt_logprobs=of_prompt, verify_seconds=step.verify_seconds + seconds)
+                    of_prompt = None
                 yield step
         finally:
             with self._round_lock:
@@ -189,6 +204,49 @@ class Engine:
                 seat.leave()
                 if draft_seat:
                     draft_seat.leave()
+
+    def row_logprobs(self, top: int) -> RowLogprobs:
+        """What computes log probabilities from rows of the target, of the `top` most likely tokens too."""
+        return RowLogprobs(self.target_manifest.spec.vocabulary.size, top, self.text.token_bytes)
+
+    def _prompt_logprobs(self, seat: TargetSeat, sequence: Sequence, widths: Widths, top: int) -> PromptLogprobs | None:
+        """Of a run's prompt; all of it but its last token is then in the cache. None if the run is halted."""
+        try:
+            return None, *self._scored(seat, Passage(tuple(sequence.tokens), 1), widths, top)
+        except Halted:
+            return None  # and the run ends before its next step
+
+    def _scored(self, seat: TargetSeat, passage: Passage, widths: Widths, top: int) -> list[TokenLogprob]:
+        form = step_form(self.models[0].tuning.chunk, self.target_manifest.spec.vocabulary.rows, widths)
+        steps = score_tokens(seat, passage, form, self.row_logprobs(top))
+        found: list[TokenLogprob] = []
+        while True:
+            with self._round_lock:
+                scored = next(steps, None)
+            if scored is None:
+                return found
+            found += scored
+
+    def score(self, sequence: Sequence, passage: Passage, top: int = 0, *, reuse: bool = True) -> Score:
+        """How likely the passage's tokens are, with the `top` most likely ones for each place.
+
+        sequence: may hold the beginning of the passage already, which is then not computed again unless `reuse` is
+        False. Raises as `Passage.require_room`, and Failure if a stream runs.
+        """
+        passage.require_room(self.capacity, self.longer_context)
+        require_ids(passage.ids, self.target_manifest.spec.vocabulary.size)
+        with self._exclusive():
+            target, _ = self.models
+            if not reuse:
+                sequence.truncate(0)
+            sequence.continue_with(passage.ids)
+            seat = TargetSeat(target.session, sequence.target, do_nothing, self._session_locks[0])
+            try:
+                tokens = self._scored(seat, passage, target.tuning.widths or ANY, max(top, 1))
+            finally:
+                with self._round_lock:
+                    seat.leave()
+        return score_of(tokens, passage.first, top)
 
     def stream(
         self, sequence: Sequence, ids: Tokens[int], options: Options, start: float, *, reuse: bool = True
@@ -211,13 +269,14 @@ class Engine:
 
         def generation() -> Generator[Chunk, None, Result]:
             with self._exclusive():
-                if not reuse:
+                if not reuse or options.prompt_logprobs is not None:  # all rows of the prompt must be computed
                     sequence.truncate(0)
                 # One row is computed even if all are there: the first token is chosen from it.
                 cached = min(sequence.continue_with(ids), len(ids) - 1)
                 rounds = self.run(sequence, options, before_step=before_step, seed=seed or 0)
                 writer = Writer(self.text.stream(ids), stops)
-                return (yield from chunks(rounds, writer, replace(facts, cached_tokens=cached), start))
+                known = replace(facts, cached_tokens=cached)
+                return (yield from chunks(rounds, writer, known, start, logprobs=options.logprobs is not None))
 
         return Stream(generation(), cancelled)
 
