@@ -19,8 +19,8 @@ class Spelled:
     def token(self, id_: int) -> str:
         return f"<{id_}>"
 
-    def encode_chat(self, messages: list[dict[str, str]], _: object, __: str) -> list[int]:
-        return [token for message in messages for token in self.encode(message["content"])]
+    def encode_chat(self, messages: list[dict[str, str]], _: object, __: str, begun: str) -> list[int]:
+        return [token for message in messages for token in self.encode(message["content"] + begun)]
 
 
 @pytest.mark.parametrize("chat", [False, True])
