@@ -128,7 +128,7 @@ def test_special_tokens_of_a_text(pair: Pair) -> None:
 
 @pytest.mark.parametrize("ids", [3, "text", [1, "x"], [True], [-1], [5000], b"ab", {1: 2}])
 def test_ids_that_are_none(pair: Pair, ids: Any) -> None:
-    with pytest.raises(BadInput, match="is a list of token ids|in the list; the model has ids"):
+    with pytest.raises(BadInput, match=r"is a list of token ids|in the list; the model has ids"):
         pair.detokenize(ids)
 
 
