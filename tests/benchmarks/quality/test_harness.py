@@ -170,7 +170,7 @@ def test_conversations(ours: PardOnnx) -> None:
     [
         ({}, {"max_new_tokens": 9, "stop": []}),
         ({"until": "x", "max_tokens": 3}, {"max_new_tokens": 3, "stop": ["x"]}),
-        ({"until": ["", "x"], "do_sample": False, "temperature": 0.7, "top_p": 0.5}, {"max_new_tokens": 9, "stop": ["x"]}),
+        ({"until": ["", "x"], "do_sample": False, "temperature": 0.7}, {"max_new_tokens": 9, "stop": ["x"]}),
         ({"do_sample": True}, {"max_new_tokens": 9, "stop": [], "temperature": 1.0}),
         ({"temperature": 0.5, "top_k": 3}, {"max_new_tokens": 9, "stop": [], "temperature": 0.5, "top_k": 3}),
     ],
