@@ -14,7 +14,8 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 from pard_onnx import BadInput, load  # noqa: E402
-from pard_onnx.benchmarks.quality.harness import NAME, PardOnnx, generation_options, main  # noqa: E402
+from pard_onnx.benchmarks.quality.harness import main  # noqa: E402
+from pard_onnx.benchmarks.quality.harness_model import NAME, PardOnnx, generation_options  # noqa: E402
 from pard_onnx.models import demo  # noqa: E402
 from pard_onnx.models.demo import corpus  # noqa: E402
 
