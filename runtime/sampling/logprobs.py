@@ -88,8 +88,8 @@ def most_likely(row: Logits, count: int) -> list[int]:
         return []
     if count == 1:
         return [int(row.argmax())]
-    # The blocks with the largest maxima have `count` ids of at least the smallest of these maxima, so no other id counts.
-    # That is ten times as fast as a partition of the row.
+    # The `count` blocks with the largest maxima have so many ids of at least the smallest of these maxima, so that no
+    # smaller logit counts. This is ten times as fast as a partition of the row.
     width = max(1, min(BLOCK, len(row) // count))
     maxima = np.maximum.reduceat(row, np.arange(0, len(row), width))
     least = np.sort(maxima)[-min(count, len(maxima))]
