@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pard_onnx import Chunk, Failure, Pair, Result, load
+from pard_onnx import Chunk, Failure, Options, Pair, Result, load
 from pard_onnx.runtime import scoring
 from pard_onnx.runtime.text.prompt import Prompt
 from pard_onnx.runtime.tuning.steps import ANY, PREFILL_CHUNK
@@ -105,6 +105,20 @@ def test_the_token_that_ends_a_text_has_none(pair: Pair, k: int) -> None:
     assert result.finish_reason == "stop"
     assert result.logprobs is not None
     assert tuple(one.token for one in result.logprobs) == result.tokens == tokens[: tokens.index(tokens[9])]
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_rounds_have_those_of_their_tokens(pair: Pair, k: int) -> None:
+    tokens = pair.generate(TEXT, max_new_tokens=40).tokens
+    options = Options(max_new_tokens=40, draft_length=k, stop_token_ids=tokens[9], logprobs=1, prompt_logprobs=0)
+    sequence = pair.engine.new_sequence()
+    sequence.tokens = pair.encode(TEXT)
+    prompt = len(sequence.tokens)
+    first, *rest = steps = list(pair.engine.run(sequence, options))
+    assert all(tuple(one.token for one in step.logprobs) == step.tokens for step in steps)
+    assert steps[-1].end == tokens[9]
+    assert first.prompt_logprobs is not None and len(first.prompt_logprobs) == prompt
+    assert all(step.prompt_logprobs is None for step in rest)
 
 
 PROMPTS: list[Prompt] = [TEXT, [7], [1, 2, 3] * 30, [{"role": "user", "content": "lazy dog"}]]

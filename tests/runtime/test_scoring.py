@@ -80,6 +80,12 @@ ANSWERS = [" fox", " dog", " fox jumps over", " dog"]
 def test_lists_give_what_single_calls_give(pair: Pair) -> None:
     prompts = [TEXT, [1, 2, 3], TEXT, MESSAGES]
     assert pair.score(TEXT, ANSWERS) == [pair.score(TEXT, one) for one in ANSWERS]
+    chats = pair.score(TEXT, ANSWERS, chat=True, logprobs=2)
+    assert (
+        chats
+        == [pair.score(TEXT, one, chat=True, logprobs=2) for one in ANSWERS]
+        != pair.score(TEXT, ANSWERS, logprobs=2)
+    )
     assert pair.score(TEXT, [[5], [6, 7]]) == [pair.score(TEXT, [5]), pair.score(TEXT, [6, 7])]
     both: Any = prompts
     assert pair.score(both, ANSWERS) == [pair.score(p, a) for p, a in zip(both, ANSWERS, strict=True)]  # type: ignore[comparison-overlap]

@@ -53,6 +53,14 @@ def test_a_large_vocabulary_loses_nothing() -> None:
     assert found.logprob == pytest.approx(expected, abs=1e-10)
 
 
+def test_nothing_is_rounded_to_float32() -> None:
+    row = np.array([0.1, 16.3, 16.2, -3.7], np.float32)
+    expected = torch.log_softmax(torch.from_numpy(row).double(), -1).tolist()
+    assert [RowLogprobs(4, 0, lambda _: b"").of(row, id_).logprob for id_ in range(4)] == pytest.approx(
+        expected, abs=1e-14
+    )
+
+
 def test_the_form_of_openai() -> None:
     row = np.array([0, -np.inf, -1], np.float32)
     found = RowLogprobs(3, 2, {0: b"\xc3", 1: "ä".encode(), 2: b" x"}.__getitem__).of(row, 1).openai()
