@@ -17,7 +17,7 @@ from pard_onnx.models.errors import BadInput, Failure, PardWarning
 from . import kernels
 from .decoding.auto import DrafterFactory
 from .decoding.drafter import Drafter, PardDrafter
-from .decoding.loop import Halted, PromptLogprobs, Settings, Step, decode
+from .decoding.loop import Halted, Settings, Step, decode
 from .decoding.shared_ids import SharedIds
 from .forks import Process
 from .model import LoadedModel, longer_context
@@ -27,10 +27,10 @@ from .providers.table import CPU
 from .result import Chunk, Facts, Result
 from .sampling.edits import RowEdit
 from .sampling.generation_config import read_sampling
-from .sampling.logprobs import LogprobChooser, RowLogprobs, TokenLogprob
+from .sampling.logprobs import LogprobChooser, RowLogprobs
 from .sampling.sampler import chooser, require_known
 from .sampling.settings import Sampling
-from .scoring import Passage, Score, score_of, score_tokens, step_form
+from .scoring import Passage, Score, Scorer, score_of, step_form, with_logprobs, with_prompt
 from .sequence import Sequence
 from .sessions.kv_cache import KvCache
 from .sessions.session import AnySession, BeforeStep, DraftSession, Floats, Ids, Rows, TargetSession, do_nothing
@@ -168,9 +168,9 @@ class Engine:
         vocabulary = self.target_manifest.spec.vocabulary.size
         require_ids(sequence.tokens, vocabulary)
         choose = chooser(options.sampling, vocabulary, len(sequence.tokens), seed, self.row_edits(options))
-        scored = None
+        logged = None
         if options.logprobs is not None:
-            choose = scored = LogprobChooser(choose, self.row_logprobs(options.logprobs))
+            choose = logged = LogprobChooser(choose, self._row_logprobs(options.logprobs))
         seat = TargetSeat(target.session, sequence.target, before_step, self._session_locks[0])
         draft_seat = None
         if draft and sequence.draft:
@@ -181,22 +181,17 @@ class Engine:
             pard = PardDrafter(draft_seat, memory=sequence.memory, shared=self._shared) if draft_seat else None
             drafter = self._drafters.drafter(options, settings.widths, pard)
         rounds = decode(seat, drafter, sequence.tokens, settings, choose)
+        if logged:
+            rounds = with_logprobs(rounds, logged)
+        if options.prompt_logprobs is not None:
+            prompt = Passage(tuple(sequence.tokens), 1)
+            rounds = with_prompt(rounds, seat, self._scorer(prompt, settings.widths, options.prompt_logprobs))
         try:
-            of_prompt, seconds = None, 0.0
-            if options.prompt_logprobs is not None:
-                start = perf_counter()
-                of_prompt = self._prompt_logprobs(seat, sequence, settings.widths, options.prompt_logprobs)
-                seconds = perf_counter() - start
             while True:
                 with self._round_lock:
                     step = next(rounds, None)
                 if step is None:
                     return
-                if scored:
-                    step = replace(step, logprobs=scored.found[: len(step.tokens)])
-                if of_prompt:
-                    step = replace(step, prompt_logprobs=of_prompt, verify_seconds=step.verify_seconds + seconds)
-                    of_prompt = None
                 yield step
         finally:
             with self._round_lock:
@@ -205,27 +200,12 @@ class Engine:
                 if draft_seat:
                     draft_seat.leave()
 
-    def row_logprobs(self, top: int) -> RowLogprobs:
-        """What computes log probabilities from rows of the target, of the `top` most likely tokens too."""
+    def _row_logprobs(self, top: int) -> RowLogprobs:
         return RowLogprobs(self.target_manifest.spec.vocabulary.size, top, self.text.token_bytes)
 
-    def _prompt_logprobs(self, seat: TargetSeat, sequence: Sequence, widths: Widths, top: int) -> PromptLogprobs | None:
-        """Of a run's prompt; all of it but its last token is then in the cache. None if the run is halted."""
-        try:
-            return None, *self._scored(seat, Passage(tuple(sequence.tokens), 1), widths, top)
-        except Halted:
-            return None  # and the run ends before its next step
-
-    def _scored(self, seat: TargetSeat, passage: Passage, widths: Widths, top: int) -> list[TokenLogprob]:
+    def _scorer(self, passage: Passage, widths: Widths, top: int) -> Scorer:
         form = step_form(self.models[0].tuning.chunk, self.target_manifest.spec.vocabulary.rows, widths)
-        steps = score_tokens(seat, passage, form, self.row_logprobs(top))
-        found: list[TokenLogprob] = []
-        while True:
-            with self._round_lock:
-                scored = next(steps, None)
-            if scored is None:
-                return found
-            found += scored
+        return Scorer(passage, form, self._row_logprobs(top))
 
     def score(self, sequence: Sequence, passage: Passage, top: int = 0, *, reuse: bool = True) -> Score:
         """How likely the passage's tokens are, with the `top` most likely ones for each place.
@@ -241,12 +221,13 @@ class Engine:
                 sequence.truncate(0)
             sequence.continue_with(passage.ids)
             seat = TargetSeat(target.session, sequence.target, do_nothing, self._session_locks[0])
-            try:
-                tokens = self._scored(seat, passage, target.tuning.widths or ANY, max(top, 1))
-            finally:
-                with self._round_lock:
+            scorer = self._scorer(passage, target.tuning.widths or ANY, max(top, 1))
+            with self._round_lock:
+                try:
+                    scorer.run(seat)
+                finally:
                     seat.leave()
-        return score_of(tokens, passage.first, top)
+        return score_of(scorer.found, passage.first, top)
 
     def stream(
         self, sequence: Sequence, ids: Tokens[int], options: Options, start: float, *, reuse: bool = True

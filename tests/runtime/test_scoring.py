@@ -1,6 +1,7 @@
 """`pair.score` on toy artifacts: sums of generations' log probabilities, the border of two texts, lists, refusals."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ from hypothesis import strategies as st
 
 from pard_onnx import BadInput, Failure, Pair, TooLong, load
 from pard_onnx.models.checks import common_prefix
+from pard_onnx.runtime.decoding.loop import Halted
+from pard_onnx.runtime.engine import TargetSeat
+from pard_onnx.runtime.scoring import Form, Passage
+from pard_onnx.runtime.sessions.session import do_nothing
+from pard_onnx.runtime.tuning.steps import ANY
 
 TEXT = "the quick brown"
 MESSAGES = [{"role": "user", "content": "lazy <|im_end|> dog"}]
@@ -149,3 +155,29 @@ def test_while_a_stream_runs(pair: Pair) -> None:
         next(stream)
         with pytest.raises(Failure, match="generating already"):
             pair.score(TEXT, " fox")
+
+
+def test_a_scorer_goes_on_where_it_was_interrupted(pair: Pair) -> None:
+    ids, target = [1, 2, 3] * 20, pair.engine.models[0]
+    whole = pair.score(ids[:5], ids[5:], logprobs=1)
+    scorer = pair.engine._scorer(Passage(tuple(ids), 5), ANY, 1)
+    scorer._form = Form(chunk=4, scored=8, widths=ANY)
+    seen: list[int] = []
+
+    def interrupt() -> None:
+        seen.append(len(scorer.found))
+        if len(seen) % 3 == 0:
+            raise Halted("cancelled")
+
+    with pair.chat() as chat:
+        sequence = chat._open()
+        seat = TargetSeat(target.session, sequence.target, do_nothing, pair.engine._session_locks[0])
+        while not scorer.is_complete:
+            assert scorer.take_prompt() is None
+            with suppress(Halted):
+                scorer.run(seat, interrupt)
+            sequence.target.rollback(max(0, sequence.target.length - 6))  # as if the cache had been needed elsewhere
+        seat.leave()
+    assert tuple(scorer.found) == whole.tokens
+    assert len(seen) > 6 and seen == sorted(seen)
+    assert scorer.take_prompt() == (None, *whole.tokens) and scorer.take_prompt() is None
