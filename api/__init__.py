@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from pard_onnx.runtime.options import Options
     from pard_onnx.runtime.pair import Pair, load
     from pard_onnx.runtime.result import Chunk, Facts, Result, Seconds, Stats
+    from pard_onnx.runtime.sampling.logprobs import TokenLogprob
     from pard_onnx.runtime.sampling.settings import Sampling
+    from pard_onnx.runtime.scoring import Score
     from pard_onnx.runtime.stream import Stream
 
     __version__: str
@@ -45,9 +47,11 @@ __all__ = [
     "PardWarning",
     "Result",
     "Sampling",
+    "Score",
     "Seconds",
     "Stats",
     "Stream",
+    "TokenLogprob",
     "TooLong",
     "__version__",
     "load",
@@ -64,7 +68,9 @@ _MODULES = dict.fromkeys(_ERRORS, "models.errors") | {
     **dict.fromkeys(("Pair", "load"), "runtime.pair"),
     **dict.fromkeys(("Chunk", "Facts", "Result", "Seconds", "Stats"), "runtime.result"),
     "Sampling": "runtime.sampling.settings",
+    "Score": "runtime.scoring",
     "Stream": "runtime.stream",
+    "TokenLogprob": "runtime.sampling.logprobs",
 }
 
 if not TYPE_CHECKING:  # type checkers would take any name for one that exists

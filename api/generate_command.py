@@ -34,6 +34,7 @@ from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.options import AUTO
 from pard_onnx.runtime.pair import Pair, load
 from pard_onnx.runtime.result import Result
+from pard_onnx.runtime.sampling.logprobs import checked_top
 from pard_onnx.runtime.stream import Stream
 from pard_onnx.runtime.text.template import checked_arguments
 
@@ -60,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
     add_providers(out)
     out.add_argument("--no-exact", dest="exact", action="store_false", help="allow any step width")
     out.add_argument("--json", action="store_true", help="one JSON object instead of streamed text")
+    best = "in the JSON object, the log probability of each {} and of the N most likely ones for its place, 0 to 20"
+    for name, token in (("--logprobs", "new token"), ("--prompt-logprobs", "token of the prompt")):
+        out.add_argument(name, type=int, metavar="N", help=best.format(token))
     return out
 
 
@@ -73,6 +77,9 @@ def generate(options: argparse.Namespace) -> None:
     arguments = checked_arguments(template_arguments(options))  # refused before the models load
     if arguments and not options.chat:
         raise BadInput("--template-arg is for the chat template; give --chat too, or leave it out")
+    for name in ("logprobs", "prompt_logprobs"):
+        if checked_top("--" + name.replace("_", "-"), getattr(options, name)) is not None and not options.json:
+            raise BadInput(f"--{name.replace('_', '-')} is a part of the JSON object; give --json too, or leave it out")
     generation = {
         "max_new_tokens": options.max_new_tokens,
         "draft_length": options.draft_length,
@@ -82,6 +89,8 @@ def generate(options: argparse.Namespace) -> None:
         "timeout": options.timeout,
         "template_arguments": arguments,
         "special_tokens": options.special_tokens,
+        "logprobs": options.logprobs,
+        "prompt_logprobs": options.prompt_logprobs,
         **stop_arguments(options),
         **grammar_arguments(options),
         **sampling_arguments(options),
@@ -125,6 +134,7 @@ def show(stream: Stream, pair: Pair, *, as_json: bool) -> None:
 def summary(result: Result, pair: Pair) -> dict[str, Any]:
     """The JSON object of --json; its keys are a part of Result's, Stats' and Pair's."""
     stats = result.stats
+    asked = {"logprobs": result.logprobs, "prompt_logprobs": result.prompt_logprobs}
     return {
         "text": result.text,
         "tokens": list(result.tokens),
@@ -148,6 +158,7 @@ def summary(result: Result, pair: Pair) -> dict[str, Any]:
         "seed": stats.seed,
         "target_commit": pair.target_commit,
         "draft_commit": pair.draft_commit,
+        **{name: [one and one.openai() for one in found] for name, found in asked.items() if found is not None},
     }
 
 

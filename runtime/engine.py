@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from collections.abc import Sequence as Tokens
 from contextlib import closing
 from dataclasses import replace
-from threading import RLock
+from threading import RLock, get_ident
 from time import perf_counter
 from weakref import proxy
 
@@ -28,11 +28,13 @@ from .prefixes import CACHE_BYTES, PrefixCache
 from .providers.choice import on_separate_devices
 from .providers.table import CPU
 from .result import Chunk, Facts, Result
-from .run import DraftSeat, Opened, OwnSequence, Run, TargetSeat
+from .run import DraftSeat, Opened, OwnSequence, Run, Source, TargetSeat
 from .sampling.edits import RowEdit
 from .sampling.generation_config import read_sampling
+from .sampling.logprobs import LogprobChooser, RowLogprobs
 from .sampling.sampler import chooser, require_known
 from .sampling.settings import Sampling
+from .scoring import Passage, Score, Scorer, score_of, step_form, with_logprobs, with_prompt
 from .sequence import Sequence
 from .sessions.device_cache import cache_bytes
 from .sessions.session import BeforeStep, DraftSession, TargetSession, do_nothing
@@ -188,7 +190,7 @@ class Engine:
         make_drafter: makes another drafter than the options ask for.
         """
         ticket, most = Ticket(), options.max_new_tokens
-        opened = self._opening(options, len(sequence.tokens), before_step, seed, ticket, make_drafter)
+        opened = self._opening(options, sequence.tokens, before_step, seed, ticket, make_drafter)
         require_ids(sequence.tokens, self.target_manifest.spec.vocabulary.size)
         run = Run(self._turns, ticket, OwnSequence(sequence), sequence.tokens, most, opened, places=False)
         with closing(run):
@@ -198,7 +200,7 @@ class Engine:
     def _opening(
         self,
         options: Options,
-        prompt_length: int,
+        prompt: Tokens[int],
         before_step: BeforeStep,
         seed: int,
         ticket: Ticket,
@@ -207,10 +209,16 @@ class Engine:
         """What begins to decode a sequence; arguments as of `run`. The chooser is one for the whole generation."""
         settings, (target, draft) = self.settings(options), self.models
         vocabulary = self.target_manifest.spec.vocabulary.size
-        guide = options.guide
-        matcher = self._grammars.matcher(guide, prompt_length, settings.eos_ids) if guide else None
-        choose = chooser(options.sampling, vocabulary, prompt_length, seed, self.row_edits(options, matcher))
+        guide, length = options.guide, len(prompt)
+        matcher = self._grammars.matcher(guide, length, settings.eos_ids) if guide else None
+        choose = chooser(options.sampling, vocabulary, length, seed, self.row_edits(options, matcher))
         is_complete = matcher.is_complete if matcher else None
+        logged = None
+        if options.logprobs is not None:
+            choose = logged = LogprobChooser(choose, self._row_logprobs(options.logprobs))
+        scorer = None
+        if options.prompt_logprobs is not None:
+            scorer = self._scorer(Passage(tuple(prompt), 1), settings.widths, options.prompt_logprobs)
 
         def pass_on() -> None:
             self._turns.pass_on(ticket)
@@ -232,9 +240,48 @@ class Engine:
                 drafter = GuidedDrafter(drafter, matcher)
             limited = replace(settings, max_new_tokens=most)
             rounds = decode(seat, drafter, sequence.tokens, limited, choose, is_complete, pass_on)
+            if logged:
+                rounds = with_logprobs(rounds, logged)
+            if scorer:
+                rounds = with_prompt(rounds, seat, scorer, pass_on)
             return Opened(sequence, rounds, (seat, draft_seat) if draft_seat else (seat,))
 
         return opened
+
+    def _row_logprobs(self, top: int) -> RowLogprobs:
+        return RowLogprobs(self.target_manifest.spec.vocabulary.size, top, self.text.token_bytes)
+
+    def _scorer(self, passage: Passage, widths: Widths, top: int) -> Scorer:
+        form = step_form(self.models[0].tuning.chunk, self.target_manifest.spec.vocabulary.rows, widths)
+        return Scorer(passage, form, self._row_logprobs(top))
+
+    def score(self, sequence: Sequence, passage: Passage, top: int = 0) -> Score:
+        """How likely the passage's tokens are, with the `top` most likely ones for each place.
+
+        sequence: may hold the beginning of the passage already, which is then not computed again. Waits for its place
+        and its turns as a stream does. Raises as `Passage.require_room`, and Busy.
+        """
+        passage.require_room(self.capacity, self.longer_context)
+        require_ids(passage.ids, self.target_manifest.spec.vocabulary.size)
+        (target, _), ticket = self.models, Ticket()
+        ticket.check = stopwatch(ticket)
+        ticket.reader = get_ident()
+        scorer = self._scorer(passage, target.tuning.widths or ANY, max(top, 1))
+
+        def opened(sequence: Sequence, _: int) -> Opened:
+            seat = TargetSeat(target.session, sequence.target, ticket.check, self._session_locks[0])
+
+            def rounds() -> Generator[Step, None, None]:
+                scorer.run(seat, lambda: self._turns.pass_on(ticket))
+                yield from ()
+
+            return Opened(sequence, rounds(), (seat,))
+
+        with closing(Run(self._turns, ticket, OwnSequence(sequence), passage.ids, 0, opened)) as run:
+            run.begin()
+            for _ in run.rounds():
+                pass
+        return score_of(scorer.found, passage.first, top)
 
     def stream(self, sequence: Sequence | None, ids: Tokens[int], options: Options, start: float) -> Stream:
         """The text that follows these ids, in chunks. It begins to run, or to wait, when its first chunk is read.
@@ -256,14 +303,18 @@ class Engine:
         facts = self._facts(options, settings, len(ids), seed)
 
         def generation() -> Generator[Chunk, None, Result]:
-            opened = self._opening(options, len(ids), ticket.check, seed or 0, ticket)
-            source = self.prefixes if sequence is None else OwnSequence(sequence)
+            opened = self._opening(options, ids, ticket.check, seed or 0, ticket)
+            source: Source = self.prefixes
+            if sequence is not None or options.prompt_logprobs is not None:
+                source = OwnSequence(sequence or self.new_sequence())
+            if sequence is not None and options.prompt_logprobs is not None:
+                sequence.truncate(0)  # all rows of the prompt must be computed
             run = Run(self._turns, ticket, source, ids, options.max_new_tokens, opened)
             with closing(run):
                 cached, waited = run.begin()
                 writer = Writer(self.text.stream(ids), stops)
                 known = replace(facts, cached_tokens=cached, queued=waited)
-                return (yield from chunks(run.rounds(), writer, known, start))
+                return (yield from chunks(run.rounds(), writer, known, start, logprobs=options.logprobs is not None))
 
         return Stream(generation(), ticket)
 

@@ -19,6 +19,7 @@ from pard_onnx.models.checks import (
 from pard_onnx.models.errors import BadInput, shown
 
 from .guided.grammar import Grammar, chosen_grammar
+from .sampling.logprobs import checked_top
 from .sampling.settings import Sampling
 from .text.control_tokens import checked_handling
 from .text.template import checked_arguments
@@ -58,6 +59,8 @@ class OptionArguments(TypedDict, total=False):
     frequency_penalty: float
     logit_bias: Mapping[int, float]
     seed: int | None
+    logprobs: int | None
+    prompt_logprobs: int | None
 
 
 GREEDY = Sampling()
@@ -96,6 +99,10 @@ class Options:
     regex: str | None = None  # a regular expression that matches the whole text
     choice: Sequence[str] | None = None  # one of these texts
     grammar: str | Grammar | None = None  # llguidance's variant of Lark, or a `Grammar`
+    # The log probability of each new token, and of so many most likely ones for its place (0 to 20); None: none. They
+    # are the model's own, before penalties, bias, grammars and filters, and the same whatever is drafted.
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None  # as `logprobs`, of the prompt's tokens, which are then all computed anew
 
     def __post_init__(self) -> None:
         keep = object.__setattr__
@@ -112,6 +119,8 @@ class Options:
             raise BadInput(f"draft_length must be 'auto' or from 0 to {DRAFT_LIMIT}, not {shown(self.draft_length)}")
         if not isinstance(self.draft_length, str):
             keep(self, "draft_length", require_whole("draft_length", self.draft_length, 0, DRAFT_LIMIT))
+        for name in ("logprobs", "prompt_logprobs"):
+            keep(self, name, checked_top(name, getattr(self, name)))
         if self.timeout is not None:
             keep(self, "timeout", checked_timeout(self.timeout))
         keep(self, "grammar", chosen_grammar(self.response_format, self.regex, self.choice, self.grammar))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from time import perf_counter
-from typing import Any, Unpack
+from typing import Any, Unpack, overload
 
 from pard_onnx.models.checks import path_text, require_whole, true_or_false
 from pard_onnx.models.errors import BadInput, shown
@@ -21,15 +21,32 @@ from .prefixes import CACHE_BYTES
 from .providers.choice import ProviderCandidates, ProviderChoice, draft_candidates, open_first, provider_candidates
 from .providers.threads import Threads
 from .result import Result
+from .sampling.logprobs import checked_top
 from .sampling.settings import Sampling
+from .scoring import Passage, Score
 from .stream import Stream
-from .text.control_tokens import TEXT
-from .text.prompt import Prompt, encode, opening_messages
+from .text.control_tokens import ENCODE, TEXT
+from .text.prompt import (
+    Continuation,
+    OneContinuation,
+    OnePrompt,
+    Prompt,
+    as_list,
+    encode,
+    encode_continued,
+    is_several,
+    naming,
+    opening_messages,
+    paired,
+    require_ids,
+    token_id,
+)
 from .text.template import Message, checked_arguments
-from .text.tokenizer import Text
+from .text.tokenizer import UNBOUNDED, Bounds, Text
 from .tuning.steps import Widths
 
 A_MODEL = "the folder or the hub id of an exported model"
+TO_DETOKENIZE = "what is detokenized is a list of token ids"
 
 
 def load(
@@ -177,9 +194,35 @@ class Pair:
         stream = await in_worker(lambda: self.stream(prompt, **options))
         return await stream.aread()
 
-    def generate(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> Result:
-        """Generate to the end; arguments and errors as of `stream`."""
-        return self.stream(prompt, **options).read()
+    @overload
+    def generate(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> Result: ...
+
+    @overload
+    def generate(
+        self, prompt: list[OnePrompt] | tuple[OnePrompt, ...], **options: Unpack[OptionArguments]
+    ) -> list[Result]: ...
+
+    def generate(self, prompt: Any, **options: Unpack[OptionArguments]) -> Result | list[Result]:
+        """Generate to the end; arguments and errors as of `stream`.
+
+        prompt: one prompt, or a list of several: of texts, of lists of token ids, or of lists of messages. Several are
+        answered in order, each as in a call of its own: the seed and the timeout are those of each. An error names the
+        index; one of a prompt or an option is raised before the first is answered.
+        """
+        prompt = as_list(prompt, "prompt")
+        if not is_several(prompt):
+            return self.stream(prompt, **options).read()
+        chosen = Options.from_keywords(options, self.engine.model_sampling)
+        encoded: list[list[int]] = []
+        for number, one in enumerate(prompt):
+            with naming("prompt", number):
+                encoded.append(self._encode(one, chosen, self.engine.bounds(chosen, perf_counter())))
+                self.engine.settings(chosen).room(len(encoded[-1]))
+        results: list[Result] = []
+        for number, ids in enumerate(encoded):
+            with naming("prompt", number):
+                results.append(self.engine.stream(None, ids, chosen, perf_counter()).read())
+        return results
 
     def stream(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> Stream:
         """Generate, a chunk a round; `Stream.result` once it is read to its end.
@@ -193,16 +236,91 @@ class Pair:
         """
         start = perf_counter()
         chosen = Options.from_keywords(options, self.engine.model_sampling)
-        ids = encode(
-            prompt,
-            self.text,
-            self.target_manifest.spec.vocabulary.size,
-            chosen.chat,
-            chosen.template_arguments,
-            chosen.special_tokens,
-            self.engine.bounds(chosen, start),
-        )
+        ids = self._encode(prompt, chosen, self.engine.bounds(chosen, start))
         return self.engine.stream(None, ids, chosen, start)
+
+    @overload
+    def score(
+        self,
+        prompt: Prompt,
+        continuation: Continuation,
+        *,
+        logprobs: int = 0,
+        chat: bool = False,
+        template_arguments: Mapping[str, object] | None = None,
+        special_tokens: str = TEXT,
+    ) -> Score: ...
+
+    @overload
+    def score(
+        self,
+        prompt: Prompt | list[OnePrompt] | tuple[OnePrompt, ...],
+        continuation: list[OneContinuation] | tuple[OneContinuation, ...],
+        *,
+        logprobs: int = 0,
+        chat: bool = False,
+        template_arguments: Mapping[str, object] | None = None,
+        special_tokens: str = TEXT,
+    ) -> list[Score]: ...
+
+    @overload
+    def score(
+        self,
+        prompt: list[OnePrompt] | tuple[OnePrompt, ...],
+        continuation: Continuation,
+        *,
+        logprobs: int = 0,
+        chat: bool = False,
+        template_arguments: Mapping[str, object] | None = None,
+        special_tokens: str = TEXT,
+    ) -> list[Score]: ...
+
+    def score(
+        self,
+        prompt: Any,
+        continuation: Any,
+        *,
+        logprobs: int = 0,
+        chat: bool = False,
+        template_arguments: Mapping[str, object] | None = None,
+        special_tokens: str = TEXT,
+    ) -> Score | list[Score]:
+        """How likely the target is to write the continuation (text or token ids) after the prompt.
+
+        The texts are encoded together: a token across their border, such as a space and the word after it, belongs to
+        the continuation. The continuation of messages, and with `chat` of a text, is the beginning of the answer.
+
+        Either may be a list of several: of as many prompts as continuations, of continuations of one prompt, or of
+        prompts before one continuation. The result is then a list. What consecutive ones have in common is computed
+        once.
+
+        logprobs: the number of most likely tokens to name for each place, 0 to 20; chat, template_arguments,
+        special_tokens: of the prompt, see `Options`.
+        Raises BadInput (TooLong: for more tokens than the capacity), which names the index in a list, before anything
+        is computed; Busy if as many generations run and wait as the pair was loaded for.
+        """
+        top = checked_top("logprobs", logprobs) or 0
+        keywords = {"chat": chat, "template_arguments": template_arguments, "special_tokens": special_tokens}
+        pairs, several = paired(prompt, continuation)
+        if not several:
+            return self.engine.score(self.engine.new_sequence(), self._passage(*pairs[0], keywords), top)
+        passages: list[Passage] = []
+        for number, (one, other) in enumerate(pairs):
+            with naming("pair", number):
+                passages.append(self._passage(one, other, keywords))
+        scores: list[Score] = []
+        sequence = self.engine.new_sequence()
+        for number, passage in enumerate(passages):
+            with naming("pair", number):
+                scores.append(self.engine.score(sequence, passage, top))
+        return scores
+
+    def _passage(self, prompt: Any, continuation: Any, keywords: dict[str, Any]) -> Passage:
+        size = self.target_manifest.spec.vocabulary.size
+        ids, first = encode_continued(prompt, continuation, self.text, size, **keywords)
+        passage = Passage(tuple(ids), first)
+        passage.require_room(self.capacity, self.engine.longer_context)
+        return passage
 
     def chat(
         self,
@@ -253,6 +371,46 @@ class Pair:
         return encode(
             prompt, self.text, size, chat=chat, template_arguments=template_arguments, special_tokens=special_tokens
         )
+
+    def _encode(self, prompt: Prompt, options: Options, bounds: Bounds = UNBOUNDED) -> list[int]:
+        return encode(
+            prompt,
+            self.text,
+            self.target_manifest.spec.vocabulary.size,
+            options.chat,
+            options.template_arguments,
+            options.special_tokens,
+            bounds,
+        )
+
+    def count_tokens(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> int:
+        """The number of tokens that the model reads before it answers: `stats.prompt_tokens` of `generate` with the
+        same arguments. Errors as of `stream`; a prompt may be longer than the capacity."""
+        return len(self._encode(prompt, Options.from_keywords(options, self.engine.model_sampling)))
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = True, special_tokens: str = ENCODE) -> list[int]:
+        """The token ids of a text, which may be empty; those of a plain prompt with the defaults.
+
+        add_special_tokens: whether with the tokens that the tokenizer adds to a text, such as BOS. special_tokens: what
+        becomes of those in the text, such as <|im_end|>: they are encoded, "text" keeps them text, and "refuse" raises
+        BadInput.
+        """
+        if not isinstance(text, str):
+            raise BadInput(f"the text to tokenize must be text, not {shown(text)}")
+        add = true_or_false("add_special_tokens", add_special_tokens)
+        return self.text.tokenize(text, add_special_tokens=add, special_tokens=special_tokens)
+
+    def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids. Parts of a character that are not whole become the replacement character.
+
+        skip_special_tokens: whether special tokens, such as EOS, are left out.
+        """
+        items = as_list(ids, "the list of ids")
+        if not isinstance(items, list):
+            raise BadInput(f"{TO_DETOKENIZE}, not {shown(ids)}")
+        tokens = [token_id(item, TO_DETOKENIZE) for item in items]
+        require_ids(tokens, self.target_manifest.spec.vocabulary.size, "list")
+        return self.text.decode(tokens, skip_special_tokens=true_or_false("skip_special_tokens", skip_special_tokens))
 
     def close(self) -> None:
         """Free the sessions; Failure while a generation runs or waits. In a forked child it does nothing."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from .decoding.loop import FinishReason, Step
+from .decoding.loop import FinishReason, PromptLogprobs, Step
+from .sampling.logprobs import TokenLogprob
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,10 @@ class Result:
     # "timeout".
     finish_reason: FinishReason
     stats: Stats
+    logprobs: tuple[TokenLogprob, ...] | None = None  # of `tokens`; None if they were not asked for
+    # Of each token of the prompt given those before it, None for the first. None if they were not asked for, and if
+    # the generation was cancelled or timed out before all were there.
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ class Chunk:
     tokens: tuple[int, ...]
     drafted: tuple[bool, ...]  # by token: whether it was an accepted draft
     pieces: tuple[str, ...]  # by token: the text that it completes; joined, they are `text`
+    logprobs: tuple[TokenLogprob, ...] | None = None  # of `tokens`; None if they were not asked for
 
 
 @dataclass(slots=True)

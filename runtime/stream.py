@@ -12,9 +12,10 @@ from typing import TypeVar
 from pard_onnx.models.errors import Failure
 
 from .asynchronous import WORKERS, in_worker
-from .decoding.loop import FinishReason, Step
+from .decoding.loop import FinishReason, PromptLogprobs, Step
 from .forks import Process, never_free_in_children
 from .result import Chunk, Facts, Result, Tally
+from .sampling.logprobs import TokenLogprob
 from .text.writer import Writer
 from .turns import Abandoned, Ticket
 
@@ -22,17 +23,22 @@ Generation = Generator[Chunk, None, Result]
 Found = TypeVar("Found")
 
 
-def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts, start: float) -> Generation:
+def chunks(
+    rounds: Generator[Step, None, None], writer: Writer, facts: Facts, start: float, *, logprobs: bool = False
+) -> Generation:
     """Turn rounds into chunks and return the result. The last chunk includes the text that was held back.
 
-    start: perf_counter() when the request came.
+    start: perf_counter() when the request came. logprobs: whether the rounds have log probabilities.
     """
     tally = Tally()
+    found: list[TokenLogprob] = []
+    of_prompt: PromptLogprobs | None = None
     first = paused = 0.0
     reason: FinishReason = "length"
     with closing(rounds):
         for step in rounds:
             tally.add(step)
+            of_prompt = of_prompt or step.prompt_logprobs
             pieces = writer.write(step.tokens)
             first = first or perf_counter() - start
             ended = "stop" if writer.stopped else step.finish_reason
@@ -40,25 +46,28 @@ def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts, st
                 pieces = [*pieces[:-1], pieces[-1] + rest] if pieces else [rest]
             if pieces:
                 before = perf_counter()
-                yield chunk(step, pieces)
+                made = chunk(step, pieces, logprobs=logprobs)
+                found += made.logprobs or ()
+                yield made
                 paused += perf_counter() - before
             if ended:
                 reason = ended
                 break
     total = perf_counter() - start - paused
     stats = tally.stats(facts, len(writer.tokens), total, first)
-    return Result("".join(writer.parts), tuple(writer.tokens), reason, stats)
+    text, tokens = "".join(writer.parts), tuple(writer.tokens)
+    return Result(text, tokens, reason, stats, tuple(found) if logprobs else None, of_prompt)
 
 
-def chunk(step: Step, pieces: list[str]) -> Chunk:
+def chunk(step: Step, pieces: list[str], *, logprobs: bool = False) -> Chunk:
     """The chunk of a round.
 
     pieces: the text of each of the round's first tokens; one more than tokens if EOS ends the text while text is held
-    back.
+    back. logprobs: whether the round has log probabilities.
     """
     tokens = step.tokens[: len(pieces)]
     drafted = tuple(i < step.matched for i in range(len(tokens)))
-    return Chunk("".join(pieces), tokens, drafted, tuple(pieces))
+    return Chunk("".join(pieces), tokens, drafted, tuple(pieces), step.logprobs[: len(tokens)] if logprobs else None)
 
 
 class EndOfStream(StopIteration):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pard_onnx.models.checks import DRAFT_LIMIT, require_whole
 from pard_onnx.models.errors import BadInput, TooLong
+from pard_onnx.runtime.sampling.logprobs import TokenLogprob
 from pard_onnx.runtime.sampling.sampler import Chooser, Greedy
 from pard_onnx.runtime.sessions.session import Rows, do_nothing
 from pard_onnx.runtime.tuning.steps import ANY, PREFILL_CHUNK, Widths
@@ -23,6 +24,7 @@ from pard_onnx.runtime.tuning.steps import ANY, PREFILL_CHUNK, Widths
 from .drafter import NOTHING, Drafter, Proposal
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout"]
+PromptLogprobs = tuple[TokenLogprob | None, ...]  # of each token given those before it; None for the first
 
 
 class TargetModel(Protocol):
@@ -89,6 +91,8 @@ class Step:
     ahead: bool = False  # drafted during the round before
     ran_ahead: bool = False  # the next round was drafted during this one
     end: int | None = None  # the EOS token that ended the generation; None where nothing could follow the text
+    logprobs: tuple[TokenLogprob, ...] = ()  # of `tokens`, where they were asked for
+    prompt_logprobs: PromptLogprobs | None = None  # in the prompt's step, where they were asked for
 
 
 def decode(
@@ -193,15 +197,21 @@ def verify(
     wrong."""
     first = target.length
     ids = [*committed[first:], *proposal.ids]
-    keep = len(proposal.ids) + 1 if drafter.seen is None else len(ids)
-    padding = settings.widths.width_for(len(ids)) - len(ids)
-    kept = settings.widths.width_for(keep + padding)  # the LM head's matmul has a width, too
+    needed = len(proposal.ids) + 1
+    rows = padded_step(target, ids, needed if drafter.seen is None else len(ids), settings.widths)
+    features = None if drafter.seen is None else features_of(rows)
+    return Verified(chooser.choose(rows.logits[-needed:], committed, proposal.ids), first, features)
+
+
+def padded_step(target: TargetModel, ids: Sequence[int], keep: int, widths: Widths) -> Rows:
+    """Append ids in a step of one of these widths; the rows of the last `keep` of them."""
+    length, padding = target.length, widths.width_for(len(ids)) - len(ids)
+    kept = widths.width_for(keep + padding)  # the LM head's matmul has a width, too
     rows = target.step([*ids, *[ids[-1]] * padding], kept)
-    target.rollback(first + len(ids))  # the padding tokens' rows are not kept
+    target.rollback(length + len(ids))  # the padding tokens' rows are not kept
     last = kept - padding
-    logits = rows.logits[last - len(proposal.ids) - 1 : last]
-    features = None if drafter.seen is None else features_of(rows)[last - len(ids) : last]
-    return Verified(chooser.choose(logits, committed, proposal.ids), first, features)
+    features = None if rows.features is None else rows.features[last - keep : last]
+    return Rows(rows.logits[last - keep : last], features)
 
 
 def features_of(rows: Rows) -> NDArray[np.float32]:

@@ -11,8 +11,9 @@ from pard_onnx.models.checkpoints.tokenizer import GuardedTokenizer
 from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
 from pard_onnx.models.errors import BadArtifact, BadInput, TooLong
 
-from .control_tokens import TEXT, ControlTokens, checked_handling
+from .control_tokens import ENCODE, TEXT, ControlTokens, checked_handling
 from .template import Message, checked_arguments, render
+from .token_bytes import TokenBytes
 from .writer import Detokenizer
 
 TOKENIZER = "tokenizer.json"
@@ -45,7 +46,8 @@ class Text:
         """names: of the files that may be read, as a manifest lists them; None: all."""
         self._tokenizer = load_tokenizer(folder / TOKENIZER, BadArtifact, names)
         self._template = chat_template
-        self._control: ControlTokens | None = None
+        self._control_tokens: ControlTokens | None = None
+        self._bytes: TokenBytes | None = None
         self.special_tokens = read_added_tokens(folder, BadArtifact, names).texts  # by the names that templates use
 
     def vocabulary(self) -> dict[str, int]:
@@ -81,20 +83,53 @@ class Text:
         arguments: Mapping[str, object] | None = None,
         special_tokens: str = TEXT,
         bounds: Bounds = UNBOUNDED,
+        begun: str = "",
     ) -> list[int]:
         """The ids of a conversation up to the beginning of the assistant's answer; BadInput if there is no template.
 
         bounds: as of `encode`. arguments: further variables of the template. special_tokens: one of
-        `control_tokens.HANDLINGS`.
+        `control_tokens.HANDLINGS`. begun: what the answer begins with; special tokens in it are encoded.
         """
-        if self._control is None:
-            self._control = ControlTokens(self._tokenizer, self._template)
         return self._control.ids(
             messages,
-            lambda chosen: self.render(chosen, arguments),
+            lambda chosen: self.render(chosen, arguments) + begun,
             lambda text, tokenizer: self._ids(text, tokenizer, bounds, add_special_tokens=False),
             checked_handling(special_tokens),
         )
+
+    @property
+    def _control(self) -> ControlTokens:
+        if self._control_tokens is None:
+            self._control_tokens = ControlTokens(self._tokenizer, self._template)
+        return self._control_tokens
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = True, special_tokens: str = ENCODE) -> list[int]:
+        """The ids of a text.
+
+        add_special_tokens: whether with those that the tokenizer adds, such as BOS. special_tokens: what becomes of
+        those in the text, one of `control_tokens.HANDLINGS`.
+        """
+        if checked_handling(special_tokens) == ENCODE:
+            return self._ids(text, self._tokenizer, UNBOUNDED, add_special_tokens=add_special_tokens)
+        bare = self._ids(text, self._tokenizer, UNBOUNDED, add_special_tokens=False)
+        message = {"role": "user", "content": text}
+        ids = self._control.ids(
+            [message],
+            lambda chosen: str(chosen[0]["content"]),
+            lambda text, tokenizer: self._ids(text, tokenizer, UNBOUNDED, add_special_tokens=False),
+            special_tokens,
+        )
+        if add_special_tokens:
+            added = self._ids(text, self._tokenizer, UNBOUNDED, add_special_tokens=True)
+            before = next((at for at in range(len(added)) if added[at : at + len(bare)] == bare), 0)
+            ids = [*added[:before], *ids, *added[before + len(bare) :]]
+        return ids
+
+    def token_bytes(self, id_: int) -> bytes:
+        """The bytes that one token stands for, those of a special token's text included; see `TokenBytes`."""
+        if self._bytes is None:
+            self._bytes = TokenBytes(self._tokenizer)
+        return self._bytes(id_)
 
     def _ids(self, text: str, tokenizer: GuardedTokenizer, bounds: Bounds, *, add_special_tokens: bool) -> list[int]:
         try:
@@ -119,9 +154,9 @@ class Text:
         except Exception as error:  # a template is a program, which may fail in any way
             raise BadInput(f"the chat template refuses these messages: {' '.join(str(error).split())}") from error
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of these tokens, without special tokens."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of these tokens, without special tokens unless they are wanted."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
 
     def stream(self, prompt: Sequence[int]) -> Detokenizer:

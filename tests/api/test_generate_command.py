@@ -50,6 +50,25 @@ def test_json_is_one_object(options: list[str], expected: str, capsys: pytest.Ca
     assert 1 + sum(out["accepted"]) == 12 == len(out["tokens"])
 
 
+def test_log_probabilities(
+    options: list[str], pair_folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*options, "--prompt", TEXT, "--logprobs", "2"]
+    assert main([*asked, "--prompt-logprobs", "0", "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert list(out) == [*KEYS, "logprobs", "prompt_logprobs"]
+    result = load(*pair_folders).generate(TEXT, max_new_tokens=12, logprobs=2, prompt_logprobs=0)
+    assert result.logprobs and result.prompt_logprobs
+    assert out["logprobs"] == [one.openai() for one in result.logprobs]
+    assert [one and one["logprob"] for one in out["prompt_logprobs"]] == [
+        one and one.logprob for one in result.prompt_logprobs
+    ]
+    assert main(asked) == 2
+    assert "--logprobs is a part of the JSON object; give --json too" in capsys.readouterr().err
+    assert main([*asked[:-1], "21", "--json"]) == 2
+    assert "--logprobs must be from 0 to 20, or None, not 21" in capsys.readouterr().err
+
+
 def test_a_prompt_file_and_stdin(
     options: list[str],
     expected: str,

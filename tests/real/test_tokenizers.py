@@ -47,6 +47,14 @@ def test_the_vocabulary_is_that_of_transformers(both: tuple[PreTrainedTokenizerB
 
 
 @pytest.mark.parametrize("text", TEXTS)
+def test_bytes_of_tokens_are_the_text(both: tuple[PreTrainedTokenizerBase, Text], text: str) -> None:
+    reference, ours = both
+    ids = reference(text, add_special_tokens=False).input_ids
+    normalized = text if ours._tokenizer.normalizer is None else ours._tokenizer.normalizer.normalize_str(text)
+    assert b"".join(map(ours.token_bytes, ids)) == normalized.encode()
+
+
+@pytest.mark.parametrize("text", TEXTS)
 def test_ids_and_texts(both: tuple[PreTrainedTokenizerBase, Text], text: str) -> None:
     reference, ours = both
     ids = reference(text).input_ids

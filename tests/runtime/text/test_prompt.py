@@ -20,8 +20,8 @@ class Spelled:
     def token(self, id_: int) -> str:
         return f"<{id_}>"
 
-    def encode_chat(self, messages: list[dict[str, str]], *_: object) -> list[int]:
-        return [token for message in messages for token in self.encode(message["content"])]
+    def encode_chat(self, messages: list[dict[str, str]], *rest: object) -> list[int]:
+        return [token for message in messages for token in self.encode(message["content"] + str(rest[-1]))]
 
 
 @pytest.mark.parametrize("chat", [False, True])
