@@ -232,8 +232,10 @@ async def its_generator_collected(pair: Pair, steps: Steps) -> None:
 @way
 async def cancelled_when_the_chunk_is_on_its_way(pair: Pair, steps: Steps) -> None:
     KEPT.append(pair.stream(TEXT, max_new_tokens=90, draft_length=0))
+    steps.allowed.clear()
     reading = asyncio.create_task(anext(KEPT[-1]))
     await steps.next()
+    steps.allowed.set()
     time.sleep(0.3)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):

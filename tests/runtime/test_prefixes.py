@@ -18,6 +18,8 @@ from pard_onnx import BadInput, Failure, Pair, load
 from pard_onnx.runtime.prefixes import MOST_KEPT, PrefixCache
 from pard_onnx.runtime.sequence import Sequence
 from pard_onnx.runtime.sessions.kv_cache import KvCache
+from pard_onnx.runtime.tuning.measurement import chunks_are_exact
+from pard_onnx.runtime.tuning.steps import ANY
 from pard_onnx.testing import ScriptedDraft, ScriptedTarget
 
 ROWS = 1024 + 64
@@ -241,6 +243,23 @@ def test_kept_rows_are_those_of_a_fresh_prompt(pair: Pair) -> None:
         session.step(kept.tokens[first : min(first + 128, kept.target.length)], 1)
     session.detach()
     np.testing.assert_array_equal(kept.target.read(0, kept.target.length), sequence.target.read(0, kept.target.length))
+
+
+@pytest.mark.parametrize("what", ["logits", "rows"])
+def test_chunks_that_leave_other_rows_are_found_out(pair: Pair, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = pair.engine.models[0].session
+    assert chunks_are_exact(session, ANY) and session.length == 0
+    step = session.step
+
+    def other(ids: list[int], keep: int) -> Any:
+        found = step(ids, keep)
+        if len(ids) > 16:
+            wrong = found.logits[-1] if what == "logits" else session.cache._arrays[0][0, 0, session.length - 1]
+            wrong[0] = np.nextafter(wrong[0], np.float32(9))
+        return found
+
+    monkeypatch.setattr(session, "step", other)
+    assert not chunks_are_exact(session, ANY) and session.length == 0
 
 
 def test_a_failed_generation_leaves_nothing_for_others(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
