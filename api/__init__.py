@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pard_onnx.runtime.result import Chunk, Facts, Result, Seconds, Stats
     from pard_onnx.runtime.sampling.settings import Sampling
     from pard_onnx.runtime.stream import Stream
+    from pard_onnx.runtime.text.tool_calls import ToolCall, ToolCallDelta
 
     __version__: str
 
@@ -45,6 +46,8 @@ __all__ = [
     "Stats",
     "Stream",
     "TooLong",
+    "ToolCall",
+    "ToolCallDelta",
     "__version__",
     "load",
 ]
@@ -58,6 +61,7 @@ _MODULES = dict.fromkeys(_ERRORS, "models.errors") | {
     **dict.fromkeys(("Chunk", "Facts", "Result", "Seconds", "Stats"), "runtime.result"),
     "Sampling": "runtime.sampling.settings",
     "Stream": "runtime.stream",
+    **dict.fromkeys(("ToolCall", "ToolCallDelta"), "runtime.text.tool_calls"),
 }
 
 if not TYPE_CHECKING:  # type checkers would take any name for one that exists

@@ -34,6 +34,7 @@ from .sessions.kv_cache import KvCache
 from .sessions.session import AnySession, BeforeStep, DraftSession, Floats, Ids, Rows, TargetSession, do_nothing
 from .stream import Stream, chunks
 from .text.prompt import require_ids
+from .text.reply import Reply, ReplyForm
 from .text.tokenizer import Text
 from .text.writer import Writer, stop_strings
 from .tuning.steps import ANY, Widths
@@ -145,6 +146,17 @@ class Engine:
         """What changes rows of logits in one generation with these options, in the order in which it is applied."""
         return ()
 
+    def reasoning_budget(
+        self, options: Options, form: ReplyForm | None, prompt: Tokens[int]
+    ) -> tuple[RowEdit, ...]:
+        """What ends the thinking of a reply with this form; nothing without a budget."""
+        if form is None or form.thinking is None or options.max_reasoning_tokens is None:
+            return ()
+        cut = self.text.encode_plain(form.thinking.cut)
+        push = self.text.stream(prompt).push
+        tags = stop_strings((), self.text.special_ids(), form.tags)
+        return (form.budget(form.thinking, options.max_reasoning_tokens, cut, tags, push, len(prompt)),)
+
     def run(
         self,
         sequence: Sequence,
@@ -153,6 +165,7 @@ class Engine:
         before_step: BeforeStep = do_nothing,
         seed: int = 0,
         make_drafter: MakeDrafter | None = None,
+        form: ReplyForm | None = None,
     ) -> Generator[Step, None, None]:
         """Continue the sequence: a generator of rounds, which appends to `sequence.tokens`.
 
@@ -160,12 +173,13 @@ class Engine:
         same sequence must not be in two runs. However a run ends, its sequence can be continued.
 
         before_step: is called before every step of a model; it raises `Halted` to end the run. seed: of drawn tokens.
-        make_drafter: makes another drafter than the options ask for.
+        make_drafter: makes another drafter than the options ask for. form: of a chat's reply.
         """
         settings, (target, draft) = self.settings(options), self.models
         vocabulary = self.target_manifest.spec.vocabulary.size
         require_ids(sequence.tokens, vocabulary)
-        choose = chooser(options.sampling, vocabulary, len(sequence.tokens), seed, self.row_edits(options))
+        edits = (*self.row_edits(options), *self.reasoning_budget(options, form, sequence.tokens))
+        choose = chooser(options.sampling, vocabulary, len(sequence.tokens), seed, edits)
         seat = TargetSeat(target.session, sequence.target, before_step, self._session_locks[0])
         draft_seat = None
         if draft and sequence.draft:
@@ -191,16 +205,24 @@ class Engine:
                     draft_seat.leave()
 
     def stream(
-        self, sequence: Sequence, ids: Tokens[int], options: Options, start: float, *, reuse: bool = True
+        self,
+        sequence: Sequence,
+        ids: Tokens[int],
+        options: Options,
+        start: float,
+        *,
+        reuse: bool = True,
+        form: ReplyForm | None = None,
     ) -> Stream:
         """The text that follows these ids, in chunks; one stream at a time.
 
         sequence: may hold the beginning of ids already, which is then not computed again unless `reuse` is False.
-        start: perf_counter() when the request came.
+        start: perf_counter() when the request came. form: how the reply to a chat is read; None: all of it is text.
         Raises BadInput (TooLong) at once, Failure on the first chunk if another stream runs.
         """
         require_ids(ids, self.target_manifest.spec.vocabulary.size)
-        stops = stop_strings(options.stop, self.text.special_ids() if options.stop else {})
+        special = self.text.special_ids() if options.stop or form else {}
+        stops = stop_strings(options.stop, special, form.tags if form else ())
         settings, sampling = self.settings(options), options.sampling
         settings.room(len(ids))
         seed = None if sampling.certain else sampling.chosen_seed()
@@ -215,8 +237,9 @@ class Engine:
                     sequence.truncate(0)
                 # One row is computed even if all are there: the first token is chosen from it.
                 cached = min(sequence.continue_with(ids), len(ids) - 1)
-                rounds = self.run(sequence, options, before_step=before_step, seed=seed or 0)
-                writer = Writer(self.text.stream(ids), stops)
+                rounds = self.run(sequence, options, before_step=before_step, seed=seed or 0, form=form)
+                reply: Reply | None = form.reader(ids, stops) if form else None
+                writer = Writer(self.text.stream(ids), stops, reply)
                 return (yield from chunks(rounds, writer, replace(facts, cached_tokens=cached), start))
 
         return Stream(generation(), cancelled)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 from pard_onnx.models.checks import (
     DRAFT_LIMIT,
@@ -21,6 +21,7 @@ from pard_onnx.models.errors import BadInput, shown
 from .sampling.settings import Sampling
 from .text.control_tokens import checked_handling
 from .text.template import checked_arguments
+from .text.tools import Tool, ToolChoice, ToolUse, checked_tools
 from .text.writer import checked_stops
 
 AUTO: Literal["auto"] = "auto"
@@ -53,6 +54,10 @@ class OptionArguments(TypedDict, total=False):
     frequency_penalty: float
     logit_bias: Mapping[int, float]
     seed: int | None
+    tools: Sequence[Tool | Callable[..., Any]] | None
+    tool_choice: ToolChoice | None
+    parallel_tool_calls: bool
+    max_reasoning_tokens: int | None
 
 
 GREEDY = Sampling()
@@ -81,9 +86,23 @@ class Options:
     special_tokens: Literal["text", "encode", "refuse"] = "text"
     timeout: float | None = None  # seconds after which the generation ends with the text so far
     sampling: Sampling = GREEDY
+    # What the model of a chat may call: Python functions with type hints and docstrings, or OpenAI's JSON objects; kept
+    # as the latter.
+    tools: Sequence[Tool | Callable[..., Any]] | None = field(default=(), hash=False)
+    # "auto": the model may call tools; "none": it is not told of them; "required": it must call one or more; the name
+    # of a tool, or OpenAI's object with it: it must call this one. Calls that must be made follow the tools' schemas.
+    tool_choice: ToolChoice | None = field(default="auto", hash=False)
+    parallel_tool_calls: bool = True  # False: the reply ends with its first call
+    # The thinking of a chat's model ends after so many tokens; None: where the model ends it
+    max_reasoning_tokens: int | None = None
 
     def __post_init__(self) -> None:
         keep = object.__setattr__
+        keep(self, "tools", checked_tools(self.tools))
+        keep(self, "parallel_tool_calls", true_or_false("parallel_tool_calls", self.parallel_tool_calls))
+        ToolUse.of(self.described_tools, self.tool_choice, self.parallel_tool_calls)
+        if self.max_reasoning_tokens is not None:
+            keep(self, "max_reasoning_tokens", require_whole("max_reasoning_tokens", self.max_reasoning_tokens, 0))
         keep(self, "template_arguments", checked_arguments(self.template_arguments))
         checked_handling(self.special_tokens)
         if not isinstance(self.sampling, Sampling):
@@ -99,6 +118,24 @@ class Options:
             keep(self, "draft_length", require_whole("draft_length", self.draft_length, 0, DRAFT_LIMIT))
         if self.timeout is not None:
             keep(self, "timeout", checked_timeout(self.timeout))
+
+    @property
+    def described_tools(self) -> tuple[dict[str, Any], ...]:
+        """The tools in OpenAI's form."""
+        return cast("tuple[dict[str, Any], ...]", self.tools)
+
+    @property
+    def tool_use(self) -> ToolUse | None:
+        """The tools that the model is told of; None if there are none."""
+        if not self.tools:
+            return None
+        return ToolUse.of(self.described_tools, self.tool_choice, self.parallel_tool_calls)
+
+    def require_plain(self) -> None:
+        """BadInput for options that only the reply to a chat can have."""
+        for name, value in (("tools", self.tools or None), ("max_reasoning_tokens", self.max_reasoning_tokens)):
+            if value is not None:
+                raise BadInput(f"{name} is for chats; give messages as the prompt, or chat=True")
 
     @classmethod
     def from_keywords(

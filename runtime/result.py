@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from .decoding.loop import FinishReason, Step
+from .text.tool_calls import ToolCall, ToolCallDelta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +62,15 @@ class Stats(Facts):
 class Result:
     """A whole generation."""
 
-    text: str  # what follows the prompt, up to the first stop string
+    text: str  # what follows the prompt, up to the first stop string, without reasoning and calls of tools
     # Without EOS and tokens of stop_token_ids, and up to the token that completes a stop string
     tokens: tuple[int, ...]
-    # "stop" for EOS, stop_token_ids and stop strings, "length" for max_new_tokens and the capacity, "cancelled" and
-    # "timeout".
+    # "stop" for EOS, stop_token_ids and stop strings, or "tool_calls" if the reply then has calls of tools; "length" for
+    # max_new_tokens and the capacity, "cancelled" and "timeout".
     finish_reason: FinishReason
     stats: Stats
+    reasoning: str = ""  # what a chat's model thought before it answered
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ class Chunk:
     tokens: tuple[int, ...]
     drafted: tuple[bool, ...]  # by token: whether it was an accepted draft
     pieces: tuple[str, ...]  # by token: the text that it completes; joined, they are `text`
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()  # parts of calls
 
 
 @dataclass(slots=True)

@@ -12,17 +12,18 @@ from pard_onnx.models.errors import Failure
 from .decoding.loop import FinishReason, Step
 from .forks import Process, never_free_in_children
 from .result import Chunk, Facts, Result, Tally
+from .text.reply import Reply
 from .text.writer import Writer
 
 Generation = Generator[Chunk, None, Result]
 
 
-def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts, start: float) -> Generation:
+def chunks(rounds: Generator[Step, None, None], writer: Writer[Reply], facts: Facts, start: float) -> Generation:
     """Turn rounds into chunks and return the result. The last chunk includes the text that was held back.
 
     start: perf_counter() when the request came.
     """
-    tally = Tally()
+    tally, reply = Tally(), writer.reply
     first = paused = 0.0
     reason: FinishReason = "length"
     with closing(rounds):
@@ -33,27 +34,33 @@ def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts, st
             ended = "stop" if writer.stopped else step.finish_reason
             if ended and (rest := writer.finish(step.end)):
                 pieces = [*pieces[:-1], pieces[-1] + rest] if pieces else [rest]
-            if pieces:
+            if pieces or (reply and reply.found):
                 before = perf_counter()
-                yield chunk(step, pieces)
+                yield chunk(step, pieces, reply)
                 paused += perf_counter() - before
             if ended:
                 reason = ended
                 break
     total = perf_counter() - start - paused
     stats = tally.stats(facts, len(writer.tokens), total, first)
-    return Result("".join(writer.parts), tuple(writer.tokens), reason, stats)
+    text, tokens = "".join(writer.parts), tuple(writer.tokens)
+    if reply is None:
+        return Result(text, tokens, reason, stats)
+    if reply.calls and reason == "stop":
+        reason = "tool_calls"
+    return Result(text, tokens, reason, stats, reasoning=reply.reasoning, tool_calls=reply.calls)
 
 
-def chunk(step: Step, pieces: list[str]) -> Chunk:
+def chunk(step: Step, pieces: list[str], reply: Reply | None) -> Chunk:
     """The chunk of a round.
 
     pieces: the text of each of the round's first tokens; one more than tokens if EOS ends the text while text is held
-    back.
+    back. reply: has the rest of what the round brought.
     """
     tokens = step.tokens[: len(pieces)]
     drafted = tuple(i < step.matched for i in range(len(tokens)))
-    return Chunk("".join(pieces), tokens, drafted, tuple(pieces))
+    reasoning, calls = reply.take() if reply else ("", ())
+    return Chunk("".join(pieces), tokens, drafted, tuple(pieces), reasoning=reasoning, tool_calls=calls)
 
 
 class Stream(Iterator[Chunk]):

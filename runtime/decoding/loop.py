@@ -22,7 +22,7 @@ from pard_onnx.runtime.tuning.steps import ANY, PREFILL_CHUNK, Widths
 
 from .drafter import NOTHING, Drafter, Proposal
 
-FinishReason = Literal["stop", "length", "cancelled", "timeout"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "timeout"]
 
 
 class TargetModel(Protocol):

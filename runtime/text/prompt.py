@@ -22,6 +22,13 @@ ROLE = re.compile(r"[\w.-]+( [\w.-]+)*")
 DEEPEST = 64  # levels of lists and objects in a message
 
 
+def is_chat(prompt: object, chat: bool) -> bool:
+    """Whether the chat template is applied to this prompt."""
+    if isinstance(prompt, str):
+        return chat
+    return isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
+
+
 def encode(
     prompt: Prompt,
     text: Text,

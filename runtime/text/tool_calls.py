@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from .call_syntax import NAME, Cursor, NotACall, PythonCall, Reading, json_object
@@ -42,7 +43,7 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
-class CallDelta:
+class ToolCallDelta:
     """A part of a call, as OpenAI's streams have it: the first one of each call has its id and name."""
 
     index: int
@@ -56,7 +57,7 @@ class Found:
     """What a piece of a reply's text has completed."""
 
     text: str = ""
-    calls: list[CallDelta] = field(default_factory=list)
+    calls: list[ToolCallDelta] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -137,7 +138,7 @@ class CallReader:
         """The cursor is before the arguments of a call of this tool."""
         if self._guided and name:
             at = self.cursor.at
-            self._found.calls.append(CallDelta(len(self.calls), self._make_id(len(self.calls)), name))
+            self._found.calls.append(ToolCallDelta(len(self.calls), self._make_id(len(self.calls)), name))
             self._open = OpenCall(name, at, at)
 
     def closes(self) -> None:
@@ -151,8 +152,8 @@ class CallReader:
             index = len(self.calls)
             self._give()
             if not self._open:
-                self._found.calls.append(CallDelta(index, self._make_id(index), name))
-                self._found.calls.append(CallDelta(index, arguments=arguments))
+                self._found.calls.append(ToolCallDelta(index, self._make_id(index), name))
+                self._found.calls.append(ToolCallDelta(index, arguments=arguments))
             self._open = None
             self.calls.append(ToolCall(self._make_id(index), name, arguments))
         self._kept, self._spaces, self._after_call = self.cursor.at, "", True
@@ -170,7 +171,7 @@ class CallReader:
         if call := self._open:
             end = self.cursor.at if call.end is None else call.end
             if end > call.given:
-                self._found.calls.append(CallDelta(len(self.calls), arguments=self.cursor.text[call.given : end]))
+                self._found.calls.append(ToolCallDelta(len(self.calls), arguments=self.cursor.text[call.given : end]))
                 call.given = end
 
     def _read(self) -> Reading[None]:
@@ -552,6 +553,7 @@ TOOL_FORMATS = (
 )
 
 
+@lru_cache(maxsize=8)
 def tool_format(template: str) -> ToolFormat | None:
     """The form of calls that a chat template shows; None if it shows none that is known."""
     fitting = (form for form in TOOL_FORMATS if form.signs.search(template) and not form.no_signs.search(template))

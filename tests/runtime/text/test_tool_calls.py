@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pard_onnx.runtime.text.tool_calls import (
     TOOL_FORMATS,
-    CallDelta,
+    ToolCallDelta,
     CallReader,
     ToolCall,
     ToolFormat,
@@ -26,7 +26,7 @@ Calls = list[tuple[str, str]]
 
 def read(
     form: ToolFormat, pieces: Sequence[str], *, guided: bool = False, tags: dict[str, str] | None = None
-) -> tuple[str, Calls, list[CallDelta]]:
+) -> tuple[str, Calls, list[ToolCallDelta]]:
     reader = CallReader(form, OFFERED, lambda index: f"id{index}", guided=guided, tags=tags)
     found = [reader.push(piece) for piece in pieces] + [reader.finish()]
     deltas = [delta for one in found for delta in one.calls]
@@ -35,7 +35,7 @@ def read(
     return "".join(one.text for one in found), [(call.name, call.arguments) for call in reader.calls], deltas
 
 
-def joined(deltas: Sequence[CallDelta]) -> list[ToolCall]:
+def joined(deltas: Sequence[ToolCallDelta]) -> list[ToolCall]:
     """The calls, put together as clients of OpenAI's streams do."""
     calls: list[ToolCall] = []
     for delta in deltas:
