@@ -17,9 +17,11 @@ from pard_onnx.models.errors import BadInput, Failure, PardWarning
 from . import kernels
 from .decoding.auto import DrafterFactory
 from .decoding.drafter import Drafter, PardDrafter
+from .decoding.guided import GuidedDrafter
 from .decoding.loop import Halted, Settings, Step, decode
 from .decoding.shared_ids import SharedIds
 from .forks import Process
+from .guided.matcher import Grammars, Matcher
 from .model import LoadedModel, longer_context
 from .options import AUTO, GREEDY, Options, checked_ids
 from .providers.choice import on_separate_devices
@@ -62,6 +64,8 @@ class Engine:
         self.target_manifest = target.manifest
         self.draft_manifest = draft.manifest if draft else None
         self.text: Text = target.artifact.text()
+        vocabulary = target.manifest.spec.vocabulary
+        self._grammars = Grammars(self.text.tokenizer_json, target.name, vocabulary.size, vocabulary.eos_ids)
         self.kernel = kernels.isa() or ORT_KERNEL if target.provider.key == CPU.key else ORT_KERNEL
         self._models: Models | None = (target, draft)
         self._shared = shared
@@ -70,7 +74,7 @@ class Engine:
             target.tuning.costs,
             draft.tuning.costs if draft else None,
             draft is not None and on_separate_devices(target.provider, draft.provider),
-            frozenset(target.manifest.spec.vocabulary.eos_ids),
+            frozenset(vocabulary.eos_ids),
         )
         # Reentrant: a run that nobody reads any more may be closed by garbage collection, in the middle of a round.
         self._round_lock = RLock()  # rounds of different sequences must not mix
@@ -142,10 +146,6 @@ class Engine:
             longer=self.longer_context,
         )
 
-    def row_edits(self, options: Options) -> tuple[RowEdit, ...]:
-        """What changes rows of logits in one generation with these options, in the order in which it is applied."""
-        return ()
-
     def reasoning_budget(
         self, options: Options, form: ReplyForm | None, prompt: Tokens[int]
     ) -> tuple[RowEdit, ...]:
@@ -156,6 +156,13 @@ class Engine:
         push = self.text.stream(prompt).push
         tags = stop_strings((), self.text.special_ids(), form.tags)
         return (form.budget(form.thinking, options.max_reasoning_tokens, cut, tags, push, len(prompt)),)
+
+    def row_edits(self, options: Options, matcher: Matcher | None) -> tuple[RowEdit, ...]:
+        """What changes rows of logits in one generation with these options, in the order in which it is applied.
+
+        matcher: of the grammar that the options ask for.
+        """
+        return (matcher,) if matcher else ()
 
     def run(
         self,
@@ -178,8 +185,10 @@ class Engine:
         settings, (target, draft) = self.settings(options), self.models
         vocabulary = self.target_manifest.spec.vocabulary.size
         require_ids(sequence.tokens, vocabulary)
-        edits = (*self.row_edits(options), *self.reasoning_budget(options, form, sequence.tokens))
-        choose = chooser(options.sampling, vocabulary, len(sequence.tokens), seed, edits)
+        length, guide = len(sequence.tokens), options.guide
+        matcher = self._grammars.matcher(guide, length, settings.eos_ids) if guide else None
+        edits = (*self.row_edits(options, matcher), *self.reasoning_budget(options, form, sequence.tokens))
+        choose = chooser(options.sampling, vocabulary, length, seed, edits)
         seat = TargetSeat(target.session, sequence.target, before_step, self._session_locks[0])
         draft_seat = None
         if draft and sequence.draft:
@@ -189,7 +198,9 @@ class Engine:
         else:
             pard = PardDrafter(draft_seat, memory=sequence.memory, shared=self._shared) if draft_seat else None
             drafter = self._drafters.drafter(options, settings.widths, pard)
-        rounds = decode(seat, drafter, sequence.tokens, settings, choose)
+        if matcher:
+            drafter = GuidedDrafter(drafter, matcher)
+        rounds = decode(seat, drafter, sequence.tokens, settings, choose, matcher.is_complete if matcher else None)
         try:
             while True:
                 with self._round_lock:
@@ -221,10 +232,13 @@ class Engine:
         Raises BadInput (TooLong) at once, Failure on the first chunk if another stream runs.
         """
         require_ids(ids, self.target_manifest.spec.vocabulary.size)
+        options = options.for_reply(form, self.text) if form else options
         special = self.text.special_ids() if options.stop or form else {}
         stops = stop_strings(options.stop, special, form.tags if form else ())
         settings, sampling = self.settings(options), options.sampling
         settings.room(len(ids))
+        if guide := options.guide:
+            self._grammars.compiled(guide)  # for its errors
         seed = None if sampling.certain else sampling.chosen_seed()
         require_known(sampling, self.target_manifest.spec.vocabulary.size)
         cancelled = Event()

@@ -18,9 +18,13 @@ from pard_onnx.models.checks import (
 )
 from pard_onnx.models.errors import BadInput, shown
 
+from .guided.calls import call_grammar
+from .guided.grammar import Grammar, chosen_grammar
 from .sampling.settings import Sampling
 from .text.control_tokens import checked_handling
+from .text.reply import ReplyForm
 from .text.template import checked_arguments
+from .text.tokenizer import Text
 from .text.tools import Tool, ToolChoice, ToolUse, checked_tools
 from .text.writer import checked_stops
 
@@ -44,6 +48,10 @@ class OptionArguments(TypedDict, total=False):
     template_arguments: Mapping[str, object]
     special_tokens: Literal["text", "encode", "refuse"]
     timeout: float | None
+    response_format: Any
+    regex: str | None
+    choice: Sequence[str] | None
+    grammar: str | Grammar | None
     sampling: Literal["greedy", "model"]
     temperature: float
     top_k: int
@@ -95,12 +103,19 @@ class Options:
     parallel_tool_calls: bool = True  # False: the reply ends with its first call
     # The thinking of a chat's model ends after so many tokens; None: where the model ends it
     max_reasoning_tokens: int | None = None
+    # What the text must be, at most one of these; llguidance follows it (extra `guided`). Where max_new_tokens, a stop
+    # string or the timeout ends the generation, the text may be a beginning only.
+    # JSON: {"type": "json_object"}, {"type": "json_schema", "json_schema": {"schema": ...}}, a JSON schema as it is, or
+    # a pydantic model
+    response_format: Any = field(default=None, hash=False)
+    regex: str | None = None  # a regular expression that matches the whole text
+    choice: Sequence[str] | None = field(default=None, hash=False)  # one of these texts
+    grammar: str | Grammar | None = None  # llguidance's variant of Lark, or a `Grammar`
 
     def __post_init__(self) -> None:
         keep = object.__setattr__
         keep(self, "tools", checked_tools(self.tools))
         keep(self, "parallel_tool_calls", true_or_false("parallel_tool_calls", self.parallel_tool_calls))
-        ToolUse.of(self.described_tools, self.tool_choice, self.parallel_tool_calls)
         if self.max_reasoning_tokens is not None:
             keep(self, "max_reasoning_tokens", require_whole("max_reasoning_tokens", self.max_reasoning_tokens, 0))
         keep(self, "template_arguments", checked_arguments(self.template_arguments))
@@ -118,6 +133,16 @@ class Options:
             keep(self, "draft_length", require_whole("draft_length", self.draft_length, 0, DRAFT_LIMIT))
         if self.timeout is not None:
             keep(self, "timeout", checked_timeout(self.timeout))
+        guide, use = self.guide, ToolUse.of(self.described_tools, self.tool_choice, self.parallel_tool_calls)
+        if guide and use and use.forced:
+            raise BadInput(
+                f"{guide.argument} and a tool_choice that makes calls cannot both hold; leave one of them out"
+            )
+
+    @property
+    def guide(self) -> Grammar | None:
+        """What the text must be; None where it is free."""
+        return chosen_grammar(self.response_format, self.regex, self.choice, self.grammar)
 
     @property
     def described_tools(self) -> tuple[dict[str, Any], ...]:
@@ -130,6 +155,17 @@ class Options:
         if not self.tools:
             return None
         return ToolUse.of(self.described_tools, self.tool_choice, self.parallel_tool_calls)
+
+    def for_reply(self, form: ReplyForm, text: Text) -> Options:
+        """The options whose grammar is that of a whole reply: of calls that must be made, and after the reasoning."""
+        guide = self.guide
+        if form.calls and form.tools and form.tools.forced:
+            guide = call_grammar(form.calls, form.tools, text.token_id)
+        if guide is None:
+            return self
+        if form.thinking:
+            guide = guide.after(form.thinking.end, form.begun, form.thinking.begin)
+        return replace(self, response_format=None, regex=None, choice=None, grammar=guide)
 
     def require_plain(self) -> None:
         """BadInput for options that only the reply to a chat can have."""

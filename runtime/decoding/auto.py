@@ -34,6 +34,7 @@ class AutoDrafter(Drafter):
         self._match = NO_MATCH  # the match whose proposal was taken; NO_MATCH if the draft model's was
         self._proposal = NOTHING  # the draft model's, in full length
         self._unused_chances: list[float] = []  # of the draft model's tokens, if the lookup proposal was taken
+        self._refused = False  # whether the token after the verified ones is known to be wrong
         self._draft_seconds = 0.0
         self._verify_start = perf_counter()
 
@@ -72,6 +73,9 @@ class AutoDrafter(Drafter):
             self._unused_chances = draft_chances[:count]
         return self._take(match, Proposal(match.ids[:length], tuple(chances[:length]), "lookup"))
 
+    def refuse(self, count: int) -> None:
+        self._refused = True
+
     def run_ahead(self, committed: Sequence[int], proposal: Proposal, k: int) -> bool:
         ran = False
         if self._draft and self._request:
@@ -98,15 +102,16 @@ class AutoDrafter(Drafter):
         if self._draft:
             self._draft.observe(drafted, matched)
         if self._request and self._match is NO_MATCH:
-            self._policy.observe_draft_round(self._draft_seconds, self._proposal.probabilities, drafted, matched)
+            probabilities = self._proposal.probabilities
+            self._policy.observe_draft_round(self._draft_seconds, probabilities, drafted, matched, self._refused)
         elif self._request:
             self._policy.observe_unused_draft(self._draft_seconds, self._unused_chances)
-            self._policy.observe_lookup_round(self._match.length, drafted, matched)
-        elif drafted:
-            self._policy.observe_lookup_round(self._match.length, drafted, matched)
+            self._policy.observe_lookup_round(self._match.length, drafted, matched, self._refused)
+        elif drafted or self._refused:
+            self._policy.observe_lookup_round(self._match.length, drafted, matched, self._refused)
         else:
             self._policy.observe_plain_round()
-        self._request = None
+        self._request, self._refused = None, False
 
 
 class DrafterFactory:

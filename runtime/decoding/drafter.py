@@ -75,6 +75,12 @@ class Drafter(ABC):
         """The target verifies `proposal` from now on; True if the next round is drafted meanwhile, k tokens at most."""
         return False
 
+    def refuse(self, count: int) -> None:  # noqa: B027
+        """The last proposal's token at index `count` is known to be wrong; the tokens before it are verified.
+
+        Called after `propose`, where a grammar forbids a token; `observe` then counts the verified ones.
+        """
+
     def saw(self, ids: Sequence[int], features: Any) -> None:  # noqa: B027
         """The target has computed these tokens, the next ones of the conversation after those of the last call.
 

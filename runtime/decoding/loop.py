@@ -6,7 +6,7 @@ cache holds a prefix of `committed`; the target's lacks at least the last token,
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Literal, Protocol
@@ -88,7 +88,7 @@ class Step:
     source: str = NOTHING.source  # who drafted
     ahead: bool = False  # drafted during the round before
     ran_ahead: bool = False  # the next round was drafted during this one
-    end: int | None = None  # the EOS token that ended the generation
+    end: int | None = None  # the EOS token that ended the generation; None where nothing could follow the text
 
 
 def decode(
@@ -97,8 +97,12 @@ def decode(
     committed: list[int],
     settings: Settings,
     chooser: Chooser | None = None,
+    is_complete: Callable[[Sequence[int]], bool] | None = None,
 ) -> Generator[Step, None, None]:
-    """Steps until one has a finish_reason; no token beyond max_new_tokens or capacity. Greedy without a chooser."""
+    """Steps until one has a finish_reason; no token beyond max_new_tokens or capacity. Greedy without a chooser.
+
+    is_complete: whether nothing may follow the conversation so far; the generation then ends without an EOS token.
+    """
     remaining = settings.room(len(committed))
     chooser = chooser or Greedy()
     try:
@@ -106,6 +110,7 @@ def decode(
         prefill(target, drafter, committed, settings)
         found = verify(target, drafter, committed, NOTHING, settings, chooser)
         step = commit(committed, NOTHING, found.tokens, remaining, settings.eos_ids, (0.0, perf_counter() - start))
+        step = ended(step, committed, is_complete)
         settle(target, drafter, committed, found)
         yield step
         while step.finish_reason is None:
@@ -119,7 +124,7 @@ def decode(
             found = verify(target, drafter, committed, proposal, settings, chooser)
             seconds = (drafted - start, perf_counter() - drafted)
             step = commit(committed, proposal, found.tokens, remaining, settings.eos_ids, seconds)
-            step = replace(step, ran_ahead=ran_ahead)
+            step = ended(replace(step, ran_ahead=ran_ahead), committed, is_complete)
             settle(target, drafter, committed, found)
             drafter.observe(len(proposal.ids), len(found.tokens) - 1)
             yield step
@@ -128,6 +133,16 @@ def decode(
     finally:
         target.rollback(certain_rows(target, drafter, committed))
         drafter.rollback(len(committed))
+
+
+def ended(step: Step, committed: Sequence[int], is_complete: Callable[[Sequence[int]], bool] | None) -> Step:
+    """The step, as the last one where the conversation is complete.
+
+    The EOS token of a complete text is left out: whether the round had a row to choose it from depends on the drafts.
+    """
+    if is_complete and is_complete(committed):
+        return replace(step, finish_reason="stop", end=None)
+    return step
 
 
 def certain_rows(target: TargetModel, drafter: Drafter, committed: Sequence[int]) -> int:

@@ -275,9 +275,12 @@ class Policy:
         """A round verified no drafts, and did not use the draft model."""
         self._seconds_without_draft += self._plain_seconds
 
-    def observe_lookup_round(self, match: int, verified: int, matched: int) -> None:
-        """A round verified so many tokens of a lookup proposal; match: the length of its match."""
-        self.lookups.observe(match, verified, matched)
+    def observe_lookup_round(self, match: int, verified: int, matched: int, refused: bool = False) -> None:
+        """A round verified so many tokens of a lookup proposal.
+
+        match: the length of its match. refused: the token after them was known to be wrong, so it was not verified.
+        """
+        self.lookups.observe(match, verified + refused, matched)
         self._seconds_without_draft += self._verify_seconds(verified)
 
     def observe_unused_draft(self, draft_seconds: float, chances: Sequence[float]) -> None:
@@ -289,15 +292,16 @@ class Policy:
         self._seconds_without_draft, self._in_trial = 0.0, False
 
     def observe_draft_round(
-        self, draft_seconds: float, probabilities: Sequence[float], verified: int, matched: int
+        self, draft_seconds: float, probabilities: Sequence[float], verified: int, matched: int, refused: bool = False
     ) -> None:
         """A round verified drafts of the draft model.
 
         draft_seconds: of the round, almost 0 if the drafts were made ahead; probabilities: of all drafts, as the model
-        gave them; verified, matched: how many drafts were verified and accepted.
+        gave them; verified, matched: how many drafts were verified and accepted. refused: the draft after the verified
+        ones was known to be wrong.
         """
         self._learn_gains(self.drafts.estimate(probabilities), verified)
-        self.drafts.observe(probabilities, verified, matched)
+        self.drafts.observe(probabilities, verified + refused, matched)
         seconds = draft_seconds + self._verify_seconds(verified)
         # The expected number of tokens, estimated after the round, varies less than the number that was committed.
         expected = self.drafts.estimate(probabilities[:verified])

@@ -37,6 +37,11 @@ class Text:
         token: str | None = self._tokenizer.id_to_token(id_)
         return token
 
+    def tokenizer_json(self) -> str:
+        """The tokenizer as the text of a tokenizer.json, with the tokens of the files beside it."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     def special_ids(self) -> dict[str, int]:
         """The ids of the special tokens by their texts. `decode` leaves these tokens out."""
         added = self._tokenizer.get_added_tokens_decoder()

@@ -1,10 +1,9 @@
-"""The tools that a generation may call: what users give, checked, and what a grammar asks of calls."""
+"""The tools that a generation may call: what users give, checked."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from pard_onnx.models.errors import BadInput, shown
 from .call_syntax import NAME
 from .functions import function_tool
 from .prompt import require_shallow
-from .tool_calls import INTERPRETERS, ToolFormat
+from .tool_calls import INTERPRETERS
 
 Tool = Mapping[str, Any]
 ToolChoice = str | Mapping[str, Any]
@@ -139,47 +138,3 @@ def checked_choice(choice: object) -> str | Named:
             f'{{"type": "function", "function": {{"name": ...}}}}, not {shown(choice)}'
         )
     return Named(name)
-
-
-# What a grammar asks of calls
-
-
-def call_grammar(form: ToolFormat, use: ToolUse, token: Callable[[str], int | None]) -> str:
-    """A Lark grammar, in llguidance's dialect, of a reply that calls the forced tools and has no other text.
-
-    token: the id of a text that is one token of the vocabulary; None where it is none.
-    """
-    written = form.written
-
-    def literal(text: str) -> Iterator[str]:
-        pattern = "|".join(re.escape(tag) for tag in form.tags) or "(?!)"
-        for part in re.split(f"({pattern})", text):
-            id_ = token(part) if part in form.tags else None
-            if id_ is not None:
-                yield f"<[{id_}]>"
-            elif part:
-                yield json.dumps(part, ensure_ascii=False)
-
-    calls = [f"call_{number}" for number in range(len(use.forced))]
-    more = [f"({' '.join([*literal(written.separator), 'call'])})*"] if use.several and written.separator is not None else []
-    lines = [
-        f"start: {' '.join([*literal(written.begin), 'call', *more, *literal(written.end)])}",
-        f"call: {' | '.join(calls)}",
-    ]
-    for number, tool in enumerate(use.forced):
-        before = [*literal(written.before + tool_name(tool) + written.between)]
-        lines.append(f"call_{number}: {' '.join([*before, f'arguments_{number}', *literal(written.after)])}")
-        lines.append(f"arguments_{number}: %json {json.dumps(with_null(schema_parameters(tool)))}")
-    return "\n".join(lines) + "\n"
-
-
-def with_null(schema: Any) -> Any:
-    """The schema, in which `nullable`, as schemas of functions have it, is written as a type."""
-    if isinstance(schema, list):
-        return [with_null(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    inner = {key: with_null(value) for key, value in schema.items() if key != "nullable" or isinstance(value, dict)}
-    if schema.get("nullable") is True and not {"$ref", "const"} & inner.keys():
-        return {"anyOf": [inner, {"type": "null"}]}
-    return inner

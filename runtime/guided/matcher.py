@@ -1,0 +1,250 @@
+"""Follows a grammar through a generation by llguidance: which ids each row allows, and which drafts are right."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from pard_onnx.models.checkpoints.tokenizer_check import panics
+from pard_onnx.models.errors import BadArtifact, BadInput, Failure
+from pard_onnx.models.helper_process import HelperStopped, NoHelper, run_helper
+from pard_onnx.runtime.sampling.edits import Logits
+
+from . import grammar_check
+from .grammar import ANSWER, Grammar
+from .messages import explained
+
+SECONDS = 3.0  # that a grammar may take to compile
+SAFE = 10_000  # characters of a JSON schema without regular expressions that is compiled without a trial
+SLOW_KEYWORDS = ('"pattern', '"allOf"', '"multipleOf"', '"x-guidance"')  # of JSON schemas, which need a trial
+KEPT = 32  # compiled grammars
+MISSING = 'structured output needs llguidance, which is not installed; run pip install "pard-onnx[guided]"'
+
+
+def llguidance() -> Any:
+    """The library; BadInput that names the extra where it is not installed."""
+    try:
+        import llguidance as library
+    except ImportError as error:
+        raise BadInput(MISSING) from error
+    return library
+
+
+class Grammars:
+    """Compiles grammars for one model's tokenizer, and keeps the latest ones. Threads may share it."""
+
+    def __init__(self, tokenizer: Callable[[], str], name: str, size: int, eos_ids: Collection[int]) -> None:
+        """tokenizer: gives the text of a tokenizer.json, when the first grammar is compiled; name: of the model, for
+        messages. size: ids 0..size-1 can be chosen. eos_ids: of the model."""
+        self._text, self._name, self._size, self._eos_ids = tokenizer, name, size, eos_ids
+        self._tokenizer: Any = None  # llguidance's
+        self._compiled: OrderedDict[Grammar, Any] = OrderedDict()  # llguidance's matchers at their beginning
+        self._lock = Lock()
+
+    def matcher(self, grammar: Grammar, prompt_length: int, end_ids: Collection[int]) -> Matcher:
+        """The grammar at the beginning of a generation. Arguments as of `Matcher`; errors as of `compiled`."""
+        inner = self.compiled(grammar).deep_copy()
+        return Matcher(inner, grammar.argument, self._tokenizer.vocab_size, prompt_length, end_ids)
+
+    def compiled(self, grammar: Grammar) -> Any:
+        """llguidance's matcher, which must not be moved. Takes most of a second for a model's first grammar.
+
+        Raises BadInput for a grammar that llguidance does not support, that no text satisfies, or that takes too long;
+        and where llguidance is not installed. Raises BadArtifact for a tokenizer that it does not support.
+        """
+        with self._lock:
+            if grammar not in self._compiled:
+                self._compiled[grammar] = self._compile(grammar)
+                if len(self._compiled) > KEPT:
+                    self._compiled.popitem(last=False)
+            self._compiled.move_to_end(grammar)
+            return self._compiled[grammar]
+
+    def _compile(self, grammar: Grammar) -> Any:
+        library = llguidance()
+        if self._tokenizer is None:
+            self._tokenizer = self._open(library)
+        source = source_of(grammar, self._token, library.LLMatcher.grammar_from_regex)
+        if needs_trial(grammar):
+            refuse(grammar, problem_in_helper(source, library))
+        limits = library.LLParserLimits(verbose_errors=False)
+        matcher = library.LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
+        trial = matcher.deep_copy()
+        if not trial.is_error():
+            trial.compute_bitmask()  # finds some grammars that no text satisfies
+        refuse(grammar, trial.get_error())
+        return matcher
+
+    def _open(self, library: Any) -> Any:
+        """llguidance's form of the tokenizer, without added tokens that the model does not have."""
+        try:
+            value = json.loads(self._text())
+            value["added_tokens"] = [one for one in value.get("added_tokens") or () if one["id"] < self._size]
+            text = json.dumps(value)
+            known = 1 + max([*map(_id, value["added_tokens"]), *_model_ids(value["model"]["vocab"])])
+            eos_ids = [token for token in self._eos_ids if token < known]
+            return library.LLTokenizer(text, n_vocab=max(self._size, known), eos_token=eos_ids or None)
+        except BaseException as error:
+            if not isinstance(error, Exception) and not panics(error):
+                raise
+            raise BadArtifact(
+                f"{self._name}: llguidance cannot use this tokenizer ({error}); generate without a grammar"
+            ) from None
+
+    def _token(self, text: str) -> int | None:
+        """The id of a special token with this text; None if there is none."""
+        ids: list[int] = self._tokenizer.tokenize_str(text, parse_special=True)
+        return ids[0] if len(ids) == 1 and self._tokenizer.is_special_token(ids[0]) else None
+
+
+def _id(token: Any) -> int:
+    return int(token["id"])
+
+
+def _model_ids(vocabulary: Any) -> Collection[int]:
+    # Unigram models list their pieces; all others map a piece to its id
+    return range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
+
+
+def needs_trial(grammar: Grammar) -> bool:
+    """Whether the grammar may take very long to compile, so that a helper process tries it first."""
+    if grammar.kind == "json":
+        return len(grammar.text) > SAFE or any(keyword in grammar.text for keyword in SLOW_KEYWORDS)
+    return grammar.kind != "choice"
+
+
+def problem_in_helper(source: str, library: Any) -> str:
+    """What a helper process finds wrong with a grammar; empty if nothing is, and where no helper can be started."""
+    request = {"packages": str(Path(library.__file__).parent.parent), "grammar": source}
+    try:
+        answer = run_helper(Path(grammar_check.__file__), request, SECONDS)
+    except HelperStopped as stopped:
+        return f"compiling it {stopped}"
+    except NoHelper:
+        return ""
+    return str(answer["problem"])
+
+
+def refuse(grammar: Grammar, problem: str) -> None:
+    """Raise BadInput if there is a problem."""
+    if problem:
+        raise BadInput(f"{grammar.argument} cannot be followed: {explained(problem, grammar.kind)}")
+
+
+def source_of(grammar: Grammar, token: Callable[[str], int | None], from_regex: Callable[[str], str]) -> str:
+    """The grammar in llguidance's JSON form.
+
+    token: the id of a special token, by its text. from_regex: llguidance's `grammar_from_regex`.
+    """
+    if grammar.kind == "json":
+        answer = {"json_schema": json.loads(grammar.text)}
+    elif grammar.kind == "regex":
+        answer = {"lark_grammar": json.loads(from_regex(grammar.text))["grammars"][0]["lark_grammar"]}
+    elif grammar.kind == "choice":
+        texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in json.loads(grammar.text))
+        answer = {"lark_grammar": f"start: CHOICE\nCHOICE: {texts}"}
+    else:
+        answer = {"lark_grammar": grammar.text}
+    if grammar.reasoning is None:
+        return json.dumps({"grammars": [answer]})
+    block = reasoning_rules(grammar.reasoning.end, grammar.reasoning.begin, token)
+    return json.dumps({"grammars": [{"lark_grammar": block}, {"name": ANSWER, **answer}]})
+
+
+def reasoning_rules(end: str, begin: str | None, token: Callable[[str], int | None]) -> str:
+    """The Lark rules of a block of reasoning and the answer after it; begin: None where the prompt has begun it.
+
+    A mark that is a token of its own is that token; otherwise it is found in the text, wherever tokens end.
+    """
+
+    def mark(text: str) -> str:
+        id_ = token(text)
+        return json.dumps(text, ensure_ascii=False) if id_ is None else f"<[{id_}]>"
+
+    if token(end) is None:
+        # "lazy": the block ends at the first mark
+        rules = ["block: lazy_text", f"lazy_text[lazy]: /(?s:.*)/ {json.dumps(end, ensure_ascii=False)}"]
+    else:
+        rules = [f"block: TEXT? {mark(end)}", "TEXT: /(?s:.+)/"]
+    start = "block" if begin is None else f"(SPACE? {mark(begin)} block)?"
+    return "\n".join([f"start: {start} SPACE? @{ANSWER}", *rules, "SPACE: /[ \\t\\r\\n]{1,16}/"])
+
+
+class Matcher:
+    """A grammar's state in one generation, which moves forward with the tokens. A `RowEdit`.
+
+    It has read the tokens before a position. What it says of the tokens after it depends on them alone.
+    """
+
+    def __init__(self, inner: Any, argument: str, size: int, prompt_length: int, end_ids: Collection[int]) -> None:
+        """inner: llguidance's `LLMatcher`, not moved yet. argument: the grammar's option, for messages. size: the ids
+        that llguidance's masks have, at least as many as rows. prompt_length: the tokens before the first one that the
+        grammar is for. end_ids: end the text: EOS, and ids of the user's, all of which rows have; they are allowed only
+        where the text is complete."""
+        self._inner, self._argument, self._read = inner, argument, prompt_length
+        self.end_ids = frozenset(end_ids)
+        self._ends = np.array(sorted(end_ids), np.int64)
+        self._mask = np.zeros((size + 31) // 32, np.uint32)  # a bit for each id
+        self._mask_at = -1  # the position that the mask is for
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """Move forward to the end of `tokens`, the prompt included. Takes O(new tokens)."""
+        if len(tokens) > self._read:
+            new = list(tokens[self._read :])
+            if not self._inner.consume_tokens(new):
+                self._fail("a token that the grammar forbids was chosen, or the grammar became too complex")
+            self._read = len(tokens)
+
+    def edit(self, row: Logits, tokens: Sequence[int]) -> Logits:
+        """See `RowEdit`: what the grammar forbids becomes -inf. Ids that end the text stay where it is complete."""
+        self.read(tokens)
+        self._compute_mask()
+        ends = row[self._ends]
+        bits = np.unpackbits((~self._mask).view(np.uint8), count=len(row), bitorder="little")
+        np.copyto(row, -np.inf, where=bits.view(np.bool_))
+        row[self._ends] = ends if self._inner.is_accepting() else -np.inf
+        return row
+
+    def is_complete(self, tokens: Sequence[int]) -> bool:
+        """Whether the text of these tokens satisfies the grammar, and nothing may follow it."""
+        self.read(tokens)
+        if not self._inner.is_accepting():
+            return False
+        return self._inner.is_stopped() or self._only_ends()
+
+    def _only_ends(self) -> bool:
+        self._compute_mask()
+        bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
+        return self.end_ids.issuperset(np.flatnonzero(bits).tolist())
+
+    def forced(self, tokens: Sequence[int]) -> tuple[int, ...]:
+        """The only tokens that may follow these, as far as there is one way to write them."""
+        self.read(tokens)
+        return self._before_end(self._inner.compute_ff_tokens())
+
+    def allowed(self, tokens: Sequence[int], drafts: Sequence[int]) -> int:
+        """How many of the first drafts may follow these tokens; one that ends the text does not count."""
+        self.read(tokens)
+        count: int = self._inner.validate_tokens(list(self._before_end(drafts)))
+        return count
+
+    def _before_end(self, tokens: Sequence[int]) -> tuple[int, ...]:
+        end = next((at for at, token in enumerate(tokens) if token in self.end_ids), len(tokens))
+        return tuple(tokens[:end])
+
+    def _compute_mask(self) -> None:
+        if self._mask_at != self._read:
+            self._inner.unsafe_compute_mask_ptr(self._mask.ctypes.data, self._mask.nbytes)
+            self._mask_at = self._read
+            if self._inner.is_error():
+                self._fail("the grammar became too complex")
+
+    def _fail(self, problem: str) -> None:
+        detail = explained(self._inner.get_error(), "")
+        raise Failure(f"{self._argument} cannot be followed at token {self._read}: {problem} ({detail})")
