@@ -38,8 +38,9 @@ class Chat:
     turn that has none of its own.
 
     A turn adds its messages when its stream ends: what was sent, and the answer, with its reasoning and its calls of
-    tools where it has them. If the turn is cancelled or times out, the answer is what there is so far. A turn leaves the conversation as it was if it fails, if its stream is closed early,
-    or if it is cancelled or times out before there is any answer.
+    tools where it has them. If the turn is cancelled or times out, the answer is what there is so far. A turn leaves
+    the conversation as it was if it fails, if its stream is closed early, or if it is cancelled or times out before
+    there is any answer.
     """
 
     def __init__(

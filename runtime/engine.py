@@ -146,9 +146,7 @@ class Engine:
             longer=self.longer_context,
         )
 
-    def reasoning_budget(
-        self, options: Options, form: ReplyForm | None, prompt: Tokens[int]
-    ) -> tuple[RowEdit, ...]:
+    def reasoning_budget(self, options: Options, form: ReplyForm | None, prompt: Tokens[int]) -> tuple[RowEdit, ...]:
         """What ends the thinking of a reply with this form; nothing without a budget."""
         if form is None or form.thinking is None or options.max_reasoning_tokens is None:
             return ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from os import PathLike
 from time import perf_counter
@@ -22,7 +22,7 @@ from .result import Result
 from .sampling.settings import Sampling
 from .stream import Stream
 from .text.control_tokens import TEXT
-from .text.prompt import Prompt, encode, is_chat, opening_messages
+from .text.prompt import Prompt, as_list, encode, is_chat, opening_messages
 from .text.reply import reply_form, with_tools
 from .text.template import Message, checked_arguments
 from .text.tokenizer import Text
@@ -168,15 +168,12 @@ class Pair:
         """
         start = perf_counter()
         chosen = Options.from_keywords(options, self.engine.model_sampling)
-        if isinstance(prompt, Iterator):
-            prompt = list(prompt)
+        prompt = as_list(prompt)
         conversation = is_chat(prompt, chosen.chat)
         if not conversation:
             chosen.require_plain()
         arguments = with_tools(self.text, chosen.template_arguments, chosen.tool_use)
-        ids = self.encode(
-            prompt, chat=chosen.chat, template_arguments=arguments, special_tokens=chosen.special_tokens
-        )
+        ids = self.encode(prompt, chat=chosen.chat, template_arguments=arguments, special_tokens=chosen.special_tokens)
         form = reply_form(self.text, ids, chosen.tool_use, arguments) if conversation else None
         return self.engine.stream(self._sequence, ids, chosen, start, reuse=False, form=form)
 

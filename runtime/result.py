@@ -65,8 +65,8 @@ class Result:
     text: str  # what follows the prompt, up to the first stop string, without reasoning and calls of tools
     # Without EOS and tokens of stop_token_ids, and up to the token that completes a stop string
     tokens: tuple[int, ...]
-    # "stop" for EOS, stop_token_ids and stop strings, or "tool_calls" if the reply then has calls of tools; "length" for
-    # max_new_tokens and the capacity, "cancelled" and "timeout".
+    # "stop" for EOS, stop_token_ids and stop strings, or "tool_calls" if the reply then has calls of tools; "length"
+    # for max_new_tokens and the capacity, "cancelled" and "timeout".
     finish_reason: FinishReason
     stats: Stats
     reasoning: str = ""  # what a chat's model thought before it answered

@@ -55,7 +55,9 @@ def function_tool(function: Callable[..., Any]) -> Schema:
     properties = {argument: hint_schema(name, argument, hint) for argument, hint in hints.items()}
     for argument, schema in properties.items():
         if argument not in described:
-            raise BadInput(f"the tool {name} does not describe its argument {argument}; add it to Args: in the docstring")
+            raise BadInput(
+                f"the tool {name} does not describe its argument {argument}; add it to Args: in the docstring"
+            )
         describe(name, argument, schema, described[argument])
     parameters: Schema = {"type": "object", "properties": properties}
     if required:
@@ -148,9 +150,8 @@ def schema_of(hint: Any) -> Schema:
     if origin is None:
         if isinstance(hint, type) and issubclass(hint, Enum):
             return enum_schema([member.value for member in hint], hint.__name__)
-        if isinstance(hint, type) or hint is Any:
-            if (known := TYPES.get(hint)) is not None:
-                return dict(known)
+        if (isinstance(hint, type) or hint is Any) and (known := TYPES.get(hint)) is not None:
+            return dict(known)
         raise NoSchema(f"{shown(hint)} has no JSON form")
     if origin is Union or origin is UnionType:
         return union_schema(arguments)

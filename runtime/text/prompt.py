@@ -22,11 +22,17 @@ ROLE = re.compile(r"[\w.-]+( [\w.-]+)*")
 DEEPEST = 64  # levels of lists and objects in a message
 
 
+def as_list(value: Any) -> Any:
+    """An iterable as a list, which can be read more than once; texts, mappings and what cannot be iterated as it is."""
+    single = isinstance(value, str | bytes | bytearray | Mapping | Set) or not isinstance(value, Iterable)
+    return value if single else listed(value)
+
+
 def is_chat(prompt: object, chat: bool) -> bool:
     """Whether the chat template is applied to this prompt."""
     if isinstance(prompt, str):
         return chat
-    return isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], Mapping)
 
 
 def encode(

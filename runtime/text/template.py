@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,9 +45,7 @@ def render(template: str, messages: Sequence[Message], variables: Mapping[str, o
         return write_conversation(template, present, joined, write)
 
 
-def write_calls(
-    template: str, present: list[dict[str, Any]], write: Callable[[Sequence[Message]], str]
-) -> str:
+def write_calls(template: str, present: list[dict[str, Any]], write: Callable[[Sequence[Message]], str]) -> str:
     """See `write_conversation`, for messages with calls of tools.
 
     OpenAI's arguments are JSON text, which few templates read, and its messages with calls have no content, which some

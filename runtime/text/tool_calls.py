@@ -118,6 +118,16 @@ class CallReader:
         """Go past a tag."""
         yield from self.cursor.literal(self.tag(tag))
 
+    def literal_or_end(self, tag: str) -> Reading[None]:
+        """Go past a tag, which may be cut short, or left out, at the end of the text."""
+        start = self.cursor.at
+        try:
+            yield from self.literal(tag)
+        except NotACall:
+            if not self.cursor.ended or not self.tag(tag).startswith(self.cursor.text[start:]):
+                raise
+            self.cursor.at = len(self.cursor.text)
+
     def goes_past(self, tag: str) -> Reading[bool]:
         """Go past a tag if it is next; whether it was."""
         start = self.cursor.at
@@ -292,8 +302,7 @@ def tagged_json(reader: CallReader) -> Reading[None]:
         if not several or not (yield from cursor.goes_on("]")):
             break
     yield from cursor.spaces()
-    if not cursor.at_end:  # the end tag may be left out at the end of the text
-        yield from reader.literal(TOOL_CALL_END)
+    yield from reader.literal_or_end(TOOL_CALL_END)
     reader.add(*calls)
 
 
@@ -448,7 +457,7 @@ def deepseek_r1(reader: CallReader) -> Reading[None]:
         call = name, cursor.text[start : cursor.at]
         yield from cursor.spaces()
         yield from cursor.literal(FENCE)
-        yield from reader.literal(R1_CALL_END)
+        yield from reader.literal_or_end(R1_CALL_END)
         reader.add(call)
         yield from cursor.spaces()
         if (yield from reader.goes_past(R1_CALLS_END)) or cursor.at_end:

@@ -58,7 +58,7 @@ def nothing() -> None:
 
 def many(
     a: int | None,
-    b: Optional[float],  # noqa: UP007, UP045 as users write it
+    b: Optional[float],  # noqa: UP045 as users write it
     c: Union[str, int],  # noqa: UP007
     d: list[dict[str, int]] | None,
     e: tuple[int, str],
@@ -119,8 +119,8 @@ HINTS = st.recursive(
     lambda inner: st.one_of(
         inner.map(lambda hint: list[hint]),  # type: ignore[valid-type]
         inner.map(lambda hint: dict[str, hint]),  # type: ignore[valid-type]
-        inner.map(lambda hint: Optional[hint]),  # type: ignore[arg-type]
-        st.tuples(inner, inner).map(lambda both: Union[both]),  # type: ignore[arg-type]
+        inner.map(lambda hint: Optional[hint]),  # type: ignore[arg-type] # noqa: UP045
+        st.tuples(inner, inner).map(lambda both: Union[both]),  # type: ignore[arg-type] # noqa: UP007
         st.tuples(inner, inner).map(lambda both: tuple[both]),  # type: ignore[valid-type]
     ),
     max_leaves=6,

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from pard_onnx.runtime.text.tool_calls import (
     TOOL_FORMATS,
-    ToolCallDelta,
     CallReader,
     ToolCall,
+    ToolCallDelta,
     ToolFormat,
     tool_format,
 )
@@ -64,7 +64,12 @@ EXAMPLES: list[tuple[str, str, str, Calls]] = [
     ("hermes", '<tool_call>\n{"name": "find", "arguments": {"a": 1}}\n', "", [("find", '{"a": 1}')]),
     ("hermes", '<tool_call>{"name": "find", "arguments": "{\\"a\\": 1}"}</tool_call>', "", [("find", '{"a": 1}')]),
     ("hermes", '<tool_call>{"name": "find", "arguments": null}</tool_call>', "", [("find", "{}")]),
-    ("hermes", '<tool_call>[{"name": "a", "arguments": {}}, {"name": "b"}]</tool_call>', "", [("a", "{}"), ("b", "{}")]),
+    (
+        "hermes",
+        '<tool_call>[{"name": "a", "arguments": {}}, {"name": "b"}]</tool_call>',
+        "",
+        [("a", "{}"), ("b", "{}")],
+    ),
     (
         "hermes",
         '<tool_call>{"name": "find", "arguments": {"a": "</tool_call> \\" <tool_call>"}}</tool_call>',
@@ -80,7 +85,12 @@ EXAMPLES: list[tuple[str, str, str, Calls]] = [
     ),
     ("llama", '<|python_tag|>{"name": "brave", "parameters": {"q": "x"}}', "", [("brave", '{"q": "x"}')]),
     ("llama", '<|python_tag|>brave_search.call(query="a \\"b\\"")', "", [("brave_search", '{"query": "a \\"b\\""}')]),
-    ("llama", "<|python_tag|>import math\nprint(math.pi)", "", [("python", '{"code": "import math\\nprint(math.pi)"}')]),
+    (
+        "llama",
+        "<|python_tag|>import math\nprint(math.pi)",
+        "",
+        [("python", '{"code": "import math\\nprint(math.pi)"}')],
+    ),
     (
         "mistral",
         '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Paris"}, "id": "VvvODy9mT"}, {"name": "b"}]',
@@ -97,9 +107,13 @@ EXAMPLES: list[tuple[str, str, str, Calls]] = [
     ("smollm3", '<tool_call>{"name": "find", "arguments": {"a": 1}}</tool_call>', "", [("find", '{"a": 1}')]),
     (
         "smollm3",
-        "<code>\nw = get_weather('Ulm', days=1_0)\nprint(find(a=[1.0, -2, (None, True)], b={'c': \"\"\"d\n'e\"\"\"}))\n</code>",
+        "<code>\nw = get_weather('Ulm', days=1_0)\n"
+        'print(find(a=[1.0, -2, (None, True)], b={\'c\': """d\n\'e"""}))\n</code>',
         "",
-        [("get_weather", '{"city": "Ulm", "days": 10}'), ("find", '{"a": [1.0, -2, [null, true]], "b": {"c": "d\\n\'e"}}')],
+        [
+            ("get_weather", '{"city": "Ulm", "days": 10}'),
+            ("find", '{"a": [1.0, -2, [null, true]], "b": {"c": "d\\n\'e"}}'),
+        ],
     ),
     (
         "tool-code",
@@ -143,7 +157,7 @@ def test_any_chunking_finds_the_same(form: ToolFormat, data: st.DataObject) -> N
     marks = {tag: chr(0xDC00 + number) for number, tag in enumerate(form.tags)}
     tags = marks if data.draw(st.booleans()) else {}
     whole = [text for name, text, *_ in EXAMPLES if name == form.name]
-    parts = [*form.tags, *form.begins, *form.firsts, *'{}[]":,.()=\'\\\n', " ", "find", "get_weather", '"name": "find"']
+    parts = [*form.tags, *form.begins, *form.firsts, *"{}[]\":,.()='\\\n", " ", "find", "get_weather", '"name": "find"']
     parts += ['"arguments": {', '"parameters": {}', "function", "é", "print(", "True", "12", '{"name": "find", ', "**{"]
     cut = st.sampled_from(whole).flatmap(
         lambda text: st.tuples(st.integers(0, len(text)), st.integers(0, len(text))).map(
@@ -263,7 +277,13 @@ def test_what_is_no_call_stays_text(name: str, text: str) -> None:
 
 def test_a_beginning_is_held_back_and_released_at_once() -> None:
     reader = CallReader(FORMS["hermes"], OFFERED, str)
-    assert [reader.push(piece).text for piece in ("a <tool", "_call", "ed> b", "<", "x")] == ["a", "", " <tool_called> b", "", "<x"]
+    assert [reader.push(piece).text for piece in ("a <tool", "_call", "ed> b", "<", "x")] == [
+        "a",
+        "",
+        " <tool_called> b",
+        "",
+        "<x",
+    ]
     reader = CallReader(FORMS["llama"], OFFERED, str)
     assert [reader.push(piece).text for piece in (" ", "{", '"', "a", '"', " b")] == ["", "", "", "", "", ' {"a" b']
 
@@ -291,7 +311,7 @@ def test_guided_calls_that_are_cut_short(name: str, cuts: set[int], stop: int) -
 
 
 TEMPLATES = {
-    "hermes": "{{- '<tool_call>\\n{\"name\": \"' }}",
+    "hermes": '{{- \'<tool_call>\\n{"name": "\' }}',
     "llama": "{{- '\"parameters\": ' }}",
     "mistral": "{{ '[TOOL_CALLS] [' }}",
     "mistral-args": "{{ '[TOOL_CALLS]' + name + '[ARGS]' }}",
