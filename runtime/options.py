@@ -165,7 +165,7 @@ class Options:
             return self
         if form.thinking:
             guide = guide.after(form.thinking.end, form.begun, form.thinking.begin)
-        return replace(self, response_format=None, regex=None, choice=None, grammar=guide)
+        return replace(self, response_format=None, regex=None, choice=None, grammar=guide, tools=(), tool_choice=None)
 
     def require_plain(self) -> None:
         """BadInput for options that only the reply to a chat can have."""
