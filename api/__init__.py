@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         TooLong,
     )
     from pard_onnx.runtime.chat import Chat
+    from pard_onnx.runtime.guided.grammar import Grammar
     from pard_onnx.runtime.options import Options
     from pard_onnx.runtime.pair import Pair, load
     from pard_onnx.runtime.result import Chunk, Facts, Result, Seconds, Stats
@@ -36,6 +37,7 @@ __all__ = [
     "Chunk",
     "Facts",
     "Failure",
+    "Grammar",
     "Options",
     "Pair",
     "PardError",
@@ -56,6 +58,7 @@ _ERRORS = ("BadArtifact", "BadCheckpoint", "BadInput", "BadProvider", "Failure",
 # The module of each name
 _MODULES = dict.fromkeys(_ERRORS, "models.errors") | {
     "Chat": "runtime.chat",
+    "Grammar": "runtime.guided.grammar",
     "Options": "runtime.options",
     **dict.fromkeys(("Pair", "load"), "runtime.pair"),
     **dict.fromkeys(("Chunk", "Facts", "Result", "Seconds", "Stats"), "runtime.result"),

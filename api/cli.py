@@ -23,7 +23,7 @@ from pard_onnx.interrupts import Interrupts
 from pard_onnx.models.atomic import recover
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checks import Progress
-from pard_onnx.models.errors import BadInput, PardError, PardWarning, escaped, one_line
+from pard_onnx.models.errors import BadInput, PardError, PardWarning, escaped, one_line, shown
 from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.precision import Precision
@@ -198,6 +198,47 @@ def add_stops(parser: argparse.ArgumentParser) -> None:
 def stop_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """The options of `add_stops`, as keyword arguments of `Pair.generate`."""
     return {"stop": options.stop, "stop_token_ids": options.stop_token_id}
+
+
+def add_grammar(parser: argparse.ArgumentParser) -> None:
+    """What the text must be. The options exclude one another."""
+    group = parser.add_mutually_exclusive_group()
+    schema = "the text is JSON of this schema; needs the extra `guided`, as the next three do"
+    group.add_argument("--json-schema", metavar="FILE|TEXT", help=schema)
+    group.add_argument("--regex", metavar="REGEX", help="the whole text matches this regular expression")
+    group.add_argument("--choice", action="append", metavar="TEXT", help="the text is one of these; repeatable")
+    group.add_argument("--grammar", type=Path, metavar="FILE", help="the text is of this Lark grammar")
+
+
+def grammar_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_grammar`, as keyword arguments of `Pair.generate`. BadInput names the option and the file."""
+    out: dict[str, Any] = {"regex": options.regex, "choice": options.choice}
+    if options.json_schema is not None:
+        out["response_format"] = json_schema(options.json_schema)
+    if options.grammar is not None:
+        out["grammar"] = text_of("--grammar", options.grammar)
+    Options.from_keywords(out)  # refused before the models load
+    return out
+
+
+def json_schema(given: str) -> dict[str, Any]:
+    """The JSON schema in a file, or in the option itself if it begins with a brace."""
+    is_text = given.lstrip().startswith("{")
+    text = given if is_text else text_of("--json-schema", Path(given))
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"--json-schema {shown(given)}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BadInput(f"--json-schema {shown(given)}: a JSON schema must be an object, not {shown(value)}")
+    return {"type": "json_schema", "json_schema": {"schema": value}}
+
+
+def text_of(option: str, file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{option} {file}: the file cannot be read: {error}") from error
 
 
 # Name, type, metavar, help; the defaults are those of `Sampling`.

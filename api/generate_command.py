@@ -12,6 +12,7 @@ from typing import Any
 
 from pard_onnx.cli import (
     Parser,
+    add_grammar,
     add_providers,
     add_revisions,
     add_sampling,
@@ -20,6 +21,7 @@ from pard_onnx.cli import (
     add_template_arguments,
     exit_code,
     for_stdout,
+    grammar_arguments,
     load_arguments,
     revision_arguments,
     sampling_arguments,
@@ -51,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--draft-length", type=whole_or_auto, default=AUTO, metavar="K", help=length)
     out.add_argument("--no-lookup", dest="lookup", action="store_false", help="with auto: only the draft model drafts")
     add_stops(out)
+    add_grammar(out)
     out.add_argument("--timeout", type=float, metavar="S", help="end after so many seconds")
     add_sampling(out)
     add_revisions(out)
@@ -80,6 +83,7 @@ def generate(options: argparse.Namespace) -> None:
         "template_arguments": arguments,
         "special_tokens": options.special_tokens,
         **stop_arguments(options),
+        **grammar_arguments(options),
         **sampling_arguments(options),
     }
     with load(options.target, options.draft, **load_arguments(options), **revision_arguments(options)) as pair:

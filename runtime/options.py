@@ -103,13 +103,13 @@ class Options:
     parallel_tool_calls: bool = True  # False: the reply ends with its first call
     # The thinking of a chat's model ends after so many tokens; None: where the model ends it
     max_reasoning_tokens: int | None = None
-    # What the text must be, at most one of these; llguidance follows it (extra `guided`). Where max_new_tokens, a stop
-    # string or the timeout ends the generation, the text may be a beginning only.
+    # What the text must be: at most one of these, which is kept as `grammar`. llguidance follows it (extra `guided`).
+    # Where max_new_tokens, a stop string or the timeout ends the generation, the text may be a beginning only.
     # JSON: {"type": "json_object"}, {"type": "json_schema", "json_schema": {"schema": ...}}, a JSON schema as it is, or
     # a pydantic model
-    response_format: Any = field(default=None, hash=False)
+    response_format: Any = None
     regex: str | None = None  # a regular expression that matches the whole text
-    choice: Sequence[str] | None = field(default=None, hash=False)  # one of these texts
+    choice: Sequence[str] | None = None  # one of these texts
     grammar: str | Grammar | None = None  # llguidance's variant of Lark, or a `Grammar`
 
     def __post_init__(self) -> None:
@@ -133,16 +133,22 @@ class Options:
             keep(self, "draft_length", require_whole("draft_length", self.draft_length, 0, DRAFT_LIMIT))
         if self.timeout is not None:
             keep(self, "timeout", checked_timeout(self.timeout))
+<<<<<<< HEAD
         guide, use = self.guide, ToolUse.of(self.described_tools, self.tool_choice, self.parallel_tool_calls)
         if guide and use and use.forced:
             raise BadInput(
                 f"{guide.argument} and a tool_choice that makes calls cannot both hold; leave one of them out"
             )
+=======
+        keep(self, "grammar", chosen_grammar(self.response_format, self.regex, self.choice, self.grammar))
+        for name in ("response_format", "regex", "choice"):
+            keep(self, name, None)
+>>>>>>> b16
 
     @property
     def guide(self) -> Grammar | None:
         """What the text must be; None where it is free."""
-        return chosen_grammar(self.response_format, self.regex, self.choice, self.grammar)
+        return self.grammar if isinstance(self.grammar, Grammar) else None
 
     @property
     def described_tools(self) -> tuple[dict[str, Any], ...]:
@@ -165,7 +171,7 @@ class Options:
             return self
         if form.thinking:
             guide = guide.after(form.thinking.end, form.begun, form.thinking.begin)
-        return replace(self, response_format=None, regex=None, choice=None, grammar=guide, tools=(), tool_choice=None)
+        return replace(self, grammar=guide, tools=(), tool_choice=None)
 
     def require_plain(self) -> None:
         """BadInput for options that only the reply to a chat can have."""

@@ -10,7 +10,8 @@ from typing import Any
 from pard_onnx.runtime.text.tool_calls import ToolFormat
 from pard_onnx.runtime.text.tools import ToolUse, schema_parameters, tool_name
 
-from .grammar import WHITESPACE, Grammar
+from .grammar import Grammar
+from .matcher import with_own_settings
 
 
 def call_grammar(form: ToolFormat, use: ToolUse, token: Callable[[str], int | None]) -> Grammar:
@@ -33,7 +34,7 @@ def call_grammar(form: ToolFormat, use: ToolUse, token: Callable[[str], int | No
     for number, tool in enumerate(use.forced):
         before = rule(written.before + tool_name(tool) + written.between)
         lines.append(f"call_{number}: {before} arguments_{number} {rule(written.after)}")
-        schema = {"x-guidance": {"whitespace_pattern": WHITESPACE}} | with_null(schema_parameters(tool))
+        schema = with_own_settings(with_null(schema_parameters(tool)))
         lines.append(f"arguments_{number}: %json {json.dumps(schema)}")
     return Grammar.lark("\n".join(lines), "tool_choice")
 

@@ -14,8 +14,6 @@ MOST_CHARACTERS = 1_000_000  # of a grammar's text
 MOST_REGEX = 100_000  # of a regular expression, whose characters cost more
 JSON_TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 FORMATS = ("text", "json_object", "json_schema")  # the types of OpenAI's response_format
-# What may stand between two parts of a JSON text. Without a bound, a model may write line ends for ever.
-WHITESPACE = r"[ \t]{1,4}|(\r?\n){1,2}[ \t]{0,64}"
 ANSWER = "answer"  # the name of the answer's part in a grammar with reasoning
 
 
@@ -59,7 +57,6 @@ class Grammar:
         """JSON of this schema: a mapping, or true or false as JSON schemas may be."""
         if not isinstance(schema, Mapping | bool):
             raise BadInput(f"{argument}: a JSON schema must be a mapping, not {shown(schema)}")
-        own = {"whitespace_pattern": WHITESPACE}
         try:
             # Through text, so that no object of the user's is left
             found = json.loads(json.dumps(dict(schema) if isinstance(schema, Mapping) else schema, allow_nan=False))
@@ -67,11 +64,7 @@ class Grammar:
             raise BadInput(f"{argument}: the JSON schema cannot be written as JSON: {error}") from None
         if found is False:
             raise BadInput(f"{argument}: no text satisfies the schema false; leave it out, or take another schema")
-        found = {} if found is True else found
-        guidance = found.get("x-guidance")
-        if isinstance(guidance, dict | None):  # llguidance refuses anything else
-            found["x-guidance"] = own | (guidance or {})
-        return cls("json", json.dumps(found, ensure_ascii=False), argument)
+        return cls("json", json.dumps({} if found is True else found, ensure_ascii=False), argument)
 
     @classmethod
     def regex(cls, expression: object, argument: str = "regex") -> Grammar:

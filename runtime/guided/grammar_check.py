@@ -8,10 +8,12 @@ script, for a tokenizer whose tokens are single bytes.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
+IDS = re.compile(r"<\[[\d,-]+\]>")  # tokens of the model's vocabulary in a Lark grammar
 MEMORY = 2 << 30  # bytes of address space that the helper may take
 
 
@@ -54,7 +56,8 @@ def main() -> None:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
     limits = LLParserLimits(verbose_errors=False)
-    problem = problem_of(request["grammar"], LLTokenizer(Bytes()), limits, LLMatcher)
+    grammar = IDS.sub(f"<[{Bytes.eos_token_id}]>", request["grammar"])
+    problem = problem_of(grammar, LLTokenizer(Bytes()), limits, LLMatcher)
     sys.stdout.buffer.write(json.dumps({"problem": problem}).encode())
 
 
