@@ -133,17 +133,14 @@ class Options:
             keep(self, "draft_length", require_whole("draft_length", self.draft_length, 0, DRAFT_LIMIT))
         if self.timeout is not None:
             keep(self, "timeout", checked_timeout(self.timeout))
-<<<<<<< HEAD
+        keep(self, "grammar", chosen_grammar(self.response_format, self.regex, self.choice, self.grammar))
+        for name in ("response_format", "regex", "choice"):
+            keep(self, name, None)
         guide, use = self.guide, ToolUse.of(self.described_tools, self.tool_choice, self.parallel_tool_calls)
         if guide and use and use.forced:
             raise BadInput(
                 f"{guide.argument} and a tool_choice that makes calls cannot both hold; leave one of them out"
             )
-=======
-        keep(self, "grammar", chosen_grammar(self.response_format, self.regex, self.choice, self.grammar))
-        for name in ("response_format", "regex", "choice"):
-            keep(self, name, None)
->>>>>>> b16
 
     @property
     def guide(self) -> Grammar | None:
