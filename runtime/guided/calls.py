@@ -13,6 +13,9 @@ from pard_onnx.runtime.text.tools import ToolUse, schema_parameters, tool_name
 from .grammar import Grammar
 from .matcher import with_own_settings
 
+# Keywords beside which an object's properties may be named elsewhere
+COMBINED = {"$ref", "allOf", "anyOf", "oneOf", "if", "not", "patternProperties", "unevaluatedProperties"}
+
 
 def call_grammar(form: ToolFormat, use: ToolUse, token: Callable[[str], int | None]) -> Grammar:
     """The grammar of a reply that calls the forced tools and has no other text.
@@ -34,7 +37,7 @@ def call_grammar(form: ToolFormat, use: ToolUse, token: Callable[[str], int | No
     for number, tool in enumerate(use.forced):
         before = rule(written.before + tool_name(tool) + written.between)
         lines.append(f"call_{number}: {before} arguments_{number} {rule(written.after)}")
-        schema = with_own_settings(with_null(schema_parameters(tool)))
+        schema = with_own_settings(closed(with_null(schema_parameters(tool))))
         lines.append(f"arguments_{number}: %json {json.dumps(schema)}")
     return Grammar.lark("\n".join(lines), "tool_choice")
 
@@ -58,3 +61,19 @@ def with_null(schema: Any) -> Any:
         return schema
     inner = {key: with_null(value) for key, value in schema.items() if key != "nullable" or isinstance(value, dict)}
     return {"anyOf": [inner, {"type": "null"}]} if schema.get("nullable") is True else inner
+
+
+def closed(schema: Any) -> Any:
+    """The schema, whose objects have no other properties than those that it names, unless it says that they may.
+
+    A call with other arguments is of no use to a function, and a model that may add some need not come to an end.
+    """
+    if not isinstance(schema, dict) or COMBINED & schema.keys():
+        return schema
+    out = dict(schema)
+    if isinstance(schema.get("properties"), dict):
+        out["properties"] = {name: closed(inner) for name, inner in schema["properties"].items()}
+        out.setdefault("additionalProperties", False)
+    if "items" in schema:
+        out["items"] = closed(schema["items"])
+    return out
