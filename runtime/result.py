@@ -53,7 +53,7 @@ class Stats(Facts):
     # The number of tokens after the first one, divided by the time after it, in which the draft reads the prompt, too.
     tokens_per_second: float
     time_to_first_token: float  # seconds
-    sources: tuple[str, ...]  # by round: what drafted, "pard", "lookup" or "none"
+    sources: tuple[str, ...]  # by round: what drafted, "pard", "lookup", "grammar" or "none"
     ahead: int  # rounds in which the next round was drafted while the target verified, on a device of the draft's own
     ahead_used: int  # of these rounds, those whose guess of the target's next token was right
 

@@ -2,32 +2,39 @@
 
 Some grammars take llguidance very long, such as those that intersect regular expressions, and nothing can end its work
 from outside. So a grammar that may be one of them is compiled in a helper process first, which runs this file as a
-script, for a tokenizer whose tokens are single bytes.
+script, for a tokenizer whose ordinary tokens are single bytes.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
-IDS = re.compile(r"<\[[\d,-]+\]>")  # tokens of the model's vocabulary in a Lark grammar
 MEMORY = 2 << 30  # bytes of address space that the helper may take
 
 
 class Bytes:
-    """llguidance's `TokenizerWrapper` of a tokenizer whose tokens are the bytes, and an end of text."""
+    """llguidance's `TokenizerWrapper` of a tokenizer with single bytes, and the special tokens of the model's."""
 
-    eos_token_id = 256
     bos_token_id = None
-    tokens = (*(bytes([value]) for value in range(256)), b"<|end|>")
-    special_token_ids = (256,)
     is_tokenizer_wrapper = True
 
+    def __init__(self, size: int, special: dict[str, int]) -> None:
+        """size: ids of the model's tokenizer. special: ids by text, which grammars may name."""
+        named = {id_: text.encode() for text, id_ in special.items()}
+        ordinary = (id_ for id_ in count() if id_ not in named)
+        single = {next(ordinary): bytes([value]) for value in range(256)}
+        both = named | single
+        self.eos_token_id = 1 + max(size, *both)
+        self.tokens = [both.get(id_, b"") for id_ in range(self.eos_token_id)] + [b"<|end of text|>"]
+        self.special_token_ids = [*named, self.eos_token_id]
+        self._ids = {byte[0]: id_ for id_, byte in single.items()}
+
     def __call__(self, text: str | bytes) -> list[int]:
-        return list(text.encode() if isinstance(text, str) else text)
+        return [self._ids[value] for value in (text.encode() if isinstance(text, str) else text)]
 
 
 def limit_memory() -> None:
@@ -56,8 +63,9 @@ def main() -> None:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
     limits = LLParserLimits(verbose_errors=False)
-    grammar = IDS.sub(f"<[{Bytes.eos_token_id}]>", request["grammar"])
-    problem = problem_of(grammar, LLTokenizer(Bytes()), limits, LLMatcher)
+    wrapper: Any = Bytes(request["size"], request["special"])  # looked at by its attributes, not by its class
+    tokenizer = LLTokenizer(wrapper)
+    problem = problem_of(request["grammar"], tokenizer, limits, LLMatcher)
     sys.stdout.buffer.write(json.dumps({"problem": problem}).encode())
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -48,6 +48,7 @@ class Grammars:
         messages. size: ids 0..size-1 can be chosen. eos_ids: of the model."""
         self._text, self._name, self._size, self._eos_ids = tokenizer, name, size, eos_ids
         self._tokenizer: Any = None  # llguidance's
+        self._special: dict[str, int] = {}  # its special tokens: ids by text
         self._compiled: OrderedDict[Grammar, Any] = OrderedDict()  # llguidance's matchers at their beginning
         self._lock = Lock()
 
@@ -73,10 +74,10 @@ class Grammars:
     def _compile(self, grammar: Grammar) -> Any:
         library = llguidance()
         if self._tokenizer is None:
-            self._tokenizer = self._open(library)
-        source = source_of(grammar, self._token, library.LLMatcher.grammar_from_regex)
+            self._open(library)
+        source = source_of(grammar, self._special, library.LLMatcher.grammar_from_regex)
         if needs_trial(grammar):
-            refuse(grammar, problem_in_helper(source, library))
+            refuse(grammar, problem_in_helper(source, library, self._tokenizer.vocab_size, self._special))
         limits = library.LLParserLimits(verbose_errors=False)
         matcher = library.LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
         trial = matcher.deep_copy()
@@ -85,26 +86,24 @@ class Grammars:
         refuse(grammar, trial.get_error())
         return matcher
 
-    def _open(self, library: Any) -> Any:
-        """llguidance's form of the tokenizer, without added tokens that the model does not have."""
+    def _open(self, library: Any) -> None:
+        """Make llguidance's form of the tokenizer, without added tokens that the model does not have."""
         try:
             value = json.loads(self._text())
             value["added_tokens"] = [one for one in value.get("added_tokens") or () if one["id"] < self._size]
             text = json.dumps(value)
             known = 1 + max([*map(_id, value["added_tokens"]), *_model_ids(value["model"]["vocab"])])
             eos_ids = [token for token in self._eos_ids if token < known]
-            return library.LLTokenizer(text, n_vocab=max(self._size, known), eos_token=eos_ids or None)
+            opened = library.LLTokenizer(text, n_vocab=max(self._size, known), eos_token=eos_ids or None)
+            added = {one["content"]: one["id"] for one in value["added_tokens"]}
+            self._special = {text: id_ for text, id_ in added.items() if opened.is_special_token(id_)}
+            self._tokenizer = opened
         except BaseException as error:
             if not isinstance(error, Exception) and not panics(error):
                 raise
             raise BadArtifact(
                 f"{self._name}: llguidance cannot use this tokenizer ({error}); generate without a grammar"
             ) from None
-
-    def _token(self, text: str) -> int | None:
-        """The id of a special token with this text; None if there is none."""
-        ids: list[int] = self._tokenizer.tokenize_str(text, parse_special=True)
-        return ids[0] if len(ids) == 1 and self._tokenizer.is_special_token(ids[0]) else None
 
 
 def _id(token: Any) -> int:
@@ -123,9 +122,13 @@ def needs_trial(grammar: Grammar) -> bool:
     return grammar.kind != "choice"
 
 
-def problem_in_helper(source: str, library: Any) -> str:
-    """What a helper process finds wrong with a grammar; empty if nothing is, and where no helper can be started."""
-    request = {"packages": str(Path(library.__file__).parent.parent), "grammar": source}
+def problem_in_helper(source: str, library: Any, size: int, special: Mapping[str, int]) -> str:
+    """What a helper process finds wrong with a grammar; empty if nothing is, and where no helper can be started.
+
+    size: ids of llguidance's tokenizer; special: its special tokens.
+    """
+    packages = str(Path(library.__file__).parent.parent)
+    request = {"packages": packages, "grammar": source, "size": size, "special": dict(special)}
     try:
         answer = run_helper(Path(grammar_check.__file__), request, SECONDS)
     except HelperStopped as stopped:
@@ -141,11 +144,12 @@ def refuse(grammar: Grammar, problem: str) -> None:
         raise BadInput(f"{grammar.argument} cannot be followed: {explained(problem, grammar.kind)}")
 
 
-def source_of(grammar: Grammar, token: Callable[[str], int | None], from_regex: Callable[[str], str]) -> str:
+def source_of(grammar: Grammar, special: Mapping[str, int], from_regex: Callable[[str], str]) -> str:
     """The grammar in llguidance's JSON form.
 
-    token: the id of a special token, by its text. from_regex: llguidance's `grammar_from_regex`.
+    special: the ids of special tokens by their texts. from_regex: llguidance's `grammar_from_regex`.
     """
+    answer: dict[str, Any]
     if grammar.kind == "json":
         answer = {"json_schema": with_own_settings(json.loads(grammar.text))}
     elif grammar.kind == "regex":
@@ -157,7 +161,7 @@ def source_of(grammar: Grammar, token: Callable[[str], int | None], from_regex: 
         answer = {"lark_grammar": grammar.text}
     if grammar.reasoning is None:
         return json.dumps({"grammars": [answer]})
-    block = reasoning_rules(grammar.reasoning.end, grammar.reasoning.begin, token)
+    block = reasoning_rules(grammar.reasoning.end, grammar.reasoning.begin, special)
     return json.dumps({"grammars": [{"lark_grammar": block}, {"name": ANSWER, **answer}]})
 
 
@@ -169,17 +173,16 @@ def with_own_settings(schema: dict[str, Any]) -> dict[str, Any]:
     return schema | {"x-guidance": {"whitespace_pattern": WHITESPACE} | theirs}
 
 
-def reasoning_rules(end: str, begin: str | None, token: Callable[[str], int | None]) -> str:
+def reasoning_rules(end: str, begin: str | None, special: Mapping[str, int]) -> str:
     """The Lark rules of a block of reasoning and the answer after it; begin: None where the prompt has begun it.
 
     A mark that is a token of its own is that token; otherwise it is found in the text, wherever tokens end.
     """
 
     def mark(text: str) -> str:
-        id_ = token(text)
-        return json.dumps(text, ensure_ascii=False) if id_ is None else f"<[{id_}]>"
+        return f"<[{special[text]}]>" if text in special else json.dumps(text, ensure_ascii=False)
 
-    if token(end) is None:
+    if end not in special:
         # "lazy": the block ends at the first mark
         rules = ["block: lazy_text", f"lazy_text[lazy]: /(?s:.*)/ {json.dumps(end, ensure_ascii=False)}"]
     else:

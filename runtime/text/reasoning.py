@@ -31,7 +31,7 @@ class Thinking:
         return self.begin, self.end
 
 
-THINKING = (
+THINKING_FORMS = (
     Thinking("<think>", "</think>", "\n</think>"),  # Qwen3, DeepSeek-R1 and its distills, QwQ, SmolLM3
     Thinking("[THINK]", "[/THINK]", "[/THINK]"),  # Mistral
 )
@@ -39,7 +39,7 @@ THINKING = (
 
 def thinking_of(template: str, tokens: Callable[[str], bool] = lambda _: False) -> Thinking | None:
     """How a model with this chat template thinks; None if it does not. tokens: whether the tokenizer has a token."""
-    return next((one for one in THINKING if one.end in template or (tokens(one.begin) and tokens(one.end))), None)
+    return next((one for one in THINKING_FORMS if one.end in template or (tokens(one.begin) and tokens(one.end))), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from json_schemas import SCHEMAS, closed
 from jsonschema import Draft202012Validator
 
 from pard_onnx import Chunk, Failure, Pair, load
+from pard_onnx.generate_command import main as generate_main
 from pard_onnx.models import demo
 from pard_onnx.runtime.decoding.drafter import Drafter, Proposal
 from pard_onnx.runtime.options import Options
@@ -203,3 +204,41 @@ def test_chunks_are_the_text(pairs: dict[str, Pair]) -> None:
         chunks.extend(stream)
     assert "".join(chunk.text for chunk in chunks) == stream.result.text
     assert any(any(chunk.drafted) for chunk in chunks)
+
+
+def test_by_command(
+    demo_folder: Callable[[str, str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema, lark = tmp_path / "schema ü.json", tmp_path / "grammar.lark"
+    schema.write_text(json.dumps(SCHEMAS["enums"]), encoding="utf-8")
+    lark.write_text('\ufeffstart: "a" | "é"', encoding="utf-8")
+    models = ["--target", str(demo_folder("demo-target", "int4")), "--draft", str(demo_folder("demo-draft", "int8"))]
+
+    def text(*options: str) -> str:
+        assert generate_main([*models, "--prompt", PROMPT, *options]) == 0
+        return capsys.readouterr().out.removesuffix("\n")
+
+    for given in (str(schema), schema.read_text(encoding="utf-8")):
+        Draft202012Validator(SCHEMAS["enums"]).validate(json.loads(text("--json-schema", given)))
+    assert re.fullmatch("[xy]{3}", text("--regex", "[xy]{3}"))
+    assert text("--choice", "yes", "--choice", "no") in ("yes", "no")
+    assert text("--grammar", str(lark)) in ("a", "é")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--json-schema", "{"], "--json-schema '{': not JSON"),
+        (["--json-schema", "nowhere.json"], "--json-schema nowhere.json: the file cannot be read"),
+        (["--grammar", "nowhere.lark"], "--grammar nowhere.lark: the file cannot be read"),
+        (["--regex", ""], "regex must be a regular expression"),
+        (["--choice", ""], "each choice must be text"),
+    ],
+    ids=str,
+)
+def test_what_commands_refuse_before_a_model_is_opened(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert generate_main(["--target", "no such folder", "--prompt", "x", *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1

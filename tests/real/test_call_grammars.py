@@ -13,7 +13,7 @@ from real import npm_tokenizer
 
 from pard_onnx.runtime.guided.calls import call_grammar
 from pard_onnx.runtime.guided.matcher import Grammars
-from pard_onnx.runtime.text.reasoning import THINKING
+from pard_onnx.runtime.text.reasoning import THINKING_FORMS
 from pard_onnx.runtime.text.reply import ReplyForm
 from pard_onnx.runtime.text.tokenizer import Text
 from pard_onnx.runtime.text.tool_calls import TOOL_FORMATS, ToolFormat
@@ -57,7 +57,7 @@ def test_what_the_grammar_allows_are_calls(
     text, grammars, size, eos = model
     use = ToolUse(TOOLS, TOOLS, several=True)
     grammar = call_grammar(form, use, text.token_id)
-    thinking = THINKING[0] if thinks else None
+    thinking = THINKING_FORMS[0] if thinks else None
     if thinking:
         grammar = grammar.after(thinking.end, False, thinking.begin)
     reply = ReplyForm(thinking, False, use, form, use.parameters({}))

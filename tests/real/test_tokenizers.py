@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import pytest
 from real import NPM, npm_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pard_onnx.models.checkpoints.vocabulary import chat_template
 from pard_onnx.models.errors import BadInput
+from pard_onnx.runtime.guided.grammar import Grammar
+from pard_onnx.runtime.guided.matcher import Grammars
 from pard_onnx.runtime.text.tokenizer import Text
 
 pytestmark = pytest.mark.real
@@ -102,3 +106,56 @@ def test_special_tokens_in_messages_stay_text(
     if text.encode_chat(hostile, None, "encode") != ids:
         with pytest.raises(BadInput, match="has the special token"):
             text.encode_chat(hostile, None, "refuse")
+
+
+JSON_TEXT = json.dumps({"name": 'Jörg "Max" 中文 😀', "age": 42, "tags": ["a b", "c"]}, ensure_ascii=False)
+JSON_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "age": {"type": "integer"},
+        "tags": {"type": "array", "items": {"type": "string"}},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+
+
+def test_grammars_read_the_bytes_that_are_written(both: tuple[PreTrainedTokenizerBase, Text]) -> None:
+    """llguidance's bytes of each ordinary token are the text that a stream has of it."""
+    _, ours = both
+    size, special = 1 + max(ours.vocabulary().values()), set(ours.special_ids().values())
+    grammars = Grammars(ours.tokenizer_json, "real", size + 200, [max(special)])
+    grammars.compiled(Grammar.json_object())
+    theirs = grammars._tokenizer
+    context = ours.encode("a b")[-1:]
+    before = len(ours.decode(context))
+    for id_ in range(0, size, 7):
+        text = ours.decode([*context, id_])[before:]
+        if theirs.is_special_token(id_):  # never written inside of a text: control tokens, and the byte FF
+            token = ours.token(id_) or ""
+            assert id_ in special or (token.startswith("<") and token.endswith(">")) or token == "\u00ff"
+        elif "\ufffd" not in text:
+            assert id_ not in special
+            assert theirs.decode_bytes([id_]).decode() == text
+
+
+def test_json_in_the_tokens_of_the_model_is_allowed(both: tuple[PreTrainedTokenizerBase, Text]) -> None:
+    _, ours = both
+    size, special = 1 + max(ours.vocabulary().values()), set(ours.special_ids().values())
+    eos = max(special)
+    matcher = Grammars(ours.tokenizer_json, "real", size + 200, [eos]).matcher(
+        Grammar.json_schema(JSON_SCHEMA), 0, [eos, size + 100]
+    )
+    tokens: list[int] = []
+    for id_ in ours.encode(JSON_TEXT)[-200:]:
+        if id_ in special:  # BOS
+            continue
+        assert not matcher.is_complete(tokens)
+        row = matcher.edit(np.zeros(size + 200, np.float32), tokens)
+        assert row[id_] == 0
+        assert row[eos] == -np.inf
+        tokens.append(id_)
+    assert matcher.is_complete(tokens)
+    row = matcher.edit(np.zeros(size + 200, np.float32), tokens)
+    assert np.flatnonzero(row == 0).tolist() == sorted([eos, size + 100])

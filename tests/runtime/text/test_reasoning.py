@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pard_onnx.runtime.text.reasoning import THINKING, ReasoningBudget, ThinkingReader, thinking_of
+from pard_onnx.runtime.text.reasoning import THINKING_FORMS, ReasoningBudget, ThinkingReader, thinking_of
 
 BEGIN, END = "<think>", "</think>"
 
@@ -106,7 +106,7 @@ def test_the_budget_closes_the_thinking(budget: int, text: str, begun: bool, sin
 
 
 def test_how_templates_think() -> None:
-    assert thinking_of("{% if '</think>' in content %}") is THINKING[0]
-    assert thinking_of("[THINK]{{ x }}[/THINK]") is THINKING[1]
+    assert thinking_of("{% if '</think>' in content %}") is THINKING_FORMS[0]
+    assert thinking_of("[THINK]{{ x }}[/THINK]") is THINKING_FORMS[1]
     assert thinking_of("{{ messages }}") is None
-    assert thinking_of("{{ messages }}", lambda token: token in ("<think>", "</think>")) is THINKING[0]
+    assert thinking_of("{{ messages }}", lambda token: token in ("<think>", "</think>")) is THINKING_FORMS[0]
