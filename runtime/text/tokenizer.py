@@ -117,7 +117,10 @@ class Text:
             question = [{"role": "user", "content": "?"}]
             function = {"name": "probe", "description": "probe", "parameters": {"type": "object", "properties": {}}}
             tools = [{"type": "function", "function": function}]
-            self._writes_tools = self.render(question) != self.render(question, {"tools": tools})
+            try:
+                self._writes_tools = self.render(question) != self.render(question, {"tools": tools})
+            except BadInput:  # a template may want other messages beside tools
+                self._writes_tools = True
         return self._writes_tools
 
     def stream(self, prompt: Sequence[int]) -> Detokenizer:

@@ -150,7 +150,7 @@ def test_every_form_has_an_example() -> None:
 
 
 @pytest.mark.parametrize("form", TOOL_FORMATS, ids=lambda form: form.name)
-@settings(max_examples=120)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_any_chunking_finds_the_same(form: ToolFormat, data: st.DataObject) -> None:
     """Of texts that are made of pieces of calls, with or without special tokens."""
