@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pard_onnx.runtime.text.tool_calls import ToolFormat
+from pard_onnx.runtime.text.tool_formats import ToolFormat
 from pard_onnx.runtime.text.tools import ToolUse, schema_parameters, tool_name
 
 from .grammar import Grammar

@@ -11,7 +11,8 @@ from pard_onnx.models.errors import BadInput
 
 from .reasoning import ReasoningBudget, Thinking, ThinkingReader, thinking_of
 from .tokenizer import Text
-from .tool_calls import CallReader, ToolCall, ToolCallDelta, ToolFormat, tool_format
+from .tool_calls import CallReader, ToolCall, ToolCallDelta
+from .tool_formats import ToolFormat, tool_format
 from .tools import ToolUse
 from .writer import MARK, Stops
 
@@ -40,7 +41,7 @@ class ReplyForm:
         if self.tools and self.calls:
             make_id = call_ids(prompt, short=self.calls.short_ids)
             guided = bool(self.tools.forced)
-            calls = CallReader(self.calls, self.parameters, make_id, tags=stops.tags, guided=guided)
+            calls = self.calls.reader(self.parameters, make_id, tags=stops.tags, guided=guided)
         one_call = self.tools is not None and not self.tools.several
         thinking = thinking_reader(self.thinking, self.begun, stops.tags) if self.thinking else None
         return Reply(thinking, calls, one_call=one_call)

@@ -1,5 +1,4 @@
-"""Calls of tools in the text of a reply: the forms in which models write them, and a parser for text that comes in
-pieces.
+"""Calls of tools in the text of a reply: what they are, and a parser for text that comes in pieces.
 
 What is a call becomes a `ToolCall` in OpenAI's form, with its arguments as the model wrote them. What looks like a call
 and is none, such as one that is cut short, stays text. White space around calls is no text.
@@ -7,26 +6,12 @@ and is none, such as one that is cut short, stays text. White space around calls
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
-from .call_syntax import NAME, Cursor, NotACall, PythonCall, Reading, json_object
+from .call_syntax import Cursor, NotACall, Reading
 from .writer import MARK, scan
-
-TOOL_CALL, TOOL_CALL_END = "<tool_call>", "</tool_call>"
-PYTHON_TAG = "<|python_tag|>"
-TOOL_CALLS, CALL_ID, ARGS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
-CODE, CODE_END = "<code>", "</code>"
-TOOL_CODE, FENCE = "```tool_code\n", "```"
-R1_CALLS, R1_CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
-R1_CALL, R1_CALL_END, R1_NAME = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"
-ARGUMENT_KEYS = ("arguments", "parameters")
-INTERPRETERS = ("code_interpreter", "ipython", "python")  # names of a tool that runs Python code
-NOTHING = "{}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +60,23 @@ class CallReader:
 
     def __init__(
         self,
-        form: ToolFormat,
+        begins: Mapping[str, Read],
+        firsts: Mapping[str, Read],
         parameters: Mapping[str, Sequence[str]],
         make_id: Callable[[int], str],
         *,
         tags: Mapping[str, str] | None = None,
         guided: bool = False,
     ) -> None:
-        """parameters: the names of each offered tool's parameters, in order. make_id: a call's id from its index. tags:
-        what stands in the text for those of the form's tags that are special tokens. guided: a grammar makes sure that
-        calls are whole, so their arguments are given as they come, also those of a call that is cut short."""
+        """begins, firsts: see `ToolFormat`. parameters: the names of each offered tool's parameters, in order. make_id: a
+        call's id from its index. tags: what stands in the text for those of the form's tags that are special tokens.
+        guided: a grammar makes sure that calls are whole, so their arguments are given as they come, also those of a call
+        that is cut short."""
         self.parameters = parameters
         self.cursor = Cursor()
         self.calls: list[ToolCall] = []
-        self._firsts, self._make_id, self._tags, self._guided = form.firsts, make_id, tags or {}, guided
-        self._begins = {self.tag(begin): read for begin, read in form.begins.items()}
+        self._firsts, self._make_id, self._tags, self._guided = firsts, make_id, tags or {}, guided
+        self._begins = {self.tag(begin): read for begin, read in begins.items()}
         self._found = Found()
         self._kept = 0  # where the text begins that is neither text nor a call yet
         self._spaces = ""  # white space that is no text if a call follows
@@ -237,333 +224,3 @@ class CallReader:
 
 
 Read = Callable[[CallReader], Reading[None]]
-
-
-# Readers of forms
-
-
-def json_call(reader: CallReader) -> Reading[tuple[str, str | None]]:
-    """A JSON object with a name and arguments; None if it has no arguments."""
-    cursor = reader.cursor
-    name = arguments = None
-    yield from cursor.literal("{")
-    yield from cursor.spaces()
-    while True:
-        key = yield from cursor.key()
-        if key == "name":
-            name = yield from cursor.string()
-        elif key in ARGUMENT_KEYS:
-            reader.opens(name)
-            arguments = yield from argument_object(cursor)
-            reader.closes()
-        else:
-            yield from cursor.value()
-        if not (yield from cursor.goes_on("}")):
-            break
-    if name is None or not NAME.fullmatch(name):
-        raise NotACall
-    return name, arguments
-
-
-def argument_object(cursor: Cursor) -> Reading[str]:
-    """The arguments of a call: an object, an object as a JSON string, or null, which is none."""
-    start, first = cursor.at, (yield from cursor.peek())
-    if first == '"':
-        return checked_object((yield from cursor.string()))
-    if first == "n":
-        yield from cursor.literal("null")
-        return NOTHING
-    yield from cursor.members()
-    return cursor.text[start : cursor.at]
-
-
-def checked_object(text: str) -> str:
-    """The text if it is a JSON object, or NotACall."""
-    whole = Cursor()
-    whole.text, whole.ended = text.strip(), True
-    for _ in whole.members():
-        pass
-    if not whole.at_end:
-        raise NotACall
-    return whole.text
-
-
-def tagged_json(reader: CallReader) -> Reading[None]:
-    """`<tool_call>`, a JSON object or a list of them, `</tool_call>`."""
-    cursor = reader.cursor
-    yield from reader.literal(TOOL_CALL)
-    yield from cursor.spaces()
-    calls = []
-    several = yield from reader.goes_past("[")
-    while True:
-        yield from cursor.spaces()
-        name, arguments = yield from json_call(reader)
-        calls.append((name, arguments or NOTHING))
-        if not several or not (yield from cursor.goes_on("]")):
-            break
-    yield from cursor.spaces()
-    yield from reader.literal_or_end(TOOL_CALL_END)
-    reader.add(*calls)
-
-
-def bare_json(reader: CallReader) -> Reading[None]:
-    """A JSON object that has the name of an offered tool, and parameters; more may follow after semicolons."""
-    yield from json_sequence(reader, offered=True)
-
-
-def json_sequence(reader: CallReader, *, offered: bool) -> Reading[None]:
-    cursor = reader.cursor
-    while True:
-        name, arguments = yield from json_call(reader)
-        if offered:
-            reader.parameters_of(name)
-        if arguments is None:
-            raise NotACall
-        reader.add((name, arguments))
-        yield from cursor.spaces()
-        if (yield from cursor.peek()) == ";":
-            cursor.at += 1
-            yield from cursor.spaces()
-        if (yield from cursor.peek()) != "{":
-            return
-
-
-def python_tag(reader: CallReader) -> Reading[None]:
-    """`<|python_tag|>` with JSON, `NAME.call(...)` or the code of an offered interpreter."""
-    cursor = reader.cursor
-    yield from reader.literal(PYTHON_TAG)
-    yield from cursor.spaces()
-    start = cursor.at
-    if (yield from cursor.peek()) == "{":
-        yield from json_sequence(reader, offered=False)
-        return
-    try:
-        call = yield from cursor.python_call(".call")
-        yield from cursor.spaces()
-        if not cursor.at_end and (yield from cursor.peek()) != ";":
-            raise NotACall
-        parameters = reader.parameters_of(call.name) if call.positional else ()
-        reader.add((call.name, call.arguments(parameters)))
-    except NotACall:
-        interpreter = next((name for name in INTERPRETERS if name in reader.parameters), None)
-        cursor.at = start
-        if interpreter is None:
-            raise
-        while not cursor.ended:
-            yield
-        cursor.at = len(cursor.text)
-        code = MARK.sub("", cursor.text[start:]).strip()
-        if not code:
-            raise
-        first = next(iter(reader.parameters[interpreter]), "code")
-        reader.add((interpreter, json_object({first: json.dumps(code, ensure_ascii=False)})))
-
-
-def mistral(reader: CallReader) -> Reading[None]:
-    """`[TOOL_CALLS]` with a JSON list of calls, or with `NAME[ARGS]{...}`, where `[CALL_ID]` may be before `[ARGS]`."""
-    cursor = reader.cursor
-    yield from reader.literal(TOOL_CALLS)
-    yield from cursor.spaces()
-    if (yield from reader.goes_past("[")):
-        while True:
-            yield from cursor.spaces()
-            name, arguments = yield from json_call(reader)
-            reader.add((name, arguments or NOTHING))
-            if not (yield from cursor.goes_on("]")):
-                break
-        reader.add()
-        return
-    name = yield from cursor.name()
-    if (yield from reader.goes_past(CALL_ID)):
-        yield from cursor.name()
-    yield from reader.goes_past(ARGS)
-    yield from cursor.spaces()
-    reader.opens(name)
-    start = cursor.at
-    yield from cursor.members()
-    reader.closes()
-    reader.add((name, cursor.text[start : cursor.at]))
-
-
-def python_list(reader: CallReader) -> Reading[None]:
-    """`[NAME(...), NAME(...)]`, calls of offered tools in Python's syntax."""
-    cursor = reader.cursor
-    yield from cursor.literal("[")
-    calls = []
-    while True:
-        yield from cursor.spaces()
-        calls.append((yield from offered_call(reader)))
-        if not (yield from cursor.goes_on("]")):
-            break
-    reader.add(*calls)
-
-
-def offered_call(reader: CallReader) -> Reading[tuple[str, str]]:
-    call: PythonCall = yield from reader.cursor.python_call()
-    return call.name, call.arguments(reader.parameters_of(call.name))
-
-
-def code_block(begin: str, end: str) -> Read:
-    """Python code whose statements are calls of offered tools, which may be assigned or printed."""
-
-    def read(reader: CallReader) -> Reading[None]:
-        cursor = reader.cursor
-        yield from reader.literal(begin)
-        calls = []
-        while True:
-            yield from cursor.spaces()
-            if (yield from reader.goes_past(end)):
-                break
-            yield from assignment(cursor)
-            printed = yield from reader.goes_past("print(")
-            calls.append((yield from offered_call(reader)))
-            if printed:
-                yield from cursor.literal(")")
-        if not calls:
-            raise NotACall
-        reader.add(*calls)
-
-    return read
-
-
-def assignment(cursor: Cursor) -> Reading[None]:
-    """Go past `NAME =`, if that is next."""
-    start = cursor.at
-    yield from cursor.run(NAME)
-    yield from cursor.spaces()
-    if (yield from cursor.peek()) == "=":
-        cursor.at += 1
-        yield from cursor.spaces()
-    else:
-        cursor.at = start
-
-
-def deepseek_r1(reader: CallReader) -> Reading[None]:
-    """Calls between special tags, with the arguments as a block of JSON."""
-    cursor = reader.cursor
-    yield from reader.literal(R1_CALLS)
-    yield from cursor.spaces()
-    while True:
-        yield from reader.literal(R1_CALL)
-        yield from cursor.literal("function")
-        yield from reader.literal(R1_NAME)
-        name = yield from cursor.name()
-        yield from cursor.literal("\n```json\n")
-        yield from cursor.spaces()
-        start = cursor.at
-        reader.opens(name)
-        yield from cursor.members()
-        reader.closes()
-        call = name, cursor.text[start : cursor.at]
-        yield from cursor.spaces()
-        yield from cursor.literal(FENCE)
-        yield from reader.literal_or_end(R1_CALL_END)
-        reader.add(call)
-        yield from cursor.spaces()
-        if (yield from reader.goes_past(R1_CALLS_END)) or cursor.at_end:
-            reader.add()
-            return
-
-
-# The table
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """How a model writes calls, for grammars: `begin`, calls with `separator` between them, and `end`. A call is
-    `before`, its name, `between`, the arguments as a JSON object, and `after`. Tags stand in the texts."""
-
-    before: str
-    between: str
-    after: str
-    separator: str | None = None  # None: one call only
-    begin: str = ""
-    end: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ToolFormat:
-    """The form in which some models write calls of tools."""
-
-    name: str
-    signs: re.Pattern[str]  # found in the chat templates of these models
-    written: Written
-    begins: Mapping[str, Read] = field(default_factory=dict)  # by the text that a call begins with anywhere
-    firsts: Mapping[str, Read] = field(default_factory=dict)  # by the character that a call begins with before any text
-    no_signs: re.Pattern[str] = re.compile("(?!)")  # not found in them
-    tags: tuple[str, ...] = ()  # texts that may be special tokens of a tokenizer
-    short_ids: bool = False  # ids of calls are nine letters and digits, which the template checks
-
-
-JSON_CALL = '{"name": "'
-JSON_ARGUMENTS = '", "arguments": '
-R1_CALL_TAGS = (R1_CALLS, R1_CALLS_END, R1_CALL, R1_CALL_END, R1_NAME)
-TOOL_FORMATS = (
-    ToolFormat(
-        "deepseek-r1",
-        re.compile(f"{R1_CALL}.*```json", re.DOTALL),
-        Written(f"{R1_CALL}function{R1_NAME}", "\n```json\n", f"\n```{R1_CALL_END}", "\n", R1_CALLS, R1_CALLS_END),
-        {R1_CALLS: deepseek_r1},
-        tags=R1_CALL_TAGS,
-    ),
-    ToolFormat(
-        "mistral-args",
-        re.compile(r"\[TOOL_CALLS\].*\[ARGS\]", re.DOTALL),
-        Written(TOOL_CALLS, ARGS, "", ""),
-        {TOOL_CALLS: mistral},
-        tags=(TOOL_CALLS, CALL_ID, ARGS),
-        short_ids=True,
-    ),
-    ToolFormat(
-        "mistral",
-        re.compile(r"\[TOOL_CALLS\]"),
-        Written(JSON_CALL, JSON_ARGUMENTS, "}", ", ", f"{TOOL_CALLS}[", "]"),
-        {TOOL_CALLS: mistral},
-        tags=(TOOL_CALLS, CALL_ID, ARGS),
-        short_ids=True,
-    ),
-    ToolFormat(
-        "smollm3",
-        re.compile(f"python_tools.*{TOOL_CALL}|{TOOL_CALL}.*python_tools", re.DOTALL),
-        Written(f"{TOOL_CALL}\n{JSON_CALL}", JSON_ARGUMENTS, f"}}\n{TOOL_CALL_END}", "\n"),
-        {TOOL_CALL: tagged_json, CODE: code_block(CODE, CODE_END)},
-        tags=(TOOL_CALL, TOOL_CALL_END, CODE, CODE_END),
-    ),
-    ToolFormat(
-        "hermes",
-        re.compile(TOOL_CALL),
-        Written(f"{TOOL_CALL}\n{JSON_CALL}", JSON_ARGUMENTS, f"}}\n{TOOL_CALL_END}", "\n"),
-        {TOOL_CALL: tagged_json},
-        no_signs=re.compile("<function=|<arg_key>"),
-        tags=(TOOL_CALL, TOOL_CALL_END),
-    ),
-    ToolFormat(
-        "tool-code",
-        re.compile("tool_code"),
-        Written("", "(**", ")", "\n", TOOL_CODE, f"\n{FENCE}"),
-        {TOOL_CODE: code_block(TOOL_CODE, FENCE)},
-    ),
-    ToolFormat(
-        "pythonic",
-        re.compile(r"\[func(?:tion)?_name1?\("),
-        Written("", "(**", ")", ", ", "[", "]"),
-        {PYTHON_TAG: python_tag},
-        {"[": python_list},
-        tags=(PYTHON_TAG,),
-    ),
-    ToolFormat(
-        "llama",
-        re.compile(r'"parameters\\?": |<\|python_tag\|>'),
-        Written(JSON_CALL, '", "parameters": ', "}"),
-        {PYTHON_TAG: python_tag},
-        {"{": bare_json},
-        tags=(PYTHON_TAG,),
-    ),
-)
-
-
-@lru_cache(maxsize=8)
-def tool_format(template: str) -> ToolFormat | None:
-    """The form of calls that a chat template shows; None if it shows none that is known."""
-    fitting = (form for form in TOOL_FORMATS if form.signs.search(template) and not form.no_signs.search(template))
-    return next(fitting, None)

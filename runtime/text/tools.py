@@ -12,7 +12,7 @@ from pard_onnx.models.errors import BadInput, shown
 from .call_syntax import NAME
 from .functions import function_tool
 from .prompt import require_shallow
-from .tool_calls import INTERPRETERS
+from .tool_formats import INTERPRETERS
 
 Tool = Mapping[str, Any]
 ToolChoice = str | Mapping[str, Any]

@@ -16,7 +16,7 @@ from pard_onnx.runtime.guided.matcher import Grammars
 from pard_onnx.runtime.text.reasoning import THINKING_FORMS
 from pard_onnx.runtime.text.reply import ReplyForm
 from pard_onnx.runtime.text.tokenizer import Text
-from pard_onnx.runtime.text.tool_calls import TOOL_FORMATS, ToolFormat
+from pard_onnx.runtime.text.tool_formats import TOOL_FORMATS, ToolFormat
 from pard_onnx.runtime.text.tools import ToolUse, schema_parameters
 from pard_onnx.runtime.text.writer import Writer, stop_strings
 

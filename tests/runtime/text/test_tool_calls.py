@@ -10,14 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pard_onnx.runtime.text.tool_calls import (
-    TOOL_FORMATS,
-    CallReader,
-    ToolCall,
-    ToolCallDelta,
-    ToolFormat,
-    tool_format,
-)
+from pard_onnx.runtime.text.tool_calls import ToolCall, ToolCallDelta
+from pard_onnx.runtime.text.tool_formats import TOOL_FORMATS, ToolFormat, tool_format
 
 FORMS = {form.name: form for form in TOOL_FORMATS}
 OFFERED: dict[str, Sequence[str]] = {"get_weather": ("city", "days"), "find": (), "python": ("code",)}
@@ -27,7 +21,7 @@ Calls = list[tuple[str, str]]
 def read(
     form: ToolFormat, pieces: Sequence[str], *, guided: bool = False, tags: dict[str, str] | None = None
 ) -> tuple[str, Calls, list[ToolCallDelta]]:
-    reader = CallReader(form, OFFERED, lambda index: f"id{index}", guided=guided, tags=tags)
+    reader = form.reader(OFFERED, lambda index: f"id{index}", guided=guided, tags=tags)
     found = [reader.push(piece) for piece in pieces] + [reader.finish()]
     deltas = [delta for one in found for delta in one.calls]
     assert joined(deltas) == reader.calls
@@ -276,7 +270,7 @@ def test_what_is_no_call_stays_text(name: str, text: str) -> None:
 
 
 def test_a_beginning_is_held_back_and_released_at_once() -> None:
-    reader = CallReader(FORMS["hermes"], OFFERED, str)
+    reader = FORMS["hermes"].reader(OFFERED, str)
     assert [reader.push(piece).text for piece in ("a <tool", "_call", "ed> b", "<", "x")] == [
         "a",
         "",
@@ -284,7 +278,7 @@ def test_a_beginning_is_held_back_and_released_at_once() -> None:
         "",
         "<x",
     ]
-    reader = CallReader(FORMS["llama"], OFFERED, str)
+    reader = FORMS["llama"].reader(OFFERED, str)
     assert [reader.push(piece).text for piece in (" ", "{", '"', "a", '"', " b")] == ["", "", "", "", "", ' {"a" b']
 
 
@@ -335,7 +329,7 @@ def test_forms_that_are_not_known() -> None:
 
 def test_long_arguments_take_linear_time() -> None:
     """Each character is read about once: 200,000 of them, one at a time."""
-    reader = CallReader(FORMS["hermes"], OFFERED, str)
+    reader = FORMS["hermes"].reader(OFFERED, str)
     reader.push('<tool_call>{"name": "find", "arguments": {"a": "')
     for _ in range(20_000):
         assert not reader.push("0123456789").text
