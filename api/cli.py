@@ -301,7 +301,7 @@ class Thoughts:
 
 def call_lines(result: Result) -> list[str]:
     """The calls of a reply as lines: JSON objects in OpenAI's form."""
-    return [json.dumps(call.as_message(), ensure_ascii=False) for call in result.tool_calls]
+    return [for_stdout(json.dumps(call.as_message(), ensure_ascii=False)) for call in result.tool_calls]
 
 
 # Name, type, metavar, help; the defaults are those of `Sampling`.

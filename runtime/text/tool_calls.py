@@ -68,10 +68,10 @@ class CallReader:
         tags: Mapping[str, str] | None = None,
         guided: bool = False,
     ) -> None:
-        """begins, firsts: see `ToolFormat`. parameters: the names of each offered tool's parameters, in order. make_id: a
-        call's id from its index. tags: what stands in the text for those of the form's tags that are special tokens.
-        guided: a grammar makes sure that calls are whole, so their arguments are given as they come, also those of a call
-        that is cut short."""
+        """begins, firsts: see `ToolFormat`. parameters: the names of each offered tool's parameters, in order. make_id:
+        a call's id from its index. tags: what stands in the text for those of the form's tags that are special tokens.
+        guided: a grammar makes sure that calls are whole, so their arguments are given as they come, also those of a
+        call that is cut short."""
         self.parameters = parameters
         self.cursor = Cursor()
         self.calls: list[ToolCall] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -24,8 +23,9 @@ INTERPRETERS = ("code_interpreter", "ipython", "python")  # names of a tool that
 NOTHING = "{}"
 
 
-def json_call(reader: CallReader) -> Reading[tuple[str, str | None]]:
-    """A JSON object with a name and arguments; None if it has no arguments."""
+def json_call(reader: CallReader, *, offered: bool = False) -> Reading[tuple[str, str | None]]:
+    """A JSON object with a name and arguments; None if it has no arguments. offered: it has the name of an offered
+    tool, and nothing else that a call does not have, so that other JSON is given as text at once."""
     cursor = reader.cursor
     name = arguments = None
     yield from cursor.literal("{")
@@ -34,10 +34,14 @@ def json_call(reader: CallReader) -> Reading[tuple[str, str | None]]:
         key = yield from cursor.key()
         if key == "name":
             name = yield from cursor.string()
+            if offered:
+                reader.parameters_of(name)
         elif key in ARGUMENT_KEYS:
             reader.opens(name)
             arguments = yield from argument_object(cursor)
             reader.closes()
+        elif offered and key not in ("type", "id"):
+            raise NotACall
         else:
             yield from cursor.value()
         if not (yield from cursor.goes_on("}")):
@@ -96,9 +100,7 @@ def bare_json(reader: CallReader) -> Reading[None]:
 def json_sequence(reader: CallReader, *, offered: bool) -> Reading[None]:
     cursor = reader.cursor
     while True:
-        name, arguments = yield from json_call(reader)
-        if offered:
-            reader.parameters_of(name)
+        name, arguments = yield from json_call(reader, offered=offered)
         if arguments is None:
             raise NotACall
         reader.add((name, arguments))
@@ -268,11 +270,12 @@ class ToolFormat:
     """The form in which some models write calls of tools."""
 
     name: str
-    signs: re.Pattern[str]  # found in the chat templates of these models
+    # Texts that are in the chat templates of these models: all of one of the groups
+    signs: tuple[tuple[str, ...], ...]
     written: Written
     begins: Mapping[str, Read] = field(default_factory=dict)  # by the text that a call begins with anywhere
     firsts: Mapping[str, Read] = field(default_factory=dict)  # by the character that a call begins with before any text
-    no_signs: re.Pattern[str] = re.compile("(?!)")  # not found in them
+    no_signs: tuple[str, ...] = ()  # texts that are not in them
     tags: tuple[str, ...] = ()  # texts that may be special tokens of a tokenizer
     short_ids: bool = False  # ids of calls are nine letters and digits, which the template checks
 
@@ -294,14 +297,14 @@ R1_CALL_TAGS = (R1_CALLS, R1_CALLS_END, R1_CALL, R1_CALL_END, R1_NAME)
 TOOL_FORMATS = (
     ToolFormat(
         "deepseek-r1",
-        re.compile(f"{R1_CALL}.*```json", re.DOTALL),
+        ((R1_CALL, "```json"),),
         Written(f"{R1_CALL}function{R1_NAME}", "\n```json\n", f"\n```{R1_CALL_END}", "\n", R1_CALLS, R1_CALLS_END),
         {R1_CALLS: deepseek_r1},
         tags=R1_CALL_TAGS,
     ),
     ToolFormat(
         "mistral-args",
-        re.compile(r"\[TOOL_CALLS\].*\[ARGS\]", re.DOTALL),
+        ((TOOL_CALLS, ARGS),),
         Written(TOOL_CALLS, ARGS, "", ""),
         {TOOL_CALLS: mistral},
         tags=(TOOL_CALLS, CALL_ID, ARGS),
@@ -309,7 +312,7 @@ TOOL_FORMATS = (
     ),
     ToolFormat(
         "mistral",
-        re.compile(r"\[TOOL_CALLS\]"),
+        ((TOOL_CALLS,),),
         Written(JSON_CALL, JSON_ARGUMENTS, "}", ", ", f"{TOOL_CALLS}[", "]"),
         {TOOL_CALLS: mistral},
         tags=(TOOL_CALLS, CALL_ID, ARGS),
@@ -317,28 +320,28 @@ TOOL_FORMATS = (
     ),
     ToolFormat(
         "smollm3",
-        re.compile(f"python_tools.*{TOOL_CALL}|{TOOL_CALL}.*python_tools", re.DOTALL),
+        ((TOOL_CALL, "python_tools"),),
         Written(f"{TOOL_CALL}\n{JSON_CALL}", JSON_ARGUMENTS, f"}}\n{TOOL_CALL_END}", "\n"),
         {TOOL_CALL: tagged_json, CODE: code_block(CODE, CODE_END)},
         tags=(TOOL_CALL, TOOL_CALL_END, CODE, CODE_END),
     ),
     ToolFormat(
         "hermes",
-        re.compile(TOOL_CALL),
+        ((TOOL_CALL,),),
         Written(f"{TOOL_CALL}\n{JSON_CALL}", JSON_ARGUMENTS, f"}}\n{TOOL_CALL_END}", "\n"),
         {TOOL_CALL: tagged_json},
-        no_signs=re.compile("<function=|<arg_key>"),
+        no_signs=("<function=", "<arg_key>"),
         tags=(TOOL_CALL, TOOL_CALL_END),
     ),
     ToolFormat(
         "tool-code",
-        re.compile("tool_code"),
+        (("tool_code",),),
         Written("", "(**", ")", "\n", TOOL_CODE, f"\n{FENCE}"),
         {TOOL_CODE: code_block(TOOL_CODE, FENCE)},
     ),
     ToolFormat(
         "pythonic",
-        re.compile(r"\[func(?:tion)?_name1?\("),
+        (("[func_name1(",), ("[func_name(",), ("[function_name(",), ("[function_name1(",)),
         Written("", "(**", ")", ", ", "[", "]"),
         {PYTHON_TAG: python_tag},
         {"[": python_list},
@@ -346,7 +349,7 @@ TOOL_FORMATS = (
     ),
     ToolFormat(
         "llama",
-        re.compile(r'"parameters\\?": |<\|python_tag\|>'),
+        (('"parameters": ',), (r"\"parameters\": ",), (PYTHON_TAG,)),
         Written(JSON_CALL, '", "parameters": ', "}"),
         {PYTHON_TAG: python_tag},
         {"{": bare_json},
@@ -358,5 +361,8 @@ TOOL_FORMATS = (
 @lru_cache(maxsize=8)
 def tool_format(template: str) -> ToolFormat | None:
     """The form of calls that a chat template shows; None if it shows none that is known."""
-    fitting = (form for form in TOOL_FORMATS if form.signs.search(template) and not form.no_signs.search(template))
-    return next(fitting, None)
+    for form in TOOL_FORMATS:
+        shown = any(all(sign in template for sign in group) for group in form.signs)
+        if shown and not any(sign in template for sign in form.no_signs):
+            return form
+    return None

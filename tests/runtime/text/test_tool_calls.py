@@ -279,7 +279,15 @@ def test_a_beginning_is_held_back_and_released_at_once() -> None:
         "<x",
     ]
     reader = FORMS["llama"].reader(OFFERED, str)
-    assert [reader.push(piece).text for piece in (" ", "{", '"', "a", '"', " b")] == ["", "", "", "", "", ' {"a" b']
+    assert [reader.push(piece).text for piece in (" ", "{", '"', "a", '"', ": ", "b")] == [
+        "",
+        "",
+        "",
+        "",
+        "",
+        ' {"a":',
+        " b",
+    ]
 
 
 def test_guided_calls_are_given_as_they_come() -> None:
