@@ -10,6 +10,7 @@ from typing import Any
 from pard_onnx.runtime.text.tool_formats import ToolFormat
 from pard_onnx.runtime.text.tools import ToolUse, schema_parameters, tool_name
 
+from .endless import refuse_endless
 from .grammar import Grammar
 from .matcher import with_own_settings
 
@@ -37,8 +38,9 @@ def call_grammar(form: ToolFormat, use: ToolUse, token: Callable[[str], int | No
     for number, tool in enumerate(use.forced):
         before = rule(written.before + tool_name(tool) + written.between)
         lines.append(f"call_{number}: {before} arguments_{number} {rule(written.after)}")
-        schema = with_own_settings(closed(with_null(schema_parameters(tool))))
-        lines.append(f"arguments_{number}: %json {json.dumps(schema)}")
+        schema = closed(with_null(schema_parameters(tool)))
+        refuse_endless(json.dumps(schema), f"tool_choice: the parameters of {tool_name(tool)}")
+        lines.append(f"arguments_{number}: %json {json.dumps(with_own_settings(schema))}")
     return Grammar.lark("\n".join(lines), "tool_choice")
 
 

@@ -18,6 +18,7 @@ from pard_onnx.models.helper_process import HelperStopped, NoHelper, run_helper
 from pard_onnx.runtime.sampling.edits import Logits
 
 from . import grammar_check
+from .endless import refuse_endless
 from .grammar import ANSWER, Grammar
 from .messages import explained
 
@@ -84,6 +85,8 @@ class Grammars:
         if not trial.is_error():
             trial.compute_bitmask()  # finds some grammars that no text satisfies
         refuse(grammar, trial.get_error())
+        if grammar.kind == "json":
+            refuse_endless(grammar.text, grammar.argument)
         return matcher
 
     def _open(self, library: Any) -> None:

@@ -228,3 +228,25 @@ def test_an_empty_prompt_is_refused() -> None:
 
 def test_masks_and_padding_fit_the_margin_of_the_buffers() -> None:
     assert DRAFT_LIMIT + 2 <= KV_MARGIN
+
+
+@pytest.mark.parametrize("most", [5, 30])
+@pytest.mark.parametrize("k", [0, 1, 3, 4, 5, 9])
+def test_a_complete_text_ends_the_generation(fakes: SimpleNamespace, k: int, most: int) -> None:
+    """Without a step for EOS, and without naming EOS where a draft's row has chosen it."""
+    prompt, text, eos = [3], [1, 2, 3, 4, 5], 0
+
+    def following(real: Sequence[int]) -> int:
+        return [*text, eos][min(len(real) - len(prompt), len(text))]
+
+    def right(real: Sequence[int], wanted: int) -> list[int]:
+        return text[len(real) - len(prompt) :][:wanted]
+
+    target, committed = fakes.Target(following), list(prompt)
+    limits = Settings(max_new_tokens=most, draft_length=k, capacity=40, eos_ids=frozenset({eos}))
+    steps = list(decode(target, fakes.Drafter(right), committed, limits, None, lambda tokens: tokens[1:] == text))
+    assert committed == prompt + text
+    assert (steps[-1].finish_reason, steps[-1].end) == ("stop", None)
+    assert sum(len(step.tokens) for step in steps) == len(text)
+    if k == 0:
+        assert len(target.widths) == len(text), "a step for EOS"

@@ -141,6 +141,38 @@ def test_schemas_that_cannot_be_followed_name_the_keyword(grammars: Grammars, sc
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
+NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/n"}}, "required": ["next"]}
+PAIR = {"type": "array", "prefixItems": [{"$ref": "#/$defs/n"}], "items": {"$ref": "#/$defs/n"}}
+
+
+@pytest.mark.parametrize(
+    ("node", "endless"),
+    [
+        (NODE, True),
+        (NODE | {"required": []}, False),
+        (NODE | {"type": ["object", "null"]}, False),
+        ({"anyOf": [NODE, {"type": "null"}]}, False),
+        ({"anyOf": [NODE, {"allOf": [{"$ref": "#/$defs/n"}]}]}, True),
+        ({"type": "array", "items": {"$ref": "#/$defs/n"}, "minItems": 1}, True),
+        ({"type": "array", "items": {"$ref": "#/$defs/n"}}, False),
+        (PAIR | {"minItems": 1}, True),
+        (PAIR | {"prefixItems": [{"type": "null"}, True], "minItems": 2}, False),
+        (PAIR | {"prefixItems": [{"type": "null"}, True], "minItems": 3}, True),
+        ({"type": "object", "properties": {"a": {"$ref": "#/$defs/m"}}, "required": ["a"]}, True),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_values_without_end_are_found(grammars: Grammars, node: Any, endless: bool) -> None:
+    schema = {"$defs": {"n": node, "m": {"allOf": [{"$ref": "#/$defs/n"}]}}, "$ref": "#/$defs/n"}
+    if not endless:
+        grammars.compiled(Grammar.json_schema(schema))
+        return
+    with pytest.raises(
+        BadInput, match=r'no text satisfies it: by "required" or "minItems" a value of "\$ref" "#/\$defs'
+    ):
+        grammars.compiled(Grammar.json_schema(schema))
+
+
 def test_the_schema_false_is_refused() -> None:
     with pytest.raises(BadInput, match="no text satisfies the schema false"):
         Grammar.json_schema(False)
@@ -179,6 +211,14 @@ HOSTILE = {
     "products of alternatives": {
         "allOf": [{"anyOf": [{"properties": {f"a{i}": {"const": j}}} for j in range(8)]} for i in range(30)]
     },
+    "a thousand references": {
+        "$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(1000)} | {"d1000": {"not": {}}},
+        "$ref": "#/$defs/d0",
+    },
+    "four hundred endless references": {
+        "$defs": {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{(i + 1) % 400}"}] * 9} for i in range(400)},
+        "$ref": "#/$defs/d0",
+    },
     "deep": deep({"type": "string"}, 400),
     "a huge multiple": {"type": "integer", "multipleOf": 999_999_937},
 }
@@ -188,7 +228,7 @@ HOSTILE = {
 def test_a_schema_of_a_strangers_ends_soon(grammars: Grammars, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(guided, "SECONDS", 1.0)
     start = perf_counter()
-    with pytest.raises(BadInput, match=r"too complex|too deep|written as JSON"):
+    with pytest.raises(BadInput, match=r"too complex|too deep|written as JSON|no text|not supported"):
         grammars.compiled(Grammar.json_schema(HOSTILE[name]))
     assert perf_counter() - start < 10
 
