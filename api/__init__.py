@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pard_onnx.runtime.sampling.settings import Sampling
     from pard_onnx.runtime.scoring import Score
     from pard_onnx.runtime.stream import Stream
+    from pard_onnx.runtime.text.tool_calls import ToolCall, ToolCallDelta
 
     __version__: str
 
@@ -53,6 +54,8 @@ __all__ = [
     "Stream",
     "TokenLogprob",
     "TooLong",
+    "ToolCall",
+    "ToolCallDelta",
     "__version__",
     "load",
 ]
@@ -71,6 +74,7 @@ _MODULES = dict.fromkeys(_ERRORS, "models.errors") | {
     "Score": "runtime.scoring",
     "Stream": "runtime.stream",
     "TokenLogprob": "runtime.sampling.logprobs",
+    **dict.fromkeys(("ToolCall", "ToolCallDelta"), "runtime.text.tool_calls"),
 }
 
 if not TYPE_CHECKING:  # type checkers would take any name for one that exists

@@ -13,12 +13,15 @@ from typing import Any
 from pard_onnx.chat_screen import Screen
 from pard_onnx.cli import (
     Parser,
+    Thoughts,
     add_providers,
     add_revisions,
     add_sampling,
     add_special_tokens,
     add_stops,
     add_template_arguments,
+    add_tools,
+    call_lines,
     complain,
     exit_code,
     load_arguments,
@@ -26,6 +29,7 @@ from pard_onnx.cli import (
     sampling_arguments,
     stop_arguments,
     template_arguments,
+    tool_arguments,
     whole_or_auto,
     with_own_sampling,
 )
@@ -53,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--draft-length", type=whole_or_auto, default=AUTO, metavar="K", help=length)
     out.add_argument("--show-accepted", action="store_true", help="colour the tokens that came from the draft")
     add_stops(out)
+    add_tools(out)
     add_sampling(out, default="model")
     add_revisions(out)
     add_providers(out)
@@ -71,6 +76,7 @@ def talk(options: argparse.Namespace, failed: list[int]) -> None:
         "max_new_tokens": options.max_new_tokens,
         "draft_length": options.draft_length,
         **stop_arguments(options),
+        **tool_arguments(options),
         **sampling_arguments(options),
     }
     Options.from_keywords(generation)  # refuses bad options before the models load
@@ -82,7 +88,7 @@ def talk(options: argparse.Namespace, failed: list[int]) -> None:
         else:
             chat = pair.chat(options.system, (), arguments, options.special_tokens)
         generation, how = with_own_sampling(pair, generation, "model")
-        talker = Talker(pair, chat, screen, generation, mark=options.show_accepted)
+        talker = Talker(pair, chat, screen, generation, Thoughts(options), mark=options.show_accepted)
         if screen.person:
             screen.note(talker.greeting())
         # In a pipe, a model without settings of its own decodes as it always did, which needs no line
@@ -103,8 +109,10 @@ def talk(options: argparse.Namespace, failed: list[int]) -> None:
 class Talker:
     """One conversation, its settings, and its commands."""
 
-    def __init__(self, pair: Pair, chat: Chat, screen: Screen, generation: dict[str, Any], *, mark: bool) -> None:
-        self._pair, self._chat, self._screen = pair, chat, screen
+    def __init__(
+        self, pair: Pair, chat: Chat, screen: Screen, generation: dict[str, Any], thoughts: Thoughts, *, mark: bool
+    ) -> None:
+        self._pair, self._chat, self._screen, self._thoughts = pair, chat, screen, thoughts
         self._generation = generation
         self._mark = mark
         self._last: Result | None = None
@@ -135,11 +143,15 @@ class Talker:
             raise TooLong(f"{error}; here /reset begins anew") from error
         with stream, self._screen.interrupts(stream.cancel):
             for chunk in stream:
+                self._thoughts.show(chunk)
                 self._screen.show(chunk, mark=self._mark)
+        self._thoughts.end_line()
         self._screen.end_line()
         self._last = stream.result
-        if stream.result.finish_reason != "stop":
-            self._screen.note(ENDS[stream.result.finish_reason])
+        for line in call_lines(stream.result):
+            print(line, flush=True)
+        if note := ENDS.get(stream.result.finish_reason):
+            self._screen.note(note)
 
     def help(self, _: str) -> None:
         for name, command in COMMANDS.items():

@@ -58,6 +58,8 @@ class Screen:
 
     def show(self, chunk: Chunk, *, mark: bool) -> None:
         """Write a part of a reply; mark: colour the draft's tokens, on a terminal."""
+        if not chunk.text and (chunk.reasoning or chunk.tool_calls):
+            return
         if mark and self._console.is_terminal:
             flags = [*chunk.drafted, *[False] * (len(chunk.pieces) - len(chunk.drafted))]
             for piece, drafted in zip(chunk.pieces, flags, strict=True):

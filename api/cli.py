@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from rich import progress as rich_progress
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from pard_onnx.export.job import Job
 from pard_onnx.interrupts import Interrupts
@@ -31,9 +32,11 @@ from pard_onnx.models.system_errors import is_out_of_memory, os_error_line, out_
 from pard_onnx.runtime.options import AUTO, STARTS, Options
 from pard_onnx.runtime.pair import Pair
 from pard_onnx.runtime.providers.table import PROVIDERS, parse_options
+from pard_onnx.runtime.result import Chunk, Result
 from pard_onnx.runtime.text.control_tokens import HANDLINGS, TEXT
 from pard_onnx.standard_streams import STANDARD_OUTPUT, to_null_device, utf8_streams
 
+REASONING = SHOW, HIDE = "show", "hide"
 TRACEBACK = "PARD_ONNX_TRACEBACK"  # an environment variable: if set, unexpected errors are raised with a traceback
 
 
@@ -43,7 +46,12 @@ CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 def for_stdout(text: str) -> str:
     """A model's text as it is printed: on a terminal, control characters are written as their escapes."""
-    return CONTROLS.sub(lambda found: escaped(found[0]), text) if sys.stdout.isatty() else text
+    return printable(text) if sys.stdout.isatty() else text
+
+
+def printable(text: str) -> str:
+    """The text, with escapes for control characters."""
+    return CONTROLS.sub(lambda found: escaped(found[0]), text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -243,6 +251,61 @@ def text_of(option: str, file: Path) -> str:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise BadInput(f"{option} {file}: the file cannot be read: {error}") from error
+
+
+def add_tools(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("tools and reasoning")
+    tools = "what the model may call: a JSON list of tools in OpenAI's form; calls are printed, not made"
+    group.add_argument("--tools", type=Path, metavar="FILE", help=tools)
+    choice = "auto (default), none, required, or the name of the tool that must be called"
+    group.add_argument("--tool-choice", metavar="CHOICE", help=choice)
+    group.add_argument("--max-reasoning-tokens", type=int, metavar="N", help="end the model's thinking after N tokens")
+    group.add_argument(
+        "--reasoning", choices=REASONING, default=SHOW, help="the thinking, on stderr (default: show it)"
+    )
+
+
+def tool_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of `add_tools`, as keyword arguments of `Pair.generate`. BadInput names the option and the file."""
+    out: dict[str, Any] = {}
+    if options.tools is not None:
+        try:
+            out["tools"] = json.loads(text_of("--tools", options.tools), parse_constant=refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"--tools {options.tools}: not JSON: {error}") from error
+    for name in ("tool_choice", "max_reasoning_tokens"):
+        if getattr(options, name) is not None:
+            out[name] = getattr(options, name)
+    Options.from_keywords(out)  # refused before the models load
+    return out
+
+
+class Thoughts:
+    """Shows reasoning on stderr, dimmed on a terminal; the reply is on stdout."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._shown = options.reasoning == SHOW
+        self._console = Console(stderr=True, highlight=False)
+        self._open_line = False
+
+    def show(self, chunk: Chunk) -> None:
+        """Call this before the chunk's text is shown."""
+        if self._shown and chunk.reasoning:
+            text = printable(chunk.reasoning) if self._console.is_terminal else chunk.reasoning
+            self._console.print(Text(text, style="dim"), end="", soft_wrap=True)
+            self._open_line = True
+        if chunk.text or chunk.tool_calls:
+            self.end_line()
+
+    def end_line(self) -> None:
+        if self._open_line:
+            self._open_line = False
+            print(file=sys.stderr, flush=True)
+
+
+def call_lines(result: Result) -> list[str]:
+    """The calls of a reply as lines: JSON objects in OpenAI's form."""
+    return [for_stdout(json.dumps(call.as_message(), ensure_ascii=False)) for call in result.tool_calls]
 
 
 # Name, type, metavar, help; the defaults are those of `Sampling`.

@@ -12,6 +12,7 @@ from typing import Any
 
 from pard_onnx.cli import (
     Parser,
+    Thoughts,
     add_grammar,
     add_providers,
     add_revisions,
@@ -19,6 +20,8 @@ from pard_onnx.cli import (
     add_special_tokens,
     add_stops,
     add_template_arguments,
+    add_tools,
+    call_lines,
     exit_code,
     for_stdout,
     grammar_arguments,
@@ -27,6 +30,7 @@ from pard_onnx.cli import (
     sampling_arguments,
     stop_arguments,
     template_arguments,
+    tool_arguments,
     whole_or_auto,
     with_own_sampling,
 )
@@ -55,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--no-lookup", dest="lookup", action="store_false", help="with auto: only the draft model drafts")
     add_stops(out)
     add_grammar(out)
+    add_tools(out)
     out.add_argument("--timeout", type=float, metavar="S", help="end after so many seconds")
     add_sampling(out)
     add_revisions(out)
@@ -92,6 +97,7 @@ def generate(options: argparse.Namespace) -> None:
         "logprobs": options.logprobs,
         "prompt_logprobs": options.prompt_logprobs,
         **stop_arguments(options),
+        **tool_arguments(options),
         **grammar_arguments(options),
         **sampling_arguments(options),
     }
@@ -101,7 +107,7 @@ def generate(options: argparse.Namespace) -> None:
             print(how, file=sys.stderr)
         stream = pair.stream(prompt, **generation)
         with stream:
-            show(stream, pair, as_json=options.json)
+            show(stream, pair, Thoughts(options), as_json=options.json)
 
 
 def read_prompt(text: str | None, file: Path | None) -> str:
@@ -123,12 +129,19 @@ def read_stdin() -> str:
     return sys.stdin.read()
 
 
-def show(stream: Stream, pair: Pair, *, as_json: bool) -> None:
+def show(stream: Stream, pair: Pair, thoughts: Thoughts, *, as_json: bool) -> None:
     for chunk in stream:
         if not as_json:
+            thoughts.show(chunk)
             sys.stdout.write(for_stdout(chunk.text))
             sys.stdout.flush()
-    print(json.dumps(summary(stream.result, pair), ensure_ascii=False) if as_json else "")
+    if as_json:
+        print(json.dumps(summary(stream.result, pair), ensure_ascii=False))
+        return
+    thoughts.end_line()
+    result = stream.result
+    lines = call_lines(result)
+    print("\n".join(([""] if result.text or not lines else []) + lines))
 
 
 def summary(result: Result, pair: Pair) -> dict[str, Any]:
@@ -137,6 +150,8 @@ def summary(result: Result, pair: Pair) -> dict[str, Any]:
     asked = {"logprobs": result.logprobs, "prompt_logprobs": result.prompt_logprobs}
     return {
         "text": result.text,
+        "reasoning": result.reasoning,
+        "tool_calls": [call.as_message() for call in result.tool_calls],
         "tokens": list(result.tokens),
         "prompt_tokens": stats.prompt_tokens,
         "new_tokens": stats.new_tokens,

@@ -21,9 +21,11 @@ from .sequence import Sequence
 from .stream import Generation, Stream
 from .text.control_tokens import TEXT, checked_handling
 from .text.prompt import Messages, copy_messages, known_ids
-from .text.template import Message, checked_arguments
+from .text.reply import reply_form, with_tools
+from .text.template import CALLS, THINKING, Message, checked_arguments
 
 INTERRUPTED = ("cancelled", "timeout")  # the finish reasons of a text that the model did not end
+Said = str | Message | Iterable[Message]
 
 
 class Chat:
@@ -36,9 +38,10 @@ class Chat:
     `template_arguments` are those of every turn; a turn's own are added to them. `special_tokens` is the option of each
     turn that has none of its own.
 
-    A turn adds two messages when its stream ends, the question and the answer. If the turn is cancelled or times out,
-    the answer is the text so far. A turn leaves the conversation as it was if it fails, if its stream is closed early,
-    or if it is cancelled or times out before there is any text.
+    A turn adds its messages when its stream ends: what was sent, and the answer, with its reasoning and its calls of
+    tools where it has them. If the turn is cancelled or times out, the answer is what there is so far. A turn leaves
+    the conversation as it was if it fails, if its stream is closed early, or if it is cancelled or times out before
+    there is any answer.
     """
 
     def __init__(
@@ -57,18 +60,21 @@ class Chat:
         self._sequence: Sequence | None = sequence or engine.new_sequence()
         self._lock = Lock()
 
-    def send(self, text: str, **options: Unpack[OptionArguments]) -> Result:
-        """The assistant's reply to the user's text; arguments and errors as of `stream`."""
-        return self.stream(text, **options).read()
+    def send(self, message: Said, **options: Unpack[OptionArguments]) -> Result:
+        """The assistant's reply; arguments and errors as of `stream`."""
+        return self.stream(message, **options).read()
 
-    async def asend(self, text: str, **options: Unpack[OptionArguments]) -> Result:
+    async def asend(self, message: Said, **options: Unpack[OptionArguments]) -> Result:
         """As `send`, for asyncio: the event loop stays free. A task that is cancelled ends the turn before its next
         step, and leaves the conversation as it was."""
-        stream = await in_worker(lambda: self.stream(text, **options))
+        stream = await in_worker(lambda: self.stream(message, **options))
         return await stream.aread()
 
-    def stream(self, text: str, **options: Unpack[OptionArguments]) -> Stream:
-        """The reply to the user's text, a chunk a round; options as of `Pair.stream`.
+    def stream(self, message: Said, **options: Unpack[OptionArguments]) -> Stream:
+        """The reply, a chunk a round; options as of `Pair.stream`.
+
+        message: the user's text, a message, or a list of messages, such as the results of tools:
+        `{"role": "tool", "tool_call_id": call.id, "name": call.name, "content": ...}` for each call.
 
         Raises BadInput (TooLong: for a conversation that fills the capacity) at once; on the first chunk Failure if
         another turn of this conversation runs, Busy if too many generations run and wait (see `load`).
@@ -76,31 +82,31 @@ class Chat:
         start = perf_counter()
         self._engine.process.require()
         chosen = Options.from_keywords({"special_tokens": self.special_tokens, **options}, self._engine.model_sampling)
-        if not isinstance(text, str) or not text:
-            raise BadInput(f"a message is text of at least one character, not {shown(text)}")
-        sequence = self._open()
+        said = said_messages(message)
+        sequence, text = self._open(), self._engine.text
         before = copy_messages(self.messages)
-        question = {"role": "user", "content": text}
         arguments = checked_arguments(self.template_arguments) | dict(chosen.template_arguments)
+        arguments = dict(with_tools(text, arguments, chosen.tool_use))
         bounds = self._engine.bounds(chosen, start, "remove earlier messages")
-        encoded = self._engine.text.encode_chat([*before, question], arguments, chosen.special_tokens, bounds)
-        ids = known_ids(encoded, self._engine.text, self._engine.target_manifest.spec.vocabulary.size)
+        encoded = text.encode_chat([*before, *said], arguments, chosen.special_tokens, bounds)
+        ids = known_ids(encoded, text, self._engine.target_manifest.spec.vocabulary.size)
         if len(ids) >= self._engine.capacity:
             raise TooLong(
                 f"the conversation would have {len(ids)} tokens, but the capacity is {self._engine.capacity} with at "
                 f"least one of them new; remove earlier messages, or {self._engine.longer_context}"
             )
-        stream = self._engine.stream(sequence, ids, chosen, start)
-        return stream.within(lambda generation: self._turn(generation, before, question))
+        form = reply_form(text, ids, chosen.tool_use, arguments)
+        stream = self._engine.stream(sequence, ids, chosen, start, form=form)
+        return stream.within(lambda generation: self._turn(generation, before, said))
 
-    def _turn(self, generation: Generation, before: Messages, question: dict[str, Any]) -> Generation:
+    def _turn(self, generation: Generation, before: Messages, said: Messages) -> Generation:
         with self.busy():
             self._open()
             if self.messages != before:
                 raise Failure("the conversation has changed since this stream was made; send the message again")
             result = yield from generation
-            if result.text or result.finish_reason not in INTERRUPTED:
-                self.messages += [question, {"role": "assistant", "content": result.text}]
+            if result.text or result.tool_calls or result.finish_reason not in INTERRUPTED:
+                self.messages += [*said, answer_message(result)]
             return result
 
     @contextmanager
@@ -141,3 +147,26 @@ class Chat:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def said_messages(message: object) -> Messages:
+    """What a turn begins with: the user's text as a message, or messages as they are."""
+    if isinstance(message, str) and message:
+        return [{"role": "user", "content": message}]
+    several = [message] if isinstance(message, Mapping) else message
+    if isinstance(several, str | bytes | bytearray) or not isinstance(several, Iterable):
+        raise BadInput(f"a message is text of at least one character, not {shown(message)}; or give a list of messages")
+    messages = copy_messages(several)
+    if not messages:
+        raise BadInput("a turn has at least one message; the list is empty")
+    return messages
+
+
+def answer_message(result: Result) -> dict[str, Any]:
+    """The message of a reply, as it is given to the chat template in later turns."""
+    message: dict[str, Any] = {"role": "assistant", "content": result.text}
+    if result.reasoning:
+        message[THINKING[0]] = result.reasoning
+    if result.tool_calls:
+        message[CALLS] = [call.as_message() for call in result.tool_calls]
+    return message

@@ -40,6 +40,7 @@ from .sessions.device_cache import cache_bytes
 from .sessions.session import BeforeStep, DraftSession, TargetSession, do_nothing
 from .stream import Stream, chunks
 from .text.prompt import require_ids
+from .text.reply import Reply, ReplyForm
 from .text.tokenizer import Bounds, Text
 from .text.writer import Writer, stop_strings
 from .tuning.steps import ANY, Widths
@@ -165,6 +166,15 @@ class Engine:
             longer=self.longer_context,
         )
 
+    def reasoning_budget(self, options: Options, form: ReplyForm | None, prompt: Tokens[int]) -> tuple[RowEdit, ...]:
+        """What ends the thinking of a reply with this form; nothing without a budget."""
+        if form is None or form.thinking is None or options.max_reasoning_tokens is None:
+            return ()
+        cut = self.text.encode_plain(form.thinking.cut)
+        push = self.text.stream(prompt).push
+        tags = stop_strings((), self.text.special_ids(), form.tags)
+        return (form.budget(form.thinking, options.max_reasoning_tokens, cut, tags, push, len(prompt)),)
+
     def row_edits(self, options: Options, matcher: Matcher | None) -> tuple[RowEdit, ...]:
         """What changes rows of logits in one generation with these options, in the order in which it is applied.
 
@@ -180,6 +190,7 @@ class Engine:
         before_step: BeforeStep = do_nothing,
         seed: int = 0,
         make_drafter: MakeDrafter | None = None,
+        form: ReplyForm | None = None,
     ) -> Generator[Step, None, None]:
         """Continue the sequence: a generator of rounds, which appends to `sequence.tokens`.
 
@@ -187,10 +198,10 @@ class Engine:
         same sequence must not be in two runs. However a run ends, its sequence can be continued.
 
         before_step: is called before every step of a model; it raises `Halted` to end the run. seed: of drawn tokens.
-        make_drafter: makes another drafter than the options ask for.
+        make_drafter: makes another drafter than the options ask for. form: of a chat's reply.
         """
         ticket, most = Ticket(), options.max_new_tokens
-        opened = self._opening(options, sequence.tokens, before_step, seed, ticket, make_drafter)
+        opened = self._opening(options, sequence.tokens, before_step, seed, ticket, make_drafter, form)
         require_ids(sequence.tokens, self.target_manifest.spec.vocabulary.size)
         run = Run(self._turns, ticket, OwnSequence(sequence), sequence.tokens, most, opened, places=False)
         with closing(run):
@@ -205,13 +216,15 @@ class Engine:
         seed: int,
         ticket: Ticket,
         make_drafter: MakeDrafter | None = None,
+        form: ReplyForm | None = None,
     ) -> Callable[[Sequence, int], Opened]:
         """What begins to decode a sequence; arguments as of `run`. The chooser is one for the whole generation."""
         settings, (target, draft) = self.settings(options), self.models
         vocabulary = self.target_manifest.spec.vocabulary.size
         guide, length = options.guide, len(prompt)
         matcher = self._grammars.matcher(guide, length, settings.eos_ids) if guide else None
-        choose = chooser(options.sampling, vocabulary, length, seed, self.row_edits(options, matcher))
+        edits = (*self.row_edits(options, matcher), *self.reasoning_budget(options, form, prompt))
+        choose = chooser(options.sampling, vocabulary, length, seed, edits)
         is_complete = matcher.is_complete if matcher else None
         logged = None
         if options.logprobs is not None:
@@ -283,15 +296,24 @@ class Engine:
                 pass
         return score_of(scorer.found, passage.first, top)
 
-    def stream(self, sequence: Sequence | None, ids: Tokens[int], options: Options, start: float) -> Stream:
+    def stream(
+        self,
+        sequence: Sequence | None,
+        ids: Tokens[int],
+        options: Options,
+        start: float,
+        form: ReplyForm | None = None,
+    ) -> Stream:
         """The text that follows these ids, in chunks. It begins to run, or to wait, when its first chunk is read.
 
         sequence: of a conversation, which goes on; None to start from what requests that have ended left.
-        start: perf_counter() when the request came.
+        start: perf_counter() when the request came. form: how the reply to a chat is read; None: all of it is text.
         Raises BadInput (TooLong) at once, Busy on the first chunk if too many generations run and wait.
         """
         require_ids(ids, self.target_manifest.spec.vocabulary.size)
-        stops = stop_strings(options.stop, self.text.special_ids() if options.stop else {})
+        options = options.for_reply(form, self.text) if form else options
+        special = self.text.special_ids() if options.stop or form else {}
+        stops = stop_strings(options.stop, special, form.tags if form else ())
         settings, sampling = self.settings(options), options.sampling
         settings.room(len(ids))
         if guide := options.guide:
@@ -303,7 +325,7 @@ class Engine:
         facts = self._facts(options, settings, len(ids), seed)
 
         def generation() -> Generator[Chunk, None, Result]:
-            opened = self._opening(options, ids, ticket.check, seed or 0, ticket)
+            opened = self._opening(options, ids, ticket.check, seed or 0, ticket, form=form)
             source: Source = self.prefixes
             if sequence is not None or options.prompt_logprobs is not None:
                 source = OwnSequence(sequence or self.new_sequence())
@@ -312,7 +334,8 @@ class Engine:
             run = Run(self._turns, ticket, source, ids, options.max_new_tokens, opened)
             with closing(run):
                 cached, waited = run.begin()
-                writer = Writer(self.text.stream(ids), stops)
+                reply: Reply | None = form.reader(ids, stops) if form else None
+                writer = Writer(self.text.stream(ids), stops, reply)
                 known = replace(facts, cached_tokens=cached, queued=waited)
                 return (yield from chunks(run.rounds(), writer, known, start, logprobs=options.logprobs is not None))
 

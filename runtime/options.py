@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 from pard_onnx.models.checks import (
     DRAFT_LIMIT,
@@ -18,11 +18,15 @@ from pard_onnx.models.checks import (
 )
 from pard_onnx.models.errors import BadInput, shown
 
+from .guided.calls import call_grammar
 from .guided.grammar import Grammar, chosen_grammar
 from .sampling.logprobs import checked_top
 from .sampling.settings import Sampling
 from .text.control_tokens import checked_handling
+from .text.reply import ReplyForm
 from .text.template import checked_arguments
+from .text.tokenizer import Text
+from .text.tools import Tool, ToolChoice, ToolUse, checked_tools
 from .text.writer import checked_stops
 
 AUTO: Literal["auto"] = "auto"
@@ -61,6 +65,10 @@ class OptionArguments(TypedDict, total=False):
     seed: int | None
     logprobs: int | None
     prompt_logprobs: int | None
+    tools: Sequence[Tool | Callable[..., Any]] | None
+    tool_choice: ToolChoice | None
+    parallel_tool_calls: bool
+    max_reasoning_tokens: int | None
 
 
 GREEDY = Sampling()
@@ -91,6 +99,15 @@ class Options:
     # by then.
     timeout: float | None = None
     sampling: Sampling = GREEDY
+    # What the model of a chat may call: Python functions with type hints and docstrings, or OpenAI's JSON objects; kept
+    # as the latter.
+    tools: Sequence[Tool | Callable[..., Any]] | None = field(default=(), hash=False)
+    # "auto": the model may call tools; "none": it is not told of them; "required": it must call one or more; the name
+    # of a tool, or OpenAI's object with it: it must call this one. Calls that must be made follow the tools' schemas.
+    tool_choice: ToolChoice | None = field(default="auto", hash=False)
+    parallel_tool_calls: bool = True  # False: the reply ends with its first call
+    # The thinking of a chat's model ends after so many tokens; None: where the model ends it
+    max_reasoning_tokens: int | None = None
     # What the text must be: at most one of these, which is kept as `grammar`. llguidance follows it (extra `guided`).
     # Where max_new_tokens, a stop string or the timeout ends the generation, the text may be a beginning only.
     # JSON: {"type": "json_object"}, {"type": "json_schema", "json_schema": {"schema": ...}}, a JSON schema as it is, or
@@ -106,6 +123,10 @@ class Options:
 
     def __post_init__(self) -> None:
         keep = object.__setattr__
+        keep(self, "tools", checked_tools(self.tools))
+        keep(self, "parallel_tool_calls", true_or_false("parallel_tool_calls", self.parallel_tool_calls))
+        if self.max_reasoning_tokens is not None:
+            keep(self, "max_reasoning_tokens", require_whole("max_reasoning_tokens", self.max_reasoning_tokens, 0))
         keep(self, "template_arguments", checked_arguments(self.template_arguments))
         checked_handling(self.special_tokens)
         if not isinstance(self.sampling, Sampling):
@@ -126,11 +147,45 @@ class Options:
         keep(self, "grammar", chosen_grammar(self.response_format, self.regex, self.choice, self.grammar))
         for name in ("response_format", "regex", "choice"):
             keep(self, name, None)
+        guide, use = self.guide, ToolUse.of(self.described_tools, self.tool_choice, self.parallel_tool_calls)
+        if guide and use and use.forced:
+            raise BadInput(
+                f"{guide.argument} and a tool_choice that makes calls cannot both hold; leave one of them out"
+            )
 
     @property
     def guide(self) -> Grammar | None:
         """What the text must be; None where it is free."""
         return self.grammar if isinstance(self.grammar, Grammar) else None
+
+    @property
+    def described_tools(self) -> tuple[dict[str, Any], ...]:
+        """The tools in OpenAI's form."""
+        return cast("tuple[dict[str, Any], ...]", self.tools)
+
+    @property
+    def tool_use(self) -> ToolUse | None:
+        """The tools that the model is told of; None if there are none."""
+        if not self.tools:
+            return None
+        return ToolUse.of(self.described_tools, self.tool_choice, self.parallel_tool_calls)
+
+    def for_reply(self, form: ReplyForm, text: Text) -> Options:
+        """The options whose grammar is that of a whole reply: of calls that must be made, and after the reasoning."""
+        guide = self.guide
+        if form.calls and form.tools and form.tools.forced:
+            guide = call_grammar(form.calls, form.tools, text.token_id)
+        if guide is None:
+            return self
+        if form.thinking:
+            guide = guide.after(form.thinking.end, form.begun, form.thinking.begin)
+        return replace(self, grammar=guide, tools=(), tool_choice=None)
+
+    def require_plain(self) -> None:
+        """BadInput for options that only the reply to a chat can have."""
+        for name, value in (("tools", self.tools or None), ("max_reasoning_tokens", self.max_reasoning_tokens)):
+            if value is not None:
+                raise BadInput(f"{name} is for chats; give messages as the prompt, or chat=True")
 
     @classmethod
     def from_keywords(

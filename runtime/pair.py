@@ -34,6 +34,7 @@ from .text.prompt import (
     as_list,
     encode,
     encode_continued,
+    is_chat,
     is_several,
     naming,
     opening_messages,
@@ -41,6 +42,7 @@ from .text.prompt import (
     require_ids,
     token_id,
 )
+from .text.reply import ReplyForm, reply_form, with_tools
 from .text.template import Message, checked_arguments
 from .text.tokenizer import UNBOUNDED, Bounds, Text
 from .tuning.steps import Widths
@@ -213,15 +215,15 @@ class Pair:
         if not is_several(prompt):
             return self.stream(prompt, **options).read()
         chosen = Options.from_keywords(options, self.engine.model_sampling)
-        encoded: list[list[int]] = []
+        encoded: list[tuple[list[int], ReplyForm | None]] = []
         for number, one in enumerate(prompt):
             with naming("prompt", number):
                 encoded.append(self._encode(one, chosen, self.engine.bounds(chosen, perf_counter())))
-                self.engine.settings(chosen).room(len(encoded[-1]))
+                self.engine.settings(chosen).room(len(encoded[-1][0]))
         results: list[Result] = []
-        for number, ids in enumerate(encoded):
+        for number, (ids, form) in enumerate(encoded):
             with naming("prompt", number):
-                results.append(self.engine.stream(None, ids, chosen, perf_counter()).read())
+                results.append(self.engine.stream(None, ids, chosen, perf_counter(), form).read())
         return results
 
     def stream(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> Stream:
@@ -236,8 +238,8 @@ class Pair:
         """
         start = perf_counter()
         chosen = Options.from_keywords(options, self.engine.model_sampling)
-        ids = self._encode(prompt, chosen, self.engine.bounds(chosen, start))
-        return self.engine.stream(None, ids, chosen, start)
+        ids, form = self._encode(prompt, chosen, self.engine.bounds(chosen, start))
+        return self.engine.stream(None, ids, chosen, start, form)
 
     @overload
     def score(
@@ -372,21 +374,23 @@ class Pair:
             prompt, self.text, size, chat=chat, template_arguments=template_arguments, special_tokens=special_tokens
         )
 
-    def _encode(self, prompt: Prompt, options: Options, bounds: Bounds = UNBOUNDED) -> list[int]:
-        return encode(
-            prompt,
-            self.text,
-            self.target_manifest.spec.vocabulary.size,
-            options.chat,
-            options.template_arguments,
-            options.special_tokens,
-            bounds,
-        )
+    def _encode(
+        self, prompt: Prompt, options: Options, bounds: Bounds = UNBOUNDED
+    ) -> tuple[list[int], ReplyForm | None]:
+        """The prompt's token ids, and how the reply to a chat is read; None for a plain prompt."""
+        prompt, size = as_list(prompt, "prompt"), self.target_manifest.spec.vocabulary.size
+        conversation = is_chat(prompt, options.chat)
+        if not conversation:
+            options.require_plain()
+        arguments = with_tools(self.text, options.template_arguments, options.tool_use)
+        ids = encode(prompt, self.text, size, options.chat, arguments, options.special_tokens, bounds)
+        return ids, reply_form(self.text, ids, options.tool_use, arguments) if conversation else None
 
     def count_tokens(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> int:
         """The number of tokens that the model reads before it answers: `stats.prompt_tokens` of `generate` with the
         same arguments. Errors as of `stream`; a prompt may be longer than the capacity."""
-        return len(self._encode(prompt, Options.from_keywords(options, self.engine.model_sampling)))
+        ids, _ = self._encode(prompt, Options.from_keywords(options, self.engine.model_sampling))
+        return len(ids)
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True, special_tokens: str = ENCODE) -> list[int]:
         """The token ids of a text, which may be empty; those of a plain prompt with the defaults.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 
 from .decoding.loop import FinishReason, PromptLogprobs, Step
 from .sampling.logprobs import TokenLogprob
+from .text.tool_calls import ToolCall, ToolCallDelta
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +64,19 @@ class Stats(Facts):
 class Result:
     """A whole generation."""
 
-    text: str  # what follows the prompt, up to the first stop string
+    text: str  # what follows the prompt, up to the first stop string, without reasoning and calls of tools
     # Without EOS and tokens of stop_token_ids, and up to the token that completes a stop string
     tokens: tuple[int, ...]
-    # "stop" for EOS, stop_token_ids and stop strings, "length" for max_new_tokens and the capacity, "cancelled" and
-    # "timeout".
+    # "stop" for EOS, stop_token_ids and stop strings, or "tool_calls" if the reply then has calls of tools; "length"
+    # for max_new_tokens and the capacity, "cancelled" and "timeout".
     finish_reason: FinishReason
     stats: Stats
     logprobs: tuple[TokenLogprob, ...] | None = None  # of `tokens`; None if they were not asked for
     # Of each token of the prompt given those before it, None for the first. None if they were not asked for, and if
     # the generation was cancelled or timed out before all were there.
     prompt_logprobs: PromptLogprobs | None = None
+    reasoning: str = ""  # what a chat's model thought before it answered
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ class Chunk:
     drafted: tuple[bool, ...]  # by token: whether it was an accepted draft
     pieces: tuple[str, ...]  # by token: the text that it completes; joined, they are `text`
     logprobs: tuple[TokenLogprob, ...] | None = None  # of `tokens`; None if they were not asked for
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()  # parts of calls
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from inspect import GEN_CLOSED, getgeneratorstate
 from threading import Lock, get_ident
 from time import perf_counter
@@ -16,6 +17,7 @@ from .decoding.loop import FinishReason, PromptLogprobs, Step
 from .forks import Process, never_free_in_children
 from .result import Chunk, Facts, Result, Tally
 from .sampling.logprobs import TokenLogprob
+from .text.reply import Reply
 from .text.writer import Writer
 from .turns import Abandoned, Ticket
 
@@ -24,13 +26,18 @@ Found = TypeVar("Found")
 
 
 def chunks(
-    rounds: Generator[Step, None, None], writer: Writer, facts: Facts, start: float, *, logprobs: bool = False
+    rounds: Generator[Step, None, None],
+    writer: Writer[Reply],
+    facts: Facts,
+    start: float,
+    *,
+    logprobs: bool = False,
 ) -> Generation:
     """Turn rounds into chunks and return the result. The last chunk includes the text that was held back.
 
     start: perf_counter() when the request came. logprobs: whether the rounds have log probabilities.
     """
-    tally = Tally()
+    tally, reply = Tally(), writer.reply
     found: list[TokenLogprob] = []
     of_prompt: PromptLogprobs | None = None
     first = paused = 0.0
@@ -44,9 +51,9 @@ def chunks(
             ended = "stop" if writer.stopped else step.finish_reason
             if ended and (rest := writer.finish(step.end)):
                 pieces = [*pieces[:-1], pieces[-1] + rest] if pieces else [rest]
-            if pieces:
+            if pieces or (reply and reply.found):
                 before = perf_counter()
-                made = chunk(step, pieces, logprobs=logprobs)
+                made = chunk(step, pieces, reply, logprobs=logprobs)
                 found += made.logprobs or ()
                 yield made
                 paused += perf_counter() - before
@@ -56,18 +63,25 @@ def chunks(
     total = perf_counter() - start - paused
     stats = tally.stats(facts, len(writer.tokens), total, first)
     text, tokens = "".join(writer.parts), tuple(writer.tokens)
-    return Result(text, tokens, reason, stats, tuple(found) if logprobs else None, of_prompt)
+    result = Result(text, tokens, reason, stats, tuple(found) if logprobs else None, of_prompt)
+    if reply is None:
+        return result
+    if reply.calls and reason == "stop":
+        reason = "tool_calls"
+    return replace(result, finish_reason=reason, reasoning=reply.reasoning, tool_calls=reply.calls)
 
 
-def chunk(step: Step, pieces: list[str], *, logprobs: bool = False) -> Chunk:
+def chunk(step: Step, pieces: list[str], reply: Reply | None, *, logprobs: bool = False) -> Chunk:
     """The chunk of a round.
 
     pieces: the text of each of the round's first tokens; one more than tokens if EOS ends the text while text is held
-    back. logprobs: whether the round has log probabilities.
+    back. reply: has the rest of what the round brought. logprobs: whether the round has log probabilities.
     """
     tokens = step.tokens[: len(pieces)]
     drafted = tuple(i < step.matched for i in range(len(tokens)))
-    return Chunk("".join(pieces), tokens, drafted, tuple(pieces), step.logprobs[: len(tokens)] if logprobs else None)
+    reasoning, calls = reply.take() if reply else ("", ())
+    known = step.logprobs[: len(tokens)] if logprobs else None
+    return Chunk("".join(pieces), tokens, drafted, tuple(pieces), known, reasoning, calls)
 
 
 class EndOfStream(StopIteration):

@@ -23,7 +23,7 @@ from pard_onnx.runtime.tuning.steps import ANY, PREFILL_CHUNK, Widths
 
 from .drafter import NOTHING, Drafter, Proposal
 
-FinishReason = Literal["stop", "length", "cancelled", "timeout"]
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled", "timeout"]
 PromptLogprobs = tuple[TokenLogprob | None, ...]  # of each token given those before it; None for the first
 
 

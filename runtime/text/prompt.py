@@ -26,6 +26,13 @@ ROLE = re.compile(r"[\w.-]+( [\w.-]+)*")
 MOST_IDS = 1 << 24  # of a prompt; the longest contexts of models have 10 million tokens
 
 
+def is_chat(prompt: object, chat: bool) -> bool:
+    """Whether the chat template is applied to this prompt."""
+    if isinstance(prompt, str):
+        return chat
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], Mapping)
+
+
 def encode(
     prompt: Prompt,
     text: Text,

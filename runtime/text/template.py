@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +17,7 @@ from pard_onnx.models.template_budget import TooMuchWork, limited
 Message = Mapping[str, Any]
 CONTENT = "content"
 DEEPEST = 64  # levels of lists and objects in a message, or in a variable of a template
+CALLS = "tool_calls"
 # What OpenAI-like servers and templates call the thinking that a message's content leaves out; Qwen3's name first
 THINKING = ("reasoning_content", "reasoning", "thinking")
 
@@ -36,8 +39,30 @@ def render(template: str, messages: Sequence[Message], variables: Mapping[str, o
     present = [{key: value for key, value in message.items() if value is not None} for message in messages]
     if any(name in message for message in present for name in THINKING):
         present = [with_thinking(message, thinking_names(template)) for message in present]
-    joined = [with_joined_parts(message) for message in present]
     with limited():
+        if any(CALLS in message for message in present):
+            return write_calls(template, present, write)
+        joined = [with_joined_parts(message) for message in present]
+        return write_conversation(template, present, joined, write)
+
+
+def write_calls(template: str, present: list[dict[str, Any]], write: Callable[[Sequence[Message]], str]) -> str:
+    """See `write_conversation`, for messages with calls of tools.
+
+    OpenAI's arguments are JSON text, which few templates read, and its messages with calls have no content, which some
+    templates ask for.
+    """
+    form = argument_form(template)
+    present = [with_arguments(message, form) for message in present]
+    joined = [with_joined_parts(message) for message in present]
+    try:
+        return write_conversation(template, present, joined, write)
+    except TooMuchWork:
+        raise
+    except Exception:
+        if all(CONTENT in message for message in present):
+            raise
+        present, joined = ([{CONTENT: "", **message} for message in one] for one in (present, joined))
         return write_conversation(template, present, joined, write)
 
 
@@ -99,6 +124,66 @@ def require_finite(value: object, name: str, depth: int = DEEPEST) -> None:
     if isinstance(value, list | tuple):
         for item in value:
             require_finite(item, name, depth - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ArgumentForm:
+    """In which form a template reads the arguments of calls."""
+
+    text: bool  # JSON text, written as it is
+    objects: bool
+
+
+PROBE = '{"probe": 1}'
+
+
+@lru_cache(maxsize=8)
+def argument_form(template: str) -> ArgumentForm:
+    """Found by trying both."""
+
+    def written(arguments: object) -> str | None:
+        call = {"id": "123456789", "type": "function", "function": {"name": "probe", "arguments": arguments}}
+        messages = [
+            {"role": "user", CONTENT: "?"},
+            {"role": "assistant", CONTENT: "", CALLS: [call]},
+            {"role": "tool", "name": "probe", "tool_call_id": call["id"], CONTENT: "1"},
+        ]
+        variables = {"tools": None, "documents": None, "add_generation_prompt": True, "bos_token": "", "eos_token": ""}
+        try:
+            return compiled(template).render(variables | {"messages": messages})
+        except TooMuchWork:
+            raise
+        except Exception:
+            return None
+
+    return ArgumentForm(PROBE in (written(PROBE) or ""), written(json.loads(PROBE)) is not None)
+
+
+def with_arguments(message: dict[str, Any], form: ArgumentForm) -> dict[str, Any]:
+    """The message, with the arguments of its calls in a form that the template reads."""
+    calls = message.get(CALLS)
+    if not isinstance(calls, list | tuple):
+        return message
+
+    def converted(arguments: Any) -> Any:
+        if isinstance(arguments, str) and not form.text:
+            try:
+                found = json.loads(arguments)
+            except (ValueError, RecursionError):
+                return arguments
+            return found if isinstance(found, dict) else arguments
+        if isinstance(arguments, Mapping) and form.text and not form.objects:
+            return to_json(arguments)
+        return arguments
+
+    def call(one: Any) -> Any:
+        if not isinstance(one, Mapping):
+            return one
+        if isinstance(one.get("function"), Mapping):
+            return {**one, "function": call(one["function"])}
+        return {**one, "arguments": converted(one["arguments"])} if "arguments" in one else one
+
+    return {**message, CALLS: [call(one) for one in calls]}
 
 
 def with_thinking(message: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class Text:
         self._template = chat_template
         self._control_tokens: ControlTokens | None = None
         self._bytes: TokenBytes | None = None
+        self._writes_tools: bool | None = None
         self.special_tokens = read_added_tokens(folder, BadArtifact, names).texts  # by the names that templates use
 
     def vocabulary(self) -> dict[str, int]:
@@ -131,6 +132,10 @@ class Text:
             self._bytes = TokenBytes(self._tokenizer)
         return self._bytes(id_)
 
+    def encode_plain(self, text: str) -> list[int]:
+        """The ids of a text, without special tokens before or after it; those in it are encoded."""
+        return self._ids(text, self._tokenizer, UNBOUNDED, add_special_tokens=False)
+
     def _ids(self, text: str, tokenizer: GuardedTokenizer, bounds: Bounds, *, add_special_tokens: bool) -> list[int]:
         try:
             text.encode()
@@ -158,6 +163,28 @@ class Text:
         """The text of these tokens, without special tokens unless they are wanted."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
+
+    def token_id(self, text: str) -> int | None:
+        """The id of the token with this text, special or not; None if there is none."""
+        id_: int | None = self._tokenizer.token_to_id(text)
+        return id_
+
+    @property
+    def template(self) -> str:
+        """The chat template; empty if there is none."""
+        return self._template or ""
+
+    def writes_tools(self) -> bool:
+        """Whether the chat template tells the model of tools, found by trying it."""
+        if self._writes_tools is None:
+            question = [{"role": "user", "content": "?"}]
+            function = {"name": "probe", "description": "probe", "parameters": {"type": "object", "properties": {}}}
+            tools = [{"type": "function", "function": function}]
+            try:
+                self._writes_tools = self.render(question) != self.render(question, {"tools": tools})
+            except BadInput:  # a template may want other messages beside tools
+                self._writes_tools = True
+        return self._writes_tools
 
     def stream(self, prompt: Sequence[int]) -> Detokenizer:
         """Decodes the tokens that follow a prompt, one by one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from pard_onnx.models.checks import listed
 from pard_onnx.models.errors import BadInput, shown
@@ -88,25 +88,30 @@ def scan(text: str, stops: Sequence[str]) -> Scan:
     return Scan(text, "", False)
 
 
-FIRST_MARK, OTHER_MARK = 0xD800, "\udfff"  # surrogates, which decoded text cannot have
+# Surrogates, which decoded text cannot have: of special tokens in stop strings, of tags, and of all others
+FIRST_MARK, FIRST_TAG, OTHER_MARK = 0xD800, 0xDC00, "\udfff"
 MARK = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Stops:
-    """The stop strings of a generation.
+    """The stop strings of a generation, and the special tokens that part its text.
 
     Special tokens do not appear in text. Where a stop string has one, texts are searched in a marked form, in which
-    each special token is one character, a mark.
+    each special token is one character, a mark. The marks of tags stay in the text for those who read it.
     """
 
     texts: tuple[str, ...] = ()  # all stop strings, for what is text only
     marked: tuple[str, ...] = ()  # those that have special tokens, in the marked form
-    marks: Mapping[int, str] = field(default_factory=dict)  # of all special tokens, by id; empty if `marked` is
+    # Of all special tokens, by id; those of tags alone if `marked` is empty
+    marks: Mapping[int, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)  # the marks of special tokens that stay, by their texts
 
     def scan(self, text: str) -> Scan:
-        """See `scan`; the text may have marks, which are not released."""
-        if not self.marked:
+        """See `scan`; the text may have marks, of which those of tags alone are released."""
+        if not self.texts:
+            return Scan(text, "", False)
+        if not self.marks:
             return scan(text, self.texts)
         places = [at for at, character in enumerate(text) if not MARK.match(character)]
         plain, marked = scan(MARK.sub("", text), self.texts), scan(text, self.marked)
@@ -116,21 +121,30 @@ class Stops:
             end, stopped = min(end, len(marked.release)), plain.stopped
         else:
             end, stopped = end if plain.stopped else len(marked.release), True
-        return Scan(MARK.sub("", text[:end]), "" if stopped else text[end:], stopped)
+        return Scan(self.released(text[:end]), "" if stopped else text[end:], stopped)
+
+    def released(self, text: str) -> str:
+        """The text without marks but those of tags."""
+        if not self.tags:
+            return MARK.sub("", text)
+        kept = set(self.tags.values())
+        return MARK.sub(lambda found: found[0] if found[0] in kept else "", text)
 
 
-def stop_strings(stop: str | Sequence[str], special: Mapping[str, int]) -> Stops:
-    """The user's `stop`, one string or several. special: the ids of special tokens by their texts."""
+def stop_strings(stop: str | Sequence[str], special: Mapping[str, int], tags: Iterable[str] = ()) -> Stops:
+    """The user's `stop`, one string or several. special: the ids of special tokens by their texts. tags: texts that
+    part a reply, whose marks stay in the text where they are special tokens."""
     texts = checked_stops(stop)
-    longest_first = sorted(filter(None, special), key=len, reverse=True)
-    if not texts or not longest_first:
-        return Stops(texts)
+    tag_marks = {tag: chr(FIRST_TAG + number) for number, tag in enumerate(tag for tag in tags if tag in special)}
+    longest_first = sorted(filter(None, special), key=len, reverse=True) if texts else []
+    if not longest_first:
+        return Stops(texts, (), {special[tag]: mark for tag, mark in tag_marks.items()}, tag_marks)
     token = re.compile("|".join(map(re.escape, longest_first)))
     named = dict.fromkeys(found for one in texts for found in token.findall(one))
-    mark_of = {found: chr(FIRST_MARK + number) for number, found in enumerate(named)}
+    mark_of = {found: chr(FIRST_MARK + number) for number, found in enumerate(named)} | tag_marks
     marked = tuple(token.sub(lambda found: mark_of[found[0]], one) for one in texts if token.search(one))
-    marks = {id_: mark_of.get(one, OTHER_MARK) for one, id_ in special.items()} if marked else {}
-    return Stops(texts, marked, marks)
+    shown = {id_: mark_of.get(one, OTHER_MARK) for one, id_ in special.items()} if marked else {}
+    return Stops(texts, marked, shown | {special[tag]: mark for tag, mark in tag_marks.items()}, tag_marks)
 
 
 def checked_stops(stop: object) -> tuple[str, ...]:
@@ -143,14 +157,36 @@ def checked_stops(stop: object) -> tuple[str, ...]:
     return found
 
 
-class Writer:
+class TextReader(Protocol):
+    """What `Writer` asks of who parts the text of a reply."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the reply ends here."""
+        ...
+
+    def push(self, text: str) -> str:
+        """The answer's text in this piece of text."""
+        ...
+
+    def finish(self) -> str:
+        """The answer's text that was held back."""
+        ...
+
+
+AnyReader = TypeVar("AnyReader", bound=TextReader)
+
+
+class Writer(Generic[AnyReader]):
     """The output of a generation: decodes its tokens, up to the first stop string."""
 
-    def __init__(self, detokenizer: Detokenizer, stops: Stops) -> None:
+    def __init__(self, detokenizer: Detokenizer, stops: Stops, reply: AnyReader | None = None) -> None:
+        """reply: parts the text, what it gives is the output; None: all of the text is."""
         self._detokenizer = detokenizer
         self._stops = stops
+        self.reply = reply
         self._hold = ""
-        self.stopped = False  # whether a stop string was completed
+        self.stopped = False  # whether a stop string was completed, or the reply has ended
         self.tokens: list[int] = []
         self.parts: list[str] = []
 
@@ -173,20 +209,30 @@ class Writer:
 
         end: the EOS token that ended the generation, which completes a stop string that ends in it.
         """
-        if self.stopped:
-            return ""
-        mark = "" if end is None else self._stops.marks.get(end, "")
-        rest = self._release(self._detokenizer.finish() + mark) + MARK.sub("", self._hold)
-        self._hold = ""
+        rest = ""
+        if not self.stopped:
+            mark = "" if end is None else self._stops.marks.get(end, "")
+            rest = self._release(self._detokenizer.finish() + mark)
+            hold = self._stops.released(self._hold)
+            rest += self.reply.push(hold) if self.reply else hold
+            self._hold = ""
+        if self.reply:
+            rest += self.reply.finish()
         self.parts.append(rest)
         return rest
 
     def _held_before(self, text: str) -> str:
-        """The beginning of a character that a special token ends, if the text stops at that token."""
+        """The beginning of a character that a special token ends, if the token is a tag or the text stops there."""
         held = self._detokenizer.held()
+        if held and text[-1] in self._stops.tags.values():
+            return self._detokenizer.finish()
         return held if held and self._stops.scan(self._hold + text[:-1] + held + text[-1]).stopped else ""
 
     def _release(self, text: str) -> str:
         result = self._stops.scan(self._hold + text)
         self._hold, self.stopped = result.hold, result.stopped
-        return result.release
+        if self.reply is None:
+            return result.release
+        answer = self.reply.push(result.release)
+        self.stopped = self.stopped or self.reply.ended
+        return answer

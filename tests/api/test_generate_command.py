@@ -18,8 +18,8 @@ from pard_onnx.models.manifest import File, Manifest
 
 TEXT = "the quick brown"
 KEYS = [
-    "text", "tokens", "prompt_tokens", "new_tokens", "finish_reason", "accepted", "mean_accepted",
-    "tokens_per_second", "time_to_first_token", "seconds", "sources", "ahead", "ahead_used", "exact",
+    "text", "reasoning", "tool_calls", "tokens", "prompt_tokens", "new_tokens", "finish_reason", "accepted",
+    "mean_accepted", "tokens_per_second", "time_to_first_token", "seconds", "sources", "ahead", "ahead_used", "exact",
     "widths", "provider", "draft_provider", "provider_reason", "kernel", "seed", "target_commit",
     "draft_commit",
 ]  # fmt: skip
@@ -88,6 +88,73 @@ def test_chat_and_stop(options: list[str], pair_folders: tuple[Path, Path], caps
     whole = load(*pair_folders).generate(TEXT, chat=True, max_new_tokens=12).text
     assert main([*options, "--prompt", TEXT, "--chat", "--stop", whole[5:7], "--stop", "never"]) == 0
     assert capsys.readouterr().out == whole[: whole.index(whole[5:7])] + "\n"
+
+
+TOOLS_TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}\n"
+    "{% if thinks %}{{ '<think>\n' }}{% endif %}"
+)
+TOOL = {"type": "function", "function": {"name": "stop", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.fixture(scope="module")
+def thinker(write_artifact: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A target whose template has tools, and thinks."""
+    folder = write_artifact(tmp_path_factory.mktemp("thinker") / "target", "target", kv_rows=1024 + 64, eos=(279,))
+    manifest = Manifest.read(folder)
+    template = TOOLS_TEMPLATE + "{# </think> #}"
+    replace(manifest, spec=replace(manifest.spec, chat_template=template)).write(folder)
+    return ["--target", str(folder), "--prompt", "hi", "--chat"]
+
+
+def test_calls_are_printed(thinker: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("llguidance")
+    file = tmp_path / "tools.json"
+    file.write_text(json.dumps([TOOL]), encoding="utf-8")
+    arguments = [*thinker, "--tools", str(file), "--tool-choice", "stop", "--max-reasoning-tokens", "0"]
+    assert main([*arguments, "--template-arg", "thinks=true"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    call = json.loads(line)
+    assert call["type"] == "function" and call["function"]["name"] == "stop"
+    assert json.loads(call["function"]["arguments"]) == {}
+    assert main([*arguments, "--template-arg", "thinks=true", "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert (out["text"], out["tool_calls"], out["finish_reason"]) == ("", [call], "tool_calls")
+
+
+def test_reasoning_goes_to_stderr(thinker: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*thinker, "--template-arg", "thinks=true", "--max-reasoning-tokens", "6", "--max-new-tokens", "40"]
+    assert main([*arguments, "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert out["reasoning"] and out["text"] and "think" not in out["text"] + out["reasoning"]
+    assert main(arguments) == 0
+    assert capsys.readouterr() == (out["text"] + "\n", out["reasoning"] + "\n")
+    assert main([*arguments, "--reasoning", "hide"]) == 0
+    assert capsys.readouterr() == (out["text"] + "\n", "")
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "problem"),
+    [
+        (None, [], "the file cannot be read"),
+        ("[", [], "not JSON"),
+        ("{}", [], "tools are a list"),
+        ("[5]", [], "a tool is a Python function or a JSON object"),
+        (json.dumps([TOOL]), ["--tool-choice", "other"], "tool_choice names 'other'"),
+        (json.dumps([TOOL]), ["--max-reasoning-tokens", "-1"], "max_reasoning_tokens must be"),
+    ],
+)
+def test_bad_tools(
+    content: str | None, more: list[str], problem: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before the models load."""
+    file = tmp_path / "tools.json"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    arguments = ["--target", "missing", "--prompt", "hi", "--chat", "--tools", str(file), *more]
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert problem in line
 
 
 def test_the_models_own_sampling(

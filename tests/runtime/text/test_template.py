@@ -386,3 +386,46 @@ def test_arguments_that_no_template_takes(folder: Path, arguments: Any, problem:
     for make in (lambda: Options(template_arguments=arguments), lambda: Text(folder, PRINTED).render([], arguments)):
         with pytest.raises(BadInput, match=problem):
             make()
+
+
+R1_LIKE = (
+    "{% for m in messages %}{% if m.role == 'assistant' and m.tool_calls is defined %}{% for c in m.tool_calls %}"
+    "{% if m.content is none %}{% else %}{{ m.content.strip() }}{% endif %}"
+    "{{ '<｜tool▁call▁begin｜>' + c.type + '<｜tool▁sep｜>' + c.function.name }}"
+    "{{ '\n```json\n' + c.function.arguments + '\n```' }}"
+    "{% endfor %}{% else %}{{ m.content.strip() }}{% endif %}{% endfor %}"
+)
+
+
+def with_calls(arguments: Any, content: str | None) -> list[dict[str, Any]]:
+    call = {"id": "123456789", "type": "function", "function": {"name": "find", "arguments": arguments}}
+    return [
+        user("?"),
+        {"role": "assistant", "content": content, "tool_calls": [call]},
+        {"role": "tool", "content": "5"},
+    ]
+
+
+@pytest.mark.parametrize("template", [QWEN3_LIKE, LLAMA_LIKE, R1_LIKE, CALLS], ids=["qwen3", "llama", "r1", "calls"])
+@pytest.mark.parametrize("arguments", [{"what": "<fox> 'é'", "n": [1.5, None, True]}, {}], ids=str)
+@pytest.mark.parametrize("content", ["", None])
+def test_arguments_of_calls_are_text_or_objects(
+    folder: Path, reference: Callable[..., str], template: str, arguments: dict[str, Any], content: str | None
+) -> None:
+    """OpenAI's are JSON text; a template that reads objects gets objects, and one that reads text gets text."""
+    written = json.dumps(arguments, ensure_ascii=False)
+    wanted: Any = written if template is R1_LIKE else arguments
+    expected = reference(template, with_calls(wanted, ""))
+    for given in (arguments, written):
+        assert Text(folder, template).render(with_calls(given, content)) == expected
+
+
+def test_arguments_that_are_no_json_stay_as_they_are(folder: Path, reference: Callable[..., str]) -> None:
+    for arguments in ("{broken", "5", ""):
+        assert Text(folder, LLAMA_LIKE).render(with_calls(arguments, "")) == reference(
+            LLAMA_LIKE, with_calls(arguments, "")
+        )
+
+
+def test_text_arguments_are_kept_as_written_where_the_template_takes_them(folder: Path) -> None:
+    assert '{"a":1.50}' in Text(folder, QWEN3_LIKE).render(with_calls('{"a":1.50}', ""))
