@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pard_onnx import BadInput, Failure, Pair, TooLong, load
+from pard_onnx import BadInput, Pair, TooLong, load
 from pard_onnx.models.checks import common_prefix
 from pard_onnx.runtime.decoding.loop import Halted
 from pard_onnx.runtime.engine import TargetSeat
