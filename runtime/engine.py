@@ -25,6 +25,7 @@ from .options import AUTO, GREEDY, Options, checked_ids
 from .providers.choice import on_separate_devices
 from .providers.table import CPU
 from .result import Chunk, Facts, Result
+from .sampling.edits import RowEdit
 from .sampling.generation_config import read_sampling
 from .sampling.sampler import chooser, require_known
 from .sampling.settings import Sampling
@@ -140,6 +141,10 @@ class Engine:
             longer=self.longer_context,
         )
 
+    def row_edits(self, options: Options) -> tuple[RowEdit, ...]:
+        """What changes rows of logits in one generation with these options, in the order in which it is applied."""
+        return ()
+
     def run(
         self,
         sequence: Sequence,
@@ -160,7 +165,7 @@ class Engine:
         settings, (target, draft) = self.settings(options), self.models
         vocabulary = self.target_manifest.spec.vocabulary.size
         require_ids(sequence.tokens, vocabulary)
-        choose = chooser(options.sampling, vocabulary, len(sequence.tokens), seed)
+        choose = chooser(options.sampling, vocabulary, len(sequence.tokens), seed, self.row_edits(options))
         seat = TargetSeat(target.session, sequence.target, before_step, self._session_locks[0])
         draft_seat = None
         if draft and sequence.draft:

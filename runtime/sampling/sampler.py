@@ -22,15 +22,13 @@ from math import isfinite, isnan
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pard_onnx.models.errors import BadInput, Failure
 
+from .edits import Logits, RowEdit
 from .filters import candidates
 from .penalties import Penalties
 from .settings import Sampling
-
-Logits = NDArray[np.float32]
 
 
 class Chooser(Protocol):
@@ -45,9 +43,14 @@ class Chooser(Protocol):
         ...
 
 
-def chooser(sampling: Sampling, vocabulary: int, prompt_length: int, seed: int) -> Chooser:
-    """A `Greedy` chooser for greedy settings, otherwise a `Sampler`; arguments and errors as of `Sampler`."""
-    return Greedy() if sampling.greedy else Sampler(sampling, vocabulary, prompt_length, seed)
+def chooser(
+    sampling: Sampling, vocabulary: int, prompt_length: int, seed: int, edits: Sequence[RowEdit] = ()
+) -> Chooser:
+    """A `Greedy` chooser for greedy settings without edits, otherwise a `Sampler`; arguments and errors as of
+    `Sampler`."""
+    if sampling.greedy and not edits:
+        return Greedy()
+    return Sampler(sampling, vocabulary, prompt_length, seed, edits)
 
 
 class Greedy:
@@ -63,22 +66,27 @@ class Greedy:
 
 
 class Sampler:
-    """Chooses the tokens of one generation by random draws, with penalties and bias.
+    """Chooses the tokens of one generation by random draws, with penalties and bias, and edits of rows.
 
     A token depends on its row, the settings, the seed, its position and the tokens before it; not on other rows, nor on
     their number. A token costs a few passes over its row.
     """
 
-    def __init__(self, sampling: Sampling, vocabulary: int, prompt_length: int, seed: int) -> None:
+    def __init__(
+        self, sampling: Sampling, vocabulary: int, prompt_length: int, seed: int, edits: Sequence[RowEdit] = ()
+    ) -> None:
         """vocabulary: ids 0..vocabulary-1 can be chosen; rows may be longer. prompt_length: the number of committed
-        tokens that are not output. seed: 0..2**64-1, see `Sampling.chosen_seed`.
+        tokens that are not output. seed: 0..2**64-1, see `Sampling.chosen_seed`. edits: are applied in this order to
+        rows after penalties and bias, before temperature and filters.
 
         Raises BadInput if logit_bias names another id or bans all ids.
         """
         require_known(sampling, vocabulary)
         self._sampling, self._vocabulary, self._seed = sampling, vocabulary, seed
         self._penalties = Penalties(sampling, vocabulary, prompt_length)
-        self._penalized = np.empty(vocabulary if sampling.penalizes else 0, np.float32)
+        self._edits = tuple(edits)
+        self._tokens: list[int] = []  # for the edits: the tokens before the present row
+        self._changed = np.empty(vocabulary if sampling.penalizes or edits else 0, np.float32)
         self._weights = np.empty(vocabulary, np.float32)
 
     def choose(self, rows: Logits, committed: Sequence[int], drafts: Sequence[int]) -> list[int]:
@@ -86,6 +94,8 @@ class Sampler:
         if len(rows) != len(drafts) + 1:
             raise ValueError(f"{len(drafts)} drafts need {len(drafts) + 1} rows, not {len(rows)}")
         self._penalties.count_committed(committed)
+        if self._edits:
+            self._tokens.extend(committed[len(self._tokens) :])
         tokens: list[int] = []
         matched = 0
         try:
@@ -94,6 +104,8 @@ class Sampler:
                 if matched == len(drafts) or tokens[-1] != drafts[matched]:
                     break
                 self._penalties.count_draft(tokens[-1])
+                if self._edits:
+                    self._tokens.append(tokens[-1])  # stays: the loop commits it, or EOS before it ends the generation
                 matched += 1
         finally:
             self._penalties.uncount_drafts(tokens[:matched])
@@ -102,13 +114,23 @@ class Sampler:
     def _token(self, logits: Logits, position: int) -> int:
         """The token at `position`; logits: [vocabulary]."""
         require_finite(float(logits.max()), position)
-        logits = self._penalties.apply(logits, self._penalized)
+        logits = self._edited(self._penalties.apply(logits, self._changed))
         best = int(logits.argmax())
         if logits[best] == -np.inf:
-            raise Failure(f"no id is left for position {position}: logit_bias bans all that the target allows")
+            who = "logit_bias, a grammar or another edit of logits forbids" if self._edits else "logit_bias bans"
+            raise Failure(f"no id is left for position {position}: {who} all that the target allows")
         if self._sampling.certain:
             return best
         return candidates(logits, self._sampling, self._weights).draw(uniform(self._seed, position))
+
+    def _edited(self, logits: Logits) -> Logits:
+        """The row after all edits. They get a copy, since the target's rows may be read by others."""
+        if self._edits and logits is not self._changed:
+            np.copyto(self._changed, logits)
+            logits = self._changed
+        for edit in self._edits:
+            logits = edit.edit(logits, self._tokens)
+        return logits
 
 
 def uniform(seed: int, position: int) -> float:
