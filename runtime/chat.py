@@ -17,8 +17,9 @@ from .engine import Engine
 from .options import OptionArguments, Options
 from .result import Result
 from .sequence import Sequence
-from .stream import Generation, Stream
+from .stream import Generation, Stream, telling_dropped
 from .text.control_tokens import TEXT, checked_handling
+from .text.overflow import ERROR, Fitted, checked_overflow, fit, room_for_reply
 from .text.prompt import Messages, copy_messages, known_ids
 from .text.template import Message, checked_arguments
 
@@ -32,8 +33,8 @@ class Chat:
     The next turn then computes the prompt anew from the first token that differs. KV rows that are kept come from
     decoding steps, and new rows come from the wider steps of prefill; with exact widths, both are equal.
 
-    `template_arguments` are those of every turn; a turn's own are added to them. `special_tokens` is the option of each
-    turn that has none of its own.
+    `template_arguments` are those of every turn; a turn's own are added to them. `special_tokens` and `overflow` are the
+    options of each turn that has none of its own. `messages` stays whole where the model no longer reads all of it.
 
     A turn adds two messages when its stream ends, the question and the answer. If the turn is cancelled or times out,
     the answer is the text so far. A turn leaves the conversation as it was if it fails, if its stream is closed early,
@@ -47,9 +48,11 @@ class Chat:
         sequence: Sequence | None = None,
         template_arguments: Mapping[str, object] | None = None,
         special_tokens: str = TEXT,
+        overflow: str = ERROR,
     ) -> None:
         """See `Pair.chat`. sequence: made by this engine, with the beginning of the conversation."""
         self.special_tokens = checked_handling(special_tokens)
+        self.overflow = checked_overflow(overflow)
         self.template_arguments = checked_arguments(template_arguments)
         self.messages: Messages = copy_messages(messages)
         self._engine = engine
@@ -68,22 +71,36 @@ class Chat:
         """
         start = perf_counter()
         self._engine.process.require()
-        chosen = Options.from_keywords({"special_tokens": self.special_tokens, **options}, self._engine.model_sampling)
+        own = {"special_tokens": self.special_tokens, "overflow": self.overflow}
+        chosen = Options.from_keywords({**own, **options}, self._engine.model_sampling)
         if not isinstance(text, str) or not text:
             raise BadInput(f"a message is text of at least one character, not {shown(text)}")
         sequence = self._open()
         before = copy_messages(self.messages)
         question = {"role": "user", "content": text}
-        arguments = checked_arguments(self.template_arguments) | dict(chosen.template_arguments)
-        encoded = self._engine.text.encode_chat([*before, question], arguments, chosen.special_tokens)
-        ids = known_ids(encoded, self._engine.text, self._engine.target_manifest.spec.vocabulary.size)
-        if len(ids) >= self._engine.capacity:
+        fitted = self._fitted([*before, question], chosen)
+        if len(fitted.ids) >= self._engine.capacity:
             raise TooLong(
-                f"the conversation would have {len(ids)} tokens, but the capacity is {self._engine.capacity} with at "
-                f"least one of them new; remove earlier messages, or {self._engine.longer_context}"
+                f"the conversation would have {len(fitted.ids)} tokens, but the capacity is {self._engine.capacity} with "
+                f"at least one of them new; remove earlier messages, or {self._engine.longer_context}, or give "
+                'overflow="drop-oldest"'
             )
-        stream = self._engine.stream(sequence, ids, chosen, start)
+        stream = self._engine.stream(sequence, fitted.ids, chosen, start)
+        if fitted.dropped:
+            stream = stream.within(lambda generation: telling_dropped(generation, fitted.dropped))
         return stream.within(lambda generation: self._turn(generation, before, question))
+
+    def _fitted(self, messages: Messages, options: Options) -> Fitted:
+        """The ids of these messages, of which some may be left out."""
+        engine = self._engine
+        arguments = checked_arguments(self.template_arguments) | dict(options.template_arguments)
+
+        def encode(messages: Messages) -> list[int]:
+            ids = engine.text.encode_chat(messages, arguments, options.special_tokens)
+            return known_ids(ids, engine.text, engine.target_manifest.spec.vocabulary.size)
+
+        room = room_for_reply(engine.capacity, options.max_new_tokens)
+        return fit(messages, options.overflow, encode, engine.capacity, room, engine.longer_context)
 
     def _turn(self, generation: Generation, before: Messages, question: dict[str, Any]) -> Generation:
         with self.busy():

@@ -27,6 +27,7 @@ from .providers.table import CPU
 from .result import Chunk, Facts, Result
 from .sampling.edits import RowEdit
 from .sampling.generation_config import read_sampling
+from .sampling.processor import Processor
 from .sampling.sampler import chooser, require_known
 from .sampling.settings import Sampling
 from .sequence import Sequence
@@ -143,7 +144,7 @@ class Engine:
 
     def row_edits(self, options: Options) -> tuple[RowEdit, ...]:
         """What changes rows of logits in one generation with these options, in the order in which it is applied."""
-        return ()
+        return (Processor(options.logits_processor),) if options.logits_processor else ()
 
     def run(
         self,
@@ -216,7 +217,7 @@ class Engine:
                 # One row is computed even if all are there: the first token is chosen from it.
                 cached = min(sequence.continue_with(ids), len(ids) - 1)
                 rounds = self.run(sequence, options, before_step=before_step, seed=seed or 0)
-                writer = Writer(self.text.stream(ids), stops)
+                writer = Writer(self.text.stream(ids), stops, options.stop_when)
                 return (yield from chunks(rounds, writer, replace(facts, cached_tokens=cached), start))
 
         return Stream(generation(), cancelled)

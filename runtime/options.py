@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict
 from pard_onnx.models.checks import (
     DRAFT_LIMIT,
     finite_number,
+    function,
     listed,
     nearest_name,
     require_whole,
@@ -18,10 +19,12 @@ from pard_onnx.models.checks import (
 )
 from pard_onnx.models.errors import BadInput, shown
 
+from .sampling.processor import LogitsProcessor
 from .sampling.settings import Sampling
 from .text.control_tokens import checked_handling
+from .text.overflow import Overflow, checked_overflow
 from .text.template import checked_arguments
-from .text.writer import checked_stops
+from .text.writer import StopWhen, checked_stops
 
 AUTO: Literal["auto"] = "auto"
 
@@ -53,10 +56,17 @@ class OptionArguments(TypedDict, total=False):
     frequency_penalty: float
     logit_bias: Mapping[int, float]
     seed: int | None
+    stop_when: StopWhen | None
+    logits_processor: LogitsProcessor | None
+    overflow: Overflow
 
 
 GREEDY = Sampling()
 STARTS = ("greedy", "model")
+FUNCTIONS = {  # by option: what the user's function is a function of
+    "stop_when": "the text and the tokens so far, or None",
+    "logits_processor": "the tokens before a row and the row, or None",
+}
 SAMPLING = tuple(setting.name for setting in fields(Sampling))
 
 
@@ -81,6 +91,16 @@ class Options:
     special_tokens: Literal["text", "encode", "refuse"] = "text"
     timeout: float | None = None  # seconds after which the generation ends with the text so far
     sampling: Sampling = GREEDY
+    # A function of the text and the tokens so far, called after each token: True ends the text with that token. What it
+    # raises ends the generation.
+    stop_when: StopWhen | None = None
+    # A function of the tokens before a row, those of the prompt included, and the row of logits, [vocabulary], after
+    # penalties and logit_bias: it returns the row to choose from. It must depend on nothing else, or the text depends
+    # on drafts.
+    logits_processor: LogitsProcessor | None = None
+    # What becomes of a conversation that leaves no room for the reply: "error" refuses one that fills the capacity,
+    # "drop-oldest" and "drop-middle" leave out whole turns, see `text/overflow.py`.
+    overflow: Overflow = "error"
 
     def __post_init__(self) -> None:
         keep = object.__setattr__
@@ -97,6 +117,10 @@ class Options:
             raise BadInput(f"draft_length must be 'auto' or from 0 to {DRAFT_LIMIT}, not {shown(self.draft_length)}")
         if not isinstance(self.draft_length, str):
             keep(self, "draft_length", require_whole("draft_length", self.draft_length, 0, DRAFT_LIMIT))
+        checked_overflow(self.overflow)
+        for name, wanted in FUNCTIONS.items():
+            if getattr(self, name) is not None:
+                function(name, getattr(self, name), wanted)
         if self.timeout is not None:
             keep(self, "timeout", checked_timeout(self.timeout))
 

@@ -20,8 +20,9 @@ from .providers.choice import ProviderCandidates, ProviderChoice, draft_candidat
 from .providers.threads import Threads
 from .result import Result
 from .sampling.settings import Sampling
-from .stream import Stream
+from .stream import Stream, telling_dropped
 from .text.control_tokens import TEXT
+from .text.overflow import ERROR, Fitted, checked_overflow, fit, require_messages, room_for_reply
 from .text.prompt import Prompt, encode, opening_messages
 from .text.template import Message, checked_arguments
 from .text.tokenizer import Text
@@ -167,13 +168,28 @@ class Pair:
         """
         start = perf_counter()
         chosen = Options.from_keywords(options, self.engine.model_sampling)
-        ids = self.encode(
-            prompt,
-            chat=chosen.chat,
-            template_arguments=chosen.template_arguments,
-            special_tokens=chosen.special_tokens,
-        )
-        return self.engine.stream(self._sequence, ids, chosen, start, reuse=False)
+        fitted = self._fitted(prompt, chosen)
+        stream = self.engine.stream(self._sequence, fitted.ids, chosen, start, reuse=False)
+        if fitted.dropped:
+            return stream.within(lambda generation: telling_dropped(generation, fitted.dropped))
+        return stream
+
+    def _fitted(self, prompt: Prompt, options: Options) -> Fitted:
+        """The prompt's ids; of a list of messages, some may be left out."""
+
+        def encode(prompt: Prompt) -> list[int]:
+            return self.encode(
+                prompt,
+                chat=options.chat,
+                template_arguments=options.template_arguments,
+                special_tokens=options.special_tokens,
+            )
+
+        if options.overflow == ERROR or (options.chat and isinstance(prompt, str)):
+            return Fitted(encode(prompt))
+        engine, messages = self.engine, require_messages(prompt, options.overflow)
+        room = room_for_reply(engine.capacity, options.max_new_tokens)
+        return fit(messages, options.overflow, encode, engine.capacity, room, engine.longer_context)
 
     def chat(
         self,
@@ -181,32 +197,35 @@ class Pair:
         messages: Iterable[Message] = (),
         template_arguments: Mapping[str, object] | None = None,
         special_tokens: str = TEXT,
+        overflow: str = ERROR,
     ) -> Chat:
         """A conversation whose turns go on in one KV cache; several may be open. Ends with its last reference.
 
-        system: the system message; messages: what was said before; template_arguments, special_tokens: of every
-        turn, see `Options`.
+        system: the system message; messages: what was said before; template_arguments, special_tokens, overflow: of
+        every turn, see `Options`.
         Raises BadInput if the chat template has no use for the messages, or there is no template.
         """
         opening = opening_messages(self.text, system, messages, template_arguments)
-        return Chat(self.engine, opening, None, template_arguments, special_tokens)
+        return Chat(self.engine, opening, None, template_arguments, special_tokens, overflow)
 
     def restore(
         self,
         path: str | PathLike[str],
         template_arguments: Mapping[str, object] | None = None,
         special_tokens: str = TEXT,
+        overflow: str = ERROR,
     ) -> Chat:
         """The conversation that `Chat.save` wrote; KV rows of another draft are left out.
 
-        template_arguments, special_tokens: as of `chat`; the file has none.
+        template_arguments, special_tokens, overflow: as of `chat`; the file has none.
 
         Raises BadArtifact (another file, damaged, another version, another target), TooLong.
         """
         path = path_text("path", path)
         checked_arguments(template_arguments)  # refused before a large file is read
+        checked_overflow(overflow)
         saved = snapshot.read(path, self.target_manifest, self.draft_manifest, self.engine.new_sequence)
-        return Chat(self.engine, *saved, template_arguments, special_tokens)
+        return Chat(self.engine, *saved, template_arguments, special_tokens, overflow)
 
     def encode(
         self,

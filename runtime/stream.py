@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from dataclasses import replace
 from threading import Event
 from time import perf_counter
 
@@ -30,7 +31,7 @@ def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts, st
             tally.add(step)
             pieces = writer.write(step.tokens)
             first = first or perf_counter() - start
-            ended = "stop" if writer.stopped else step.finish_reason
+            ended = "stop" if writer.stopped or writer.ended else step.finish_reason
             if ended and (rest := writer.finish(step.end)):
                 pieces = [*pieces[:-1], pieces[-1] + rest] if pieces else [rest]
             if pieces:
@@ -54,6 +55,12 @@ def chunk(step: Step, pieces: list[str]) -> Chunk:
     tokens = step.tokens[: len(pieces)]
     drafted = tuple(i < step.matched for i in range(len(tokens)))
     return Chunk("".join(pieces), tokens, drafted, tuple(pieces))
+
+
+def telling_dropped(generation: Generation, dropped: int) -> Generation:
+    """The same generation, whose stats say how many messages of the conversation were left out."""
+    result = yield from generation
+    return replace(result, stats=replace(result.stats, dropped_messages=dropped))
 
 
 class Stream(Iterator[Chunk]):
