@@ -33,8 +33,8 @@ class Chat:
     The next turn then computes the prompt anew from the first token that differs. KV rows that are kept come from
     decoding steps, and new rows come from the wider steps of prefill; with exact widths, both are equal.
 
-    `template_arguments` are those of every turn; a turn's own are added to them. `special_tokens` and `overflow` are the
-    options of each turn that has none of its own. `messages` stays whole where the model no longer reads all of it.
+    `template_arguments` are those of every turn; a turn's own are added to them. `special_tokens` and `overflow` are
+    the options of each turn that has none of its own. `messages` stays whole where the model no longer reads all of it.
 
     A turn adds two messages when its stream ends, the question and the answer. If the turn is cancelled or times out,
     the answer is the text so far. A turn leaves the conversation as it was if it fails, if its stream is closed early,
@@ -81,8 +81,8 @@ class Chat:
         fitted = self._fitted([*before, question], chosen)
         if len(fitted.ids) >= self._engine.capacity:
             raise TooLong(
-                f"the conversation would have {len(fitted.ids)} tokens, but the capacity is {self._engine.capacity} with "
-                f"at least one of them new; remove earlier messages, or {self._engine.longer_context}, or give "
+                f"the conversation would have {len(fitted.ids)} tokens, but the capacity is {self._engine.capacity} "
+                f"with at least one of them new; remove earlier messages, or {self._engine.longer_context}, or give "
                 'overflow="drop-oldest"'
             )
         stream = self._engine.stream(sequence, fitted.ids, chosen, start)

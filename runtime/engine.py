@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Tokens
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from threading import Event, Lock, RLock
+from threading import Event, Lock
 from time import perf_counter
 from typing import Generic
 
@@ -20,7 +20,7 @@ from .decoding.drafter import Drafter, PardDrafter
 from .decoding.loop import Halted, Settings, Step, decode
 from .decoding.shared_ids import SharedIds
 from .forks import Process
-from .model import LoadedModel, longer_context
+from .model import LoadedModel, ReentrantLock, longer_context
 from .options import AUTO, GREEDY, Options, checked_ids
 from .providers.choice import on_separate_devices
 from .providers.table import CPU
@@ -42,7 +42,6 @@ from .tuning.steps import ANY, Widths
 ORT_KERNEL = "onnxruntime"  # whose matmuls run where this package's own do not
 WIDEST = DRAFT_LIMIT + 2  # a step of all drafts, padded
 Models = tuple[LoadedModel[TargetSession], LoadedModel[DraftSession] | None]
-ReentrantLock = AbstractContextManager[bool]
 MakeDrafter = Callable[[Sequence, Options, Settings], Drafter]
 
 
@@ -72,9 +71,10 @@ class Engine:
             draft is not None and on_separate_devices(target.provider, draft.provider),
             frozenset(target.manifest.spec.vocabulary.eos_ids),
         )
-        # Reentrant: a run that nobody reads any more may be closed by garbage collection, in the middle of a round.
-        self._round_lock = RLock()  # rounds of different sequences must not mix
-        self._session_locks = RLock(), RLock()  # of each model's steps: a draft that runs ahead has its own thread
+        # Locks are the models', which other engines may have, too. Rounds of different sequences must not mix, since a
+        # round reads the rows of its step to its end. The draft is locked for a step: it may run ahead in a thread.
+        self._round_lock = target.lock
+        self._session_locks = target.lock, draft.lock if draft else target.lock
         self._busy = Lock()  # of one stream
         self.process = Process()
 
@@ -119,9 +119,14 @@ class Engine:
         return Sequence(target.session.new_cache(), draft.session.new_cache() if draft else None)
 
     def shared_sequence(self) -> Sequence:
-        """The sequence on the caches that the sessions were opened with: for texts that nothing follows."""
+        """The sequence for texts that nothing follows, on the caches that the sessions were opened with, where another
+        pair does not have them."""
         target, draft = self.models
-        return Sequence(target.session.cache, draft.session.cache if draft else None)
+
+        def cache(model: LoadedModel[TargetSession] | LoadedModel[DraftSession]) -> KvCache:
+            return model.session.new_cache() if model.borrowed else model.session.cache
+
+        return Sequence(cache(target), cache(draft) if draft else None)
 
     def settings(self, options: Options) -> Settings:
         """The loop's settings for these options; BadInput for a stop token that the model does not have."""

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from contextlib import suppress
 from os import PathLike
 from time import perf_counter
-from typing import Any, Unpack
+from typing import Unpack
 
-from pard_onnx.models.checks import path_text, true_or_false
-from pard_onnx.models.errors import BadInput, shown
+from pard_onnx.models.checks import Progress, function, no_progress, path_text, true_or_false
+from pard_onnx.models.errors import BadInput, PardWarning
+from pard_onnx.models.logs import logger
+from pard_onnx.models.spec import Role
 
 from . import snapshot
 from .chat import Chat
 from .engine import Engine
-from .model import Artifact, LoadedModel, open_artifact, open_model, shared_ids
+from .info import PairInfo, in_one_line, pair_info
+from .loading import DEFAULT_PROVIDER, Source, Wanted, open_pair
 from .options import OptionArguments, Options
-from .providers.choice import ProviderCandidates, ProviderChoice, draft_candidates, open_first, provider_candidates
+from .providers.choice import ProviderChoice
 from .providers.threads import Threads
 from .result import Result
 from .sampling.settings import Sampling
+from .speed import Placed, slow_reasons
 from .stream import Stream, telling_dropped
 from .text.control_tokens import TEXT
 from .text.overflow import ERROR, Fitted, checked_overflow, fit, require_messages, room_for_reply
@@ -27,13 +32,15 @@ from .text.prompt import Prompt, encode, opening_messages
 from .text.template import Message, checked_arguments
 from .text.tokenizer import Text
 from .tuning.steps import Widths
+from .warm_up import WARM_UP_TEXT, warm_up_runs
 
+LOG = logger(__name__)
 A_MODEL = "the folder or the hub id of an exported model"
 
 
 def load(
-    target: str | PathLike[str],
-    draft: str | PathLike[str] | None = None,
+    target: str | PathLike[str] | Pair,
+    draft: str | PathLike[str] | Pair | None = None,
     provider: str = "cpu",
     threads: int | None = None,
     share_threads: bool = False,
@@ -44,10 +51,12 @@ def load(
     fallback: bool = False,
     revision: str | None = None,
     draft_revision: str | None = None,
+    progress: Progress = no_progress,
 ) -> Pair:
     """Open a pair, or a target alone.
 
-    target, draft: a folder that pard-export has written, or the hub id of one.
+    target, draft: a folder that pard-export has written, or the hub id of one; or a `Pair`, whose open target or draft
+        is then shared: its weights are in memory once, until all pairs that use it are closed, in any order.
     provider: "cpu", "cuda", "directml", "rocm", "migraphx", "webgpu", "npu"; `cuda:1` for a second device; or "auto"
         for the first that is installed, computes both models correctly and is not far slower than the CPU.
     threads: of each step; None for one per physical core.
@@ -57,56 +66,48 @@ def load(
     provider_options, draft_provider_options: by the provider's own names.
     fallback: use the CPU if the provider is not installed, does not start or computes wrongly.
     revision, draft_revision: a branch, tag or commit of a hub id. Only a commit is the same files for ever.
+    progress: is called with a stage ("download target", "verify target", "open target", "measure target", and those of
+        the draft), what is done, and the total: bytes in the first two. "download" calls it in other threads. What it
+        raises ends the loading.
 
     The first time on a machine it takes about a second longer: step costs and exact widths are measured, and off the
     CPU the model's steps are checked against single steps and the CPU's.
 
     Raises BadArtifact (missing, damaged, wrong role, other tokenizer, not for this provider), BadProvider, BadInput.
-    Warns with PardWarning where a provider computes only steps of one token correctly, and runs so; and where one of
-    the tokenizers has tokens that the other lacks, which the draft then neither reads nor proposes.
+    Warns with PardWarning where a provider computes only steps of one token correctly, and runs so; where one of
+    the tokenizers has tokens that the other lacks, which the draft then neither reads nor proposes; and where models
+    run slower than they could: without this package's CPU kernels, on the CPU though exported for another device, or
+    on another provider than was asked for.
     """
-    target = path_text("target", target, A_MODEL)
-    draft = None if draft is None else path_text("draft", draft, A_MODEL)
-    fallback = true_or_false("fallback", fallback)
-    pool = Threads(threads, share_threads)
-    for name, options in (("provider_options", provider_options), ("draft_provider_options", draft_provider_options)):
-        if not isinstance(options, Mapping | None):
-            raise BadInput(f"{name} must be a mapping of option names to values, not {shown(options)}")
-    if draft is None and (draft_provider is not None or draft_provider_options):
-        raise BadInput(f"a provider for the draft ({shown(draft_provider)}), but no draft; name one, or leave it out")
-    if draft is None and draft_revision is not None:
-        raise BadInput(f"a revision of the draft ({shown(draft_revision)}), but no draft; name one, or leave it out")
-    for_target = provider_candidates(provider, provider_options, fallback=fallback)
-    for_draft = None
-    if draft_provider is not None:
-        for_draft = provider_candidates(draft_provider, draft_provider_options, fallback=fallback)
-    target_artifact = open_artifact(target, "target", checked_revision("revision", revision))
-    draft_artifact = None
-    if draft is not None:
-        draft_artifact = open_artifact(draft, "draft", checked_revision("draft_revision", draft_revision))
-    shared = None
-    if draft_artifact:
-        facts = draft_artifact.manifest
-        shared = shared_ids(target_artifact, draft_artifact.name, draft_artifact.folder, facts.spec, facts.sizes)
-    target_model = open_on_first(target_artifact, for_target, pool)
-    draft_model = None
-    if draft_artifact:
-        for_draft = for_draft or draft_candidates(for_target, target_model.provider, draft_provider_options)
-        draft_model = open_on_first(draft_artifact, for_draft, pool)
-    return Pair(Engine(target_model, draft_model, shared))
+    start = perf_counter()
+    progress = function("progress", progress, "a stage, what is done and the total")
+    of_open_target = isinstance(target, Pair) and provider == DEFAULT_PROVIDER  # the default says nothing of it
+    opened = open_pair(
+        Wanted("target", source("target", target), None if of_open_target else provider, provider_options, revision),
+        Wanted("draft", None if draft is None else source("draft", draft), draft_provider, draft_provider_options,
+               draft_revision),
+        Threads(threads, share_threads),
+        fallback=true_or_false("fallback", fallback),
+        progress=progress,
+    )  # fmt: skip
+    pair = Pair(Engine(opened.target, opened.draft, opened.shared))
+    new = [model for model in (opened.target, opened.draft) if model and not model.borrowed]
+    for line in slow_reasons([Placed(one.name, one.manifest, one.provider, one.reason) for one in new]):
+        warnings.warn(line, PardWarning, stacklevel=2)
+    LOG.info("loaded in %.2f s: %s", perf_counter() - start, in_one_line(pair.info()))
+    return pair
 
 
-def checked_revision(name: str, value: object) -> str | None:
-    """The user's revision of a hub id; BadInput for what is no name of one."""
-    if value is not None and (not isinstance(value, str) or not value.strip()):
-        raise BadInput(f"{name} must be a branch, tag or commit of a hub id, not {shown(value)}")
-    return value
-
-
-def open_on_first(artifact: Artifact, candidates: ProviderCandidates, threads: Threads) -> LoadedModel[Any]:
-    """The artifact on the first of these providers that runs it."""
-    model, choice = open_first(candidates, lambda provider: open_model(artifact, provider, threads))
-    return replace(model, reason=choice.reason)
+def source(role: Role, given: str | PathLike[str] | Pair) -> Source:
+    """The name of a model, or the open model of a pair. BadInput if that has no draft, Failure if it is closed."""
+    if not isinstance(given, Pair):
+        return path_text(role, given, A_MODEL)
+    target, draft = given.engine.models
+    if role == "target":
+        return target
+    if draft is None:
+        raise BadInput(f"draft: the pair of {given.target_name} has no draft to share; name the folder of one")
+    return draft
 
 
 class Pair:
@@ -243,6 +244,29 @@ class Pair:
         return encode(
             prompt, self.text, size, chat=chat, template_arguments=template_arguments, special_tokens=special_tokens
         )
+
+    def info(self) -> PairInfo:
+        """What there is to know of this pair: models, versions, precision, where it runs, memory. Facts only, which
+        `json.dumps(dataclasses.asdict(pair.info()))` writes."""
+        return pair_info(self.engine.models, self.engine.kernel, self.capacity)
+
+    def warm_up(self) -> float:
+        """Do what the first generation would otherwise wait for; the seconds that it took.
+
+        Tokenizer and chat template are used once, and both models take their first steps of the usual widths: a full
+        chunk of a prompt, one token, a draft and its verification. What later generations give does not depend on it.
+        Failure if another generation runs.
+        """
+        start = perf_counter()
+        engine = self.engine
+        if engine.text.has_template:
+            with suppress(BadInput):  # a template that refuses these messages would refuse them later, too
+                engine.text.encode_chat([{"role": "user", "content": WARM_UP_TEXT}])
+        for options, prompt in warm_up_runs(engine):
+            engine.stream(self._sequence, prompt, options, perf_counter(), reuse=False).read()
+        seconds = perf_counter() - start
+        LOG.info("warmed up in %.2f s", seconds)
+        return seconds
 
     def close(self) -> None:
         """Free the sessions; Failure while one of them runs. In a forked child it does nothing."""

@@ -9,12 +9,14 @@ from threading import Event
 from time import perf_counter
 
 from pard_onnx.models.errors import Failure
+from pard_onnx.models.logs import logger
 
 from .decoding.loop import FinishReason, Step
 from .forks import Process, never_free_in_children
 from .result import Chunk, Facts, Result, Tally
 from .text.writer import Writer
 
+LOG = logger(__name__)
 Generation = Generator[Chunk, None, Result]
 
 
@@ -43,6 +45,11 @@ def chunks(rounds: Generator[Step, None, None], writer: Writer, facts: Facts, st
                 break
     total = perf_counter() - start - paused
     stats = tally.stats(facts, len(writer.tokens), total, first)
+    LOG.info(
+        "%d tokens after %d (%d cached) in %.2f s, %.1f a second, %.2f a round: %s",
+        *(stats.new_tokens, stats.prompt_tokens, stats.cached_tokens, total, stats.tokens_per_second),
+        *(stats.mean_accepted, reason),
+    )
     return Result("".join(writer.parts), tuple(writer.tokens), reason, stats)
 
 
