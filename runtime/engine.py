@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from collections.abc import Sequence as Tokens
 from contextlib import contextmanager
 from dataclasses import replace
-from threading import Event, Lock
+from threading import Event, Lock, RLock
 from time import perf_counter
 from typing import Generic
 
@@ -20,7 +20,7 @@ from .decoding.drafter import Drafter, PardDrafter
 from .decoding.loop import Halted, Settings, Step, decode
 from .decoding.shared_ids import SharedIds
 from .forks import Process
-from .model import LoadedModel, ReentrantLock, longer_context
+from .model import LoadedModel, SessionLock, longer_context
 from .options import AUTO, GREEDY, Options, checked_ids
 from .providers.choice import on_separate_devices
 from .providers.table import CPU
@@ -71,9 +71,9 @@ class Engine:
             draft is not None and on_separate_devices(target.provider, draft.provider),
             frozenset(target.manifest.spec.vocabulary.eos_ids),
         )
-        # Locks are the models', which other engines may have, too. Rounds of different sequences must not mix, since a
-        # round reads the rows of its step to its end. The draft is locked for a step: it may run ahead in a thread.
-        self._round_lock = target.lock
+        # Reentrant: a run that nobody reads any more may be closed by garbage collection, in the middle of a round.
+        self._round_lock = RLock()  # rounds of different sequences must not mix
+        # Of each model's steps: a draft that runs ahead has its own thread, and other engines may have the same models
         self._session_locks = target.lock, draft.lock if draft else target.lock
         self._busy = Lock()  # of one stream
         self.process = Process()
@@ -272,7 +272,7 @@ class Engine:
 class Seat(Generic[AnySession]):
     """One sequence's place in a session: before each step the session is given this sequence's cache."""
 
-    def __init__(self, session: AnySession, cache: KvCache, before_step: BeforeStep, lock: ReentrantLock) -> None:
+    def __init__(self, session: AnySession, cache: KvCache, before_step: BeforeStep, lock: SessionLock) -> None:
         self._session, self._cache = session, cache
         self._before_step, self._lock = before_step, lock
 
@@ -296,7 +296,8 @@ class TargetSeat(Seat[TargetSession]):
     def step(self, ids: Tokens[int], keep: int) -> Rows:
         with self._lock:
             self._session.attach(self._cache, self._before_step)
-            return self._session.step(ids, keep)
+            rows = self._session.step(ids, keep)
+            return rows.copy() if self._lock.lent else rows  # another engine's step may follow at once
 
 
 class DraftSeat(Seat[DraftSession]):

@@ -92,7 +92,7 @@ def opened(
 ) -> LoadedModel[Any]:
     """The artifact on the first of these providers that runs it; or the model that is open."""
     if isinstance(wanted.source, LoadedModel):
-        return replace(wanted.source, borrowed=True)
+        return wanted.source.lend()
     tell = of_role(progress, wanted.role)
     model, choice = open_first(candidates, lambda provider: open_model(artifact, provider, threads, progress=tell))
     return replace(model, reason=choice.reason)

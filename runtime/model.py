@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
@@ -48,7 +47,25 @@ from .tuning.self_check import (
 from .tuning.steps import ANY, StepCosts
 
 LOG = logger(__name__)
-ReentrantLock = AbstractContextManager[bool]
+
+
+class SessionLock:
+    """The lock of an opened session, which runs one step at a time, whichever pair it is for.
+
+    Reentrant: a run that nobody reads any more may be closed by garbage collection, in the middle of a step of another.
+    """
+
+    __slots__ = ("_lock", "lent")
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self.lent = False  # whether several pairs use the session: its buffers may change when the lock is free
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +94,12 @@ class LoadedModel(Generic[AnySession]):
     reason: str = ""  # why it runs on this provider
     slow: str | None = None  # why the CPU is the better choice; None where it is not
     borrowed: bool = False  # whether another pair opened it, and may use it, too
-    # Of the session, which runs one step at a time; a target's rows are in its memory until tokens are chosen from
-    # them. Reentrant: a run that nobody reads any more may be closed by garbage collection, in the middle of a round.
-    lock: ReentrantLock = field(default_factory=RLock, compare=False, repr=False)
+    lock: SessionLock = field(default_factory=SessionLock, compare=False, repr=False)  # of the session
+
+    def lend(self) -> LoadedModel[AnySession]:
+        """The same open model for another pair. It is closed when no pair has it any more."""
+        self.lock.lent = True
+        return replace(self, borrowed=True)
 
     @property
     def manifest(self) -> Manifest:
