@@ -17,7 +17,9 @@ if TYPE_CHECKING:
         PardWarning,
         TooLong,
     )
+    from pard_onnx.models.helper_process import freeze_support
     from pard_onnx.runtime.chat import Chat
+    from pard_onnx.runtime.info import ModelInfo, PairInfo, Versions
     from pard_onnx.runtime.options import Options
     from pard_onnx.runtime.pair import Pair, load
     from pard_onnx.runtime.result import Chunk, Facts, Result, Seconds, Stats
@@ -35,8 +37,10 @@ __all__ = [
     "Chunk",
     "Facts",
     "Failure",
+    "ModelInfo",
     "Options",
     "Pair",
+    "PairInfo",
     "PardError",
     "PardWarning",
     "Result",
@@ -45,14 +49,18 @@ __all__ = [
     "Stats",
     "Stream",
     "TooLong",
+    "Versions",
     "__version__",
+    "freeze_support",
     "load",
 ]
 
 _ERRORS = ("BadArtifact", "BadCheckpoint", "BadInput", "BadProvider", "Failure", "PardError", "PardWarning", "TooLong")
 # The module of each name
 _MODULES = dict.fromkeys(_ERRORS, "models.errors") | {
+    "freeze_support": "models.helper_process",
     "Chat": "runtime.chat",
+    **dict.fromkeys(("ModelInfo", "PairInfo", "Versions"), "runtime.info"),
     "Options": "runtime.options",
     **dict.fromkeys(("Pair", "load"), "runtime.pair"),
     **dict.fromkeys(("Chunk", "Facts", "Result", "Seconds", "Stats"), "runtime.result"),

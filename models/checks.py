@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from inspect import signature
 from itertools import takewhile
 from math import inf
 from numbers import Real
@@ -79,10 +80,16 @@ def true_or_false(name: str, value: object) -> bool:
     return bool(value)
 
 
-def function(name: str, value: object, wanted: str) -> Any:
-    """A function of the user's; BadInput for what cannot be called. wanted: what it is a function of."""
-    if not callable(value):
-        raise BadInput(f"{name} must be a function of {wanted}, not {shown(value)}")
+def function(name: str, value: object, *arguments: str) -> Any:
+    """A function of the user's; BadInput for what cannot be called with so many arguments. arguments: what they are."""
+    try:
+        if not callable(value) or isinstance(value, type):
+            raise TypeError
+        signature(value).bind(*arguments)
+    except TypeError:
+        raise BadInput(f"{name} must be a function of {' and '.join(arguments)}, not {shown(value)}") from None
+    except ValueError:  # some functions written in C do not tell
+        pass
     return value
 
 

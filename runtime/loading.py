@@ -38,7 +38,7 @@ class Wanted:
             raise BadInput(f"{name} must be a branch, tag or commit of a hub id, not {shown(self.revision)}")
         given = {"a provider for": self.provider, "provider options of": self.options, "a revision of": self.revision}
         for what, value in given.items():
-            if value is None or value == {} or isinstance(self.source, str):
+            if value is None or isinstance(self.source, str) or (isinstance(value, Mapping) and not value):
                 continue
             problem = f"no {self.role}; name one" if self.source is None else f"the {self.role} is open already"
             fix = ", or leave it out" if self.source is None else "; leave it out"

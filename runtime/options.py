@@ -63,9 +63,9 @@ class OptionArguments(TypedDict, total=False):
 
 GREEDY = Sampling()
 STARTS = ("greedy", "model")
-FUNCTIONS = {  # by option: what the user's function is a function of
-    "stop_when": "the text and the tokens so far, or None",
-    "logits_processor": "the tokens before a row and the row, or None",
+FUNCTIONS = {  # by option: the arguments of the user's function
+    "stop_when": ("the text so far", "the tokens so far"),
+    "logits_processor": ("the tokens before a row", "the row"),
 }
 SAMPLING = tuple(setting.name for setting in fields(Sampling))
 
@@ -118,9 +118,9 @@ class Options:
         if not isinstance(self.draft_length, str):
             keep(self, "draft_length", require_whole("draft_length", self.draft_length, 0, DRAFT_LIMIT))
         checked_overflow(self.overflow)
-        for name, wanted in FUNCTIONS.items():
+        for name, taken in FUNCTIONS.items():
             if getattr(self, name) is not None:
-                function(name, getattr(self, name), wanted)
+                function(name, getattr(self, name), *taken)
         if self.timeout is not None:
             keep(self, "timeout", checked_timeout(self.timeout))
 

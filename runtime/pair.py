@@ -80,8 +80,10 @@ def load(
     on another provider than was asked for.
     """
     start = perf_counter()
-    progress = function("progress", progress, "a stage, what is done and the total")
-    of_open_target = isinstance(target, Pair) and provider == DEFAULT_PROVIDER  # the default says nothing of it
+    progress = function("progress", progress, "a stage", "what is done", "the total")
+    of_open_target = (
+        isinstance(target, Pair) and isinstance(provider, str) and provider == DEFAULT_PROVIDER
+    )  # the default says nothing of it
     opened = open_pair(
         Wanted("target", source("target", target), None if of_open_target else provider, provider_options, revision),
         Wanted("draft", None if draft is None else source("draft", draft), draft_provider, draft_provider_options,

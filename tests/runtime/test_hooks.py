@@ -184,6 +184,7 @@ def test_what_they_raise_ends_the_generation_and_nothing_else(pair: Pair, name: 
 
 @pytest.mark.parametrize("name", ["stop_when", "logits_processor"])
 def test_they_are_functions(pair: Pair, name: str) -> None:
-    with pytest.raises(BadInput, match=f"{name} must be a function of the .*, or None, not 'yes'"):
-        pair.generate(TEXT, **{name: "yes"})
+    for value in ("yes", 5, int, len, lambda: True, lambda one: True, lambda one, two, three: True):
+        with pytest.raises(BadInput, match=f"{name} must be a function of the .* and the .*, not "):
+            pair.generate(TEXT, **{name: value})
     assert pair.generate(TEXT, max_new_tokens=2, **{name: None}).tokens

@@ -151,7 +151,7 @@ def test_progress_may_end_the_loading(pair_folders: tuple[Path, Path]) -> None:
 
     with pytest.raises(Cancelled):
         load(*pair_folders, threads=1, progress=progress)
-    with pytest.raises(BadInput, match="progress must be a function of a stage, what is done and the total, not None"):
+    with pytest.raises(BadInput, match="progress must be a function of a stage and what is done and the total, not"):
         load(*pair_folders, progress=None)  # type: ignore[arg-type]
 
 

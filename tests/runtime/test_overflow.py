@@ -141,7 +141,7 @@ def test_a_chat_goes_on_past_the_capacity(pair: Pair) -> None:
             assert pair.generate(fresh, max_new_tokens=12).tokens == result.tokens
         assert len(chat.messages) == 25  # whole
         assert dropped[0] == 0 and dropped[-1] > 0 and dropped == sorted(dropped)
-        with pytest.raises(TooLong, match='remove earlier messages.*overflow="drop-oldest"'):
+        with pytest.raises(TooLong, match=r'remove earlier messages.*overflow="drop-oldest"'):
             for _ in range(9):
                 chat.send("the lazy dog", max_new_tokens=12, overflow="error")
 
