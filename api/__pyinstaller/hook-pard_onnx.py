@@ -14,7 +14,7 @@ DATA = {"quantize.calibration": "*.jsonl", "export.verify": "*.txt", "models.dem
 
 def folder(package: str) -> Path:
     """The folder of one of this package's packages."""
-    return Path(list(find_spec(f"pard_onnx.{package}").submodule_search_locations)[0])
+    return Path(next(iter(find_spec(f"pard_onnx.{package}").submodule_search_locations)))
 
 
 def beside(package: str, pattern: str) -> list[tuple[str, str]]:
