@@ -14,7 +14,9 @@ DATA = {"quantize.calibration": "*.jsonl", "export.verify": "*.txt", "models.dem
 
 def folder(package: str) -> Path:
     """The folder of one of this package's packages."""
-    return Path(next(iter(find_spec(f"pard_onnx.{package}").submodule_search_locations)))
+    spec = find_spec(f"pard_onnx.{package}")
+    assert spec and spec.submodule_search_locations
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def beside(package: str, pattern: str) -> list[tuple[str, str]]:
