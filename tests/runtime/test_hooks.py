@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pard_onnx import BadInput, Pair, Result, load
+from pard_onnx.runtime.text.writer import Detokenizer, Writer, stop_strings
 
 TEXT = "the quick brown fox"
 LENGTHS = [0, 1, 4, "auto"]
@@ -188,3 +189,19 @@ def test_they_are_functions(pair: Pair, name: str) -> None:
         with pytest.raises(BadInput, match=f"{name} must be a function of the .* and the .*, not "):
             pair.generate(TEXT, **{name: value})
     assert pair.generate(TEXT, max_new_tokens=2, **{name: None}).tokens
+
+
+def test_an_end_token_after_the_ended_text_completes_no_stop_string() -> None:
+    """Both may be in one round; without drafts the end token is never reached."""
+
+    class Letters:
+        def decode(self, ids: Sequence[int]) -> str:
+            return "".join(map(chr, ids))
+
+    def text(ends: bool) -> str:
+        writer = Writer(Detokenizer(Letters(), []), stop_strings("a<end>", {"<end>": 7}), lambda *_: ends)
+        writer.write([ord("b"), ord("a")] if not ends else [ord("a")])
+        writer.finish(7)
+        return "".join(writer.parts)
+
+    assert (text(True), text(False)) == ("a", "b")

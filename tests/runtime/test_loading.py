@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -141,6 +142,17 @@ def test_progress_goes_through_all_stages(pair_folders: tuple[Path, Path], tmp_p
         assert len({total for _, total in steps}) == 1
 
 
+def test_files_that_were_hashed_before_count_too(write_artifact: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write_artifact(tmp_path / "target", "target")
+    for file in folder.iterdir():
+        os.utime(file, (1e9, 1e9))  # young files are always hashed
+    for _ in range(2):
+        reports: list[tuple[str, int, int]] = []
+        load(folder, threads=1, progress=lambda *report, found=reports: found.append(report)).close()
+        verified = [(done, total) for stage, done, total in reports if stage == "verify target"]
+        assert verified[-1][0] == verified[-1][1] > 0
+
+
 def test_progress_may_end_the_loading(pair_folders: tuple[Path, Path]) -> None:
     class Cancelled(Exception):
         pass
@@ -220,7 +232,10 @@ def test_warming_up_takes_the_usual_steps_and_changes_no_text(
         session, seen = pair.engine.models[0].session, []
         step = session.step
         monkeypatch.setattr(session, "step", lambda ids, keep: seen.append(len(ids)) or step(ids, keep))
+        chats, encode_chat = [], pair.text.encode_chat
+        monkeypatch.setattr(pair.text, "encode_chat", lambda *given: chats.append(given) or encode_chat(*given))
         assert pair.warm_up() > 0
+        assert chats
         assert max(seen) > 8  # a prompt
         assert 1 in seen or 2 in seen  # a plain round
         assert not with_draft or 8 in seen  # one that verifies drafts

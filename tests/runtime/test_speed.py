@@ -49,6 +49,15 @@ def test_hidden_kernels_are_told_once(library: Path, pair_folders: tuple[Path, P
     assert lines[0].endswith("--no-binary pard-onnx pard-onnx")
 
 
+def test_a_model_that_is_shared_was_told_by_the_pair_that_opened_it(
+    library: Path, pair_folders: tuple[Path, Path]
+) -> None:
+    with pytest.warns(PardWarning, match="CPU kernels were not built"):
+        lender = load(*pair_folders, threads=1)
+    assert told(lambda: load(lender, lender).close()) == []
+    lender.close()
+
+
 def test_a_library_of_another_system_is_told(library: Path, pair_folders: tuple[Path, Path]) -> None:
     library.write_bytes(b"\x7fELF no")
     (line,) = told(lambda: load(pair_folders[0], threads=1).close())
