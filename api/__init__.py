@@ -18,8 +18,10 @@ if TYPE_CHECKING:
         PardWarning,
         TooLong,
     )
+    from pard_onnx.models.helper_process import freeze_support
     from pard_onnx.runtime.chat import Chat
     from pard_onnx.runtime.guided.grammar import Grammar
+    from pard_onnx.runtime.info import ModelInfo, PairInfo, Versions
     from pard_onnx.runtime.options import Options
     from pard_onnx.runtime.pair import Pair, load
     from pard_onnx.runtime.result import Chunk, Facts, Result, Seconds, Stats
@@ -42,8 +44,10 @@ __all__ = [
     "Facts",
     "Failure",
     "Grammar",
+    "ModelInfo",
     "Options",
     "Pair",
+    "PairInfo",
     "PardError",
     "PardWarning",
     "Result",
@@ -56,7 +60,9 @@ __all__ = [
     "TooLong",
     "ToolCall",
     "ToolCallDelta",
+    "Versions",
     "__version__",
+    "freeze_support",
     "load",
 ]
 
@@ -65,8 +71,10 @@ _ERRORS = (
 )  # fmt: skip
 # The module of each name
 _MODULES = dict.fromkeys(_ERRORS, "models.errors") | {
+    "freeze_support": "models.helper_process",
     "Chat": "runtime.chat",
     "Grammar": "runtime.guided.grammar",
+    **dict.fromkeys(("ModelInfo", "PairInfo", "Versions"), "runtime.info"),
     "Options": "runtime.options",
     **dict.fromkeys(("Pair", "load"), "runtime.pair"),
     **dict.fromkeys(("Chunk", "Facts", "Result", "Seconds", "Stats"), "runtime.result"),

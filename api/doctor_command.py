@@ -48,8 +48,8 @@ def show(report: DoctorReport, *, as_json: bool) -> None:
         return
     console = Console(highlight=False)
     console.print(summary(report), soft_wrap=True)
-    if report.conflict:
-        console.print(Text(report.conflict, style=WRONG))
+    for line in filter(None, (report.conflict, *report.slow)):
+        console.print(Text(line, style=WRONG), soft_wrap=True)
     console.print(providers_table(report.providers))
     if report.artifacts:
         console.print(artifacts_table(report.artifacts))

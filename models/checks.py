@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from inspect import signature
 from itertools import islice
 from math import inf
 from numbers import Real
 from operator import index, length_hint
-from typing import Any
+from typing import Any, overload
 
 from .errors import BadInput, shown
 
@@ -87,6 +88,19 @@ def true_or_false(name: str, value: object) -> bool:
     return bool(value)
 
 
+def function(name: str, value: object, *arguments: str) -> Any:
+    """A function of the user's; BadInput for what cannot be called with so many arguments. arguments: what they are."""
+    try:
+        if not callable(value) or isinstance(value, type):
+            raise TypeError
+        signature(value).bind(*arguments)
+    except TypeError:
+        raise BadInput(f"{name} must be a function of {' and '.join(arguments)}, not {shown(value)}") from None
+    except ValueError:  # some functions written in C do not tell
+        pass
+    return value
+
+
 def path_text(name: str, value: object, wanted: str = "a path") -> str:
     """A path (text or os.PathLike) as text; BadInput for anything else."""
     try:
@@ -114,6 +128,33 @@ def nearest_name(name: object, known: Iterable[str], least_similarity: float = 0
     by_lower_case = {key.lower(): key for key in known}
     nearest = get_close_matches(str(name)[:LONGEST_NAME].lower(), by_lower_case, n=1, cutoff=least_similarity)
     return by_lower_case[nearest[0]] if nearest else None
+
+
+class ReadOnly(Sequence[int]):
+    """A list of whole numbers that grows, for functions of users: they see it as it is now, and cannot change it."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Sequence[int]) -> None:
+        self._items = items
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[int]: ...
+    def __getitem__(self, place: int | slice) -> int | Sequence[int]:
+        return self._items[place]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(list(self._items))
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

@@ -17,11 +17,15 @@ from urllib.parse import quote
 from . import demo
 from .atomic import atomic_folder, recover, sweep
 from .cache_folder import cache_folder, distrust, made_cache_folder, made_private
+from .checks import Progress, no_progress
+from .download_progress import DownloadProgress
 from .errors import BadArtifact, BadInput, Failure, PardError, shown
 from .folder_files import has_file, read_file
+from .logs import logger
 from .manifest import FILE_NAME, Manifest, Source
 from .system_errors import STOPS, write_error
 
+LOG = logger(__name__)
 DEMO = {"demo-target": demo.TARGET, "demo-draft": demo.DRAFT, "demo-ar-draft": demo.AR_DRAFT}
 HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?<![.-])", re.ASCII)
 # Never pickles: nothing of this package reads them
@@ -46,7 +50,7 @@ DOWNLOADS = Path(".cache", "huggingface", "download")
 ARTIFACT_FILES = ["*.json", "*.jinja", "*.onnx", "*.data"]
 
 
-def resolve_checkpoint(name: str, revision: str | None = None) -> tuple[Path, Source]:
+def resolve_checkpoint(name: str, revision: str | None = None, progress: Progress = no_progress) -> tuple[Path, Source]:
     """The folder of a checkpoint, or a GGUF file.
 
     name: of a shipped model (one of DEMO), a local folder or GGUF file, a hub id (`org/name`), or a GGUF file of one
@@ -54,6 +58,7 @@ def resolve_checkpoint(name: str, revision: str | None = None) -> tuple[Path, So
 
     A hub id is fetched into huggingface_hub's cache, or found there if the hub cannot be reached; `revision`
     is a branch, tag or commit of it. Raises BadInput, or Failure when a download breaks off.
+    progress: of the stage "download", in bytes, by any thread; without it, huggingface_hub shows bars of its own.
     """
     if name in DEMO:
         if not DEMO[name].is_dir():
@@ -71,7 +76,7 @@ def resolve_checkpoint(name: str, revision: str | None = None) -> tuple[Path, So
         return _hub_gguf(match[1], match[2], revision)
     _refuse_file(name, "a checkpoint folder with config.json, tokenizer.json and safetensors, or a GGUF file")
     _require_hub_id(name, "a checkpoint folder")
-    snapshot = _snapshot(name, revision, allow_patterns=CHECKPOINT_FILES)
+    snapshot = _snapshot(name, revision, progress, allow_patterns=CHECKPOINT_FILES)
     if not (snapshot / CONFIG).exists() and not (snapshot / FILE_NAME).exists():
         raise BadInput(
             f"{name}: has no {CONFIG}, so is not a checkpoint; of a repository of GGUF files name one, {name}/FILE.gguf"
@@ -96,16 +101,16 @@ def resolve_adapter(name: str) -> tuple[Path, Source]:
         return folder, Source(folder.resolve().name)
     _refuse_file(name, "the folder of an adapter, with adapter_config.json and adapter_model.safetensors")
     _require_hub_id(name, "the folder of an adapter")
-    snapshot = _snapshot(name, None, allow_patterns=ADAPTER_FILES)
+    snapshot = _snapshot(name, None, no_progress, allow_patterns=ADAPTER_FILES)
     return snapshot, Source(name, snapshot.name)
 
 
-def resolve_artifact(name: str | Path, revision: str | None = None) -> Path:
+def resolve_artifact(name: str | Path, revision: str | None = None, progress: Progress = no_progress) -> Path:
     """The real folder of an exported model: a local one, or the hub id of one.
 
     ONNX Runtime refuses weights reached through links that leave the folder, and the hub's cache is made of
     them: hub ids are fetched into a folder of this package's cache, local folders of links are copied there.
-    Raises BadInput, or Failure when a download breaks off.
+    Raises BadInput, or Failure when a download breaks off. progress: as of `resolve_checkpoint`.
     """
     folder = _local(name)
     if folder:
@@ -122,7 +127,7 @@ def resolve_artifact(name: str | Path, revision: str | None = None) -> Path:
     folder = artifacts_folder() / f"{name.replace('/', '--')}@{quote(revision or 'main', safe='')}"
     require_own(folder)
     with made_private():
-        found = _snapshot(name, revision, allow_patterns=ARTIFACT_FILES, local_dir=folder)
+        found = _snapshot(name, revision, progress, allow_patterns=ARTIFACT_FILES, local_dir=folder)
     if not has_file(found / FILE_NAME, BadArtifact):
         raise BadInput(f"{name}: has no {FILE_NAME}, so is not an exported model; run pard-export --model {name}")
     return found
@@ -209,10 +214,26 @@ def _require_hub_id(name: str, wanted: str, advice: str = "") -> None:
         raise BadInput(f"{name!r}: neither {wanted} nor a hub id (org/name){advice}")
 
 
-def _snapshot(name: str, revision: str | None, **options: Any) -> Path:
+def _snapshot(name: str, revision: str | None, progress: Progress, **options: Any) -> Path:
+    """The folder of the files that are fetched now, or are in huggingface_hub's cache."""
+    if progress is no_progress:
+        return _fetched(name, revision, **options)
+    reports = DownloadProgress(progress)
+    try:
+        folder = _fetched(name, revision, **options, tqdm_class=reports.bar_class())
+    except Exception:
+        if reports.error:  # the user's own, such as one that ends the download
+            raise reports.error from None
+        raise
+    reports.finish()
+    return folder
+
+
+def _fetched(name: str, revision: str | None, **options: Any) -> Path:
     from huggingface_hub import errors  # imported late: it takes a while, and most names are folders
 
     at = f"{name} at revision {revision}" if revision else name
+    LOG.info("%r is fetched from the hub, or from its cache", at)
     try:
         return _download(name, revision, **options)
     except errors.GatedRepoError as error:

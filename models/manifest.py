@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,20 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cache_folder import is_stamped, stamp
+from .checks import Progress, no_progress
 from .errors import BadArtifact, shown
 from .folder_files import file_facts, has_file, is_plain_name, open_file
 from .json_files import read_json, write_json
+from .logs import logger
 from .manifest_faults import faults
 from .precision import Precision, Recipe
 from .records import from_json, to_json
 from .spec import ModelSpec, Role
 
+LOG = logger(__name__)
 FILE_NAME = "pard_onnx.json"
 GRAPH = "model.onnx"  # the graph of dynamic shapes
 DATA = "model.onnx.data"  # the weights of all graphs
 VITISAI_CONFIG = "vitisai_config.json"  # settings of the NPU's compiler
 DRAFT_IDS = "draft_vocabulary.json"  # the ids that a draft of a reduced vocabulary can propose
 FORMAT_VERSION = 1
+HASHED_TOGETHER = 1 << 20  # bytes
 MOST_BYTES = 1 << 24  # of pard_onnx.json; large models' have some 100 KB
 Ids = NDArray[np.int64]
 SEAL = "sha256"  # the last key: the digest of all others, so that a flipped bit or an edited number is found
@@ -215,6 +219,11 @@ class Manifest:
         return sum(file.size for file in self.files)
 
     @property
+    def weight_bytes(self) -> int:
+        """The size of the graphs and their weights."""
+        return sum(file.size for file in self.files if file.name.startswith("model"))
+
+    @property
     def sizes(self) -> dict[str, int]:
         """The sizes of all files by name, without the manifest. What is not here is not read."""
         return {file.name: file.size for file in self.files}
@@ -271,11 +280,20 @@ class Manifest:
             raise BadArtifact(f"{path}: {problem}; export or download the folder again")
         return manifest
 
-    def verify(self, folder: Path) -> None:
+    def verify(self, folder: Path, progress: Progress = no_progress) -> None:
         """Check that every file is there with its size and hash. Raises BadArtifact, naming the first that is not.
 
         A file that was hashed before and has not changed since is not hashed again (see cache_folder).
+        progress: of the stage "verify", in bytes.
         """
+        done, total, hashed = 0, self.bytes, 0
+
+        def count(size: int) -> None:
+            nonlocal done
+            done += size
+            progress("verify", done, total)
+
+        count(0)
         for file in self.files:
             path = folder / file.name
             if not is_plain_name(file.name):
@@ -285,10 +303,13 @@ class Manifest:
             if (size := file_facts(path, BadArtifact).st_size) != file.size:
                 raise _damaged(path, f"has {size} bytes instead of {file.size}")
             if is_stamped(path, file.sha256):
+                count(file.size)
                 continue
-            if _sha256(path) != file.sha256:
+            if _sha256(path, count) != file.sha256:
                 raise _damaged(path, "has been changed (its hash differs)")
+            hashed += 1
             stamp(path, file.sha256)
+        LOG.debug("%d files verified, %d of them by their hashes", len(self.files), hashed)
 
 
 def write_draft_ids(folder: Path, ids: Ids) -> None:
@@ -311,6 +332,11 @@ def _damaged(path: Path, problem: str) -> BadArtifact:
     return BadArtifact(f"{path}: {problem}, so the folder does not match its {FILE_NAME}; export or download it again")
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, count: Callable[[int], None] = lambda _: None) -> str:
+    """The file's hash. count: is called with the size of each part that was read."""
+    digest = hashlib.sha256()
     with open_file(path, BadArtifact) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while part := stream.read(HASHED_TOGETHER):
+            digest.update(part)
+            count(len(part))
+    return digest.hexdigest()

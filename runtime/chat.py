@@ -18,8 +18,9 @@ from .engine import Engine
 from .options import OptionArguments, Options
 from .result import Result
 from .sequence import Sequence
-from .stream import Generation, Stream
+from .stream import Generation, Stream, telling_dropped
 from .text.control_tokens import TEXT, checked_handling
+from .text.overflow import ERROR, Fitted, checked_overflow, fit, room_for_reply
 from .text.prompt import Messages, copy_messages, known_ids
 from .text.reply import reply_form, with_tools
 from .text.template import CALLS, THINKING, Message, checked_arguments
@@ -35,8 +36,8 @@ class Chat:
     The next turn then computes the prompt anew from the first token that differs. KV rows that are kept come from
     decoding steps, and new rows come from the wider steps of prefill; with exact widths, both are equal.
 
-    `template_arguments` are those of every turn; a turn's own are added to them. `special_tokens` is the option of each
-    turn that has none of its own.
+    `template_arguments` are those of every turn; a turn's own are added to them. `special_tokens` and `overflow` are
+    the options of each turn that has none of its own. `messages` stays whole where the model no longer reads all of it.
 
     A turn adds its messages when its stream ends: what was sent, and the answer, with its reasoning and its calls of
     tools where it has them. If the turn is cancelled or times out, the answer is what there is so far. A turn leaves
@@ -51,9 +52,11 @@ class Chat:
         sequence: Sequence | None = None,
         template_arguments: Mapping[str, object] | None = None,
         special_tokens: str = TEXT,
+        overflow: str = ERROR,
     ) -> None:
         """See `Pair.chat`. sequence: made by this engine, with the beginning of the conversation."""
         self.special_tokens = checked_handling(special_tokens)
+        self.overflow = checked_overflow(overflow)
         self.template_arguments = checked_arguments(template_arguments)
         self.messages: Messages = copy_messages(messages)
         self._engine = engine
@@ -81,23 +84,37 @@ class Chat:
         """
         start = perf_counter()
         self._engine.process.require()
-        chosen = Options.from_keywords({"special_tokens": self.special_tokens, **options}, self._engine.model_sampling)
+        own = {"special_tokens": self.special_tokens, "overflow": self.overflow}
+        chosen = Options.from_keywords({**own, **options}, self._engine.model_sampling)
         said = said_messages(message)
         sequence, text = self._open(), self._engine.text
         before = copy_messages(self.messages)
         arguments = checked_arguments(self.template_arguments) | dict(chosen.template_arguments)
         arguments = dict(with_tools(text, arguments, chosen.tool_use))
-        bounds = self._engine.bounds(chosen, start, "remove earlier messages")
-        encoded = text.encode_chat([*before, *said], arguments, chosen.special_tokens, bounds)
-        ids = known_ids(encoded, text, self._engine.target_manifest.spec.vocabulary.size)
-        if len(ids) >= self._engine.capacity:
+        fitted = self._fitted([*before, *said], arguments, chosen, start)
+        if len(fitted.ids) >= self._engine.capacity:
             raise TooLong(
-                f"the conversation would have {len(ids)} tokens, but the capacity is {self._engine.capacity} with at "
-                f"least one of them new; remove earlier messages, or {self._engine.longer_context}"
+                f"the conversation would have {len(fitted.ids)} tokens, but the capacity is {self._engine.capacity} "
+                f"with at least one of them new; remove earlier messages, or {self._engine.longer_context}, or give "
+                'overflow="drop-oldest"'
             )
-        form = reply_form(text, ids, chosen.tool_use, arguments)
-        stream = self._engine.stream(sequence, ids, chosen, start, form=form)
+        form = reply_form(text, fitted.ids, chosen.tool_use, arguments)
+        stream = self._engine.stream(sequence, fitted.ids, chosen, start, form=form)
+        if fitted.dropped:
+            stream = stream.within(lambda generation: telling_dropped(generation, fitted.dropped))
         return stream.within(lambda generation: self._turn(generation, before, said))
+
+    def _fitted(self, messages: Messages, arguments: Mapping[str, object], options: Options, start: float) -> Fitted:
+        """The ids of these messages, of which some may be left out."""
+        engine = self._engine
+        bounds = engine.bounds(options, start, "remove earlier messages")
+
+        def encode(messages: Messages) -> list[int]:
+            ids = engine.text.encode_chat(messages, arguments, options.special_tokens, bounds)
+            return known_ids(ids, engine.text, engine.target_manifest.spec.vocabulary.size)
+
+        room = room_for_reply(engine.capacity, options.max_new_tokens)
+        return fit(messages, options.overflow, encode, engine.capacity, room, engine.longer_context)
 
     def _turn(self, generation: Generation, before: Messages, said: Messages) -> Generation:
         with self.busy():

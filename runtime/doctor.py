@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from pard_onnx.models.cache_folder import private_folder
 from pard_onnx.models.errors import BadInput, BadProvider
-from pard_onnx.models.manifest import Manifest
 
 from . import kernels
 from .model import Artifact, open_model
@@ -24,6 +23,7 @@ from .providers.memory import start_provider
 from .providers.table import AUTO_ORDER, CPU, PROVIDERS, Provider, onnxruntime
 from .providers.threads import Threads
 from .sessions.device_cache import cache_bytes
+from .speed import Placed, slow_reasons
 
 State = Literal["ready", "absent", "fails"]
 Outcome = Literal["right", "token by token", "does not fit", "fails"]
@@ -71,6 +71,7 @@ class DoctorReport:
     onnxruntime: tuple[tuple[str, str], ...]  # (distribution, version) of the installed onnxruntime
     conflict: str | None  # what is wrong with `onnxruntime`, and the fix
     kernel: str | None  # the instruction set of this package's CPU kernels; None where they are not used
+    slow: tuple[str, ...]  # why models run slower here than they could, each with the fix
     memory: HostMemory
     devices: tuple[str, ...]  # one description each
     providers: tuple[ProviderReport, ...]
@@ -91,6 +92,7 @@ def examine(artifacts: Sequence[Artifact]) -> DoctorReport:
     providers = tuple(provider_report(PROVIDERS[key]) for key in AUTO_ORDER)
     ready = [PROVIDERS[report.key] for report in providers if report.state == "ready"]
     return DoctorReport(
+        slow=tuple(slow_here(artifacts, ready)),
         versions=versions(),
         onnxruntime=distributions,
         conflict=conflict(distributions),
@@ -100,6 +102,14 @@ def examine(artifacts: Sequence[Artifact]) -> DoctorReport:
         providers=providers,
         artifacts=tuple(artifact_reports(artifacts, ready)),
     )
+
+
+def slow_here(artifacts: Sequence[Artifact], ready: Sequence[Provider]) -> list[str]:
+    """Why models run slower than they could: kernels that are missing, and artifacts for other devices where the CPU is
+    all there is."""
+    problem = kernels.problem()
+    on_cpu = [Placed(one.name, one.manifest, CPU) for one in artifacts] if ready == [CPU] else []
+    return [problem] if problem and not on_cpu else slow_reasons(on_cpu)
 
 
 def provider_report(provider: Provider) -> ProviderReport:
@@ -120,7 +130,7 @@ def artifact_reports(artifacts: Sequence[Artifact], providers: Sequence[Provider
     """Every artifact on every one of these providers."""
     for artifact in artifacts:
         for provider in providers:
-            size = weight_bytes(artifact.manifest) + cache_bytes(artifact.manifest, provider)
+            size = artifact.manifest.weight_bytes + cache_bytes(artifact.manifest, provider)
             result, detail = try_artifact(artifact, provider)
             yield ArtifactReport(artifact.name, provider.key, result, size, detail)
 
@@ -139,11 +149,6 @@ def try_artifact(artifact: Artifact, provider: Provider) -> tuple[Outcome, str]:
         return "right", "the CPU is what others are compared with"
     passed = "; --provider auto passes it over" if model.slow else ""
     return "right", f"{model.verdict.describe()}; {model.verdict.pace()}{passed}"
-
-
-def weight_bytes(manifest: Manifest) -> int:
-    """The size of the artifact's graphs and weights."""
-    return sum(file.size for file in manifest.files if file.name.startswith("model"))
 
 
 def versions() -> tuple[tuple[str, str], ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from collections.abc import Sequence as Tokens
 from contextlib import closing
 from dataclasses import replace
-from threading import RLock, get_ident
+from threading import get_ident
 from time import perf_counter
 from weakref import proxy
 
@@ -32,13 +32,16 @@ from .run import DraftSeat, Opened, OwnSequence, Run, Source, TargetSeat
 from .sampling.edits import RowEdit
 from .sampling.generation_config import read_sampling
 from .sampling.logprobs import LogprobChooser, RowLogprobs
+from .sampling.processor import Processor
 from .sampling.sampler import chooser, require_known
 from .sampling.settings import Sampling
 from .scoring import Passage, Score, Scorer, score_of, step_form, with_logprobs, with_prompt
 from .sequence import Sequence
 from .sessions.device_cache import cache_bytes
+from .sessions.kv_cache import KvCache
 from .sessions.session import BeforeStep, DraftSession, TargetSession, do_nothing
 from .stream import Stream, chunks
+from .text.overflow import ERROR
 from .text.prompt import require_ids
 from .text.reply import Reply, ReplyForm
 from .text.tokenizer import Bounds, Text
@@ -87,12 +90,12 @@ class Engine:
             frozenset(vocabulary.eos_ids),
         )
         self._turns = Turns(max_live, queue)  # rounds of different sequences must not mix
-        # Of each model's steps: a draft that runs ahead has its own thread. Reentrant: a run that nobody reads any more
-        # may be closed by garbage collection, in the middle of a step of another one.
-        self._session_locks = RLock(), RLock()
+        # Of each model's steps: a draft that runs ahead has its own thread, and other engines may have the same models.
+        # Reentrant: a run that nobody reads any more may be closed by garbage collection, in the middle of a step.
+        self._session_locks = target.lock, draft.lock if draft else target.lock
         # The caches that the sessions were opened with serve the first request. No cycle of references: weights are
         # freed with the last reference to a pair.
-        own, engine = Sequence(target.session.cache, draft.session.cache if draft else None), proxy(self)
+        own, engine = Sequence(own_cache(target), own_cache(draft) if draft else None), proxy(self)
         exact = target.tuning.widths is not None and target.tuning.chunks
         self.prefixes = PrefixCache(kept_bytes, target.tuning.chunk, lambda: engine.new_sequence(), own, exact=exact)
         self.process = Process()
@@ -117,7 +120,8 @@ class Engine:
     def bounds(self, options: Options, start: float, shorter: str = "shorten it") -> Bounds:
         """What the encoding of a prompt is bounded by. start: as of `stream`; shorter: how to shorten the prompt."""
         deadline = options.timeout and start + options.timeout
-        return Bounds(self.capacity, f"{shorter}, or {self.longer_context}", deadline)
+        capacity = self.capacity if options.overflow == ERROR else None  # turns that are too many may be dropped
+        return Bounds(capacity, f"{shorter}, or {self.longer_context}", deadline)
 
     @property
     def exact_widths(self) -> Widths | None:
@@ -180,7 +184,8 @@ class Engine:
 
         matcher: of the grammar that the options ask for.
         """
-        return (matcher,) if matcher else ()
+        own = (Processor(options.logits_processor),) if options.logits_processor else ()
+        return (*own, matcher) if matcher else own  # the user's first: it cannot undo a grammar
 
     def run(
         self,
@@ -335,7 +340,7 @@ class Engine:
             with closing(run):
                 cached, waited = run.begin()
                 reply: Reply | None = form.reader(ids, stops) if form else None
-                writer = Writer(self.text.stream(ids), stops, reply)
+                writer = Writer(self.text.stream(ids), stops, reply, options.stop_when)
                 known = replace(facts, cached_tokens=cached, queued=waited)
                 return (yield from chunks(run.rounds(), writer, known, start, logprobs=options.logprobs is not None))
 
@@ -371,6 +376,11 @@ class Engine:
             raise Failure("this pair is generating; close its stream first")
         self._models = None
         self.prefixes.close()
+
+
+def own_cache(model: LoadedModel[TargetSession] | LoadedModel[DraftSession]) -> KvCache:
+    """The cache that the model's session was opened with, unless another pair has it."""
+    return model.session.new_cache() if model.borrowed else model.session.cache
 
 
 def stopwatch(ticket: Ticket) -> BeforeStep:

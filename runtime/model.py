@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike, fspath
 from pathlib import Path
+from threading import RLock
+from time import perf_counter
 from typing import Any, Generic
 
 from pard_onnx.models import hub
 from pard_onnx.models.checkpoints.added_tokens import read_added_tokens
 from pard_onnx.models.checkpoints.vocabulary import MOST_TOKENIZER
+from pard_onnx.models.checks import Progress, no_progress
 from pard_onnx.models.errors import BadArtifact, BadProvider, Failure, PardWarning
 from pard_onnx.models.folder_files import read_file
+from pard_onnx.models.logs import logger
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.spec import ModelSpec, Role
 
@@ -42,6 +46,27 @@ from .tuning.self_check import (
 )
 from .tuning.steps import ANY, StepCosts
 
+LOG = logger(__name__)
+
+
+class SessionLock:
+    """The lock of an opened session, which runs one step at a time, whichever pair it is for.
+
+    Reentrant: a run that nobody reads any more may be closed by garbage collection, in the middle of a step of another.
+    """
+
+    __slots__ = ("_lock", "lent")
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self.lent = False  # whether several pairs use the session: its buffers may change when the lock is free
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
@@ -68,6 +93,13 @@ class LoadedModel(Generic[AnySession]):
     warning: str | None = None  # why every token is run in a step of its own; None where wider steps are correct
     reason: str = ""  # why it runs on this provider
     slow: str | None = None  # why the CPU is the better choice; None where it is not
+    borrowed: bool = False  # whether another pair opened it, and may use it, too
+    lock: SessionLock = field(default_factory=SessionLock, compare=False, repr=False)  # of the session
+
+    def lend(self) -> LoadedModel[AnySession]:
+        """The same open model for another pair. It is closed when no pair has it any more."""
+        self.lock.lent = True
+        return replace(self, borrowed=True)
 
     @property
     def manifest(self) -> Manifest:
@@ -82,16 +114,21 @@ class LoadedModel(Generic[AnySession]):
         return self.session.provider
 
 
-def open_artifact(name: str | PathLike[str], role: Role | None = None, revision: str | None = None) -> Artifact:
+def open_artifact(
+    name: str | PathLike[str],
+    role: Role | None = None,
+    revision: str | None = None,
+    progress: Progress = no_progress,
+) -> Artifact:
     """Find the artifact's folder, read and verify it; BadArtifact if its role is another one.
 
-    revision: a branch, tag or commit of a hub id.
+    revision: a branch, tag or commit of a hub id. progress: of the stages "download" and "verify", in bytes.
     """
-    folder = hub.resolve_artifact(fspath(name), revision)
+    folder = hub.resolve_artifact(fspath(name), revision, progress)
     manifest = Manifest.read(folder)
     if role and manifest.role != role:
         raise BadArtifact(f"{fspath(name)}: is a {manifest.role}, not a {role}; give it as {manifest.role}")
-    manifest.verify(folder)
+    manifest.verify(folder, progress)
     return Artifact(fspath(name), folder, manifest, hub.fetched_commit(folder))
 
 
@@ -233,7 +270,12 @@ OPENINGS: dict[Role, Opening] = {
 
 
 def open_model(
-    artifact: Artifact, provider: Provider, threads: Threads, *, measure_again: bool = False
+    artifact: Artifact,
+    provider: Provider,
+    threads: Threads,
+    *,
+    measure_again: bool = False,
+    progress: Progress = no_progress,
 ) -> LoadedModel[Any]:
     """Open an artifact; by its role, the model's session is a `TargetSession` or a `DraftSession`.
 
@@ -241,13 +283,21 @@ def open_model(
     measured, unless an earlier measurement is kept in the user's cache folder.
 
     measure_again: check and measure in any case; also the prefill chunk, which takes some seconds on a large model.
+    progress: of the stages "open" and "measure", which have one part each.
     Raises BadProvider or BadArtifact if the provider does not start, cannot run the artifact, or computes wrongly.
     """
     opening = OPENINGS[artifact.manifest.role]
+    progress("open", 0, 1)
+    start = perf_counter()
     session = open_session(artifact, provider, threads)
+    seconds = perf_counter() - start
+    LOG.info("%s %r opened on %s in %.2f s", artifact.manifest.role, artifact.name, provider.title, seconds)
+    progress("open", 1, 1)
+    progress("measure", 0, 1)
     verdict = self_check(artifact, session, threads, opening, measure_again)
     if verdict and verdict.steps == "single":
         warning = single_steps_warning(verdict, artifact.name, provider)
+        progress("measure", 1, 1)
         return LoadedModel(artifact, opening.single_step(session), single_step_tuning(verdict), verdict, warning)
 
     def measure() -> Tuning:
@@ -260,6 +310,7 @@ def open_model(
     tuning = load_or_measure(
         path, Tuning, measure, measure_again=measure_again, fits=lambda known: opening.confirms(session, known)
     )
+    progress("measure", 1, 1)
     return LoadedModel(artifact, session, tuning, verdict, slow=slow_reason(verdict, artifact.name, provider))
 
 
@@ -312,6 +363,7 @@ def self_check(
     except Failure as error:  # some limits show only in a step, such as missing half precision on WebGPU
         problem = f"provider {provider.title!r} cannot run {artifact.name}: {first_line(error)}"
         raise BadProvider(f"{problem}; {remedy(provider)}") from error
+    LOG.info("self-check of %r on %s: %s", artifact.name, provider.title, verdict.describe())
     require_right(verdict, artifact.name, provider)
     return verdict
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict, cast
 from pard_onnx.models.checks import (
     DRAFT_LIMIT,
     finite_number,
+    function,
     listed,
     nearest_name,
     require_whole,
@@ -21,13 +22,15 @@ from pard_onnx.models.errors import BadInput, shown
 from .guided.calls import call_grammar
 from .guided.grammar import Grammar, chosen_grammar
 from .sampling.logprobs import checked_top
+from .sampling.processor import LogitsProcessor
 from .sampling.settings import Sampling
 from .text.control_tokens import checked_handling
+from .text.overflow import Overflow, checked_overflow
 from .text.reply import ReplyForm
 from .text.template import checked_arguments
 from .text.tokenizer import Text
 from .text.tools import Tool, ToolChoice, ToolUse, checked_tools
-from .text.writer import checked_stops
+from .text.writer import StopWhen, checked_stops
 
 AUTO: Literal["auto"] = "auto"
 
@@ -69,10 +72,17 @@ class OptionArguments(TypedDict, total=False):
     tool_choice: ToolChoice | None
     parallel_tool_calls: bool
     max_reasoning_tokens: int | None
+    stop_when: StopWhen | None
+    logits_processor: LogitsProcessor | None
+    overflow: Overflow
 
 
 GREEDY = Sampling()
 STARTS = ("greedy", "model")
+FUNCTIONS = {  # by option: the arguments of the user's function
+    "stop_when": ("the text so far", "the tokens so far"),
+    "logits_processor": ("the tokens before a row", "the row"),
+}
 SAMPLING = tuple(setting.name for setting in fields(Sampling))
 
 
@@ -120,6 +130,16 @@ class Options:
     # are the model's own, before penalties, bias, grammars and filters, and the same whatever is drafted.
     logprobs: int | None = None
     prompt_logprobs: int | None = None  # as `logprobs`, of the prompt's tokens, which are then all computed anew
+    # A function of the text and the tokens so far, called after each token: True ends the text with that token. What it
+    # raises ends the generation.
+    stop_when: StopWhen | None = None
+    # A function of the tokens before a row, those of the prompt included, and the row of logits, [vocabulary], after
+    # penalties and logit_bias: it returns the row to choose from. It must depend on nothing else, or the text depends
+    # on drafts.
+    logits_processor: LogitsProcessor | None = None
+    # What becomes of a conversation that leaves no room for the reply: "error" refuses one that fills the capacity,
+    # "drop-oldest" and "drop-middle" leave out whole turns, see `text/overflow.py`.
+    overflow: Overflow = "error"
 
     def __post_init__(self) -> None:
         keep = object.__setattr__
@@ -142,6 +162,10 @@ class Options:
             keep(self, "draft_length", require_whole("draft_length", self.draft_length, 0, DRAFT_LIMIT))
         for name in ("logprobs", "prompt_logprobs"):
             keep(self, name, checked_top(name, getattr(self, name)))
+        checked_overflow(self.overflow)
+        for name, taken in FUNCTIONS.items():
+            if getattr(self, name) is not None:
+                function(name, getattr(self, name), *taken)
         if self.timeout is not None:
             keep(self, "timeout", checked_timeout(self.timeout))
         keep(self, "grammar", chosen_grammar(self.response_format, self.regex, self.choice, self.grammar))

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
 from os import PathLike
 from time import perf_counter
 from typing import Any, Unpack, overload
 
-from pard_onnx.models.checks import path_text, require_whole, true_or_false
-from pard_onnx.models.errors import BadInput, shown
+from pard_onnx.models.checks import Progress, function, no_progress, path_text, require_whole, true_or_false
+from pard_onnx.models.errors import BadInput, PardWarning, shown
+from pard_onnx.models.logs import logger
+from pard_onnx.models.spec import Role
 
 from . import snapshot
 from .asynchronous import in_worker
 from .chat import Chat
 from .engine import MAX_LIVE, Engine
-from .model import Artifact, LoadedModel, open_artifact, open_model, shared_ids
+from .info import PairInfo, in_one_line, pair_info
+from .loading import DEFAULT_PROVIDER, Source, Wanted, open_pair
 from .options import OptionArguments, Options
 from .prefixes import CACHE_BYTES
-from .providers.choice import ProviderCandidates, ProviderChoice, draft_candidates, open_first, provider_candidates
+from .providers.choice import ProviderChoice
 from .providers.threads import Threads
 from .result import Result
 from .sampling.logprobs import checked_top
 from .sampling.settings import Sampling
 from .scoring import Passage, Score
-from .stream import Stream
+from .speed import Placed, slow_reasons
+from .stream import Stream, telling_dropped
 from .text.control_tokens import ENCODE, TEXT
+from .text.overflow import ERROR, Fitted, checked_overflow, fit, require_messages, room_for_reply
 from .text.prompt import (
     Continuation,
     OneContinuation,
@@ -46,14 +52,16 @@ from .text.reply import ReplyForm, reply_form, with_tools
 from .text.template import Message, checked_arguments
 from .text.tokenizer import UNBOUNDED, Bounds, Text
 from .tuning.steps import Widths
+from .warm_up import WARM_UP_TEXT, warm_up_runs
 
+LOG = logger(__name__)
 A_MODEL = "the folder or the hub id of an exported model"
 TO_DETOKENIZE = "what is detokenized is a list of token ids"
 
 
 def load(
-    target: str | PathLike[str],
-    draft: str | PathLike[str] | None = None,
+    target: str | PathLike[str] | Pair,
+    draft: str | PathLike[str] | Pair | None = None,
     provider: str = "cpu",
     threads: int | None = None,
     share_threads: bool = False,
@@ -67,10 +75,12 @@ def load(
     queue: int | None = None,
     max_live: int = MAX_LIVE,
     cache_bytes: int = CACHE_BYTES,
+    progress: Progress = no_progress,
 ) -> Pair:
     """Open a pair, or a target alone.
 
-    target, draft: a folder that pard-export has written, or the hub id of one.
+    target, draft: a folder that pard-export has written, or the hub id of one; or a `Pair`, whose open target or draft
+        is then shared: its weights are in memory once, until all pairs that use it are closed, in any order.
     provider: "cpu", "cuda", "directml", "rocm", "migraphx", "webgpu", "npu"; `cuda:1` for a second device; or "auto"
         for the first that is installed, computes both models correctly and is not far slower than the CPU.
     threads: of each step; None for one per physical core.
@@ -85,60 +95,54 @@ def load(
         `Pair.sequence_bytes`.
     cache_bytes: memory for the KV rows of generations that have ended, from which later prompts with the same beginning
         start; 0 keeps none. Conversations of `Pair.chat` have their own memory.
+    progress: is called with a stage ("download target", "verify target", "open target", "measure target", and those of
+        the draft), what is done, and the total: bytes in the first two. "download" calls it in other threads. What it
+        raises ends the loading.
 
     The first time on a machine it takes about a second longer: step costs and exact widths are measured, and off the
     CPU the model's steps are checked against single steps and the CPU's.
 
     Raises BadArtifact (missing, damaged, wrong role, other tokenizer, not for this provider), BadProvider, BadInput.
-    Warns with PardWarning where a provider computes only steps of one token correctly, and runs so; and where one of
-    the tokenizers has tokens that the other lacks, which the draft then neither reads nor proposes.
+    Warns with PardWarning where a provider computes only steps of one token correctly, and runs so; where one of
+    the tokenizers has tokens that the other lacks, which the draft then neither reads nor proposes; and where models
+    run slower than they could: without this package's CPU kernels, on the CPU though exported for another device, or
+    on another provider than was asked for.
     """
-    target = path_text("target", target, A_MODEL)
-    draft = None if draft is None else path_text("draft", draft, A_MODEL)
-    fallback = true_or_false("fallback", fallback)
-    pool = Threads(threads, share_threads)
+    start = perf_counter()
+    progress = function("progress", progress, "a stage", "what is done", "the total")
+    of_open_target = (
+        isinstance(target, Pair) and isinstance(provider, str) and provider == DEFAULT_PROVIDER
+    )  # the default says nothing of it
     max_live = require_whole("max_live", max_live, 1)
     cache_bytes = require_whole("cache_bytes", cache_bytes, 0)
     queue = None if queue is None else require_whole("queue", queue, 0)
-    for name, options in (("provider_options", provider_options), ("draft_provider_options", draft_provider_options)):
-        if not isinstance(options, Mapping | None):
-            raise BadInput(f"{name} must be a mapping of option names to values, not {shown(options)}")
-    if draft is None and (draft_provider is not None or draft_provider_options):
-        raise BadInput(f"a provider for the draft ({shown(draft_provider)}), but no draft; name one, or leave it out")
-    if draft is None and draft_revision is not None:
-        raise BadInput(f"a revision of the draft ({shown(draft_revision)}), but no draft; name one, or leave it out")
-    for_target = provider_candidates(provider, provider_options, fallback=fallback)
-    for_draft = None
-    if draft_provider is not None:
-        for_draft = provider_candidates(draft_provider, draft_provider_options, fallback=fallback)
-    target_artifact = open_artifact(target, "target", checked_revision("revision", revision))
-    draft_artifact = None
-    if draft is not None:
-        draft_artifact = open_artifact(draft, "draft", checked_revision("draft_revision", draft_revision))
-    shared = None
-    if draft_artifact:
-        facts = draft_artifact.manifest
-        shared = shared_ids(target_artifact, draft_artifact.name, draft_artifact.folder, facts.spec, facts.sizes)
-    target_model = open_on_first(target_artifact, for_target, pool)
-    draft_model = None
-    if draft_artifact:
-        for_draft = for_draft or draft_candidates(for_target, target_model.provider, draft_provider_options)
-        draft_model = open_on_first(draft_artifact, for_draft, pool)
-    engine = Engine(target_model, draft_model, shared, queue=queue, max_live=max_live, kept_bytes=cache_bytes)
-    return Pair(engine)
+    opened = open_pair(
+        Wanted("target", source("target", target), None if of_open_target else provider, provider_options, revision),
+        Wanted("draft", None if draft is None else source("draft", draft), draft_provider, draft_provider_options,
+               draft_revision),
+        Threads(threads, share_threads),
+        fallback=true_or_false("fallback", fallback),
+        progress=progress,
+    )  # fmt: skip
+    models = opened.target, opened.draft, opened.shared
+    pair = Pair(Engine(*models, queue=queue, max_live=max_live, kept_bytes=cache_bytes))
+    new = [model for model in (opened.target, opened.draft) if model and not model.borrowed]
+    for line in slow_reasons([Placed(one.name, one.manifest, one.provider, one.reason) for one in new]):
+        warnings.warn(line, PardWarning, stacklevel=2)
+    LOG.info("loaded in %.2f s: %s", perf_counter() - start, in_one_line(pair.info()))
+    return pair
 
 
-def checked_revision(name: str, value: object) -> str | None:
-    """The user's revision of a hub id; BadInput for what is no name of one."""
-    if value is not None and (not isinstance(value, str) or not value.strip()):
-        raise BadInput(f"{name} must be a branch, tag or commit of a hub id, not {shown(value)}")
-    return value
-
-
-def open_on_first(artifact: Artifact, candidates: ProviderCandidates, threads: Threads) -> LoadedModel[Any]:
-    """The artifact on the first of these providers that runs it."""
-    model, choice = open_first(candidates, lambda provider: open_model(artifact, provider, threads))
-    return replace(model, reason=choice.reason)
+def source(role: Role, given: str | PathLike[str] | Pair) -> Source:
+    """The name of a model, or the open model of a pair. BadInput if that has no draft, Failure if it is closed."""
+    if not isinstance(given, Pair):
+        return path_text(role, given, A_MODEL)
+    target, draft = given.engine.models
+    if role == "target":
+        return target
+    if draft is None:
+        raise BadInput(f"draft: the pair of {given.target_name} has no draft to share; name the folder of one")
+    return draft
 
 
 class Pair:
@@ -215,15 +219,15 @@ class Pair:
         if not is_several(prompt):
             return self.stream(prompt, **options).read()
         chosen = Options.from_keywords(options, self.engine.model_sampling)
-        encoded: list[tuple[list[int], ReplyForm | None]] = []
+        encoded: list[tuple[Fitted, ReplyForm | None]] = []
         for number, one in enumerate(prompt):
             with naming("prompt", number):
                 encoded.append(self._encode(one, chosen, self.engine.bounds(chosen, perf_counter())))
-                self.engine.settings(chosen).room(len(encoded[-1][0]))
+                self.engine.settings(chosen).room(len(encoded[-1][0].ids))
         results: list[Result] = []
-        for number, (ids, form) in enumerate(encoded):
+        for number, (fitted, form) in enumerate(encoded):
             with naming("prompt", number):
-                results.append(self.engine.stream(None, ids, chosen, perf_counter(), form).read())
+                results.append(self._stream(fitted, form, chosen, perf_counter()).read())
         return results
 
     def stream(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> Stream:
@@ -238,8 +242,13 @@ class Pair:
         """
         start = perf_counter()
         chosen = Options.from_keywords(options, self.engine.model_sampling)
-        ids, form = self._encode(prompt, chosen, self.engine.bounds(chosen, start))
-        return self.engine.stream(None, ids, chosen, start, form)
+        return self._stream(*self._encode(prompt, chosen, self.engine.bounds(chosen, start)), chosen, start)
+
+    def _stream(self, fitted: Fitted, form: ReplyForm | None, options: Options, start: float) -> Stream:
+        stream = self.engine.stream(None, fitted.ids, options, start, form)
+        if fitted.dropped:
+            return stream.within(lambda generation: telling_dropped(generation, fitted.dropped))
+        return stream
 
     @overload
     def score(
@@ -330,32 +339,35 @@ class Pair:
         messages: Iterable[Message] = (),
         template_arguments: Mapping[str, object] | None = None,
         special_tokens: str = TEXT,
+        overflow: str = ERROR,
     ) -> Chat:
         """A conversation whose turns go on in one KV cache; several may be open. Ends with its last reference.
 
-        system: the system message; messages: what was said before; template_arguments, special_tokens: of every
-        turn, see `Options`.
+        system: the system message; messages: what was said before; template_arguments, special_tokens, overflow: of
+        every turn, see `Options`.
         Raises BadInput if the chat template has no use for the messages, or there is no template.
         """
         opening = opening_messages(self.text, system, messages, template_arguments)
-        return Chat(self.engine, opening, None, template_arguments, special_tokens)
+        return Chat(self.engine, opening, None, template_arguments, special_tokens, overflow)
 
     def restore(
         self,
         path: str | PathLike[str],
         template_arguments: Mapping[str, object] | None = None,
         special_tokens: str = TEXT,
+        overflow: str = ERROR,
     ) -> Chat:
         """The conversation that `Chat.save` wrote; KV rows of another draft are left out.
 
-        template_arguments, special_tokens: as of `chat`; the file has none.
+        template_arguments, special_tokens, overflow: as of `chat`; the file has none.
 
         Raises BadArtifact (another file, damaged, another version, another target), TooLong.
         """
         path = path_text("path", path)
         checked_arguments(template_arguments)  # refused before a large file is read
+        checked_overflow(overflow)
         saved = snapshot.read(path, self.target_manifest, self.draft_manifest, self.engine.new_sequence)
-        return Chat(self.engine, *saved, template_arguments, special_tokens)
+        return Chat(self.engine, *saved, template_arguments, special_tokens, overflow)
 
     def encode(
         self,
@@ -374,23 +386,30 @@ class Pair:
             prompt, self.text, size, chat=chat, template_arguments=template_arguments, special_tokens=special_tokens
         )
 
-    def _encode(
-        self, prompt: Prompt, options: Options, bounds: Bounds = UNBOUNDED
-    ) -> tuple[list[int], ReplyForm | None]:
+    def _encode(self, prompt: Prompt, options: Options, bounds: Bounds = UNBOUNDED) -> tuple[Fitted, ReplyForm | None]:
         """The prompt's token ids, and how the reply to a chat is read; None for a plain prompt."""
         prompt, size = as_list(prompt, "prompt"), self.target_manifest.spec.vocabulary.size
         conversation = is_chat(prompt, options.chat)
         if not conversation:
             options.require_plain()
         arguments = with_tools(self.text, options.template_arguments, options.tool_use)
-        ids = encode(prompt, self.text, size, options.chat, arguments, options.special_tokens, bounds)
-        return ids, reply_form(self.text, ids, options.tool_use, arguments) if conversation else None
+
+        def encoded(prompt: Prompt) -> list[int]:
+            return encode(prompt, self.text, size, options.chat, arguments, options.special_tokens, bounds)
+
+        if options.overflow == ERROR or (options.chat and isinstance(prompt, str)):
+            fitted = Fitted(encoded(prompt))
+        else:
+            engine, messages = self.engine, require_messages(prompt, options.overflow)
+            room = room_for_reply(engine.capacity, options.max_new_tokens)
+            fitted = fit(messages, options.overflow, encoded, engine.capacity, room, engine.longer_context)
+        return fitted, reply_form(self.text, fitted.ids, options.tool_use, arguments) if conversation else None
 
     def count_tokens(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> int:
         """The number of tokens that the model reads before it answers: `stats.prompt_tokens` of `generate` with the
         same arguments. Errors as of `stream`; a prompt may be longer than the capacity."""
-        ids, _ = self._encode(prompt, Options.from_keywords(options, self.engine.model_sampling))
-        return len(ids)
+        fitted, _ = self._encode(prompt, Options.from_keywords(options, self.engine.model_sampling))
+        return len(fitted.ids)
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True, special_tokens: str = ENCODE) -> list[int]:
         """The token ids of a text, which may be empty; those of a plain prompt with the defaults.
@@ -415,6 +434,29 @@ class Pair:
         tokens = [token_id(item, TO_DETOKENIZE) for item in items]
         require_ids(tokens, self.target_manifest.spec.vocabulary.size, "list")
         return self.text.decode(tokens, skip_special_tokens=true_or_false("skip_special_tokens", skip_special_tokens))
+
+    def info(self) -> PairInfo:
+        """What there is to know of this pair: models, versions, precision, where it runs, memory. Facts only, which
+        `json.dumps(dataclasses.asdict(pair.info()))` writes."""
+        return pair_info(self.engine.models, self.engine.kernel, self.capacity)
+
+    def warm_up(self) -> float:
+        """Do what the first generation would otherwise wait for; the seconds that it took.
+
+        Tokenizer and chat template are used once, and both models take their first steps of the usual widths: a full
+        chunk of a prompt, one token, a draft and its verification. What later generations give does not depend on it.
+        It waits for its turn as a generation does.
+        """
+        start = perf_counter()
+        engine = self.engine
+        if engine.text.has_template:
+            with suppress(BadInput):  # a template that refuses these messages would refuse them later, too
+                engine.text.encode_chat([{"role": "user", "content": WARM_UP_TEXT}])
+        for options, prompt in warm_up_runs(engine):
+            engine.stream(engine.new_sequence(), prompt, options, perf_counter()).read()
+        seconds = perf_counter() - start
+        LOG.info("warmed up in %.2f s", seconds)
+        return seconds
 
     def close(self) -> None:
         """Free the sessions; Failure while a generation runs or waits. In a forked child it does nothing."""

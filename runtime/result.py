@@ -58,6 +58,7 @@ class Stats(Facts):
     sources: tuple[str, ...]  # by round: what drafted, "pard", "lookup", "grammar" or "none"
     ahead: int  # rounds in which the next round was drafted while the target verified, on a device of the draft's own
     ahead_used: int  # of these rounds, those whose guess of the target's next token was right
+    dropped_messages: int = 0  # of the conversation, which the model did not read: see the option `overflow`
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Tokens
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Generic, Protocol
 
 from .decoding.loop import FinishReason, Halted, Step
+from .model import SessionLock
 from .sequence import Sequence
 from .sessions.kv_cache import KvCache
 from .sessions.session import AnySession, BeforeStep, DraftSession, Floats, Ids, Rows, TargetSession
 from .turns import Abandoned, Ticket, Turns, never
-
-ReentrantLock = AbstractContextManager[bool]
 
 
 class Source(Protocol):
@@ -161,7 +159,7 @@ class Run:
 class Seat(Generic[AnySession]):
     """One sequence's place in a session: before each step the session is given this sequence's cache."""
 
-    def __init__(self, session: AnySession, cache: KvCache, before_step: BeforeStep, lock: ReentrantLock) -> None:
+    def __init__(self, session: AnySession, cache: KvCache, before_step: BeforeStep, lock: SessionLock) -> None:
         self._session, self._cache = session, cache
         self._before_step, self._lock = before_step, lock
 
@@ -185,7 +183,8 @@ class TargetSeat(Seat[TargetSession]):
     def step(self, ids: Tokens[int], keep: int) -> Rows:
         with self._lock:
             self._session.attach(self._cache, self._before_step)
-            return self._session.step(ids, keep)
+            rows = self._session.step(ids, keep)
+            return rows.copy() if self._lock.lent else rows  # another engine's step may follow at once
 
 
 class DraftSeat(Seat[DraftSession]):

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import TypeVar
 
 from pard_onnx.models.errors import Failure
+from pard_onnx.models.logs import logger
 
 from .asynchronous import WORKERS, in_worker
 from .decoding.loop import FinishReason, PromptLogprobs, Step
@@ -21,6 +22,7 @@ from .text.reply import Reply
 from .text.writer import Writer
 from .turns import Abandoned, Ticket
 
+LOG = logger(__name__)
 Generation = Generator[Chunk, None, Result]
 Found = TypeVar("Found")
 
@@ -48,7 +50,7 @@ def chunks(
             of_prompt = of_prompt or step.prompt_logprobs
             pieces = writer.write(step.tokens)
             first = first or perf_counter() - start
-            ended = "stop" if writer.stopped else step.finish_reason
+            ended = "stop" if writer.stopped or writer.ended else step.finish_reason
             if ended and (rest := writer.finish(step.end)):
                 pieces = [*pieces[:-1], pieces[-1] + rest] if pieces else [rest]
             if pieces or (reply and reply.found):
@@ -64,11 +66,15 @@ def chunks(
     stats = tally.stats(facts, len(writer.tokens), total, first)
     text, tokens = "".join(writer.parts), tuple(writer.tokens)
     result = Result(text, tokens, reason, stats, tuple(found) if logprobs else None, of_prompt)
-    if reply is None:
-        return result
-    if reply.calls and reason == "stop":
-        reason = "tool_calls"
-    return replace(result, finish_reason=reason, reasoning=reply.reasoning, tool_calls=reply.calls)
+    if reply:
+        reason = "tool_calls" if reply.calls and reason == "stop" else reason
+        result = replace(result, finish_reason=reason, reasoning=reply.reasoning, tool_calls=reply.calls)
+    LOG.info(
+        "%d tokens after %d (%d cached) in %.2f s, %.1f a second, %.2f a round: %s",
+        *(stats.new_tokens, stats.prompt_tokens, stats.cached_tokens, total, stats.tokens_per_second),
+        *(stats.mean_accepted, reason),
+    )
+    return result
 
 
 def chunk(step: Step, pieces: list[str], reply: Reply | None, *, logprobs: bool = False) -> Chunk:
@@ -88,6 +94,12 @@ class EndOfStream(StopIteration):
     """The end of a stream. asyncio's futures refuse exactly StopIteration, and whoever awaits one then waits for ever:
     with this subclass `await asyncio.to_thread(next, stream)` ends, with None on Python 3.11. Later versions of Python
     make a RuntimeError of both."""
+
+
+def telling_dropped(generation: Generation, dropped: int) -> Generation:
+    """The same generation, whose stats say how many messages of the conversation were left out."""
+    result = yield from generation
+    return replace(result, stats=replace(result.stats, dropped_messages=dropped))
 
 
 class Stream(Iterator[Chunk]):

@@ -78,7 +78,7 @@ class Grammar:
         """One of these texts."""
         if not isinstance(texts, Iterable) or isinstance(texts, str | bytes | bytearray | Mapping):
             raise BadInput(f"{argument} must be a list of texts, not {shown(texts)}")
-        found = list(dict.fromkeys(checked_choice(text, argument) for text in listed(texts)))
+        found = list(dict.fromkeys(checked_choice(text, argument) for text in listed(texts, argument)))
         if not found:
             raise BadInput(f"{argument} has no text; give at least one")
         return cls("choice", json.dumps(found, ensure_ascii=False), argument)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import platform
+import sys
 from pathlib import Path
 
 from pard_onnx.models.errors import BadInput
@@ -39,6 +41,27 @@ def isa() -> str | None:
         raise BadInput(f"{VARIABLE}={wanted}: this processor has no such instructions; unset it")
     name: str = native.pard_isa().decode()
     return None if name == PORTABLE and not wanted else name
+
+
+def problem() -> str | None:
+    """Why this package's kernels are missing where they could run, with the fix; None where they are not missing.
+
+    They are not where PARD_ONNX_KERNEL switches them off, nor on processors for which there are none.
+    """
+    if os.environ.get(VARIABLE) == OFF or platform.machine().lower() not in ("x86_64", "amd64") or load() is not None:
+        return None
+    again = "pip install --force-reinstall --no-deps --no-cache-dir --no-binary pard-onnx pard-onnx"
+    fix = f"install a C++ compiler, then run: {again}"
+    if getattr(sys, "frozen", False):
+        fix = (
+            f"freeze the application with {LIBRARY.name} beside pard_onnx.runtime.kernels, as the PyInstaller hook does"
+        )
+    try:
+        ctypes.CDLL(str(LIBRARY))
+        reason = "cannot be loaded"
+    except OSError as error:
+        reason = f"cannot be loaded ({error})" if LIBRARY.exists() else "were not built"
+    return f"this package's CPU kernels {reason}, so ONNX Runtime's run, at about half the speed; {fix}"
 
 
 @functools.cache

@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from pard_onnx.models.errors import BadArtifact, BadProvider
+from pard_onnx.models.logs import logger
 from pard_onnx.models.manifest import Manifest
 
 from .discovery import available_providers, provider_source
 from .table import AUTO_ORDER, CPU, PROVIDERS, Provider, provider_named, with_options
 
+LOG = logger(__name__)
 AUTO = "auto"
-AS_ASKED = "as asked for"
+AS_ASKED, FALLBACK = "as asked for", "fallback"  # reasons
 
 
 class OpenedModel(Protocol):
@@ -52,7 +54,7 @@ class ProviderChoice:
 
 
 def provider_candidates(
-    key: str, options: Mapping[str, object] | None = None, *, fallback: bool = False
+    key: str | None, options: Mapping[str, object] | None = None, *, fallback: bool = False
 ) -> ProviderCandidates:
     """The providers to try for `key`, which names a provider or is "auto".
 
@@ -71,7 +73,7 @@ def provider_candidates(
     except BadProvider as error:
         if not fallback:
             raise
-        return ProviderCandidates((CPU,), "fallback", rejected=(str(error),))
+        return ProviderCandidates((CPU,), FALLBACK, rejected=(str(error),))
     after = (CPU,) if fallback and provider.key != CPU.key else ()
     return ProviderCandidates((provider, *after), AS_ASKED)
 
@@ -88,14 +90,15 @@ def open_first(
         try:
             model = open_on(provider)
         except (BadProvider, BadArtifact) as error:
-            rejected.append(str(error))
-            continue
-        objection = model.warning or model.slow if candidates.selective else None
-        if objection is None:
-            return model, ProviderChoice(provider, "; ".join((candidates.reason, *rejected)))
-        rejected.append(objection)
+            objection: str | None = str(error)
+        else:
+            objection = model.warning or model.slow if candidates.selective else None
+            if objection is None:
+                return model, ProviderChoice(provider, "; ".join((candidates.reason, *rejected)))
+        LOG.info("provider %s is passed over: %s", provider.title, objection)
+        rejected.append(str(objection))
     last = candidates.providers[-1]
-    reason = candidates.reason if candidates.selective or not rejected else "fallback"
+    reason = candidates.reason if candidates.selective or not rejected else FALLBACK
     return open_on(last), ProviderChoice(last, "; ".join((reason, *rejected)))
 
 

@@ -102,7 +102,7 @@ AUTO_ORDER = ("cuda", "migraphx", "rocm", "npu", "directml", "webgpu", "cpu")
 CPU = PROVIDERS["cpu"]
 
 
-def provider_named(key: str) -> Provider:
+def provider_named(key: str | None) -> Provider:
     """The provider that users call `key`, or `key:1` on its second device; BadProvider names the most similar one."""
     known = ", ".join(PROVIDERS)
     if not isinstance(key, str):

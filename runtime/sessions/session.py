@@ -45,6 +45,10 @@ class Rows:
     logits: Floats  # [kept, vocabulary rows]
     features: Floats | None = None  # hidden states, [kept, width]; None where the graph does not give them
 
+    def copy(self) -> Rows:
+        """The same rows in memory of their own."""
+        return Rows(self.logits.copy(), None if self.features is None else self.features.copy())
+
 
 class Session(Protocol):
     """A session of a target or a draft, as callers see it. Not thread-safe: one step at a time."""

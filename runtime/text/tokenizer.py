@@ -51,6 +51,11 @@ class Text:
         self._writes_tools: bool | None = None
         self.special_tokens = read_added_tokens(folder, BadArtifact, names).texts  # by the names that templates use
 
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template."""
+        return self._template is not None
+
     def vocabulary(self) -> dict[str, int]:
         """Every token's id, added tokens included."""
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)

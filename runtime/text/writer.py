@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from pard_onnx.models.checks import listed
+from pard_onnx.models.checks import ReadOnly, listed, true_or_false
 from pard_onnx.models.errors import BadInput, shown
 
+StopWhen = Callable[[str, Sequence[int]], bool]  # of the text and the tokens so far: whether the text ends here
 UNDECODED = "\ufffd"  # the replacement character, as which tokenizers decode an unfinished character
 MOST_UNDECODED = 3  # replacement characters that the beginning of one character can decode to (byte fallback)
 MOST_STOPS = 1 << 10  # strings that end a text
@@ -178,14 +179,24 @@ AnyReader = TypeVar("AnyReader", bound=TextReader)
 
 
 class Writer(Generic[AnyReader]):
-    """The output of a generation: decodes its tokens, up to the first stop string."""
+    """The output of a generation: decodes its tokens, up to the first stop string, or the token that the user's
+    `stop_when` ends the text with."""
 
-    def __init__(self, detokenizer: Detokenizer, stops: Stops, reply: AnyReader | None = None) -> None:
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        stops: Stops,
+        reply: AnyReader | None = None,
+        stop_when: StopWhen | None = None,
+    ) -> None:
         """reply: parts the text, what it gives is the output; None: all of the text is."""
         self._detokenizer = detokenizer
         self._stops = stops
         self.reply = reply
+        self._stop_when = stop_when
         self._hold = ""
+        self._text = ""  # so far, where `stop_when` reads it
+        self.ended = False  # whether `stop_when` has ended the text
         self.stopped = False  # whether a stop string was completed, or the reply has ended
         self.tokens: list[int] = []
         self.parts: list[str] = []
@@ -199,7 +210,7 @@ class Writer(Generic[AnyReader]):
             if mark := self._stops.marks.get(token):
                 text += self._held_before(text + mark) + mark
             pieces.append(self._release(text))
-            if self.stopped:
+            if self.stopped or (self._stop_when and self._ends(self._stop_when, pieces[-1])):
                 break
         self.parts += pieces
         return pieces
@@ -211,7 +222,7 @@ class Writer(Generic[AnyReader]):
         """
         rest = ""
         if not self.stopped:
-            mark = "" if end is None else self._stops.marks.get(end, "")
+            mark = "" if end is None or self.ended else self._stops.marks.get(end, "")
             rest = self._release(self._detokenizer.finish() + mark)
             hold = self._stops.released(self._hold)
             rest += self.reply.push(hold) if self.reply else hold
@@ -220,6 +231,12 @@ class Writer(Generic[AnyReader]):
             rest += self.reply.finish()
         self.parts.append(rest)
         return rest
+
+    def _ends(self, stop_when: StopWhen, piece: str) -> bool:
+        """Ask the user's function, with the text that this piece was added to. BadInput if it does not say."""
+        self._text += piece
+        self.ended = true_or_false("what stop_when returns", stop_when(self._text, ReadOnly(self.tokens)))
+        return self.ended
 
     def _held_before(self, text: str) -> str:
         """The beginning of a character that a special token ends, if the token is a tag or the text stops there."""

@@ -15,16 +15,19 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from time import perf_counter
 from typing import Any, TypeVar
 
 from pard_onnx.models.cache_folder import private_folder, read_private, write_private
 from pard_onnx.models.errors import BadInput
+from pard_onnx.models.logs import logger
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.records import from_json, to_json
 from pard_onnx.runtime import kernels
 from pard_onnx.runtime.providers.table import Provider, onnxruntime
 from pard_onnx.runtime.providers.threads import Threads, physical_cores
 
+LOG = logger(__name__)
 VERSION = 4  # raised where the measurement or the kernels change, so that older files are not used
 MOST_BYTES = 1 << 20  # of a file; records have a few hundred
 CPUINFO = Path("/proc/cpuinfo")
@@ -86,10 +89,15 @@ def load_or_measure(
 ) -> Record:
     """The record in the file at `path`; if none is there that fits, what `measure` returns, which is kept there."""
     record = load_record(path, kind) if path and not measure_again else None
+    subject = kind.__name__.lower()
     if record is None or not fits(record):
+        start = perf_counter()
         record = measure()
+        LOG.info("%s measured in %.2f s; %s", subject, perf_counter() - start, "kept" if path else "not kept: no cache")
         if path:
             save_record(path, record)
+    else:
+        LOG.debug("%s as measured before", subject)
     return record
 
 

@@ -20,7 +20,7 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.tokenizer_check import probe_texts
 from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
 from pard_onnx.models.errors import BadArtifact, BadCheckpoint, BadInput
-from pard_onnx.models.helper_process import HelperStopped, NoHelper, can_start, run_helper
+from pard_onnx.models.helper_process import HelperStopped, NoHelper, is_interpreter, run_helper
 from pard_onnx.runtime.text.tokenizer import Text
 
 SLOWEST = 15.0  # seconds; the deadline of a small file is 6
@@ -197,9 +197,9 @@ def test_ctrl_c_is_not_taken_for_a_panic(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_only_interpreters_are_started(executable: str | None, starts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert can_start(executable) is starts
+    assert is_interpreter(executable) is starts
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    assert not can_start(executable)
+    assert not is_interpreter(executable)
 
 
 def test_helpers_that_hang_or_die_are_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -325,3 +325,32 @@ def test_a_local_folder_has_no_commit(write_artifact, tmp_path):
     note.unlink()
     os.mkfifo(note)
     assert fetched_commit(target) is None
+
+
+def test_downloads_are_reported(online, write_artifact, tmp_path):
+    target = write_artifact(tmp_path / "target", "target")
+    Hub.files = {path.name: path.read_bytes() for path in target.iterdir()}
+    reports = []
+    folder = resolve_artifact("org/name", progress=lambda *report: reports.append(report))
+    assert folder.is_dir()
+    assert {stage for stage, *_ in reports} == {"download"}
+    assert all(0 <= done <= total for _, done, total in reports)
+    size = sum(map(len, Hub.files.values()))
+    assert reports[-1][1:] == (size, size)
+    with load("org/name", threads=1, progress=lambda *report: reports.append(report)):
+        assert "verify target" in {stage for stage, *_ in reports}
+
+
+def test_a_download_ends_with_what_its_progress_raises(online, tmp_path):
+    Hub.files = {"model.onnx": b"graph" * 1000, FILE_NAME: b"{}"}
+
+    class Cancelled(Exception):
+        pass
+
+    def progress(*report):
+        raise Cancelled
+
+    for resolve in (resolve_artifact, resolve_checkpoint):
+        with pytest.raises(Cancelled):
+            resolve("org/name", progress=progress)
+    assert resolve_artifact("org/name").is_dir()  # and can be begun again

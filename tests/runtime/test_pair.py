@@ -484,6 +484,6 @@ def test_running_a_pair_imports_nothing_heavy(pair_folders: tuple[Path, Path]) -
 
 
 def test_the_public_names() -> None:
-    assert sorted(name for name in pard_onnx.__all__ if name[0].islower()) == ["load"]
+    assert sorted(name for name in pard_onnx.__all__ if name[0].islower()) == ["freeze_support", "load"]
     assert all(hasattr(pard_onnx, name) for name in pard_onnx.__all__)
     assert pard_onnx.__version__

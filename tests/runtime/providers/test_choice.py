@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pard_onnx import BadArtifact, BadInput, BadProvider, load
+from pard_onnx import BadArtifact, BadInput, BadProvider, PardWarning, load
 from pard_onnx.models.manifest import File, Manifest
 from pard_onnx.runtime.providers import discovery as installed
 from pard_onnx.runtime.providers import opening as compiled
@@ -109,7 +109,9 @@ def test_a_provider_that_does_not_run_is_refused_unless_a_fallback_is_asked_for(
     with pytest.raises(BadProvider, match=problem) as caught:
         load(*pair_folders, provider="cuda")
     assert "\n" not in str(caught.value)
-    found = stats(load(*pair_folders, provider="cuda", fallback=True))
+    with pytest.warns(PardWarning, match=r"target: runs on cpu as a fallback; provider 'cuda'") as told:
+        found = stats(load(*pair_folders, provider="cuda", fallback=True))
+    assert [warning.filename for warning in told] == [__file__]  # once, and where `load` was called
     assert found.provider == found.draft_provider == "cpu"
     assert found.provider_reason.startswith("fallback; provider 'cuda' ")
 
