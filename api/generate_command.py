@@ -12,6 +12,7 @@ from typing import Any
 
 from pard_onnx.cli import (
     Parser,
+    add_models,
     add_providers,
     add_revisions,
     add_sampling,
@@ -21,6 +22,7 @@ from pard_onnx.cli import (
     exit_code,
     for_stdout,
     load_arguments,
+    models_of,
     revision_arguments,
     sampling_arguments,
     stop_arguments,
@@ -38,8 +40,7 @@ from pard_onnx.runtime.text.template import checked_arguments
 
 def parser() -> argparse.ArgumentParser:
     out = Parser(prog="pard-generate", description="Generate text with an exported pair.")
-    out.add_argument("--target", required=True, help="exported target: a folder or a hub id")
-    out.add_argument("--draft", help="exported PARD draft; without it, plain decoding")
+    add_models(out, "plain decoding")
     prompt = out.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", help="the prompt's text; without it and --prompt-file, stdin")
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a UTF-8 file")
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def generate(options: argparse.Namespace) -> None:
+    models = models_of(options)
     prompt = read_prompt(options.prompt, options.prompt_file)
     arguments = checked_arguments(template_arguments(options))  # refused before the models load
     if arguments and not options.chat:
@@ -82,7 +84,7 @@ def generate(options: argparse.Namespace) -> None:
         **stop_arguments(options),
         **sampling_arguments(options),
     }
-    with load(options.target, options.draft, **load_arguments(options), **revision_arguments(options)) as pair:
+    with load(*models, **load_arguments(options), **revision_arguments(options)) as pair:
         generation, how = with_own_sampling(pair, generation, "greedy")
         if how:
             print(how, file=sys.stderr)

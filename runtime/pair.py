@@ -10,6 +10,8 @@ from typing import Any, Unpack
 
 from pard_onnx.models.checks import path_text, true_or_false
 from pard_onnx.models.errors import BadInput, shown
+from pard_onnx.models.hub import own_draft
+from pard_onnx.models.library import OWN_DRAFT
 
 from . import snapshot
 from .chat import Chat
@@ -27,12 +29,12 @@ from .text.template import Message, checked_arguments
 from .text.tokenizer import Text
 from .tuning.steps import Widths
 
-A_MODEL = "the folder or the hub id of an exported model"
+A_MODEL = "the folder, the name in the library or the hub id of an exported model"
 
 
 def load(
     target: str | PathLike[str],
-    draft: str | PathLike[str] | None = None,
+    draft: str | PathLike[str] | None = OWN_DRAFT,
     provider: str = "cpu",
     threads: int | None = None,
     share_threads: bool = False,
@@ -46,7 +48,9 @@ def load(
 ) -> Pair:
     """Open a pair, or a target alone.
 
-    target, draft: a folder that pard-export has written, or the hub id of one.
+    target, draft: a folder that pard-export has written, a name that `pard-models list` shows, or the hub id of such a
+        folder.
+    draft: "auto" is the draft that belongs to a target of the library, and none for others; None: plain decoding.
     provider: "cpu", "cuda", "directml", "rocm", "migraphx", "webgpu", "npu"; `cuda:1` for a second device; or "auto"
         for the first that is installed, computes both models correctly and is not far slower than the CPU.
     threads: of each step; None for one per physical core.
@@ -66,6 +70,9 @@ def load(
     """
     target = path_text("target", target, A_MODEL)
     draft = None if draft is None else path_text("draft", draft, A_MODEL)
+    if draft == OWN_DRAFT:
+        found = own_draft(target) if revision is None else None
+        draft = str(found) if found else None
     fallback = true_or_false("fallback", fallback)
     pool = Threads(threads, share_threads)
     for name, options in (("provider_options", provider_options), ("draft_provider_options", draft_provider_options)):

@@ -33,6 +33,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing that a test finds out about this machine stays in its user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PARD_ONNX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("PARD_ONNX_MODELS", str(tmp_path_factory.mktemp("library")))
         yield
 
 
