@@ -12,9 +12,9 @@ from typing import Literal
 
 from pard_onnx.cli import export_job, stages
 from pard_onnx.export_command import job_of_model
-from pard_onnx.models.checkpoints.config import MASK_KEYS, read_config
+from pard_onnx.models.checkpoints.config import MASK_KEYS, pard_of, read_config
 from pard_onnx.models.checkpoints.vocabulary import FILE as TOKENIZER
-from pard_onnx.models.downloads import Repository, fetch_checkpoint, fetch_export
+from pard_onnx.models.downloads import Repository, fetch_checkpoint, fetch_export, quiet_hub
 from pard_onnx.models.errors import BadArtifact, BadInput, PardWarning
 from pard_onnx.models.folder_files import has_file
 from pard_onnx.models.hub import ARTIFACT_FILES, CHECKPOINT_FILES, DEMO, HUB_GGUF, HUB_ID, fetch_snapshot
@@ -41,7 +41,7 @@ FOR_BOTH = (
 )
 FOR_ONE = ("precision", "recipe", "block_size", "budget", "role", "adapter", "draft_vocabulary", "vocabulary_text")
 OPTIONS = (*FOR_BOTH, *FOR_ONE, "draft_length")
-TOKENIZER_FILES = ["config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json"]
+TOKENIZER_FILES = [FILE_NAME, "config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,8 @@ def pull_model(library: Library, options: argparse.Namespace) -> Pulled:
             if _is_same(entry, record):  # made by another process since the look above
                 return Pulled(entry, "present")
             raise BadInput(
-                f"{name}: the library has a model of this name already, {_origin(entry)}; add --force to replace it, or "
-                "--name for another name"
+                f"{name}: the library has a model of this name, {_origin(entry)}; add --force to replace it, or --name "
+                "for another name"
             )
         _make(library, name, record, work)
         return Pulled(library.put(name), work.state)
@@ -177,7 +177,8 @@ def _planned(options: argparse.Namespace, record: Record) -> Work:
         _refuse_export_options(record)
         name = options.name or model.rsplit("/", 1)[-1]
         return Work(name, lambda staging: _fetch(repository, staging), "fetched")
-    job = job_of_model(options, model)
+    with quiet_hub():  # what it asks for is there already
+        job = job_of_model(options, model)
 
     def make(staging: Path) -> None:
         export_job(replace(job, output=staging, force=True))
@@ -255,7 +256,7 @@ def pull_draft(library: Library, options: argparse.Namespace, target: Entry) -> 
         record = target.record()
         if record and record.draft and (found := library.get(record.draft)):
             return Pulled(found, "present")
-    artifact = open_artifact(target.folder, "target")
+    artifact = replace(open_artifact(target.folder, "target"), name=target.name)
     if options.draft is not None:
         return _drafted(library, options, artifact, options.draft)
     source, family = artifact.manifest.source.model, artifact.manifest.spec.family
@@ -320,12 +321,18 @@ def _tokenizer_folder(draft: str, revision: str | None) -> Path | None:
             return local
     except (OSError, RuntimeError, ValueError):
         pass  # pulling it says what is wrong with the name
-    return fetch_snapshot(draft, revision, allow_patterns=TOKENIZER_FILES) if HUB_ID.fullmatch(draft) else None
+    if not HUB_ID.fullmatch(draft):
+        return None
+    with quiet_hub():
+        return fetch_snapshot(draft, revision, allow_patterns=TOKENIZER_FILES)
 
 
 def _require_draft(name: str, folder: Path) -> None:
-    """BadInput for a checkpoint that has no mask token, so is no PARD draft."""
-    if not has_file(folder / FILE_NAME, BadArtifact) and not set(MASK_KEYS) & read_config(folder).values.keys():
+    """BadInput for a checkpoint that is no PARD draft, or one of a kind that is not run here."""
+    if has_file(folder / FILE_NAME, BadArtifact):
+        return
+    config = read_config(folder)
+    if pard_of(config, config.integer("vocab_size")) is None:
         raise BadInput(f"{name}: is no PARD draft, as its config.json has none of {', '.join(MASK_KEYS)}; name one")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from io import StringIO
@@ -107,6 +108,21 @@ def fetch_export(repository: Repository, folder: Path, patterns: list[str], prog
     )
     if not (folder / FILE_NAME).is_file():
         raise BadInput(f"{repository.name}: has no {FILE_NAME}, so is not an exported model")
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """The body's calls of huggingface_hub show no progress bars of their own."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    if shown:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 def reporting_bar(progress: Progress) -> type[Any]:

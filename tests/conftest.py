@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny as checkpoints
+from fake_hub import online  # noqa: F401 a fixture, which pytest finds here
 from hypothesis import settings
 from toy_artifacts import (  # noqa: F401 fixtures, which pytest finds here
     device,

@@ -2,13 +2,10 @@
 
 import json
 import os
-import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from fake_hub import Hub
 from tiny import SHA, save_in_hub_cache
 
 from pard_onnx import load
@@ -162,73 +159,6 @@ def test_copies_where_hard_links_do_not_work(tmp_path, monkeypatch):
 
 
 # --- a hub
-
-
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's HTTP interface as snapshot_download uses."""
-
-    files: dict[str, bytes] = {}  # noqa: RUF012  replaced by the fixture
-    status = {"org/gated": (403, "GatedRepo"), "org/absent": (404, "RepoNotFound"), "org/down": (500, "")}  # noqa: RUF012
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def answer(self, body):
-        path = self.path.partition("?")[0]
-        name = re.search(r"org/\w+", path)[0]
-        if name in self.status:
-            code, error = self.status[name]
-            return self.reply(code, b"{}", body, {"X-Error-Code": error})
-        revision = re.search(r"/(?:revision|tree|resolve)/([^/]+)", path)
-        if revision and revision[1] not in ("main", SHA):
-            return self.reply(404, b"{}", body, {"X-Error-Code": "RevisionNotFound"})
-        if "/tree/" in path:
-            entries = [
-                {"type": "file", "path": name, "size": len(data), "oid": f"{i:040}"}
-                for i, (name, data) in enumerate(self.files.items())
-            ]
-            return self.reply(200, json.dumps(entries).encode(), body)
-        if "/resolve/" in path:
-            name = path.rpartition("/")[2]
-            if name not in self.files:
-                return self.reply(404, b"", body, {"X-Error-Code": "EntryNotFound"})
-            etag = f'"{list(self.files).index(name):040}"'
-            return self.reply(200, self.files[name], body, {"ETag": etag, "X-Repo-Commit": SHA})
-        info = {"id": name, "sha": SHA, "siblings": [{"rfilename": file} for file in self.files]}
-        return self.reply(200, json.dumps(info).encode(), body)
-
-    def reply(self, code, content, body, headers=None):
-        self.send_response(code)
-        for key, value in {
-            "Content-Length": len(content),
-            "Content-Type": "application/json",
-            **(headers or {}),
-        }.items():
-            self.send_header(key, str(value))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def online(monkeypatch):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(Hub, "files", {})
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def test_fetching_a_checkpoint(online, tiny, tmp_path):

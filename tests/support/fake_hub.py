@@ -1,0 +1,89 @@
+"""A stand-in for the Hugging Face hub on this machine, and the fixture `online`, which conftest.py hands on."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
+
+import pytest
+from huggingface_hub import constants
+from tiny import SHA
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's HTTP interface as this package uses."""
+
+    files: ClassVar[dict[str, bytes]] = {}  # of each repository that `repositories` does not have
+    repositories: ClassVar[dict[str, dict[str, bytes]]] = {}
+    status: ClassVar[dict[str, tuple[int, str]]] = {
+        "org/gated": (403, "GatedRepo"),
+        "org/absent": (404, "RepoNotFound"),
+        "org/down": (500, ""),
+    }
+    asked: ClassVar[list[str]] = []  # the paths of files whose content was sent
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def answer(self, body: bool) -> None:
+        path = self.path.partition("?")[0]
+        name = "/".join(path.removeprefix("/api/models").split("/")[1:3])
+        if name in self.status:
+            code, error = self.status[name]
+            return self.reply(code, b"{}", body, {"X-Error-Code": error})
+        files = self.repositories.get(name, self.files)
+        revision = re.search(r"/(?:revision|tree|resolve)/([^/]+)", path)
+        if revision and revision[1] not in ("main", SHA):
+            return self.reply(404, b"{}", body, {"X-Error-Code": "RevisionNotFound"})
+        if "/tree/" in path:
+            entries = [
+                {"type": "file", "path": file, "size": len(data), "oid": f"{i:040}"}
+                for i, (file, data) in enumerate(files.items())
+            ]
+            return self.reply(200, json.dumps(entries).encode(), body)
+        if "/resolve/" in path:
+            file = path.rpartition("/")[2]
+            if file not in files:
+                return self.reply(404, b"", body, {"X-Error-Code": "EntryNotFound"})
+            if body:
+                self.asked.append(f"{name}/{file}")
+            etag = f'"{list(files).index(file):040}"'
+            return self.reply(200, files[file], body, {"ETag": etag, "X-Repo-Commit": SHA})
+        info = {"id": name, "sha": SHA, "siblings": [{"rfilename": file} for file in files]}
+        return self.reply(200, json.dumps(info).encode(), body)
+
+    def reply(self, code: int, content: bytes, body: bool, headers: dict[str, str] | None = None) -> None:
+        self.send_response(code)
+        for key, value in {
+            "Content-Length": len(content),
+            "Content-Type": "application/json",
+            **(headers or {}),
+        }.items():
+            self.send_header(key, str(value))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    for name, empty in (("files", {}), ("repositories", {}), ("asked", [])):
+        monkeypatch.setattr(Hub, name, empty)
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
