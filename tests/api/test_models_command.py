@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -101,7 +100,8 @@ def test_a_pair_is_fetched_and_runs_by_name(hub: None, capsys: Capture) -> None:
 def test_nothing_but_the_files_of_the_manifest_is_kept(hub: None, capsys: Capture) -> None:
     Hub.repositories[EXPORTED] |= {"more.json": b"{}", RECORD: b'{"pulled": "x", "draft": "y"}', "pickle.bin": b"x"}
     told(capsys, "pull", EXPORTED, "--no-draft")
-    assert not {"more.json", "pickle.bin", ".cache"} & set(os.listdir(Library.of_user().folder / "big"))
+    kept = {path.name for path in (Library.of_user().folder / "big").iterdir()}
+    assert not {"more.json", "pickle.bin", ".cache"} & kept
     assert Library.of_user().require("big").record() == Record(EXPORTED, no_draft=True)
     assert told(capsys, "show", "big")["draft"] is None
 

@@ -66,8 +66,8 @@ def test_where_it_is(
     assert Library.of_user().folder == Path("~/mine").expanduser()
 
 
-BAD_NAMES = ["", ".", "..", "../x", "a/b", "a\\b", "C:x", ".hidden", "-x", "nul", "COM1.txt", "a\0b", "a\nb", "a ", "a.",
-             "x" * 161, "é" * 81, "\ud800", "a\u202eb", "a*"]  # fmt: skip
+BAD_NAMES = ["", ".", "..", "../x", "a/b", "a\\b", "C:x", ".hidden", "-x", "nul", "COM1.txt", "a\0b", "a\nb", "a ",
+             "a.", "x" * 161, "é" * 81, "\ud800", "a\u202eb", "a*"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
