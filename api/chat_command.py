@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def talk(options: argparse.Namespace, failed: list[int]) -> None:
     """Run the whole conversation. failed: gets the exit codes of errors, if messages come from a pipe."""
-    models = models_of(options)
+    target, draft = models_of(options)
     generation = {
         "max_new_tokens": options.max_new_tokens,
         "draft_length": options.draft_length,
@@ -78,7 +78,7 @@ def talk(options: argparse.Namespace, failed: list[int]) -> None:
     Options.from_keywords(generation)  # refuses bad options before the models load
     arguments = checked_arguments(template_arguments(options))
     screen = Screen()
-    with load(*models, **load_arguments(options), **revision_arguments(options)) as pair:
+    with load(target, draft, **load_arguments(options), **revision_arguments(options)) as pair:
         if options.resume:
             chat = pair.restore(options.resume, arguments, options.special_tokens)
         else:

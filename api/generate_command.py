@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def generate(options: argparse.Namespace) -> None:
-    models = models_of(options)
+    target, draft = models_of(options)
     prompt = read_prompt(options.prompt, options.prompt_file)
     arguments = checked_arguments(template_arguments(options))  # refused before the models load
     if arguments and not options.chat:
@@ -84,7 +84,7 @@ def generate(options: argparse.Namespace) -> None:
         **stop_arguments(options),
         **sampling_arguments(options),
     }
-    with load(*models, **load_arguments(options), **revision_arguments(options)) as pair:
+    with load(target, draft, **load_arguments(options), **revision_arguments(options)) as pair:
         generation, how = with_own_sampling(pair, generation, "greedy")
         if how:
             print(how, file=sys.stderr)

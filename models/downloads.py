@@ -113,7 +113,7 @@ def fetch_export(repository: Repository, folder: Path, patterns: list[str], prog
 @contextmanager
 def quiet_hub() -> Iterator[None]:
     """The body's calls of huggingface_hub show no progress bars of their own."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     shown = not are_progress_bars_disabled()
     if shown:
@@ -127,11 +127,12 @@ def quiet_hub() -> Iterator[None]:
 
 def reporting_bar(progress: Progress) -> type[Any]:
     """A class of huggingface_hub's progress bars that shows nothing itself, and reports its bytes to `progress`."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     class ReportingBar(tqdm):  # type: ignore[type-arg, misc, unused-ignore]
         def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options | {"file": StringIO(), "leave": False})
+            hidden: dict[str, Any] = {**options, "file": StringIO(), "leave": False}
+            super().__init__(*arguments, **hidden)  # type: ignore[no-untyped-call]
 
         def display(self, *arguments: Any, **options: Any) -> None:
             if self.unit == "B" and self.total:

@@ -150,8 +150,8 @@ OTHER_DRAFTS = {
 def sglang(plan: Plan) -> Deployment:
     """What SGLang has instead of PARD: drafts of other kinds where one is published, n-grams, or none."""
     target = plan.target
-    base = ("python3", "-m", "sglang.launch_server", "--model-path", target.name)
-    base = (*base, *_option("--revision", target.revision))
+    launch = ("python3", "-m", "sglang.launch_server", "--model-path", target.name)
+    base = (*launch, *_option("--revision", target.revision))
     others = tuple(
         Command(
             f"serve with {algorithm}, a draft of another kind that reads the target's hidden states",
