@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -103,16 +104,19 @@ def pull_model(library: Library, options: argparse.Namespace) -> Pulled:
                 f"{name}: the library has a model of this name, {_origin(entry)}; add --force to replace it, or --name "
                 "for another name"
             )
-        _make(library, name, record, work)
+        _make(library, name, record, work, afresh=options.force)
         return Pulled(library.put(name), work.state)
 
 
-def _make(library: Library, name: str, record: Record, work: Work) -> None:
-    """Make the model in its staging folder, going on with what an earlier process left there of the same model."""
+def _make(library: Library, name: str, record: Record, work: Work, *, afresh: bool) -> None:
+    """Make the model in its staging folder, going on with what an earlier process left there of the same model.
+
+    afresh: a whole export that was left there is not taken, as it may be of an older commit.
+    """
     staging = Entry(name, library.staging(name))
     if staging.folder.exists() and _recorded(staging) != record:
         library.discard(name)
-    if work.state == "exported" and _is_same(staging, record):  # only the renaming is left to do
+    if work.state == "exported" and not afresh and _is_same(staging, record):  # only the renaming is left to do
         return
     if work.state == "fetched":
         staging.folder.mkdir(exist_ok=True)
@@ -252,7 +256,7 @@ def pull_draft(library: Library, options: argparse.Namespace, target: Entry) -> 
     Raises BadInput for a named draft that does not fit. A published one that does not fit, or that the hub does not
     give, is left out with a PardWarning.
     """
-    if options.draft is None and not options.force:
+    if options.draft is None and not (options.force or options.draft_precision or options.draft_revision):
         record = target.record()
         if record and record.draft and (found := library.get(record.draft)):
             return Pulled(found, "present")
@@ -296,17 +300,22 @@ def _drafted(library: Library, options: argparse.Namespace, target: Artifact, dr
 
 
 def _reusable(library: Library, target: Manifest, draft: str, options: argparse.Namespace) -> Entry | None:
-    """A draft of the library that was made of the same model, for the target's device and context length."""
-    if options.force or options.draft_revision or options.draft_precision:
+    """A draft of the library that was made of the same model, for the target's device and context length, and with the
+    options that were given for drafts now."""
+    if options.force or options.draft_revision:
         return None
+    fixed = {"context_length", "device"}  # the manifests have them
+    wanted = {
+        one for one in given_options(_options_of_draft(options, draft, None)) if one.partition("=")[0] not in fixed
+    }
     for entry in library.entries():
         try:
-            manifest, model = entry.manifest(), entry.model()
+            manifest, model, record = entry.manifest(), entry.model(), entry.record()
         except BadInput:  # damaged
             continue
         enough = min(target.capacity, manifest.spec.max_positions)
         same = model == draft and manifest.role == "draft" and manifest.device == target.device
-        if same and manifest.capacity >= enough:
+        if same and manifest.capacity >= enough and wanted <= set(record.options if record else ()):
             return library.get(entry.name)
     return None
 
@@ -358,9 +367,10 @@ def _options_of_draft(options: argparse.Namespace, draft: str, folder: Path | No
     own.precision, own.revision = options.draft_precision, options.draft_revision
     if own.precision in FLOATS or options.recipe is not None:
         own.quality = own.calibration = None
-    if own.context_length is not None:
-        if folder is not None and not has_file(folder / FILE_NAME, BadArtifact):
-            longest = read_config(folder).integer("max_position_embeddings", own.context_length)
-            own.context_length = min(own.context_length, longest)
-        own.suffix = f"-c{own.context_length}"  # where the name is that of an export with another context length
+    if own.context_length is not None and folder is not None and not has_file(folder / FILE_NAME, BadArtifact):
+        longest = read_config(folder).integer("max_position_embeddings", own.context_length)
+        own.context_length = min(own.context_length, longest)
+    # For the case that an export with other options has the usual name
+    values = (option.partition("=")[2] for option in given_options(own))
+    own.suffix = "".join("-" + re.sub(r"[^A-Za-z0-9.]", "_", Path(value).name) for value in values)
     return own

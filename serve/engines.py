@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pard_onnx.models.checks import DRAFT_LIMIT
 from pard_onnx.models.errors import BadInput
 
 from .served_model import ServedModel
@@ -59,7 +60,7 @@ def draft_length(draft: ServedModel | None) -> tuple[int, str]:
     if draft is None or draft.throughput is None or not draft.throughput.tried:
         return USUAL_LENGTH, REASON
     best = max(draft.throughput.tried, key=lambda one: one.tokens_per_second)
-    share = acceptance(best.accepted, best.draft_length)
+    share = acceptance(best.accepted, min(max(best.draft_length, 1), DRAFT_LIMIT))
     length = next((k for k in range(LEAST, MOST) if share ** (k + 1) < WORTH), MOST)
     measured = f"{best.accepted:.3g} tokens a round with {best.draft_length} drafts, beside {draft.throughput.target}"
     return length, f"measured: {measured}, so a draft is right with probability {share:.2f} after a right one"

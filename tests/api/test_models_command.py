@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pard_onnx import pull
 from pard_onnx.generate_command import main as generate_main
 from pard_onnx.models import downloads
 from pard_onnx.models.library import Library, Record
-from pard_onnx.models.manifest import FILE_NAME, RECORD
+from pard_onnx.models.manifest import FILE_NAME, RECORD, Manifest
 from pard_onnx.models_command import main
 
 EXPORTED, QWEN, DISTILL = "org/big", "amd/PARD-Qwen2.5-0.5B", "amd/PARD-DeepSeek-R1-Distill-Qwen-1.5B"
@@ -260,6 +261,49 @@ def test_a_checkpoint_and_its_draft_are_exported(
     line = refused(capsys, *options[:-1], "128")
     assert "a model of this name, pulled from Org/Qwen2.5-tiny with quality=fast, context_length=256" in line
     assert names() == ["PARD-Qwen2.5-0.5B-int4", "Qwen2.5-tiny-int4"]
+
+
+@pytest.fixture
+def quick_exports(
+    monkeypatch: pytest.MonkeyPatch, pair_folders: tuple[Path, Path], online: object, tiny: Callable[..., Path],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Exports that give the toy artifact of the role, with the context length that was asked for; a hub of a pair."""
+
+    def export(job: Any) -> None:
+        assert job.force
+        shutil.rmtree(job.output, ignore_errors=True)
+        shutil.copytree(pair_folders[job.checkpoint.spec.role == "draft"], job.output)
+        manifest = Manifest.read(job.output)
+        replace(manifest, capacity=min(job.resolved_capacity(), 100), source=job.source).write(job.output)
+
+    monkeypatch.setattr(pull, "export_job", export)
+    monkeypatch.setattr(pull, "_require_same_tokens", lambda *_: None)
+    for name, role in (("Org/Qwen2.5-tiny", "target"), ("Org/Qwen2.5-more", "target"), (QWEN, "draft")):
+        folder = tiny(tmp_path / name, role=role)
+        Hub.repositories[name] = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_targets_of_a_family_share_a_draft(quick_exports: None, capsys: Capture) -> None:
+    fast = ["--quality", "fast"]
+    assert told(capsys, "pull", "Org/Qwen2.5-tiny", *fast)["draft_state"] == "exported"
+    found = told(capsys, "pull", "Org/Qwen2.5-more")
+    assert (found["draft"]["name"], found["draft_state"]) == ("PARD-Qwen2.5-0.5B-int4", "present")
+    found = told(capsys, "pull", "Org/Qwen2.5-more", "--name", "best", "--quality", "best", "--context-length", "99")
+    assert (found["draft"]["name"], found["draft_state"]) == ("PARD-Qwen2.5-0.5B-int4-best-99", "exported")
+    found = told(capsys, "pull", "Org/Qwen2.5-tiny", *fast, "--draft-precision", "fp16")
+    assert (found["model_state"], found["draft"]["name"]) == ("present", "PARD-Qwen2.5-0.5B-fp16")
+    assert told(capsys, "show", "Qwen2.5-tiny-int4")["draft"] == "PARD-Qwen2.5-0.5B-fp16"
+
+
+def test_a_whole_export_that_was_left_is_not_taken_with_force(quick_exports: None, capsys: Capture) -> None:
+    library, options = Library.of_user(), ["pull", "Org/Qwen2.5-tiny", "--no-draft"]
+    told(capsys, *options)
+    shutil.copytree(library.folder / "Qwen2.5-tiny-int4", library.staging("Qwen2.5-tiny-int4"))
+    (library.staging("Qwen2.5-tiny-int4") / "old").write_text("")
+    assert told(capsys, *options, "--force")["model_state"] == "exported"
+    assert not (library.folder / "Qwen2.5-tiny-int4" / "old").exists()
+    assert names() == ["Qwen2.5-tiny-int4"]
 
 
 def interrupted(*arguments: Any, **options: Any) -> Any:
