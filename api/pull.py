@@ -67,12 +67,11 @@ def pull(library: Library, options: argparse.Namespace) -> tuple[Pulled, Pulled 
 
     What an earlier call has done is not done again, so after an interruption the same call goes on.
     """
-    if options.no_draft and options.draft is not None:
-        raise BadInput(f"--draft {options.draft} and --no-draft: leave one of them out")
+    if options.no_draft:
+        _refuse_draft_options(options, "--no-draft is given")
     target = pull_model(library, options)
     if target.entry.manifest().role == "draft":
-        if options.draft is not None:
-            raise BadInput(f"--draft {options.draft}: {options.model} is a draft itself; leave it out")
+        _refuse_draft_options(options, f"{options.model} is a draft itself")
         return target, None
     if options.no_draft:
         record = target.entry.record() or Record(options.model)
@@ -82,6 +81,13 @@ def pull(library: Library, options: argparse.Namespace) -> tuple[Pulled, Pulled 
     if draft is not None:
         library.set_draft(target.entry, draft.entry)
     return target, draft
+
+
+def _refuse_draft_options(options: argparse.Namespace, reason: str) -> None:
+    """BadInput for options of a draft where there is none."""
+    for name in ("draft", "draft_precision", "draft_revision"):
+        if (value := getattr(options, name)) is not None:
+            raise BadInput(f"--{name.replace('_', '-')} {value}: {reason}; leave one of them out")
 
 
 def pull_model(library: Library, options: argparse.Namespace) -> Pulled:
@@ -174,6 +180,8 @@ def _planned(options: argparse.Namespace, record: Record) -> Work:
     """Find out what the model is: an exported folder, the hub's repository of one, or a checkpoint."""
     model: str = options.model
     if folder := _local_export(model):
+        if options.revision is not None:
+            raise BadInput(f"--revision {options.revision}: {model} is a local path, which has no revisions")
         _refuse_export_options(record)
         return Work(options.name or folder.resolve().name, lambda staging: _copy(folder, staging), "copied")
     repository = _asked(options)
@@ -284,7 +292,10 @@ def pull_draft(library: Library, options: argparse.Namespace, target: Entry) -> 
 
 def _drafted(library: Library, options: argparse.Namespace, target: Artifact, draft: str) -> Pulled:
     """The named draft, in the library and with the target's tokens. Raises BadInput where it does not fit."""
-    entry = library.get(draft) or _reusable(library, target.manifest, draft, options)
+    entry = library.get(draft)
+    if entry is not None and (options.draft_precision or options.draft_revision):
+        raise BadInput(f"{draft}: is in the library as it is; leave --draft-precision and --draft-revision out")
+    entry = entry or _reusable(library, target.manifest, draft, options)
     if entry is not None:
         pulled = Pulled(entry, "present")
     else:

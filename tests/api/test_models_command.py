@@ -117,9 +117,10 @@ def test_an_interrupted_download_goes_on(hub: None, capsys: Capture, monkeypatch
     fetch = downloads.fetch_snapshot
 
     def interrupted(*arguments: Any, **options: Any) -> None:
-        fetch(*arguments, **options | {"allow_patterns": ["*.onnx", "*.data"]})
+        fetch(*arguments, **options | {"allow_patterns": ["*.onnx", "*.data", RECORD]})
         raise KeyboardInterrupt
 
+    Hub.repositories[EXPORTED][RECORD] = b'{"pulled": "else/where"}'  # which is not fetched
     monkeypatch.setattr(downloads, "fetch_snapshot", interrupted)
     assert main(["pull", EXPORTED, "--no-draft"]) == 130
     assert told(capsys, "list")["models"] == []
@@ -131,13 +132,18 @@ def test_an_interrupted_download_goes_on(hub: None, capsys: Capture, monkeypatch
     assert names() == ["big"]
 
 
-def test_what_an_interrupted_pull_of_another_model_left_is_not_used(hub: None, capsys: Capture) -> None:
+def test_what_an_interrupted_pull_of_another_model_left_is_not_used(
+    hub: None, pair_folders: tuple[Path, Path], capsys: Capture
+) -> None:
     library = Library.of_user()
     library.make()
-    shutil.copytree(Library.of_user().folder, library.staging("big"), dirs_exist_ok=True)
-    (library.staging("big") / "model.onnx").write_bytes(b"evil")
-    told(capsys, "pull", EXPORTED, "--no-draft")
-    assert (library.folder / "big" / "model.onnx").read_bytes() == Hub.repositories[EXPORTED]["model.onnx"]
+    for model in (EXPORTED, str(pair_folders[0])):
+        library.staging("big").mkdir()
+        for file in ("model.onnx", "stray"):
+            (library.staging("big") / file).write_bytes(b"evil")
+        told(capsys, "pull", model, "--name", "big", "--no-draft", "--force")
+        assert (library.folder / "big" / "model.onnx").read_bytes() == Hub.repositories[EXPORTED]["model.onnx"]
+        assert not (library.folder / "big" / "stray").exists() and names() == ["big"]
 
 
 def test_no_draft_fits(hub: None, capsys: Capture) -> None:
@@ -180,7 +186,11 @@ def test_bad_input(hub: None, pair_folders: tuple[Path, Path], capsys: Capture, 
         (EXPORTED, "--draft", "a/b", "--no-draft"): "leave one of them out",
         (EXPORTED, "--name", "../up"): "is no name of a model in the library",
         (EXPORTED, "--name", "nul"): "is no name of a model in the library",
+        (EXPORTED, "--draft-precision", "int8", "--no-draft"): "--draft-precision int8: --no-draft is given",
         (QWEN, "--draft", QWEN): "is a draft itself",
+        (QWEN, "--draft-revision", "main"): "is a draft itself",
+        (EXPORTED, "--draft", "PARD-Qwen2.5-0.5B", "--draft-precision", "int8"): "is in the library as it is",
+        (str(pair_folders[0]), "--revision", "main"): "is a local path, which has no revisions",
         (str(pair_folders[0]), "--name", "x", "--draft", ""): "neither a checkpoint folder nor a hub id",
     }
     for arguments, words in cases.items():
