@@ -14,6 +14,7 @@ from pard_onnx.chat_screen import Screen
 from pard_onnx.cli import (
     Parser,
     Thoughts,
+    add_models,
     add_providers,
     add_revisions,
     add_sampling,
@@ -25,6 +26,7 @@ from pard_onnx.cli import (
     complain,
     exit_code,
     load_arguments,
+    models_of,
     revision_arguments,
     sampling_arguments,
     stop_arguments,
@@ -45,8 +47,7 @@ from pard_onnx.runtime.text.template import checked_arguments
 
 def parser() -> argparse.ArgumentParser:
     out = Parser(prog="pard-chat", description="Chat with an exported pair; /help lists the commands inside.")
-    out.add_argument("--target", required=True, help="exported target: a folder or a hub id")
-    out.add_argument("--draft", help="exported PARD draft; without it, plain decoding and lookup")
+    add_models(out, "plain decoding and lookup")
     begin = out.add_mutually_exclusive_group()
     begin.add_argument("--system", metavar="TEXT", help="the system message")
     begin.add_argument("--resume", type=Path, metavar="FILE", help="go on with what /save wrote")
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def talk(options: argparse.Namespace, failed: list[int]) -> None:
     """Run the whole conversation. failed: gets the exit codes of errors, if messages come from a pipe."""
+    target, draft = models_of(options)
     generation = {
         "max_new_tokens": options.max_new_tokens,
         "draft_length": options.draft_length,
@@ -82,7 +84,7 @@ def talk(options: argparse.Namespace, failed: list[int]) -> None:
     Options.from_keywords(generation)  # refuses bad options before the models load
     arguments = checked_arguments(template_arguments(options))
     screen = Screen()
-    with load(options.target, options.draft, **load_arguments(options), **revision_arguments(options)) as pair:
+    with load(target, draft, **load_arguments(options), **revision_arguments(options)) as pair:
         if options.resume:
             chat = pair.restore(options.resume, arguments, options.special_tokens)
         else:

@@ -26,6 +26,7 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checks import Progress
 from pard_onnx.models.errors import BadInput, PardError, PardWarning, escaped, one_line, shown
 from pard_onnx.models.hub import resolve_checkpoint
+from pard_onnx.models.library import OWN_DRAFT
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.precision import Precision
 from pard_onnx.models.system_errors import is_out_of_memory, os_error_line, out_of_memory
@@ -198,6 +199,26 @@ def exported_demo_model(name: str, parent: Path, precision: Precision) -> Path:
         print(f"exporting {name} to {precision}", file=sys.stderr)
         export_job(Job(Checkpoint.open(folder), source, output, precision))
     return output
+
+
+def add_models(parser: argparse.ArgumentParser, without_draft: str) -> None:
+    """The models that a command runs, which `models_of` reads. without_draft: what it does without one."""
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a target and its own draft: a name in pard-models list"
+    )
+    parser.add_argument("--target", help="exported target: a folder, a name in the library or a hub id")
+    parser.add_argument("--draft", help=f"exported PARD draft, likewise; without it and MODEL, {without_draft}")
+
+
+def models_of(options: argparse.Namespace) -> tuple[str, str | None]:
+    """The target and the draft of the options of `add_models`. Raises BadInput for no target, or for two."""
+    if options.model is not None and options.target is not None:
+        raise BadInput(f"{options.model} and --target {options.target}: two targets; name one")
+    if options.model is None and options.target is None:
+        raise BadInput("name the target: MODEL, a name that pard-models list shows, or --target DIR")
+    if options.model is not None:
+        return options.model, options.draft or OWN_DRAFT
+    return options.target, options.draft
 
 
 def add_stops(parser: argparse.ArgumentParser) -> None:

@@ -203,6 +203,12 @@ def run(options: argparse.Namespace) -> None:
     model = model_of(options)
     if model is None:
         raise BadInput("name the model to export: a hub id, a checkpoint folder, or demo-target")
+    job = job_of_model(options, model)
+    report(export_job(job), job.output, as_json=options.json)
+
+
+def job_of_model(options: argparse.Namespace, model: str) -> Job:
+    """The export of a model, a hub id or a local one, that the options ask for; the hub's is fetched now."""
     folder, source = resolve_checkpoint(model, options.revision)
     checkpoint, source = open_checkpoint(options, folder, source)
     bits, device = checkpoint.bits, form_from_options(options).device
@@ -211,8 +217,7 @@ def run(options: argparse.Namespace) -> None:
         own = named_recipe(options.recipe, options.block_size).precision
     precision = options.precision or own
     order = request_from_options(options, checkpoint, precision, device)
-    job = job_from_options(options, checkpoint, source, precision, order)
-    report(export_job(job), job.output, as_json=options.json)
+    return job_from_options(options, checkpoint, source, precision, order)
 
 
 def open_checkpoint(options: argparse.Namespace, folder: Path, source: Source) -> tuple[Checkpoint, Source]:

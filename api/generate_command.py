@@ -14,6 +14,7 @@ from pard_onnx.cli import (
     Parser,
     Thoughts,
     add_grammar,
+    add_models,
     add_providers,
     add_revisions,
     add_sampling,
@@ -26,6 +27,7 @@ from pard_onnx.cli import (
     for_stdout,
     grammar_arguments,
     load_arguments,
+    models_of,
     revision_arguments,
     sampling_arguments,
     stop_arguments,
@@ -45,8 +47,7 @@ from pard_onnx.runtime.text.template import checked_arguments
 
 def parser() -> argparse.ArgumentParser:
     out = Parser(prog="pard-generate", description="Generate text with an exported pair.")
-    out.add_argument("--target", required=True, help="exported target: a folder or a hub id")
-    out.add_argument("--draft", help="exported PARD draft; without it, plain decoding")
+    add_models(out, "plain decoding")
     prompt = out.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", help="the prompt's text; without it and --prompt-file, stdin")
     prompt.add_argument("--prompt-file", type=Path, metavar="FILE", help="a UTF-8 file")
@@ -78,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def generate(options: argparse.Namespace) -> None:
+    target, draft = models_of(options)
     prompt = read_prompt(options.prompt, options.prompt_file)
     arguments = checked_arguments(template_arguments(options))  # refused before the models load
     if arguments and not options.chat:
@@ -101,7 +103,7 @@ def generate(options: argparse.Namespace) -> None:
         **grammar_arguments(options),
         **sampling_arguments(options),
     }
-    with load(options.target, options.draft, **load_arguments(options), **revision_arguments(options)) as pair:
+    with load(target, draft, **load_arguments(options), **revision_arguments(options)) as pair:
         generation, how = with_own_sampling(pair, generation, "greedy")
         if how:
             print(how, file=sys.stderr)

@@ -13,7 +13,7 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadCheckpoint, BadInput, Failure
 from pard_onnx.models.folder_files import has_file
 from pard_onnx.models.json_files import read_json, write_json
-from pard_onnx.models.manifest import DATA, DRAFT_IDS, FILE_NAME, GRAPH, VITISAI_CONFIG
+from pard_onnx.models.manifest import DATA, DRAFT_IDS, FILE_NAME, GRAPH, RECORD, VITISAI_CONFIG
 from pard_onnx.models.system_errors import STOPS, reason, write_error
 
 from .runtime_configs import FILE_NAME as GENAI_CONFIG
@@ -29,7 +29,7 @@ TOKENIZER_FILES = (
 )
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 COPIED = (*TOKENIZER_FILES, GENERATION_CONFIG, CONFIG)
-WRITTEN = frozenset((FILE_NAME, GRAPH, DATA, GENAI_CONFIG, VITISAI_CONFIG, DRAFT_IDS, *COPIED))
+WRITTEN = frozenset((FILE_NAME, RECORD, GRAPH, DATA, GENAI_CONFIG, VITISAI_CONFIG, DRAFT_IDS, *COPIED))
 ELSEWHERE = "choose another --output"
 STATIC_GRAPH = re.compile(r"model\.\d+(\.prefill)?\.onnx")
 

@@ -111,6 +111,57 @@ def atomic_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
                 parent.rmdir()
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with its files. It loses its name in one step; if the process is killed later, `sweep` deletes
+    the rest. Links in it are removed, and what they lead to is not. Raises OSError."""
+    with naming(folder), _in_place(folder):
+        sweep(folder.parent)
+        descriptor, lock = _locked_file(folder.parent, ".lock")
+        try:
+            folder.rename(lock.with_suffix(".partial"))
+            sync_folder(folder.parent)
+        finally:
+            _settle(descriptor, lock)
+
+
+def put_folder(complete: Path, folder: Path) -> None:
+    """Give the folder `complete`, which lies beside `folder`, the name of `folder`. A folder that has it is removed.
+
+    All files of `complete` are written to the disk first. Raises OSError.
+    """
+    _sync_tree(complete)
+    with naming(folder):
+        if not os.path.lexists(folder):
+            complete.rename(folder)
+        elif exchange(complete, folder):
+            remove_folder(complete)
+        else:
+            remove_folder(folder)
+            complete.rename(folder)
+        sync_folder(folder.parent)
+
+
+@contextmanager
+def exclusive(lock: Path) -> Iterator[None]:
+    """The body runs while this process, and no other one, has the file `lock` locked; the file is removed afterwards.
+
+    Raises BlockingIOError if another process or thread has it. On file systems without locks nothing is excluded.
+    """
+    while True:
+        descriptor = os.open(lock, OPEN | os.O_CREAT, 0o600)
+        if _lock(descriptor) is False:
+            os.close(descriptor)
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), str(lock))
+        if _has_name(descriptor, lock):
+            break
+        os.close(descriptor)  # who had it has removed the file, between the opening and the locking here
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # on Windows, another process that tries to lock it
+            _remove(descriptor, lock)
+
+
 def recover(folder: Path) -> None:
     """Give `folder` its name back, where a process was killed while it replaced the folder."""
     if not os.path.lexists(folder):

@@ -21,6 +21,7 @@ from .checks import Progress, no_progress
 from .download_progress import DownloadProgress
 from .errors import BadArtifact, BadInput, Failure, PardError, shown
 from .folder_files import has_file, read_file
+from .library import LIST, Library, is_name
 from .logs import logger
 from .manifest import FILE_NAME, Manifest, Source
 from .system_errors import STOPS, write_error
@@ -76,7 +77,7 @@ def resolve_checkpoint(name: str, revision: str | None = None, progress: Progres
         return _hub_gguf(match[1], match[2], revision)
     _refuse_file(name, "a checkpoint folder with config.json, tokenizer.json and safetensors, or a GGUF file")
     _require_hub_id(name, "a checkpoint folder")
-    snapshot = _snapshot(name, revision, progress, allow_patterns=CHECKPOINT_FILES)
+    snapshot = fetch_snapshot(name, revision, progress, allow_patterns=CHECKPOINT_FILES)
     if not (snapshot / CONFIG).exists() and not (snapshot / FILE_NAME).exists():
         raise BadInput(
             f"{name}: has no {CONFIG}, so is not a checkpoint; of a repository of GGUF files name one, {name}/FILE.gguf"
@@ -88,7 +89,7 @@ def _hub_gguf(repository: str, name: str, revision: str | None) -> tuple[Path, S
     """The GGUF file of that name in a repository of the hub, fetched or found in huggingface_hub's cache."""
     if _local(repository) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise BadInput(f"{repository}/{name}: there is no such file")
-    snapshot = _snapshot(repository, revision, allow_patterns=[escape(name)])
+    snapshot = fetch_snapshot(repository, revision, allow_patterns=[escape(name)])
     if not (snapshot / name).is_file():
         raise BadInput(f"{repository}/{name}: the repository has no such file; look for the name on its page")
     return snapshot / name, Source(GGUF_ENDING.sub("", f"{repository}/{name}"), snapshot.name)
@@ -101,12 +102,14 @@ def resolve_adapter(name: str) -> tuple[Path, Source]:
         return folder, Source(folder.resolve().name)
     _refuse_file(name, "the folder of an adapter, with adapter_config.json and adapter_model.safetensors")
     _require_hub_id(name, "the folder of an adapter")
-    snapshot = _snapshot(name, None, no_progress, allow_patterns=ADAPTER_FILES)
+    snapshot = fetch_snapshot(name, None, allow_patterns=ADAPTER_FILES)
     return snapshot, Source(name, snapshot.name)
 
 
 def resolve_artifact(name: str | Path, revision: str | None = None, progress: Progress = no_progress) -> Path:
-    """The real folder of an exported model: a local one, or the hub id of one.
+    """The real folder of an exported model: a local one, one of the user's library by its name, or the hub id of one.
+
+    A local folder wins over a model of the library, and that one over the hub. With a revision it is the hub's.
 
     ONNX Runtime refuses weights reached through links that leave the folder, and the hub's cache is made of
     them: hub ids are fetched into a folder of this package's cache, local folders of links are copied there.
@@ -117,20 +120,40 @@ def resolve_artifact(name: str | Path, revision: str | None = None, progress: Pr
         _refuse_revision(str(name), revision)
         return _without_links(folder)
     name = str(name)
+    if revision is None and (entry := Library.of_user().find(name)):
+        return _without_links(entry.folder)
     if name in DEMO:
         raise BadInput(f"{name}: is a checkpoint; run pard-export --model {name} first and name the folder it writes")
     if _gguf_file(name):
         raise BadInput(f"{name}: is a checkpoint; run pard-export --model {name} first and name the folder it writes")
     _refuse_file(name, "a folder that pard-export writes")
-    _require_hub_id(name, "an exported folder", "; pard-export --model CHECKPOINT writes such a folder")
+    _require_hub_id(name, "an exported folder", _library_advice(name))
     # quote: branches and tags may have slashes
     folder = artifacts_folder() / f"{name.replace('/', '--')}@{quote(revision or 'main', safe='')}"
     require_own(folder)
     with made_private():
-        found = _snapshot(name, revision, progress, allow_patterns=ARTIFACT_FILES, local_dir=folder)
+        found = fetch_snapshot(name, revision, progress, allow_patterns=ARTIFACT_FILES, local_dir=folder)
     if not has_file(found / FILE_NAME, BadArtifact):
         raise BadInput(f"{name}: has no {FILE_NAME}, so is not an exported model; run pard-export --model {name}")
     return found
+
+
+def own_draft(target: str) -> Path | None:
+    """The folder of the draft that belongs to a target of the user's library; None for every other target.
+
+    target: as the user names it. Raises BadArtifact where the library's files say nonsense.
+    """
+    if _local(target) or (entry := Library.of_user().find(target)) is None:
+        return None
+    found = Library.of_user().draft_of(entry)
+    return found.folder if found else None
+
+
+def _library_advice(name: str) -> str:
+    """What to do about a name that is in no place, as a part of a sentence."""
+    advice = "; pard-export --model CHECKPOINT writes such a folder, pard-models pull ORG/NAME puts one in the library"
+    nearest = Library.of_user().nearest(name) if is_name(name) else ""
+    return f"{advice}{nearest}, and {LIST}"
 
 
 def artifacts_folder() -> Path:
@@ -214,7 +237,7 @@ def _require_hub_id(name: str, wanted: str, advice: str = "") -> None:
         raise BadInput(f"{name!r}: neither {wanted} nor a hub id (org/name){advice}")
 
 
-def _snapshot(name: str, revision: str | None, progress: Progress, **options: Any) -> Path:
+def fetch_snapshot(name: str, revision: str | None, progress: Progress = no_progress, **options: Any) -> Path:
     """The folder of the files that are fetched now, or are in huggingface_hub's cache."""
     if progress is no_progress:
         return _fetched(name, revision, **options)
@@ -230,28 +253,13 @@ def _snapshot(name: str, revision: str | None, progress: Progress, **options: An
 
 
 def _fetched(name: str, revision: str | None, **options: Any) -> Path:
-    from huggingface_hub import errors  # imported late: it takes a while, and most names are folders
-
-    at = f"{name} at revision {revision}" if revision else name
+    at = at_revision(name, revision)
     LOG.info("%r is fetched from the hub, or from its cache", at)
     try:
         return _download(name, revision, **options)
-    except errors.GatedRepoError as error:
-        raise BadInput(f"{at}: is gated; ask for access on its page and set HF_TOKEN to your token") from error
-    except errors.RepositoryNotFoundError as error:
-        raise BadInput(
-            f"{at}: neither a folder here nor a repository on the hub; if it is private, set HF_TOKEN to your token"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise BadInput(f"{at}: the repository is there, that revision is not") from error
-    except errors.LocalEntryNotFoundError as error:
-        reason = "HF_HUB_OFFLINE is set" if _offline() else "the hub cannot be reached"
-        raise BadInput(f"{at}: neither a folder here nor (whole) in the hub's cache, and {reason}") from error
-    except errors.HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code in (401, 403):
-            raise BadInput(f"{at}: the hub refuses access; set HF_TOKEN to a token that may read it") from error
-        return _cached(at, error, name, revision, **options)
     except Exception as error:  # the HTTP library's own errors, another library in every major version
+        if problem := refusal(at, error):
+            raise problem from error
         if isinstance(error, OSError) and error.errno in STOPS:  # the disk's; what was there before is not asked for
             raise _disk_problem(error, **options) from error
         return _cached(at, error, name, revision, **options)
@@ -259,11 +267,36 @@ def _fetched(name: str, revision: str | None, **options: Any) -> Path:
 
 def _disk_problem(error: OSError, local_dir: Path | None = None, **_: Any) -> PardError:
     if local_dir is not None:
-        return write_error(local_dir, error, "name another folder in PARD_ONNX_CACHE")
+        return write_error(local_dir, error, "name another folder in PARD_ONNX_CACHE or PARD_ONNX_MODELS")
     from huggingface_hub import constants
 
     cache = os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE
     return write_error(cache, error, "name another folder in HF_HUB_CACHE")
+
+
+def at_revision(name: str, revision: str | None) -> str:
+    return f"{name} at revision {revision}" if revision else name
+
+
+def refusal(at: str, error: Exception) -> BadInput | None:
+    """The error for a user whom the hub gives nothing, at: what of; None for a connection that broke."""
+    from huggingface_hub import errors  # imported late: it takes a while, and most names are folders
+
+    if isinstance(error, errors.GatedRepoError):
+        return BadInput(f"{at}: is gated; ask for access on its page and set HF_TOKEN to your token")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return BadInput(
+            f"{at}: neither a folder here nor a repository on the hub; if it is private, set HF_TOKEN to your token"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return BadInput(f"{at}: the repository is there, that revision is not")
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        reason = "HF_HUB_OFFLINE is set" if is_offline() else "the hub cannot be reached"
+        return BadInput(f"{at}: neither a folder here nor (whole) in the hub's cache, and {reason}")
+    answer = error.response if isinstance(error, errors.HfHubHTTPError) else None
+    if answer is not None and answer.status_code in (401, 403):
+        return BadInput(f"{at}: the hub refuses access; set HF_TOKEN to a token that may read it")
+    return None
 
 
 def _cached(at: str, error: Exception, name: str, revision: str | None, **options: Any) -> Path:
@@ -285,13 +318,13 @@ def _download(name: str, revision: str | None, *, local_files_only: bool = False
             revision=revision,
             cache_dir=os.environ.get("HF_HUB_CACHE"),
             endpoint=os.environ.get("HF_ENDPOINT"),
-            local_files_only=local_files_only or _offline(),
+            local_files_only=local_files_only or is_offline(),
             **options,
         )
     )
 
 
-def _offline() -> bool:
+def is_offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
@@ -320,7 +353,7 @@ def _without_links(folder: Path) -> Path:
                     _clone(path.resolve(), partial / path.name)
         except OSError as error:
             if not copy.is_dir():  # else another process was faster
-                raise write_error(copy, error, "name another folder in PARD_ONNX_CACHE") from error
+                raise write_error(copy, error, "name another folder in PARD_ONNX_CACHE or PARD_ONNX_MODELS") from error
     return copy
 
 

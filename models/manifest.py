@@ -25,6 +25,7 @@ from .spec import ModelSpec, Role
 
 LOG = logger(__name__)
 FILE_NAME = "pard_onnx.json"
+RECORD = "pard_library.json"  # beside it in the user's library, see models.library
 GRAPH = "model.onnx"  # the graph of dynamic shapes
 DATA = "model.onnx.data"  # the weights of all graphs
 VITISAI_CONFIG = "vitisai_config.json"  # settings of the NPU's compiler

@@ -11,6 +11,8 @@ from typing import Any, Unpack, overload
 
 from pard_onnx.models.checks import Progress, function, no_progress, path_text, require_whole, true_or_false
 from pard_onnx.models.errors import BadInput, PardWarning, shown
+from pard_onnx.models.hub import own_draft
+from pard_onnx.models.library import OWN_DRAFT
 from pard_onnx.models.logs import logger
 from pard_onnx.models.spec import Role
 
@@ -55,13 +57,13 @@ from .tuning.steps import Widths
 from .warm_up import WARM_UP_TEXT, warm_up_runs
 
 LOG = logger(__name__)
-A_MODEL = "the folder or the hub id of an exported model"
+A_MODEL = "the folder, the name in the library or the hub id of an exported model"
 TO_DETOKENIZE = "what is detokenized is a list of token ids"
 
 
 def load(
     target: str | PathLike[str] | Pair,
-    draft: str | PathLike[str] | Pair | None = None,
+    draft: str | PathLike[str] | Pair | None = OWN_DRAFT,
     provider: str = "cpu",
     threads: int | None = None,
     share_threads: bool = False,
@@ -79,8 +81,10 @@ def load(
 ) -> Pair:
     """Open a pair, or a target alone.
 
-    target, draft: a folder that pard-export has written, or the hub id of one; or a `Pair`, whose open target or draft
-        is then shared: its weights are in memory once, until all pairs that use it are closed, in any order.
+    target, draft: a folder that pard-export has written, a name that `pard-models list` shows, or the hub id of such a
+        folder; or a `Pair`, whose open target or draft is then shared: its weights are in memory once, until all pairs
+        that use it are closed, in any order.
+    draft: "auto" is the draft that belongs to a target of the library, and none for others; None: plain decoding.
     provider: "cpu", "cuda", "directml", "rocm", "migraphx", "webgpu", "npu"; `cuda:1` for a second device; or "auto"
         for the first that is installed, computes both models correctly and is not far slower than the CPU.
     threads: of each step; None for one per physical core.
@@ -116,8 +120,12 @@ def load(
     max_live = require_whole("max_live", max_live, 1)
     cache_bytes = require_whole("cache_bytes", cache_bytes, 0)
     queue = None if queue is None else require_whole("queue", queue, 0)
+    wanted = source("target", target)
+    if isinstance(draft, str) and draft == OWN_DRAFT:
+        found = own_draft(wanted) if isinstance(wanted, str) and revision is None else None
+        draft = str(found) if found else None
     opened = open_pair(
-        Wanted("target", source("target", target), None if of_open_target else provider, provider_options, revision),
+        Wanted("target", wanted, None if of_open_target else provider, provider_options, revision),
         Wanted("draft", None if draft is None else source("draft", draft), draft_provider, draft_provider_options,
                draft_revision),
         Threads(threads, share_threads),

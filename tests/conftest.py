@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny as checkpoints
 from hypothesis import settings
+from stand_in_hub import online  # noqa: F401 a fixture, which pytest finds here
 from toy_artifacts import (  # noqa: F401 fixtures, which pytest finds here
     device,
     fakes,
@@ -33,6 +34,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing that a test finds out about this machine stays in its user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PARD_ONNX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("PARD_ONNX_MODELS", str(tmp_path_factory.mktemp("library")))
         yield
 
 

@@ -40,6 +40,22 @@ def test_text_is_streamed_to_stdout(options: list[str], expected: str, capsys: p
     assert capsys.readouterr() == (expected + "\n", "")
 
 
+def test_the_target_is_named_once(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (["--prompt", TEXT], "name the target: MODEL, a name that pard-models list shows, or --target DIR"),
+        (["other", *options, "--prompt", TEXT], "other and --target"),
+        (["absent", "--prompt", TEXT], "'absent': neither an exported folder nor a hub id"),
+    ):
+        assert main(arguments) == 2
+        out, err = capsys.readouterr()
+        assert words in err and (out, err.count("\n")) == ("", 1)
+
+
+def test_a_folder_can_be_the_model(options: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*options[1:], "--prompt", TEXT]) == 0
+    assert capsys.readouterr() == (expected + "\n", "")
+
+
 def test_json_is_one_object(options: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*options, "--prompt", TEXT, "--json", "--draft-length", "5", "--no-exact"]) == 0
     out = json.loads(capsys.readouterr().out)

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
-from stand_in_hub import Hub, serving
+from stand_in_hub import Hub
 from tiny import SHA, save_in_hub_cache
 
 from pard_onnx import load
@@ -161,16 +160,6 @@ def test_copies_where_hard_links_do_not_work(tmp_path, monkeypatch):
 
 
 # --- a hub
-
-
-@pytest.fixture
-def online(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(Hub, "files", {})
-    with serving() as address:
-        monkeypatch.setenv("HF_ENDPOINT", address)
-        yield
 
 
 def test_fetching_a_checkpoint(online, tiny, tmp_path):

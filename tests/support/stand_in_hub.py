@@ -1,4 +1,4 @@
-"""A hub on this machine, with one repository at one commit."""
+"""A stand-in for the Hugging Face hub on this machine, and the fixture `online`, which conftest.py hands on."""
 
 from __future__ import annotations
 
@@ -9,16 +9,25 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
+import pytest
+from huggingface_hub import constants
 from tiny import SHA
 
 
 class Hub(BaseHTTPRequestHandler):
     """As much of the hub's HTTP interface as snapshot_download uses."""
 
-    files: dict[str, bytes] = {}  # noqa: RUF012  replaced by the fixture
+    files: ClassVar[dict[str, bytes]] = {}  # of each repository that `repositories` does not have
+    repositories: ClassVar[dict[str, dict[str, bytes]]] = {}
+    asked: ClassVar[list[str]] = []  # the paths of files whose content was sent
     commit = SHA  # which files that were fetched before are not fetched again from
-    status = {"org/gated": (403, "GatedRepo"), "org/absent": (404, "RepoNotFound"), "org/down": (500, "")}  # noqa: RUF012
+    status: ClassVar[dict[str, tuple[int, str]]] = {
+        "org/gated": (403, "GatedRepo"),
+        "org/absent": (404, "RepoNotFound"),
+        "org/down": (500, ""),
+    }
 
     def do_GET(self) -> None:
         self.answer(body=True)
@@ -28,27 +37,29 @@ class Hub(BaseHTTPRequestHandler):
 
     def answer(self, body: bool) -> None:
         path = self.path.partition("?")[0]
-        found = re.search(r"org/\w+", path)
-        name = found[0] if found else ""
+        name = "/".join(path.removeprefix("/api/models").split("/")[1:3])
         if name in self.status:
             code, error = self.status[name]
             return self.reply(code, b"{}", body, {"X-Error-Code": error})
+        files = self.repositories.get(name, self.files)
         revision = re.search(r"/(?:revision|tree|resolve)/([^/]+)", path)
         if revision and revision[1] not in ("main", self.commit):
             return self.reply(404, b"{}", body, {"X-Error-Code": "RevisionNotFound"})
         if "/tree/" in path:
             entries = [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                for name, data in self.files.items()
+                {"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for file, data in files.items()
             ]
             return self.reply(200, json.dumps(entries).encode(), body)
         if "/resolve/" in path:
-            name = path.rpartition("/")[2]
-            if name not in self.files:
+            file = path.rpartition("/")[2]
+            if file not in files:
                 return self.reply(404, b"", body, {"X-Error-Code": "EntryNotFound"})
-            etag = hashlib.sha1(self.files[name]).hexdigest()
-            return self.reply(200, self.files[name], body, {"ETag": f'"{etag}"', "X-Repo-Commit": self.commit})
-        info = {"id": name, "sha": self.commit, "siblings": [{"rfilename": file} for file in self.files]}
+            if body:
+                self.asked.append(f"{name}/{file}")
+            etag = hashlib.sha1(files[file]).hexdigest()
+            return self.reply(200, files[file], body, {"ETag": f'"{etag}"', "X-Repo-Commit": self.commit})
+        info = {"id": name, "sha": self.commit, "siblings": [{"rfilename": file} for file in files]}
         return self.reply(200, json.dumps(info).encode(), body)
 
     def reply(self, code: int, content: bytes, body: bool, headers: dict[str, str] | None = None) -> None:
@@ -80,3 +91,14 @@ def serving() -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name, empty in (("files", {}), ("repositories", {}), ("asked", [])):
+        monkeypatch.setattr(Hub, name, empty)
+    with serving() as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        yield

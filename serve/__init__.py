@@ -1,0 +1,1 @@
+"""Serving: what other engines need to serve the same checkpoints."""
