@@ -47,14 +47,17 @@ def search(graph, start, breadth_first=True):
 REASONING = "The user wants a comparison.\n\n1. Say what each does.\n2. A table.\n3. Code that shows the one difference."
 
 
+Event = dict[str, Any] | bytes | float | threading.Event
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What one request for a chat completion gets: events, or an error.
 
-    `events` are chunks (dicts), raw lines of the stream (bytes) or seconds to wait (floats).
+    `events` are chunks (dicts), raw lines of the stream (bytes), seconds to wait (floats) or events to wait for.
     """
 
-    events: tuple[dict[str, Any] | bytes | float, ...] = ()
+    events: tuple[Event, ...] = ()
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
     error: str = ""
@@ -73,7 +76,7 @@ def finish(reason: str = "stop", tokens: int = 1, **pard: Any) -> dict[str, Any]
 def text(content: str, size: int = 4, pause: float = 0.0) -> Reply:
     """A reply of this text in deltas of `size` characters, without the extension's fields."""
     parts = [content[at : at + size] for at in range(0, len(content), size)]
-    events: list[dict[str, Any] | bytes | float] = []
+    events: list[Event] = []
     for part in parts:
         events += [delta(content=part), *([pause] if pause else [])]
     return Reply((*events, finish(tokens=len(parts))))
@@ -82,7 +85,7 @@ def text(content: str, size: int = 4, pause: float = 0.0) -> Reply:
 def speculative(content: str, reasoning: str = "", pause: float = 0.0) -> Reply:
     """A reply in rounds of one to seven tokens, of which all but the last were proposed by the draft."""
     tokens = re.findall(r"\s*\S+|\s+", content)
-    events: list[dict[str, Any] | bytes | float] = [delta(reasoning_content=reasoning)] if reasoning else []
+    events: list[Event] = [delta(reasoning_content=reasoning)] if reasoning else []
     taken = 0
     for number, matched in enumerate(itertools.cycle((3, 6, 1, 4, 0, 5, 2, 6, 6))):
         pieces = tokens[taken : taken + matched + 1]
@@ -185,6 +188,8 @@ def _lines(reply: Reply) -> Iterator[bytes]:
     for event in reply.events:
         if isinstance(event, float):
             time.sleep(event)
+        elif isinstance(event, threading.Event):
+            event.wait(20)
         elif isinstance(event, bytes):
             yield event
         else:
