@@ -6,6 +6,7 @@ PARD_ONNX_SERVE_URL is the address of a real server: the tests that script no re
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,3 +67,12 @@ def page(browser: Any, address: str) -> Iterator[Any]:
     yield made
     context.close()
     assert not problems
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The source of axe-core, which PARD_ONNX_AXE names."""
+    path = os.environ.get("PARD_ONNX_AXE")
+    if not path:
+        pytest.skip("PARD_ONNX_AXE names no axe.min.js")
+    return Path(path).read_text("utf-8")
