@@ -109,7 +109,7 @@ class Stub:
     models: tuple[str, ...] = ("demo", "qwen2.5-1.5b-int4")
     key: str = ""  # an API key that is demanded
     disconnects: int = 0
-    default: Callable[[], Reply] = field(default=lambda: speculative(DEMO, REASONING, pause=0.06))
+    default: Callable[[], Reply] = field(default=lambda: speculative(DEMO, REASONING))
     url: str = ""
 
     def next_reply(self) -> Reply:
@@ -209,7 +209,7 @@ def start(stub: Stub, port: int = 0) -> ThreadingHTTPServer:
 
 
 if __name__ == "__main__":
-    shown = Stub()
+    shown = Stub(default=lambda: speculative(DEMO, REASONING, pause=0.06))
     start(shown, 8017)
     print(shown.url)
     threading.Event().wait()
