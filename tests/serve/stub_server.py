@@ -44,7 +44,9 @@ def search(graph, start, breadth_first=True):
 - Take breadth-first search for `shortest paths`.
 - Take depth-first search for cycles and topological order.
 """
-REASONING = "The user wants a comparison.\n\n1. Say what each does.\n2. A table.\n3. Code that shows the one difference."
+REASONING = (
+    "The user wants a comparison.\n\n1. Say what each does.\n2. A table.\n3. Code that shows the one difference."
+)
 
 
 Event = dict[str, Any] | bytes | float | threading.Event
@@ -92,8 +94,17 @@ def speculative(content: str, reasoning: str = "", pause: float = 0.0) -> Reply:
         if not pieces:
             break
         taken += len(pieces)
-        times = {"draft_ms": 2.1 + matched * 0.05, "verify_ms": 9.0 + number % 5 * 0.4, "proposed": 6, "matched": matched}
-        speed = {"tokens_per_second": 212.0 + number % 7, "mean_accepted": taken / (number + 1), "drafted": 6 * number + 6}
+        times = {
+            "draft_ms": 2.1 + matched * 0.05,
+            "verify_ms": 9.0 + number % 5 * 0.4,
+            "proposed": 6,
+            "matched": matched,
+        }
+        speed = {
+            "tokens_per_second": 212.0 + number % 7,
+            "mean_accepted": taken / (number + 1),
+            "drafted": 6 * number + 6,
+        }
         flags = [True] * (len(pieces) - 1) + [False]
         pard = {"accepted": flags, "pieces": pieces, "round": times, **speed}
         events += [delta(content="".join(pieces)) | {"pard": pard}, *([pause] if pause else [])]

@@ -17,13 +17,13 @@ WHOLE = """(texts) => texts.map((text) => {
   new Growing(root).update(text, true);
   return root.innerHTML;
 })"""
-# In steps of 1 to 5 characters, which a random number gives.
-GROWN = """(texts) => texts.map((text, i) => {
+# In steps of at most so many characters, which a random number gives.
+GROWN = """([texts, step]) => texts.map((text, i) => {
   const root = document.createElement('div'), growing = new Growing(root);
   let at = 0, random = i * 7919 + 1;
   while (at < text.length) {
     random = (random * 1103515245 + 12345) % 2147483648;
-    at += 1 + (random >> 8) % 5;
+    at += 1 + (random >> 8) % step;
     growing.update(text.slice(0, at), false);
   }
   growing.update(text, true);
@@ -95,8 +95,24 @@ def test_documents_are_what_another_reader_makes_of_them(page: Any) -> None:
 def test_a_text_that_grew_looks_like_one_that_was_there_at_once(page: Any) -> None:
     source = random.Random(18)
     texts = [scrambled(source) for _ in range(3000)] + [document(source) for _ in range(100)]
-    for written, whole, grown in zip(texts, page.evaluate(WHOLE, texts), page.evaluate(GROWN, texts), strict=True):
+    for written, whole, grown in zip(texts, page.evaluate(WHOLE, texts), page.evaluate(GROWN, [texts, 5]), strict=True):
         assert whole == grown, written
+
+
+def test_long_tables_and_lists_come_in_parts(page: Any) -> None:
+    table = "| a | b |\n| --- | ---: |\n" + "".join(f"| {row} | *x* |\n" for row in range(1000)) + "\n| no row |"
+    items = "".join(f"{number}. item\n" for number in range(7, 1007))
+    long = [f"before\n\n{table}\n\n> {items}".replace("\n7.", "\n> 7."), items]
+    for written, whole, grown in zip(long, page.evaluate(WHOLE, long), page.evaluate(GROWN, [long, 500]), strict=True):
+        assert whole == grown, written
+    tree = markdown_trees.tree(page.evaluate(WHOLE, long[:1])[0])
+    rows = [row for part in tree if part[0] == "table" for row in part[1:]]
+    assert [row for row in rows if row[1][0] == "td"] == [
+        ["tr", ["td", str(row)], ["td right", ["em", "x"]]] for row in range(1000)
+    ]
+    assert ["p", "| no row |"] in tree
+    parts = markdown_trees.tree(page.evaluate(WHOLE, long[1:])[0])[1:]
+    assert [part[0] for part in parts] == ["ol 7", "ol 407", "ol 807"]
 
 
 def test_blocks_that_have_ended_are_built_once(page: Any) -> None:
@@ -119,9 +135,9 @@ HOSTILE = (
     "[click](data:text/html,<script>window.harmed=1</script>) [v](vbscript:x) [f](file:///etc/passwd) [b](blob:x)",
     "[rel](/v1/models) [rel](//evil.example/x) [x](<javascript:window.harmed=1>) <javascript:window.harmed=1>",
     "![pixel](https://evil.example/pixel.png) ![x](javascript:window.harmed=1)",
-    "[a](https://e.example/\"onmouseover=\"window.harmed=1) [b](https://e.example/'><script>)",
+    '[a](https://e.example/"onmouseover="window.harmed=1) [b](https://e.example/\'><script>)',
     "```html\n<script>window.harmed = 1</script>\n",
-    "```\"><script>window.harmed=1</script>\nx\n```\n\n~~~__proto__\nx\n~~~\n\n```constructor\nx\n```",
+    '```"><script>window.harmed=1</script>\nx\n```\n\n~~~__proto__\nx\n~~~\n\n```constructor\nx\n```',
     "| a |\n| --- |\n| <script>window.harmed=1</script> |\n| [x](javascript:window.harmed=1) |",
     "&lt;script&gt;window.harmed=1&lt;/script&gt; &constructor; &__proto__; &#60;script&#62;",
     "# <b onclick=window.harmed=1>x</b>\n\n> <style>*{display:none}</style>\n\n- <form action=//evil.example><input>",
@@ -144,7 +160,9 @@ def test_hostile_text_stays_text(page: Any, stub: Stub) -> None:
             page.locator(".message.assistant.done").nth(len(HOSTILE) - 1).wait_for()
         page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
         assert page.evaluate("window.harmed") is None
-        forbidden = "script, style, img, iframe, form, object, embed, video, audio, base, meta, [onclick], [onload], [onerror]"
+        forbidden = (
+            "script, style, img, iframe, form, object, embed, video, audio, base, meta, [onclick], [onload], [onerror]"
+        )
         assert page.locator(f"#thread :is({forbidden})").count() == 0
         for link in page.locator("#thread a").element_handles():
             assert link.get_attribute("href").startswith(("https:", "http:", "mailto:"))
@@ -220,7 +238,27 @@ def test_code_is_copied_as_it_is(page: Any, stub: Stub) -> None:
 
 def test_colours_lose_no_character(page: Any) -> None:
     source = random.Random(19)
-    parts = ('"', "'", "`", '"""', "\\", "#", "//", "/*", "*/", "--", "def", "return", " ", "\n", "f(", "0x1F", "é", "$", "<")
+    parts = (
+        '"',
+        "'",
+        "`",
+        '"""',
+        "\\",
+        "#",
+        "//",
+        "/*",
+        "*/",
+        "--",
+        "def",
+        "return",
+        " ",
+        "\n",
+        "f(",
+        "0x1F",
+        "é",
+        "$",
+        "<",
+    )
     texts = ["".join(source.choice(parts) for _ in range(30)) for _ in range(400)]
     found = page.evaluate(
         """(texts) => Object.keys(LANGUAGES).concat(Object.keys(ALIASES)).flatMap((name) => texts.map((text) => {

@@ -62,7 +62,16 @@ def test_the_page_loads_nothing() -> None:
 def test_the_script_makes_no_code_and_no_html_of_strings() -> None:
     (script,) = re.findall("<script>(.*?)</script>", TEXT, re.DOTALL)
     code = re.sub(r"//[^\n]*", "", script)
-    for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "srcdoc", "DOMParser"):
+    for sink in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "new Function",
+        "srcdoc",
+        "DOMParser",
+    ):
         assert sink not in code
 
 

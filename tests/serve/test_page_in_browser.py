@@ -31,9 +31,7 @@ def body(page: Any, number: int = 1, state: str = "done") -> str:
 
 def kept(page: Any) -> list[dict[str, Any]]:
     """The conversations in the browser's database."""
-    return page.evaluate(
-        "settle(store.database.transaction('chats').objectStore('chats').getAll(), 'onsuccess')"
-    )
+    return page.evaluate("settle(store.database.transaction('chats').objectStore('chats').getAll(), 'onsuccess')")
 
 
 def gated(first: str, second: str) -> tuple[Reply, threading.Event]:
@@ -273,14 +271,19 @@ def test_a_server_without_the_extension_shows_none_of_it(page: Any, stub: Stub) 
 def test_an_answer_in_one_piece_is_read_too(page: Any, stub: Stub) -> None:
     page.route(
         "**/v1/chat/completions",
-        lambda route: route.fulfill(json={"choices": [{"message": {"content": "All at once."}, "finish_reason": "stop"}]}),
+        lambda route: route.fulfill(
+            json={"choices": [{"message": {"content": "All at once."}, "finish_reason": "stop"}]}
+        ),
     )
     send(page, "Go")
     assert body(page) == "All at once."
 
 
 def test_tool_calls_are_shown(page: Any, stub: Stub) -> None:
-    parts = [{"index": 0, "function": {"name": "look_up", "arguments": '{"a"'}}, {"index": 0, "function": {"arguments": ": 1}"}}]
+    parts = [
+        {"index": 0, "function": {"name": "look_up", "arguments": '{"a"'}},
+        {"index": 0, "function": {"arguments": ": 1}"}},
+    ]
     stub.replies.append(Reply((*(delta(tool_calls=[part]) for part in parts), finish("tool_calls"))))
     send(page, "Go")
     reply = ended(page)
@@ -373,11 +376,15 @@ def test_chunks_of_any_shape_do_no_harm(page: Any, stub: Stub) -> None:
     chunks: list[Any] = [*ODD]
     chunks += [{name: odd} for name in ("choices", "usage", "pard") for odd in ODD]
     chunks += [{"choices": [odd]} for odd in ODD]
-    chunks += [delta(**{name: odd}) for name in ("content", "reasoning_content", "tool_calls") for odd in ODD if odd != "text"]
+    chunks += [
+        delta(**{name: odd}) for name in ("content", "reasoning_content", "tool_calls") for odd in ODD if odd != "text"
+    ]
     chunks += [{"choices": [{"delta": {"content": ""}, "finish_reason": odd}]} for odd in ODD if odd != "text"]
     names = ("accepted", "pieces", "tokens_per_second", "mean_accepted", "drafted", "round")
     chunks += [{"pard": {name: odd}} for name in names for odd in ODD]
-    chunks += [{"pard": {"round": {"verify_ms": 1, name: odd}}} for name in ("draft_ms", "proposed", "matched") for odd in ODD]
+    chunks += [
+        {"pard": {"round": {"verify_ms": 1, name: odd}}} for name in ("draft_ms", "proposed", "matched") for odd in ODD
+    ]
     events = tuple(b"data: %s\n\n" % json.dumps(chunk).encode() for chunk in chunks)
     stub.replies.append(Reply((*events, delta(content="Still here."), finish())))
     send(page, "Go")
