@@ -44,9 +44,7 @@ def search(graph, start, breadth_first=True):
 - Take breadth-first search for `shortest paths`.
 - Take depth-first search for cycles and topological order.
 """
-REASONING = (
-    "The user wants a comparison.\n\n1. Say what each does.\n2. A table.\n3. Code that shows the one difference."
-)
+REASONING = "A comparison is asked for.\n\n1. Say what each does.\n2. A table.\n3. Code that shows the difference."
 
 
 Event = dict[str, Any] | bytes | float | threading.Event

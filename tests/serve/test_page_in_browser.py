@@ -224,7 +224,8 @@ def test_full_storage_is_said_and_stops_nothing(page: Any, stub: Stub) -> None:
 def test_a_browser_without_storage_still_chats(page: Any, stub: Stub) -> None:
     blocked = "() => { throw new DOMException('no', 'SecurityError'); }"
     page.add_init_script(
-        f"for (const name of ['localStorage', 'sessionStorage']) Object.defineProperty(window, name, {{get: {blocked}}});"
+        f"for (const name of ['localStorage', 'sessionStorage'])"
+        f"  Object.defineProperty(window, name, {{get: {blocked}}});"
         f"IDBFactory.prototype.open = {blocked};"
     )
     page.reload()
@@ -362,7 +363,10 @@ def test_a_reply_that_breaks_off_keeps_its_text(page: Any, stub: Stub, end: Repl
 
 
 def test_a_line_that_is_no_json_is_counted(page: Any, stub: Stub) -> None:
-    lines = b': a comment\n\ndata: {"choices": [{"del\n\nevent: x\r\ndata: {"choices": [{"delta":\r\ndata: {"content": "B"}}]}\r\n\r\n'
+    lines = (
+        b': a comment\n\ndata: {"choices": [{"del\n\nevent: x\r\n'
+        b'data: {"choices": [{"delta":\r\ndata: {"content": "B"}}]}\r\n\r\n'
+    )
     stub.replies.append(Reply((delta(content="A"), lines, delta(content="C"), finish())))
     send(page, "Go")
     assert body(page) == "ABC"
