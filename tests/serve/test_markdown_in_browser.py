@@ -97,6 +97,7 @@ def test_documents_are_what_another_reader_makes_of_them(page: Any) -> None:
 def test_a_text_that_grew_looks_like_one_that_was_there_at_once(page: Any) -> None:
     source = random.Random(18)
     texts = [scrambled(source) for _ in range(3000)] + [document(source) for _ in range(100)]
+    texts += ["text\n| a |\n|-- is no table |\n\nmore"] * 10  # for a moment it looks like one
     for written, whole, grown in zip(texts, page.evaluate(WHOLE, texts), page.evaluate(GROWN, [texts, 5]), strict=True):
         assert whole == grown, written
 
@@ -177,7 +178,7 @@ def test_hostile_text_stays_text(page: Any, stub: Stub) -> None:
 
 
 def test_deep_nesting_is_limited(page: Any) -> None:
-    deep = ["> " * 5000 + "x", "- " * 5000 + "x", "*a " * 5000 + "b*" * 5000, "[" * 5000 + "](https://a.b)" * 5000]
+    deep = ["> " * 5000 + "x", "- " * 5000 + "x", "*a " * 3000 + "b*" * 3000, "[" * 5000 + "](https://a.b)" * 5000]
     deep += ["".join("  " * level + "- x\n" for level in range(500)), "1. > " * 2000 + "x"]
     depth = """(texts) => texts.map((text) => {
       const root = document.createElement('div');

@@ -361,6 +361,15 @@ def test_an_error_is_shown_and_can_be_tried_again(page: Any, stub: Stub, status:
     assert body(page) == "Now."
 
 
+def test_after_an_error_no_two_messages_of_one_role_follow_each_other(page: Any, stub: Stub) -> None:
+    stub.replies += [Reply(status=500, error="No."), text("Yes.")]
+    send(page, "One")
+    ended(page, state="failed")
+    send(page, "Two")
+    ended(page, 2)
+    assert stub.requests[1]["messages"] == [{"role": "user", "content": "One\n\nTwo"}]
+
+
 @pytest.mark.parametrize(
     ("end", "message"),
     [
