@@ -35,7 +35,8 @@ SPANS = (
     "`code *here*`",
     "a [link](https://a.example/b_c?d=1 \"title\") inside", "`` a ` b ``", "2 * 3 * 4", "~~gone~~", "\\*no\\* emphasis",
     "**bold with `code`**", "<https://a.example/>", "a & b < c", "**Note:** this", "«**quoted**»", "naïve café 数学",
-    "line one\nline two", "hard  \nbreak", "f(x)[0]", "[not a link] (really)", "**a*b*c**", "![alt]", "5 > 3",
+    "line one\nline two", "hard  \nbreak", "f(x)[0]", "[not a link] (really)", "**a*b*c**", "![alt]",
+    "[a [b](https://x.y/) c](mailto:d@e.org)", "5 > 3",
 )  # fmt: skip
 
 
