@@ -160,6 +160,7 @@ def test_hostile_text_stays_text(page: Any, stub: Stub) -> None:
         page.locator(".message.assistant.done").nth(number - 1).wait_for()
     for again in (False, True):  # as it came, and as it was kept
         if again:
+            page.wait_for_timeout(300)  # until the last reply is kept
             page.reload()
             page.locator(".message.assistant.done").nth(len(HOSTILE) - 1).wait_for()
         page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")

@@ -34,6 +34,12 @@ def kept(page: Any) -> list[dict[str, Any]]:
     return page.evaluate("settle(store.database.transaction('chats').objectStore('chats').getAll(), 'onsuccess')")
 
 
+def wait_until_kept(page: Any, words: str) -> None:
+    """A reload may cut a write short that has just begun."""
+    while words not in json.dumps(kept(page)):
+        page.wait_for_timeout(50)
+
+
 def gated(first: str, second: str) -> tuple[Reply, threading.Event]:
     """A reply whose second part comes when the event is set."""
     gate = threading.Event()
@@ -47,7 +53,7 @@ def test_a_message_gets_a_reply(page: Any) -> None:
     send(page, "Hello there")
     reply = ended(page)
     assert page.locator(".message.user .body").inner_text() == "Hello there"
-    assert reply.locator(".body").inner_text().strip()
+    assert reply.locator(".body").text_content().strip()
     assert page.title().startswith("Hello there")
     assert page.locator("#prompt").input_value() == ""
     assert page.evaluate("document.activeElement.id") == "prompt"
@@ -150,6 +156,7 @@ def test_an_edited_message_cuts_what_follows(page: Any, stub: Stub) -> None:
 def test_conversations_survive_a_reload(page: Any) -> None:
     send(page, "Remember **this**")
     said = body(page)
+    wait_until_kept(page, '"state": "done"')
     page.reload()
     assert page.locator(".message.user .body").inner_text() == "Remember **this**"
     assert body(page) == said
@@ -164,8 +171,7 @@ def test_a_reload_keeps_what_had_come(page: Any, stub: Stub) -> None:
     stub.replies.append(reply)
     send(page, "Go")
     page.locator(".message.running .body", has_text="Half").wait_for()
-    while "Half of it" not in json.dumps(kept(page)):
-        page.wait_for_timeout(50)
+    wait_until_kept(page, "Half of it")
     page.reload()
     assert body(page, state="interrupted") == "Half of it"
     gate.set()
@@ -201,6 +207,7 @@ def test_conversations_are_renamed_exported_and_deleted(page: Any, stub: Stub, t
     page.fill("#chat-name", "<b>Another</b> name")
     page.press("#chat-name", "Enter")
     page.locator("#chats .open", has_text="<b>Another</b> name").wait_for()
+    wait_until_kept(page, "<b>Another</b> name")
     page.reload()
     page.click("#chats .more")
     page.click("#delete")
@@ -274,7 +281,7 @@ def test_draft_tokens_and_rounds_are_shown(page: Any, stub: Stub, tmp_path: Path
     assert (tmp_path / "rounds.svg").read_text("utf-8").startswith("<svg xmlns=")
     page.click("#timeline >> text=Close")
     page.click("#tokens")
-    assert reply.locator(".body p").inner_text().endswith("twelve")
+    assert reply.locator(".body p").text_content().endswith("twelve")
 
 
 def test_a_server_without_the_extension_shows_none_of_it(page: Any, stub: Stub) -> None:
@@ -421,6 +428,7 @@ def test_chunks_of_any_shape_do_no_harm(page: Any, stub: Stub) -> None:
     assert body(page) == "Still here."
     page.click(".foot >> text=Rounds")
     page.locator("#picture svg").wait_for()
+    wait_until_kept(page, '"state": "done"')
     page.reload()
     assert body(page) == "Still here."
 
