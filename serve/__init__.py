@@ -1,1 +1,1 @@
-"""Serving: what other engines need to serve the same checkpoints."""
+"""Serving: the page of the coming server, and what other engines need to serve the same checkpoints."""
