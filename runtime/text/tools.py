@@ -11,7 +11,7 @@ from pard_onnx.models.errors import BadInput, shown
 
 from .call_syntax import NAME
 from .functions import function_tool
-from .prompt import require_shallow
+from .template import require_finite
 from .tool_formats import INTERPRETERS
 
 Tool = Mapping[str, Any]
@@ -47,7 +47,7 @@ def checked_tool(tool: object) -> dict[str, Any]:
     properties = parameters.get("properties", {}) if isinstance(parameters, Mapping) else {}
     if not isinstance(parameters, Mapping | None) or not isinstance(properties, Mapping):
         raise BadInput(f"the parameters of the tool {name} are a JSON schema of an object, not {shown(parameters)}")
-    require_shallow(tool)
+    require_finite(tool, f"the tool {name}")
     try:
         copy: dict[str, Any] = json.loads(json.dumps(dict(tool), allow_nan=False, default=plain))
     except (TypeError, ValueError) as error:
