@@ -396,7 +396,7 @@ def test_bad_options(make_pair: Any, options: dict[str, Any], problem: str) -> N
         pair.chat().stream("hi", **options)
 
 
-@pytest.mark.parametrize("options", [{"tools": [stop]}, {"max_reasoning_tokens": 5}], ids=repr)
+@pytest.mark.parametrize("options", [{"tools": [stop]}, {"max_reasoning_tokens": 5}], ids=["tools", "budget"])
 def test_plain_prompts_have_no_tools(make_pair: Any, options: dict[str, Any]) -> None:
     pair = make_pair()
     for prompt in ("hi", [1, 2]):

@@ -380,7 +380,6 @@ def test_real_templates_read_parts(folder: Path, reference: Callable[..., str], 
         ({"names": repeat("a")}, r"template_arguments: a variable has an iterator, repeat\('a'\); give a list"),
         ({"names": {"a": [iter([5])]}}, "template_arguments: a variable has an iterator"),
     ],
-    ids=repr,
 )
 def test_arguments_that_no_template_takes(folder: Path, arguments: Any, problem: str) -> None:
     for make in (lambda: Options(template_arguments=arguments), lambda: Text(folder, PRINTED).render([], arguments)):
