@@ -171,7 +171,7 @@ def said_messages(message: object) -> Messages:
     if isinstance(message, str) and message:
         return [{"role": "user", "content": message}]
     several = [message] if isinstance(message, Mapping) else message
-    if isinstance(several, str | bytes | bytearray) or not isinstance(several, Iterable):
+    if isinstance(several, str | bytes | bytearray | memoryview) or not isinstance(several, Iterable):
         raise BadInput(f"a message is text of at least one character, not {shown(message)}; or give a list of messages")
     messages = copy_messages(several)
     if not messages:

@@ -40,10 +40,10 @@ def checked_tool(tool: object) -> dict[str, Any]:
         return function_tool(tool)
     function = tool.get("function") if isinstance(tool, Mapping) and tool.get("type") == "function" else None
     if not isinstance(tool, Mapping) or not isinstance(function, Mapping):
-        raise BadInput(f"a tool is a Python function or a JSON object {WANTED}, not {shown(tool)}")
+        raise BadInput(f"tools: a tool is a Python function or a JSON object {WANTED}, not {shown(tool)}")
     name, parameters = function.get("name"), function.get("parameters")
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise BadInput(f"the name of a tool is letters, digits, _ and -, not {shown(name)}")
+        raise BadInput(f"tools: the name of a tool is letters, digits, _ and -, not {shown(name)}")
     properties = parameters.get("properties", {}) if isinstance(parameters, Mapping) else {}
     if not isinstance(parameters, Mapping | None) or not isinstance(properties, Mapping):
         raise BadInput(f"the parameters of the tool {name} are a JSON schema of an object, not {shown(parameters)}")

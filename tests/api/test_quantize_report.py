@@ -109,7 +109,7 @@ def test_bad_options(
 
 def test_neither_a_model_nor_a_report(capsys: Capture) -> None:
     assert run("--json") == 2
-    assert "MODEL --recipe NAME; or what to compare: --report DIR..." in capsys.readouterr().err
+    assert "MODEL --quality good, or --recipe NAME; or what to compare: --report DIR..." in capsys.readouterr().err
 
 
 def test_models_of_two_roles_are_refused(demo_folder: Folder, capsys: Capture) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,6 @@ from pard_onnx.models.demo import corpus
 from pard_onnx.runtime import engine
 from pard_onnx.runtime.decoding.ahead import AheadPolicy
 from pard_onnx.runtime.sampling.sampler import Chooser, Logits, chooser
-from pard_onnx.runtime.sampling.settings import Sampling
 
 Folder = Callable[[str, str], Path]
 Read = dict[int, tuple[int, bytes]]  # by position: the token, and the logits that it was chosen from
@@ -41,8 +41,8 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 def rows(pair: Pair, prompt: str, new: int, monkeypatch: pytest.MonkeyPatch, **options: object) -> Read:
     seen: Read = {}
 
-    def recording(sampling: Sampling, vocabulary: int, prompt_length: int, seed: int) -> Chooser:
-        return Recorder(chooser(sampling, vocabulary, prompt_length, seed), seen)
+    def recording(*arguments: Any) -> Chooser:
+        return Recorder(chooser(*arguments), seen)
 
     monkeypatch.setattr(engine, "chooser", recording)
     stats = pair.generate(prompt, max_new_tokens=new, **options).stats  # type: ignore[arg-type]

@@ -230,7 +230,7 @@ def test_conversations(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     refused_or_taken(names_of("template_arguments"), lambda value: pair.chat(template_arguments=value))
     refused_or_taken(names_of("path"), lambda value: pair.restore(value))
     chat: Chat = pair.chat()
-    refused_or_taken(names_of("text"), lambda value: chat.stream(value, max_new_tokens=1).close())
+    refused_or_taken(names_of("message"), lambda value: chat.stream(value, max_new_tokens=1).close())
     refused_or_taken(names_of("path"), lambda value: chat.save(value))
     (tmp_path / "good.chat").unlink(missing_ok=True)
     chat.save("good.chat")

@@ -199,7 +199,7 @@ def test_an_end_token_after_the_ended_text_completes_no_stop_string() -> None:
             return "".join(map(chr, ids))
 
     def text(ends: bool) -> str:
-        writer = Writer(Detokenizer(Letters(), []), stop_strings("a<end>", {"<end>": 7}), lambda *_: ends)
+        writer = Writer(Detokenizer(Letters(), []), stop_strings("a<end>", {"<end>": 7}), stop_when=lambda *_: ends)
         writer.write([ord("b"), ord("a")] if not ends else [ord("a")])
         writer.finish(7)
         return "".join(writer.parts)

@@ -122,7 +122,7 @@ def test_what_cannot_be_shared_is_told(pair: Pair, pair_folders: tuple[Path, Pat
             load(pair, **options)
     with pytest.raises(BadInput, match=r"a provider for the draft \('cpu'\), but the draft is open already"):
         load(other_target, pair, draft_provider="cpu")
-    with pytest.raises(BadInput, match="target must be the folder or the hub id of an exported model"):
+    with pytest.raises(BadInput, match="target must be the folder, the name in the library or the hub id"):
         load(5)  # type: ignore[arg-type]
 
 

@@ -308,14 +308,18 @@ def test_no_tokenizer(folder):
     [
         {},
         {"model": {"vocab": {}}},
-        {"model": {"vocab": {"a": "b"}}},
         {"model": 5},
-        {"model": {"vocab": {"a": float("inf")}}},
     ],
 )
 def test_tokenizer_without_a_vocabulary(folder, value):
     save_json(folder / "tokenizer.json", value)
     assert "tokenizer.json: not a tokenizer" in refusal(folder)
+
+
+@pytest.mark.parametrize("value", ["b", float("inf"), -1, 2**32, True])
+def test_tokens_without_an_id(folder, value):
+    save_json(folder / "tokenizer.json", {"model": {"vocab": {"a": value}}})
+    assert "tokenizer.json: the id of the token 'a' is" in refusal(folder)
 
 
 def test_no_weights(folder):
