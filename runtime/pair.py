@@ -258,7 +258,11 @@ class Pair:
             with naming("prompt", number):
                 encoded.append(self._encode(one, chosen, self.engine.bounds(chosen, perf_counter())))
                 self.engine.settings(chosen).room(len(encoded[-1][0].ids))
-        return [lambda one=one: self._stream(*one, chosen, perf_counter()) for one in encoded]
+
+        def opener(fitted: Fitted, form: ReplyForm | None) -> Callable[[], Stream]:
+            return lambda: self._stream(fitted, form, chosen, perf_counter())
+
+        return [opener(*one) for one in encoded]
 
     def stream(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> Stream:
         """Generate, a chunk a round; `Stream.result` once it is read to its end.
