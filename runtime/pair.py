@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from os import PathLike
 from time import perf_counter
@@ -202,11 +202,26 @@ class Pair:
         """The memory of one generation's KV caches if it fills the capacity; a shorter one takes its share of it."""
         return self.engine.sequence_bytes
 
-    async def agenerate(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> Result:
+    @overload
+    async def agenerate(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> Result: ...
+
+    @overload
+    async def agenerate(
+        self, prompt: list[OnePrompt] | tuple[OnePrompt, ...], **options: Unpack[OptionArguments]
+    ) -> list[Result]: ...
+
+    async def agenerate(self, prompt: Any, **options: Unpack[OptionArguments]) -> Result | list[Result]:
         """As `generate`, for asyncio: the event loop stays free. A task that is cancelled ends the generation before
         its next step."""
-        stream = await in_worker(lambda: self.stream(prompt, **options))
-        return await stream.aread()
+        streams = await in_worker(lambda: self._streams(prompt, options))
+        if isinstance(streams, Stream):
+            return await streams.aread()
+        results: list[Result] = []
+        for number, make in enumerate(streams):
+            with naming("prompt", number):
+                stream = await in_worker(make)
+                results.append(await stream.aread())
+        return results
 
     @overload
     def generate(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> Result: ...
@@ -223,20 +238,31 @@ class Pair:
         answered in order, each as in a call of its own: the seed and the timeout are those of each. An error names the
         index; one of a prompt or an option is raised before the first is answered.
         """
+        streams = self._streams(prompt, options)
+        if isinstance(streams, Stream):
+            return streams.read()
+        results: list[Result] = []
+        for number, make in enumerate(streams):
+            with naming("prompt", number):
+                results.append(make().read())
+        return results
+
+    def _streams(self, prompt: Any, options: OptionArguments) -> Stream | list[Callable[[], Stream]]:
+        """The stream of one prompt, or what makes the stream of each of several, which are all checked here."""
         prompt = as_list(prompt, "prompt")
         if not is_several(prompt):
-            return self.stream(prompt, **options).read()
+            return self.stream(prompt, **options)
         chosen = Options.from_keywords(options, self.engine.model_sampling)
         encoded: list[tuple[Fitted, ReplyForm | None]] = []
         for number, one in enumerate(prompt):
             with naming("prompt", number):
                 encoded.append(self._encode(one, chosen, self.engine.bounds(chosen, perf_counter())))
                 self.engine.settings(chosen).room(len(encoded[-1][0].ids))
-        results: list[Result] = []
-        for number, (fitted, form) in enumerate(encoded):
-            with naming("prompt", number):
-                results.append(self._stream(fitted, form, chosen, perf_counter()).read())
-        return results
+
+        def opener(fitted: Fitted, form: ReplyForm | None) -> Callable[[], Stream]:
+            return lambda: self._stream(fitted, form, chosen, perf_counter())
+
+        return [opener(*one) for one in encoded]
 
     def stream(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> Stream:
         """Generate, a chunk a round; `Stream.result` once it is read to its end.

@@ -190,8 +190,10 @@ def reasoning_rules(end: str, begin: str | None, special: Mapping[str, int]) -> 
         rules = ["block: lazy_text", f"lazy_text[lazy]: /(?s:.*)/ {json.dumps(end, ensure_ascii=False)}"]
     else:
         rules = [f"block: TEXT? {mark(end)}", "TEXT: /(?s:.+)/"]
-    start = "block" if begin is None else f"(SPACE? {mark(begin)} block)?"
-    return "\n".join([f"start: {start} SPACE? @{ANSWER}", *rules, "SPACE: /[ \\t\\r\\n]{1,16}/"])
+    start = "block LINES? " if begin is None else f"(SPACE? {mark(begin)} block LINES?)? "
+    # Only what `ThinkingReader` leaves out of the answer may stand around the block
+    spaces = [r"SPACE: /[ \t\r\n]{1,16}/", r"LINES: /[\r\n]{1,16}/"]
+    return "\n".join([f"start: {start}@{ANSWER}", *rules, *spaces])
 
 
 class Matcher:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jsonschema
 import numpy as np
 import pytest
+from toy_artifacts import QWEN_LIKE
 
 from pard_onnx import BadInput, Chunk, Pair, Result, ToolCall, load
 from pard_onnx.models.manifest import File, Manifest
@@ -18,15 +19,6 @@ from pard_onnx.runtime.engine import Engine
 
 EOS = 279
 ROWS = 1024 + 64
-QWEN_LIKE = """{%- if tools %}{{- '<|im_start|>system\n<tools>' }}{%- for tool in tools %}{{- '\n' + (tool | tojson) }}
-{%- endfor %}{{- '\n</tools><|im_end|>\n' }}{%- endif %}
-{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' }}
-{%- if message.reasoning_content and loop.index0 > messages | length - 3 %}
-{{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' }}{%- endif %}{{- message.content }}
-{%- for call in message.tool_calls or [] %}{{- '\n<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
-{{- call.function.arguments | tojson }}{{- '}\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\n' }}{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- if begun %}{{- '<think>\n' }}{%- endif %}
-{%- endif %}"""
 IGNORES_TOOLS = "{% for m in messages %}{{ m.role + m.content }}{% endfor %}:"
 UNKNOWN_FORM = (
     "{{ tools | tojson if tools else '' }}{% for m in messages %}{{ m.role + m.content }}{% endfor %}<function=>"

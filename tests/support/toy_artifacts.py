@@ -27,6 +27,17 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+# The template of a model that thinks and calls tools, in the form of Qwen3's
+QWEN_LIKE = """{%- if tools %}{{- '<|im_start|>system\n<tools>' }}{%- for tool in tools %}{{- '\n' + (tool | tojson) }}
+{%- endfor %}{{- '\n</tools><|im_end|>\n' }}{%- endif %}
+{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' }}
+{%- if message.reasoning_content and loop.index0 > messages | length - 3 %}
+{{- '<think>\n' + message.reasoning_content + '\n</think>\n\n' }}{%- endif %}{{- message.content }}
+{%- for call in message.tool_calls or [] %}{{- '\n<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
+{{- call.function.arguments | tojson }}{{- '}\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\n' }}{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- if begun %}{{- '<think>\n' }}{%- endif %}
+{%- endif %}"""
+
 
 @pytest.fixture(scope="session")
 def toy() -> ModuleType:
@@ -52,12 +63,14 @@ def make_tokenizer() -> Callable[..., Tokenizer]:
     return tokenizer
 
 
-def manifest(shape: Any, role: str, folder: Path, precision: str, eos: tuple[int, ...], dtype: str) -> Manifest:
+def manifest(
+    shape: Any, role: str, folder: Path, precision: str, eos: tuple[int, ...], dtype: str, template: str
+) -> Manifest:
     spec = ModelSpec(
         family="qwen2", layers=shape.layers, hidden=shape.hidden, intermediate=shape.hidden, heads=shape.heads,
         kv_heads=shape.kv_heads, head_dim=shape.head_dim, norm_eps=1e-6, rope=Rope(100.0), qk_norm=False,
         qkv_bias=False, tied=False, max_positions=shape.kv_rows, dtype="float32",
-        vocabulary=Vocabulary(shape.rows, shape.size, eos), chat_template=TEMPLATE,
+        vocabulary=Vocabulary(shape.rows, shape.size, eos), chat_template=template,
         pard=Pard(shape.mask_id) if role == "draft" else None,
     )  # fmt: skip
     return Manifest(
@@ -73,7 +86,8 @@ def write_artifact(toy: ModuleType) -> Callable[..., Path]:
 
     def write(
         folder: Path, role: str, *, seed: int = 1, precision: str = "fp32", eos: tuple[int, ...] = (),
-        text: str = "the quick brown fox jumps over the lazy dog", dtype: str = "float32", **shape: int,
+        text: str = "the quick brown fox jumps over the lazy dog", dtype: str = "float32",
+        template: str = TEMPLATE, **shape: int,
     ) -> Path:  # fmt: skip
         wanted = toy.Shape(**shape)
         make = {"target": toy.target, "draft": toy.draft}[role]
@@ -81,7 +95,7 @@ def write_artifact(toy: ModuleType) -> Callable[..., Path]:
         tokenizer(wanted.size, text).save(str(folder / "tokenizer.json"))
         config = {"bos_token": None, "eos_token": {"content": "<|im_end|>"}}
         (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-        manifest(wanted, role, folder, precision, eos, dtype).write(folder)
+        manifest(wanted, role, folder, precision, eos, dtype, template).write(folder)
         return folder
 
     return write
