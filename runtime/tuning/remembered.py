@@ -28,7 +28,7 @@ from pard_onnx.runtime.providers.table import Provider, onnxruntime
 from pard_onnx.runtime.providers.threads import Threads, physical_cores
 
 LOG = logger(__name__)
-VERSION = 4  # raised where the measurement or the kernels change, so that older files are not used
+VERSION = 5  # raised where the measurement or the kernels change, so that older files are not used
 MOST_BYTES = 1 << 20  # of a file; records have a few hundred
 CPUINFO = Path("/proc/cpuinfo")
 DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/sys/module/amdgpu/version"))
