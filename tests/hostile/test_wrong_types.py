@@ -152,7 +152,7 @@ ALSO = {
     "stop": ("stop string",),
     "prompt": ("token id", "message", "content"),
     "messages": ("message", "content"),
-    "text": ("a message is text", "the prompt"),
+    "message": ("the prompt", "content"),
     "target": ("no such", "hub id", "fox", "exported", "folder"),
     "draft": ("no such", "hub id", "fox", "exported", "folder"),
     "path": ("no such file", "cannot be", "is no saved", "exists already", "is there already"),
