@@ -92,6 +92,21 @@ IDS = st.lists(st.integers(0, 2), min_size=1, max_size=40)
 
 
 @settings(max_examples=80, deadline=None)
+def test_a_sequence_above_the_budget_drops_no_other() -> None:
+    def fresh() -> Sequence:
+        return Sequence(Rows(), DraftRows())
+
+    def ended(length: int, first: int) -> Sequence:
+        sequence = cache.take([first] * length)
+        sequence.target.cache[:] = sequence.tokens
+        return sequence
+
+    cache = PrefixCache(100, 8, fresh)
+    cache.keep(ended(60, 1))
+    cache.keep(ended(101, 2))
+    assert [one.target.length for one in cache.kept] == [60]
+
+
 @given(
     requests=st.lists(st.tuples(IDS, IDS, st.booleans()), min_size=1, max_size=12),
     budget=st.integers(0, 120),
