@@ -92,21 +92,6 @@ IDS = st.lists(st.integers(0, 2), min_size=1, max_size=40)
 
 
 @settings(max_examples=80, deadline=None)
-def test_a_sequence_above_the_budget_drops_no_other() -> None:
-    def fresh() -> Sequence:
-        return Sequence(Rows(), DraftRows())
-
-    def ended(length: int, first: int) -> Sequence:
-        sequence = cache.take([first] * length)
-        sequence.target.cache[:] = sequence.tokens
-        return sequence
-
-    cache = PrefixCache(100, 8, fresh)
-    cache.keep(ended(60, 1))
-    cache.keep(ended(101, 2))
-    assert [one.target.length for one in cache.kept] == [60]
-
-
 @given(
     requests=st.lists(st.tuples(IDS, IDS, st.booleans()), min_size=1, max_size=12),
     budget=st.integers(0, 120),
@@ -386,3 +371,18 @@ def test_caches_of_a_device_are_taken_in_place_only(
 def test_bad_arguments_of_load(folders: tuple[Path, Path], arguments: dict[str, Any], problem: str) -> None:
     with pytest.raises(BadInput, match=problem):
         load(*folders, **arguments)
+
+
+def test_a_sequence_above_the_budget_drops_no_other() -> None:
+    def fresh() -> Sequence:
+        return Sequence(Rows(), DraftRows())
+
+    def ended(length: int, first: int) -> Sequence:
+        sequence = cache.take([first] * length)
+        sequence.target.cache[:] = sequence.tokens
+        return sequence
+
+    cache = PrefixCache(100, 8, fresh)
+    cache.keep(ended(60, 1))
+    cache.keep(ended(101, 2))
+    assert [one.target.length for one in cache.kept] == [60]
