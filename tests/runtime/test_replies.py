@@ -299,6 +299,27 @@ def test_calls_that_must_be_made_always_parse(
         assert call.name == (choice if isinstance(choice, str) else "get_weather")
 
 
+@pytest.mark.parametrize("template", [QWEN_LIKE, MISTRAL_LIKE], ids=["hermes", "mistral"])
+def test_of_calls_that_must_be_made_no_beginning_is_text(make_pair: Any, template: str) -> None:
+    pytest.importorskip("llguidance")
+    pair = make_pair(template, "[TOOL_CALLS]" if template == MISTRAL_LIKE else "<|end|>")
+    for most in range(1, 80, 3):
+        wanted = {"tools": [stop], "tool_choice": "required", "max_reasoning_tokens": 0, "max_new_tokens": most}
+        result, _ = streamed(pair, temperature=1.5, seed=most, **wanted)
+        assert result.text == "" and all(call.name == "stop" for call in result.tool_calls), most
+
+
+def test_tools_and_choices_of_the_responses_api(make_pair: Any) -> None:
+    pytest.importorskip("llguidance")
+    pair = make_pair()
+    flat = {"type": "function", "name": "stop", "description": "Ends it.", "parameters": {}, "strict": True}
+    nested = {"type": "function", "function": {key: value for key, value in flat.items() if key != "type"}}
+    named = {"type": "function", "function": {"name": "stop"}}
+    expected, _ = streamed(pair, tools=[nested], tool_choice=named)
+    found, _ = streamed(pair, tools=[flat], tool_choice={"type": "function", "name": "stop"})
+    assert (found.tokens, found.tool_calls) == (expected.tokens, expected.tool_calls) and found.tool_calls
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_call_that_must_be_made_comes_after_the_reasoning(make_pair: Any, begun: bool) -> None:
     pytest.importorskip("llguidance")
