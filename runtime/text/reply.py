@@ -168,11 +168,9 @@ class Reply:
         answer, deltas = found.text, found.calls
         if ended:
             last = self._calls.finish()
-            deltas += last.calls
-            if not self._guided:  # otherwise it is the beginning of a call that was cut before its arguments
-                answer += last.text
+            answer, deltas = answer + last.text, deltas + last.calls
         self._deltas += [delta for delta in deltas if not self._one_call or delta.index == 0]
-        return answer
+        return "" if self._guided else answer  # where calls must be made, this is the beginning of one that was cut
 
 
 def call_ids(prompt: Sequence[int], *, short: bool) -> Callable[[int], str]:

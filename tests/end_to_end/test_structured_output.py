@@ -187,7 +187,11 @@ def test_a_bias_that_contradicts_is_a_failure(pairs: dict[str, Pair], length: in
     assert pair.generate(PROMPT, regex="a[yz]", logit_bias=ban, draft_length=length).text == "ay"
 
 
-ENDLESS = {"regex": "(ab|[xy]{2,9})[0-9]"}, {"choice": ["the fox", "the fox jumps", "b"]}, {"grammar": 'start: "q" | "qr"'}
+ENDLESS: tuple[dict[str, Any], ...] = (
+    {"regex": "(ab|[xy]{2,9})[0-9]"},
+    {"choice": ["the fox", "the fox jumps", "b"]},
+    {"grammar": 'start: "q" | "qr"'},
+)
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,7 @@ def user(text: str) -> dict[str, str]:
 
 def streamed(pair: Pair, **options: Any) -> tuple[Result, list[Chunk]]:
     """A generation whose chunks agree with its result."""
-    stream = pair.stream([user("hi")], max_new_tokens=300, **options)
+    stream = pair.stream([user("hi")], **({"max_new_tokens": 300} | options))
     chunks = list(stream)
     result = stream.result
     assert "".join(chunk.text for chunk in chunks) == result.text
@@ -315,8 +315,9 @@ def test_tools_and_choices_of_the_responses_api(make_pair: Any) -> None:
     flat = {"type": "function", "name": "stop", "description": "Ends it.", "parameters": {}, "strict": True}
     nested = {"type": "function", "function": {key: value for key, value in flat.items() if key != "type"}}
     named = {"type": "function", "function": {"name": "stop"}}
-    expected, _ = streamed(pair, tools=[nested], tool_choice=named)
-    found, _ = streamed(pair, tools=[flat], tool_choice={"type": "function", "name": "stop"})
+    expected, _ = streamed(pair, tools=[nested], tool_choice=named, max_reasoning_tokens=0)
+    choice = {"type": "function", "name": "stop"}
+    found, _ = streamed(pair, tools=[flat], tool_choice=choice, max_reasoning_tokens=0)
     assert (found.tokens, found.tool_calls) == (expected.tokens, expected.tool_calls) and found.tool_calls
 
 
