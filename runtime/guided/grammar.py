@@ -95,7 +95,7 @@ class Grammar:
 
         begun: whether the prompt has begun the block already. Otherwise the model may begin one, or answer at once.
         begin: the text that begins a block; None: `<name>` for an end `</name>`.
-        White space may follow the block.
+        Line ends may follow the block.
         """
         if not begun and begin is None:
             begin = end.replace("</", "<", 1)

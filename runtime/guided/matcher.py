@@ -199,8 +199,10 @@ def reasoning_rules(end: str, begin: str | None, special: Mapping[str, int]) -> 
         rules = ["block: lazy_text", f"lazy_text[lazy]: /(?s:.*)/ {json.dumps(end, ensure_ascii=False)}"]
     else:
         rules = [f"block: TEXT? {mark(end)}", "TEXT: /(?s:.+)/"]
-    start = "block" if begin is None else f"(SPACE? {mark(begin)} block)?"
-    return "\n".join([f"start: {start} SPACE? @{ANSWER}", *rules, "SPACE: /[ \\t\\r\\n]{1,16}/"])
+    # Line ends after the block are no part of the answer: see `ThinkingReader`
+    start = "block LINES?" if begin is None else f"(SPACE? {mark(begin)} block LINES?)?"
+    terminals = ["SPACE: /[ \\t\\r\\n]{1,16}/", "LINES: /[\\r\\n]{1,16}/"]
+    return "\n".join([f"start: {start} @{ANSWER}", *rules, *(terminals if begin else terminals[1:])])
 
 
 class Matcher:

@@ -183,7 +183,8 @@ def test_a_grammar_after_reasoning(tokenizer: Tokenizer, kind: str, special: boo
         assert not complete(begun, f"{thought}</think>{wrong}")
         assert not complete(begun, thought + answer)
     assert complete(may, answer)
-    assert complete(may, "\n" + answer)
+    assert not complete(may, "\n" + answer)
+    assert not complete(begun, f"Hm.</think> {answer}")
     assert not complete(may, wrong)
     assert not complete(may, f"Hm.</think>{answer}")
     assert grammar.after("[/T]", begun=False, begin="[T]").reasoning is not None
