@@ -92,7 +92,7 @@ class PrefixCache:
         """
         length = sequence.target.length
         sequence.chunked = min(sequence.chunked, length // self._chunk * self._chunk)
-        if failed or not self.budget or not length:
+        if failed or not length or sequence.bytes > self.budget:  # for one too large no others are dropped
             self._retire(sequence)
             return
         self._add(sequence)

@@ -8,13 +8,17 @@ again.
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections import deque
 from collections.abc import Callable
-from threading import TIMEOUT_MAX, Lock, RLock, current_thread, get_ident, main_thread
+from threading import TIMEOUT_MAX, Event, Lock, RLock, current_thread, get_ident, main_thread
 from time import perf_counter, sleep
+from weakref import WeakSet
 
 from pard_onnx.models.errors import Busy, Failure
+
+from .asynchronous import LAST_STEP
 
 PATIENCE = 1.0  # seconds without a reader after which a stream's place may be taken over
 SLICE = 0.1  # seconds that a wait in the main thread may last on Windows, where Ctrl-C does not end it
@@ -97,6 +101,7 @@ class Turns:
         self._holder: Ticket | None = None  # whose round runs
         self._thread: int | None = None  # in which it runs
         self._next: deque[Ticket] = deque()  # those who wait for their turn
+        ALL.add(self)
 
     @property
     def idle(self) -> bool:
@@ -196,6 +201,13 @@ class Turns:
 
         Raises what `ticket.check` raises; `end_turn` follows in any case.
         """
+        self._wait_for_turn(ticket)
+        if ENDING.is_set() and current_thread() is not main_thread():
+            ticket.check()
+            self.end_turn(ticket)
+            stay()
+
+    def _wait_for_turn(self, ticket: Ticket) -> None:
         with self._mutex:
             if self._holder is None:
                 self._holder, self._thread = ticket, get_ident()
@@ -207,6 +219,11 @@ class Turns:
             ticket.check()
             ticket.wait()
         self._thread = get_ident()
+
+    def wait_for_round(self, end: float) -> None:
+        """Wait for the round that runs in another thread, if there is one, until `end` of perf_counter() at most."""
+        while self._holder is not None and self._thread != get_ident() and perf_counter() < end:
+            sleep(0.002)
 
     def end_turn(self, ticket: Ticket) -> None:
         """The round has ended: the next one may run. May be called again, or without a turn."""
@@ -233,3 +250,25 @@ def remove(line: deque[Ticket], ticket: Ticket) -> None:
         line.remove(ticket)
     except ValueError:
         return
+
+
+ENDING = Event()  # set when the program ends
+ALL: WeakSet[Turns] = WeakSet()
+
+
+def stay() -> None:
+    """What a daemon thread does when the program ends: nothing, until the process has ended."""
+    while True:
+        sleep(60)
+
+
+def finish() -> None:
+    """No round begins any more, but in the main thread, and those that run are waited for: ONNX Runtime must not run
+    while the interpreter ends. Threads that are no daemons have ended before."""
+    ENDING.set()
+    end = perf_counter() + LAST_STEP
+    for turns in list(ALL):
+        turns.wait_for_round(end)
+
+
+atexit.register(finish)

@@ -56,7 +56,7 @@ class Grammars:
     def matcher(self, grammar: Grammar, prompt_length: int, end_ids: Collection[int]) -> Matcher:
         """The grammar at the beginning of a generation. Arguments as of `Matcher`; errors as of `compiled`."""
         inner = self.compiled(grammar).deep_copy()
-        return Matcher(inner, grammar.argument, self._tokenizer.vocab_size, prompt_length, end_ids)
+        return Matcher(inner, grammar.argument, self._tokenizer.vocab_size, self._size, prompt_length, end_ids)
 
     def compiled(self, grammar: Grammar) -> Any:
         """llguidance's matcher, which must not be moved. Takes most of a second for a model's first grammar.
@@ -94,11 +94,14 @@ class Grammars:
         try:
             value = json.loads(self._text())
             value["added_tokens"] = [one for one in value.get("added_tokens") or () if one["id"] < self._size]
-            text = json.dumps(value)
             known = 1 + max([*map(_id, value["added_tokens"]), *_model_ids(value["model"]["vocab"])])
-            eos_ids = [token for token in self._eos_ids if token < known]
-            opened = library.LLTokenizer(text, n_vocab=max(self._size, known), eos_token=eos_ids or None)
+            size = max(self._size, known)
             added = {one["content"]: one["id"] for one in value["added_tokens"]}
+            eos_ids = [token for token in self._eos_ids if token < known]
+            if not eos_ids:  # llguidance would take any token that looks like one; no row has this id
+                eos_ids, size = [size], size + 1
+                value["added_tokens"].append(unreachable(eos_ids[0]))
+            opened = library.LLTokenizer(json.dumps(value), n_vocab=size, eos_token=eos_ids)
             self._special = {text: id_ for text, id_ in added.items() if opened.is_special_token(id_)}
             self._tokenizer = opened
         except BaseException as error:
@@ -107,6 +110,12 @@ class Grammars:
             raise BadArtifact(
                 f"{self._name}: llguidance cannot use this tokenizer ({error}); generate without a grammar"
             ) from None
+
+
+def unreachable(id_: int) -> dict[str, object]:
+    """An added token of a tokenizer.json that no text of a model has."""
+    no = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": id_, "content": "<|no end of text \0|>", "special": True, **no}
 
 
 def _id(token: Any) -> int:
@@ -202,15 +211,17 @@ class Matcher:
     It has read the tokens before a position. What it says of the tokens after it depends on them alone.
     """
 
-    def __init__(self, inner: Any, argument: str, size: int, prompt_length: int, end_ids: Collection[int]) -> None:
-        """inner: llguidance's `LLMatcher`, not moved yet. argument: the grammar's option, for messages. size: the ids
-        that llguidance's masks have, at least as many as rows. prompt_length: the tokens before the first one that the
-        grammar is for. end_ids: end the text: EOS, and ids of the user's, all of which rows have; they are allowed only
-        where the text is complete."""
-        self._inner, self._argument, self._read = inner, argument, prompt_length
+    def __init__(
+        self, inner: Any, argument: str, mask_size: int, size: int, prompt_length: int, end_ids: Collection[int]
+    ) -> None:
+        """inner: llguidance's `LLMatcher`, not moved yet. argument: the grammar's option, for messages. mask_size: the
+        ids that llguidance's masks have. size: ids 0..size-1 can be chosen, at most mask_size. prompt_length: the
+        tokens before the first one that the grammar is for. end_ids: end the text: EOS, and ids of the user's, all
+        below size; they are allowed only where the text is complete."""
+        self._inner, self._argument, self._size, self._read = inner, argument, size, prompt_length
         self.end_ids = frozenset(end_ids)
         self._ends = np.array(sorted(end_ids), np.int64)
-        self._mask = np.zeros((size + 31) // 32, np.uint32)  # a bit for each id
+        self._mask = np.zeros((mask_size + 31) // 32, np.uint32)  # a bit for each id
         self._mask_at = -1  # the position that the mask is for
 
     def read(self, tokens: Sequence[int]) -> None:
@@ -228,30 +239,41 @@ class Matcher:
         ends = row[self._ends]
         keep_only(row, np.unpackbits(self._mask.view(np.uint8), count=len(row), bitorder="little").view(np.bool_))
         row[self._ends] = ends if self._inner.is_accepting() else -np.inf
+        if self._inner.is_accepting() and not (ends > -np.inf).any() and self._only_ends():
+            # A bias bans EOS, but nothing else may follow. Without drafts this row is never asked for.
+            row[self._ends] = 0.0
         return row
 
     def is_complete(self, tokens: Sequence[int]) -> bool:
         """Whether the text of these tokens satisfies the grammar, and nothing may follow it."""
         self.read(tokens)
-        if not self._inner.is_accepting():
-            return False
-        return self._inner.is_stopped() or self._only_ends()
+        return self._inner.is_accepting() and (self._inner.is_stopped() or self._only_ends())
 
     def _only_ends(self) -> bool:
         self._compute_mask()
-        bits = np.unpackbits(self._mask.view(np.uint8), bitorder="little")
+        bits = np.unpackbits(self._mask.view(np.uint8), count=self._size, bitorder="little")
         return self.end_ids.issuperset(np.flatnonzero(bits).tolist())
 
     def forced(self, tokens: Sequence[int]) -> tuple[int, ...]:
         """The only tokens that may follow these, as far as there is one way to write them."""
         self.read(tokens)
-        return self._before_end(self._inner.compute_ff_tokens())
+        forced = self._before_end(self._inner.compute_ff_tokens())
+        return forced[: self._with_row(forced)]
 
     def allowed(self, tokens: Sequence[int], drafts: Sequence[int]) -> int:
         """How many of the first drafts may follow these tokens; one that ends the text does not count."""
         self.read(tokens)
         count: int = self._inner.validate_tokens(list(self._before_end(drafts)))
-        return count
+        return self._with_row(drafts[:count])
+
+    def _with_row(self, drafts: Sequence[int]) -> int:
+        """How many of the first drafts, all of which are allowed, leave a row to choose from: where the model has no id
+        that ends the text, none is left after a draft that completes it."""
+        count = len(drafts)
+        if self.end_ids or not count:
+            return count
+        after = Matcher(self._inner.deep_copy(), self._argument, self._mask.size * 32, self._size, 0, ())
+        return count - 1 if after.is_complete(drafts) else count
 
     def _before_end(self, tokens: Sequence[int]) -> tuple[int, ...]:
         end = next((at for at, token in enumerate(tokens) if token in self.end_ids), len(tokens))

@@ -37,14 +37,13 @@ class ReplyForm:
 
     def reader(self, prompt: Sequence[int], stops: Stops) -> Reply:
         """Of one generation; see `Reply`."""
-        calls = None
+        calls, guided = None, self.tools is not None and bool(self.tools.forced)
         if self.tools and self.calls:
             make_id = call_ids(prompt, short=self.calls.short_ids)
-            guided = bool(self.tools.forced)
             calls = self.calls.reader(self.parameters, make_id, tags=stops.tags, guided=guided)
         one_call = self.tools is not None and not self.tools.several
         thinking = thinking_reader(self.thinking, self.begun, stops.tags) if self.thinking else None
-        return Reply(thinking, calls, one_call=one_call)
+        return Reply(thinking, calls, one_call=one_call, guided=guided)
 
     def budget(
         self,
@@ -107,8 +106,16 @@ def reply_form(
 class Reply:
     """Parts a text, as it comes. The reader takes what it has found in between."""
 
-    def __init__(self, thinking: ThinkingReader | None, calls: CallReader | None, *, one_call: bool = False) -> None:
-        self._thinking, self._calls, self._one_call = thinking, calls, one_call
+    def __init__(
+        self,
+        thinking: ThinkingReader | None,
+        calls: CallReader | None,
+        *,
+        one_call: bool = False,
+        guided: bool = False,
+    ) -> None:
+        """one_call: the reply ends with its first call. guided: calls are all that the answer may have."""
+        self._thinking, self._calls, self._one_call, self._guided = thinking, calls, one_call, guided
         self._parts: list[str] = []
         self._reasoning: list[str] = []  # since the last `take`
         self._deltas: list[ToolCallDelta] = []
@@ -163,7 +170,7 @@ class Reply:
             last = self._calls.finish()
             answer, deltas = answer + last.text, deltas + last.calls
         self._deltas += [delta for delta in deltas if not self._one_call or delta.index == 0]
-        return answer
+        return "" if self._guided else answer  # where calls must be made, this is the beginning of one that was cut
 
 
 def call_ids(prompt: Sequence[int], *, short: bool) -> Callable[[int], str]:

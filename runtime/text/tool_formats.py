@@ -162,6 +162,8 @@ def mistral(reader: CallReader) -> Reading[None]:
         yield from cursor.name()
     yield from reader.goes_past(ARGS)
     yield from cursor.spaces()
+    if (yield from cursor.peek()) != "{":  # the text may end within the name
+        raise NotACall
     reader.opens(name)
     start = cursor.at
     yield from cursor.members()

@@ -35,9 +35,17 @@ def checked_tools(tools: object) -> tuple[dict[str, Any], ...]:
     return out
 
 
+def nested(value: object) -> object:
+    """A tool, or the choice of one, of OpenAI's Responses API in the form of its chat completions."""
+    if not isinstance(value, Mapping) or value.get("type") != "function" or "name" not in value or "function" in value:
+        return value
+    return {"type": "function", "function": {key: one for key, one in value.items() if key != "type"}}
+
+
 def checked_tool(tool: object) -> dict[str, Any]:
     if callable(tool) and not isinstance(tool, Mapping):
         return function_tool(tool)
+    tool = nested(tool)
     function = tool.get("function") if isinstance(tool, Mapping) and tool.get("type") == "function" else None
     if not isinstance(tool, Mapping) or not isinstance(function, Mapping):
         raise BadInput(f"tools: a tool is a Python function or a JSON object {WANTED}, not {shown(tool)}")
@@ -130,6 +138,7 @@ def checked_choice(choice: object) -> str | Named:
         return AUTO
     if isinstance(choice, str) and choice:
         return choice if choice in (NONE, AUTO, REQUIRED) else Named(choice)
+    choice = nested(choice)
     function = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
     name = function.get("name") if isinstance(function, Mapping) else None
     if not isinstance(name, str):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -17,6 +19,7 @@ from jsonschema import Draft202012Validator
 from pard_onnx import Chunk, Failure, Pair, load
 from pard_onnx.generate_command import main as generate_main
 from pard_onnx.models import demo
+from pard_onnx.models.manifest import Manifest
 from pard_onnx.runtime.decoding.drafter import Drafter, Proposal
 from pard_onnx.runtime.options import Options
 
@@ -182,6 +185,47 @@ def test_a_bias_that_contradicts_is_a_failure(pairs: dict[str, Pair], length: in
     with pytest.raises(Failure, match=r"no id is left for position .*grammar"):
         pair.generate(PROMPT, regex="az", logit_bias=ban, draft_length=length)
     assert pair.generate(PROMPT, regex="a[yz]", logit_bias=ban, draft_length=length).text == "ay"
+
+
+ENDLESS: tuple[dict[str, Any], ...] = (
+    {"regex": "(ab|[xy]{2,9})[0-9]"},
+    {"choice": ["the fox", "the fox jumps", "b"]},
+    {"grammar": 'start: "q" | "qr"'},
+)
+
+
+@pytest.fixture(scope="module")
+def endless(demo_folder: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """The shipped pair, whose target's manifest names no EOS."""
+    target = tmp_path_factory.mktemp("endless") / "target"
+    shutil.copytree(demo_folder("demo-target", "int4"), target)
+    manifest = Manifest.read(target)
+    spec = replace(manifest.spec, vocabulary=replace(manifest.spec.vocabulary, eos_ids=()))
+    replace(manifest, spec=spec).write(target)
+    with load(target, demo_folder("demo-draft", "int8")) as pair:
+        yield pair
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("options", ENDLESS, ids=repr)
+@pytest.mark.parametrize("length", [1, 8, "auto"])
+def test_a_model_without_eos(endless: Pair, options: dict[str, Any], sampling: str, length: int | str) -> None:
+    """It cannot end a text that may go on; a text after which nothing may follow ends by itself."""
+    given: dict[str, Any] = {**options, **SAMPLINGS[sampling], "max_new_tokens": 30}
+    plain = endless.generate(PROMPT, draft_length=0, **given)
+    assert plain.finish_reason == "stop"
+    assert whole(endless.generate(PROMPT, draft_length=length, **given)) == whole(plain)
+
+
+@pytest.mark.parametrize("options", [{"regex": "(ab|cd)[0-9]"}, {"choice": ["hello", "x"]}], ids=repr)
+@pytest.mark.parametrize("length", [0, 4, "auto"])
+def test_a_bias_that_bans_eos_changes_no_complete_text(
+    pairs: dict[str, Pair], options: dict[str, Any], length: int | str
+) -> None:
+    pair = pairs["pard"]
+    ban = dict.fromkeys(pair.target_manifest.spec.vocabulary.eos_ids, -float("inf"))
+    expected = pair.generate(PROMPT, draft_length=0, **options)
+    assert whole(pair.generate(PROMPT, draft_length=length, logit_bias=ban, **options)) == whole(expected)
 
 
 def test_a_chat_goes_on_after_a_guided_turn(pairs: dict[str, Pair]) -> None:

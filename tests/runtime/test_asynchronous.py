@@ -440,6 +440,34 @@ def test_a_program_that_ends_with_generations_under_way_ends_at_once(pair_folder
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
+DAEMONS = """
+import sys, threading, time
+from pard_onnx import load
+
+pair = load(sys.argv[1], sys.argv[2], threads=2)
+progress = [0] * 3
+
+def answer(which):
+    while True:
+        for _ in pair.stream("the quick brown " * 4, max_new_tokens=60):
+            progress[which] += 1
+
+for which in range(len(progress)):
+    threading.Thread(target=answer, args=(which,), daemon=True).start()
+while min(progress) < 5:
+    time.sleep(0.01)
+print("done", flush=True)
+"""
+
+
+def test_a_program_ends_while_daemon_threads_of_its_own_generate(pair_folders: tuple[Path, Path]) -> None:
+    """ONNX Runtime ends the process by SIGABRT where its session is freed while a step runs."""
+    for _ in range(3):
+        command = [sys.executable, "-c", DAEMONS, *map(str, pair_folders)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_cancellations_at_random_leave_nothing_behind(pair_folders: tuple[Path, Path], seed: int) -> None:
     async def work() -> None:

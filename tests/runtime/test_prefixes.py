@@ -371,3 +371,18 @@ def test_caches_of_a_device_are_taken_in_place_only(
 def test_bad_arguments_of_load(folders: tuple[Path, Path], arguments: dict[str, Any], problem: str) -> None:
     with pytest.raises(BadInput, match=problem):
         load(*folders, **arguments)
+
+
+def test_a_sequence_above_the_budget_drops_no_other() -> None:
+    def fresh() -> Sequence:
+        return Sequence(Rows(), DraftRows())
+
+    def ended(length: int, first: int) -> Sequence:
+        sequence = cache.take([first] * length)
+        sequence.target.cache[:] = sequence.tokens
+        return sequence
+
+    cache = PrefixCache(100, 8, fresh)
+    cache.keep(ended(60, 1))
+    cache.keep(ended(101, 2))
+    assert [one.target.length for one in cache.kept] == [60]

@@ -108,7 +108,7 @@ def user(text: str) -> dict[str, str]:
 
 def streamed(pair: Pair, **options: Any) -> tuple[Result, list[Chunk]]:
     """A generation whose chunks agree with its result."""
-    stream = pair.stream([user("hi")], max_new_tokens=300, **options)
+    stream = pair.stream([user("hi")], **({"max_new_tokens": 300} | options))
     chunks = list(stream)
     result = stream.result
     assert "".join(chunk.text for chunk in chunks) == result.text
@@ -289,6 +289,28 @@ def test_calls_that_must_be_made_always_parse(
     jsonschema.validate(json.loads(call.arguments), schema)
     if choice != "required":
         assert call.name == (choice if isinstance(choice, str) else "get_weather")
+
+
+@pytest.mark.parametrize("template", [QWEN_LIKE, MISTRAL_LIKE], ids=["hermes", "mistral"])
+def test_of_calls_that_must_be_made_no_beginning_is_text(make_pair: Any, template: str) -> None:
+    pytest.importorskip("llguidance")
+    pair = make_pair(template, "[TOOL_CALLS]" if template == MISTRAL_LIKE else "<|end|>")
+    for most in range(1, 80, 3):
+        wanted = {"tools": [stop], "tool_choice": "required", "max_reasoning_tokens": 0, "max_new_tokens": most}
+        result, _ = streamed(pair, temperature=1.5, seed=most, **wanted)
+        assert result.text == "" and all(call.name == "stop" for call in result.tool_calls), most
+
+
+def test_tools_and_choices_of_the_responses_api(make_pair: Any) -> None:
+    pytest.importorskip("llguidance")
+    pair = make_pair()
+    flat = {"type": "function", "name": "stop", "description": "Ends it.", "parameters": {}, "strict": True}
+    nested = {"type": "function", "function": {key: value for key, value in flat.items() if key != "type"}}
+    named = {"type": "function", "function": {"name": "stop"}}
+    expected, _ = streamed(pair, tools=[nested], tool_choice=named, max_reasoning_tokens=0)
+    choice = {"type": "function", "name": "stop"}
+    found, _ = streamed(pair, tools=[flat], tool_choice=choice, max_reasoning_tokens=0)
+    assert (found.tokens, found.tool_calls) == (expected.tokens, expected.tool_calls) and found.tool_calls
 
 
 @pytest.mark.parametrize("begun", [False, True])
