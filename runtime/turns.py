@@ -99,6 +99,11 @@ class Turns:
         self._next: deque[Ticket] = deque()  # those who wait for their turn
 
     @property
+    def occupancy(self) -> tuple[int, int]:
+        """How many generations have a place, and how many wait for one."""
+        return len(self._live), len(self._waiting)
+
+    @property
     def idle(self) -> bool:
         """Whether no generation has begun that has not ended."""
         return not self._open
