@@ -1,4 +1,4 @@
-"""The fields of requests in OpenAI's form: what each one is, how it is checked, and which option of a generation it sets."""
+"""The fields of requests in OpenAI's form: what each one is, how it is checked, and which option it sets."""
 
 from __future__ import annotations
 

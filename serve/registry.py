@@ -74,6 +74,10 @@ class Registry:
         """The models that are loaded."""
         return tuple(self._open.values())
 
+    def add(self, source: Source, pair: Pair) -> None:
+        """A model that is loaded already."""
+        self._open[source.name] = OpenModel(source, pair, required_bytes(source, self._settings))
+
     async def sources(self) -> tuple[Source, ...]:
         """All models, by name."""
         if self._library is None:

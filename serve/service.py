@@ -38,6 +38,7 @@ class Service:
         self.metrics = Metrics()
         self.generations = Generations(self.metrics)
         self.started = int(time())
+        self.stopping = False  # whether the server ends: no generation begins any more
 
     @classmethod
     def of(cls, request: Request) -> Service:
@@ -63,6 +64,8 @@ class Service:
     ) -> AsyncIterator[Generation]:
         """A text that follows the prompt; it ends with the body. choice: its index among several texts of a request,
         each of which has a seed of its own. prompt, options: as of `Pair.stream`."""
+        if self.stopping:
+            raise ApiError(503, "the server is stopping; send the request again later", SERVER, "stopping")
         own = {"max_new_tokens": model.pair.capacity, "timeout": self.settings.timeout, **options}
         if own.get("seed") is not None:
             own["seed"] = (own["seed"] + choice) % MOST_SEED

@@ -1,0 +1,96 @@
+"""`run_server`: the application on a socket, with uvicorn, until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from pard_onnx.models.checks import require_whole
+from pard_onnx.models.errors import BadInput, Failure, shown
+
+from .service import Service
+from .settings import Settings
+
+MOST_PORT = 65535
+KEEP_ALIVE = 30  # seconds that a connection may be idle between two requests
+LAST = 10  # seconds after the end of all generations in which their answers must be sent
+PORT_PROBLEMS = {
+    errno.EADDRINUSE: "another program has this port; choose another one with --port, or 0 for any free one",
+    errno.EACCES: "this user may not open this port; choose one above 1023 with --port",
+    errno.EADDRNOTAVAIL: "this machine does not have this address; choose another --host",
+}
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens: clients wait from now on. Raises BadInput for an address that cannot be had."""
+    require_whole("--port", port, 0, MOST_PORT)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise BadInput(f"--host {shown(host)}: there is no such address: {error}") from error
+    opened = socket.socket(family, kind, protocol)
+    try:
+        if os.name == "posix":  # a server that ended a moment ago does not keep the port
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind(address)
+        opened.listen(2048)
+    except OSError as error:
+        opened.close()
+        problem = PORT_PROBLEMS.get(error.errno or 0)
+        if problem is None:
+            raise Failure(f"{host}:{port}: cannot be opened: {error.strerror}") from error
+        raise BadInput(f"{host}:{port}: {problem}") from error
+    return opened
+
+
+def url_of(opened: socket.socket) -> str:
+    """The address that a browser on this machine can open."""
+    host, port = opened.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server. When it stops, running generations have a while to end, and are then cut short."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, grace: float) -> None:
+        super().__init__(config)
+        self._service, self._grace = service, grace
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.create_task(self._end_generations())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _end_generations(self) -> None:
+        self._service.stopping = True
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(self._grace)
+            self._service.generations.cancel()
+
+
+async def run_server(
+    app: Starlette, opened: socket.socket, settings: Settings, begin: Callable[[], Awaitable[Any]]
+) -> None:
+    """Serve until SIGINT or SIGTERM, which is raised again when all is closed. begin: runs before the first request."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=int(settings.grace_seconds) + LAST,
+        lifespan="on",
+    )
+    await begin()
+    await Server(config, app.state.service, settings.grace_seconds).serve(sockets=[opened])
