@@ -107,7 +107,7 @@ def serve(options: argparse.Namespace) -> None:
 
         from pard_onnx.serve.app import create_app
         from pard_onnx.serve.registry import Registry
-        from pard_onnx.serve.server import open_socket, run_server, url_of
+        from pard_onnx.serve.server import make_server, open_socket, url_of
         from pard_onnx.serve.sources import open_source
     settings = settings_of(options)
     library, source = chosen(options)
@@ -119,13 +119,11 @@ def serve(options: argparse.Namespace) -> None:
 
         async def run() -> None:
             registry = Registry((source,) if source else (), settings, library)
-
-            async def begin() -> None:
-                if source and pair:
-                    registry.add(source, pair)
-                await announce(registry, url_of(opened), as_json=options.json)
-
-            await run_server(create_app(registry, settings), opened, settings, begin)
+            if source and pair:
+                registry.add(source, pair)
+            server = make_server(create_app(registry, settings), settings)
+            await announce(registry, url_of(opened), as_json=options.json)
+            await server.serve(sockets=[opened])
 
         asyncio.run(run())
 

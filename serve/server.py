@@ -1,4 +1,4 @@
-"""`run_server`: the application on a socket, with uvicorn, until a signal ends it."""
+"""`Server`: the application on a socket, with uvicorn, until a signal ends it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -79,10 +77,9 @@ class Server(uvicorn.Server):
             self._service.generations.cancel()
 
 
-async def run_server(
-    app: Starlette, opened: socket.socket, settings: Settings, begin: Callable[[], Awaitable[Any]]
-) -> None:
-    """Serve until SIGINT or SIGTERM, which is raised again when all is closed. begin: runs before the first request."""
+def make_server(app: Starlette, settings: Settings) -> Server:
+    """A server of this application. `serve(sockets=[...])` runs it until SIGINT or SIGTERM, which is raised again when
+    all is closed, or until `should_exit` is set."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -92,5 +89,4 @@ async def run_server(
         timeout_graceful_shutdown=int(settings.grace_seconds) + LAST,
         lifespan="on",
     )
-    await begin()
-    await Server(config, app.state.service, settings.grace_seconds).serve(sockets=[opened])
+    return Server(config, app.state.service, settings.grace_seconds)
