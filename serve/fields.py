@@ -11,6 +11,7 @@ from pard_onnx.models.errors import BadInput, shown
 from pard_onnx.models.logs import logger
 from pard_onnx.runtime.options import AUTO
 from pard_onnx.runtime.sampling.logprobs import MOST_TOP
+from pard_onnx.runtime.sampling.settings import MOST_SEED
 from pard_onnx.runtime.text.control_tokens import HANDLINGS
 from pard_onnx.runtime.text.overflow import OVERFLOWS
 
@@ -18,6 +19,7 @@ from .errors import ApiError, bad_field
 
 LOG = logger(__name__)
 Check = Callable[[str, Any], Any]
+MOST_WHOLE = 2**53 - 1  # that JSON's readers agree on
 MOST_CHOICES = 128  # texts that one request may ask for
 
 
@@ -91,8 +93,14 @@ def flag(name: str, value: Any) -> bool:
     return true_or_false(name, value)
 
 
-def number(name: str, value: Any) -> float:
-    return finite_number(name, value)
+def number(least: float, most: float) -> Check:
+    def check(name: str, value: Any) -> float:
+        found = finite_number(name, value)
+        if not least <= found <= most:
+            raise BadInput(f"{name} must be from {least:g} to {most:g}, not {shown(value)}")
+        return found
+
+    return check
 
 
 def text(name: str, value: Any) -> str:
@@ -114,6 +122,12 @@ def an_object(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadInput(f"{name} must be an object, not {shown(value)}")
     return value
+
+
+def only_text(name: str, value: Any) -> list[Any]:
+    if value != ["text"]:
+        raise BadInput(f'{name}: the model writes text only; give ["text"], or leave it out')
+    return ["text"]
 
 
 def a_list(name: str, value: Any) -> list[Any]:
@@ -162,14 +176,17 @@ def stream_options(name: str, value: Any) -> bool:
     return False if wanted is None else true_or_false(f"{name}.include_usage", wanted)
 
 
-# Of chats and completions; the ranges of sampling settings are checked by `Sampling`, which names them alike
+# Of chats and completions. `Sampling` knows the valid ranges, of which these have the part that can be meant
 
 SAMPLING = {
-    **dict.fromkeys(
-        ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"), number
-    ),
-    "top_k": whole(0),
-    "seed": whole(0),
+    "temperature": number(0, 100),
+    "top_p": number(0, 1),
+    "min_p": number(0, 1),
+    "presence_penalty": number(-100, 100),
+    "frequency_penalty": number(-100, 100),
+    "repetition_penalty": number(0, 100),
+    "top_k": whole(0, MOST_WHOLE),
+    "seed": whole(0, MOST_SEED),
 }
 COMMON: dict[str, Field] = {
     "model": Field(text),
@@ -191,17 +208,18 @@ CHAT = Form(
     {
         **COMMON,
         "messages": Field(a_list),
-        "max_tokens": Field(whole(1), "max_new_tokens"),
-        "max_completion_tokens": Field(whole(1)),
+        "max_tokens": Field(whole(1, MOST_WHOLE), "max_new_tokens"),
+        "max_completion_tokens": Field(whole(1, MOST_WHOLE)),
         "logprobs": Field(flag),
         "top_logprobs": Field(whole(0, MOST_TOP)),
         "tools": Field(a_list, "tools"),
         "tool_choice": Field(anything, "tool_choice"),
         "parallel_tool_calls": Field(flag, "parallel_tool_calls"),
         "chat_template_kwargs": Field(an_object, "template_arguments"),
-        "max_reasoning_tokens": Field(whole(0), "max_reasoning_tokens"),
+        "max_reasoning_tokens": Field(whole(0, MOST_WHOLE), "max_reasoning_tokens"),
         "special_tokens": Field(one_of(*HANDLINGS), "special_tokens"),
         "overflow": Field(one_of(*OVERFLOWS), "overflow"),
+        "modalities": Field(only_text),
     },
     frozenset(
         [
@@ -215,7 +233,6 @@ CHAT = Form(
             "verbosity",
             "prediction",
             "reasoning_effort",
-            "modalities",
         ]
     ),
     {
@@ -229,7 +246,7 @@ COMPLETION = Form(
     {
         **COMMON,
         "prompt": Field(anything),
-        "max_tokens": Field(whole(0), "max_new_tokens"),
+        "max_tokens": Field(whole(0, MOST_WHOLE), "max_new_tokens"),
         "logprobs": Field(whole(0, MOST_TOP)),
         "echo": Field(flag),
     },

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import socket
 from contextlib import suppress
+from http import HTTPStatus
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pard_onnx.models.checks import require_whole
 from pard_onnx.models.errors import BadInput, Failure, shown
 
+from .errors import ApiError
 from .service import Service
-from .settings import Settings
+from .settings import BODY_SECONDS, Settings
 
 MOST_PORT = 65535
 KEEP_ALIVE = 30  # seconds that a connection may be idle between two requests
@@ -56,6 +61,38 @@ def url_of(opened: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class Http(H11Protocol):
+    """uvicorn's protocol. Its own errors are in the form of all others, and it does not wait for ever for the head of a
+    connection's first request."""
+
+    patience = BODY_SECONDS
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(self.patience, self._require_request)
+
+    def _require_request(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            message = f"no whole request came within {self.patience:g} s; send it faster"
+            self._refuse(ApiError(408, message, code="request_timeout"))
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(ApiError(400, "this is no valid HTTP/1.1 request"))
+
+    def _refuse(self, error: ApiError) -> None:
+        body = json.dumps(error.as_json()).encode()
+        headers = [("content-type", "application/json"), ("connection", "close"), ("content-length", str(len(body)))]
+        reason = HTTPStatus(error.status).phrase
+        with suppress(h11.LocalProtocolError):  # an answer has begun
+            for event in (
+                h11.Response(status_code=error.status, headers=headers, reason=reason),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
 class Server(uvicorn.Server):
     """uvicorn's server. When it stops, running generations have a while to end, and are then cut short."""
 
@@ -82,6 +119,7 @@ def make_server(app: Starlette, settings: Settings) -> Server:
     all is closed, or until `should_exit` is set."""
     config = uvicorn.Config(
         app,
+        http=type("PatientHttp", (Http,), {"patience": settings.body_seconds}),
         log_config=None,
         access_log=False,
         server_header=False,

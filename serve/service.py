@@ -14,6 +14,7 @@ from starlette.requests import Request
 from pard_onnx.models.errors import BadInput, PardError
 from pard_onnx.models.logs import logger
 from pard_onnx.runtime.result import Result
+from pard_onnx.runtime.sampling.settings import MOST_SEED
 
 from .body import read_json
 from .errors import SERVER, ApiError, api_error
@@ -24,7 +25,6 @@ from .registry import OpenModel, Registry
 from .settings import Settings
 
 LOG = logger(__name__)
-MOST_SEED = 2**64
 KNOWN = {*CHAT.fields, *COMPLETION.fields}
 NAMES = {field.option: name for name, field in CHAT.fields.items() if field.option not in (None, name)}
 FIRST_WORD = re.compile("[a-z_]+")
@@ -68,7 +68,7 @@ class Service:
             raise ApiError(503, "the server is stopping; send the request again later", SERVER, "stopping")
         own = {"max_new_tokens": model.pair.capacity, "timeout": self.settings.timeout, **options}
         if own.get("seed") is not None:
-            own["seed"] = (own["seed"] + choice) % MOST_SEED
+            own["seed"] = (own["seed"] + choice) % (MOST_SEED + 1)
         if self.settings.log_prompts:
             LOG.info("prompt for %r: %r", model.name, prompt)
         async with self.generations.run(model, prompt, own) as generation:
