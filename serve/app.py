@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -50,18 +51,11 @@ def create_app(registry: Registry, settings: Settings) -> Starlette:
         service.generations.cancel()
         await registry.close()
 
-    middleware = []
-    if settings.cors:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=list(settings.cors),
-                allow_methods=["GET", "POST"],
-                allow_headers=["*"],
-                expose_headers=["x-request-id", "retry-after"],
-            )
-        )
-    middleware.insert(0, Middleware(Guard, settings=settings, metrics=service.metrics))
+    middleware = [Middleware(Guard, settings=settings, metrics=service.metrics)]
+    if settings.cors:  # around the guard: pages must be able to read its refusals
+        shown = ["x-request-id", "retry-after"]
+        allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"], "expose_headers": shown}
+        middleware.insert(0, Middleware(CORSMiddleware, allow_origins=list(settings.cors), **allowed))
     app = Starlette(
         routes=[Route(path, answering(endpoint), methods=[method]) for path, method, endpoint in ROUTES],
         middleware=middleware,
