@@ -24,7 +24,8 @@ async def read_json(request: Request, settings: Settings) -> Any:
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
-    most, pieces, size = settings.max_request_bytes, [], 0
+    most, size = settings.max_request_bytes, 0
+    pieces: list[bytes] = []
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and (len(announced) > 18 or int(announced) > most):
         raise _too_large(most)

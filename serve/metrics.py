@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from pard_onnx.runtime.result import Result, Stats
 
@@ -14,7 +14,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BOUNDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # seconds, of histograms
 Labels = Mapping[str, str]
 # Counters by name, and what each generation adds to them
-COUNTERS = {
+COUNTERS: dict[str, tuple[str, Callable[[Stats], float]]] = {
     "prompt_tokens": ("Tokens of prompts.", lambda stats: stats.prompt_tokens),
     "cached_prompt_tokens": ("Tokens of prompts whose KV rows were there already.", lambda stats: stats.cached_tokens),
     "generated_tokens": ("New tokens.", lambda stats: stats.new_tokens),
@@ -52,7 +52,7 @@ class Metrics:
     """Counts of one server. For the event loop's thread."""
 
     def __init__(self) -> None:
-        self._sums: Counter[str] = Counter()
+        self._sums: dict[str, float] = dict.fromkeys(COUNTERS, 0)
         self._requests: Counter[tuple[str, int]] = Counter()
         self._reasons: Counter[str] = Counter()
         self._first, self._whole = Histogram(), Histogram()
