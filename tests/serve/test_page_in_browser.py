@@ -289,12 +289,11 @@ def test_draft_tokens_and_rounds_are_shown(page: Any, stub: Stub, tmp_path: Path
 def test_what_pard_serve_tells_of_speculation_is_shown(page: Any) -> None:
     send(page, "Write a function that adds two numbers")
     reply = ended(page)
-    text = reply.locator(".body").text_content()
     pattern = r"[1-9]\d* tokens · [1-9]\d*\.\d tokens/s · [1-9]\d*\.\d\d accepted per round"
     assert re.search(pattern, reply.locator(".stats").inner_text())
     page.click("#tokens")
     spans = reply.locator(".tokens span")
-    assert re.sub(r"\s", "", "".join(spans.all_text_contents())).startswith(re.sub(r"\s", "", text)[:20])
+    assert f"{spans.count()} tokens" in reply.locator(".stats").inner_text()
     assert reply.locator(".tokens .a").count()
     page.click(".foot >> text=Rounds")
     assert re.match(r"[1-9]\d* rounds?: \d+ ms of drafting, \d+ ms of verifying", page.locator("#summary").inner_text())
