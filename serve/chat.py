@@ -72,10 +72,8 @@ async def answer(service: Service, wanted: ChatRequest) -> dict[str, Any]:
     async with service.model(wanted.model) as model:
         messages = with_known_roles(model, wanted.messages)
         for number in range(wanted.n):
-            async with service.generation(model, messages, wanted.options, number) as generation:
-                async for _ in generation.chunks():
-                    pass
-                results.append(require_text(generation.result))
+            async with service.generation(model, messages, wanted.options, number, whole=True) as generation:
+                results.append(require_text(await generation.read()))
         return {
             **head(new_id("chatcmpl"), "chat.completion", model),
             "choices": [choice(number, result) for number, result in enumerate(results)],

@@ -97,10 +97,8 @@ async def answer(service: Service, wanted: CompletionRequest) -> dict[str, Any]:
         for prompt in wanted.prompts:
             begin = await echoed(model, prompt) if wanted.echo else ""
             for number in range(wanted.n):
-                async with service.generation(model, prompt, wanted.options, number) as generation:
-                    async for _ in generation.chunks():
-                        pass
-                    result = require_text(generation.result)
+                async with service.generation(model, prompt, wanted.options, number, whole=True) as generation:
+                    result = require_text(await generation.read())
                 results.append(result)
                 first = await first_token(model, prompt) if result.prompt_logprobs else ""
                 choices.append(choice(len(choices), begin, first, result, wanted))

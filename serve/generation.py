@@ -30,10 +30,12 @@ class Generation:
     next step of a model, with what it has. The model is released when the worker has ended.
     """
 
-    def __init__(self, model: OpenModel, prompt: Any, options: Mapping[str, Any]) -> None:
+    def __init__(self, model: OpenModel, prompt: Any, options: Mapping[str, Any], *, whole: bool = False) -> None:
+        """prompt, options: of `Pair.stream`. whole: only the result is of interest; there are no chunks."""
         self.model = model.take()
         self.started = perf_counter()
         self.first: float | None = None  # seconds to the first chunk
+        self._whole = whole
         self._prompt, self._options = prompt, {**model.defaults, **options}
         self._loop = asyncio.get_running_loop()
         self._arrived: deque[Chunk | Result | BaseException] = deque()
@@ -63,6 +65,12 @@ class Generation:
             self._stream.cancel()
         self._room.release(AHEAD)  # nobody need wait for the client any more
 
+    async def read(self) -> Result:
+        """The result, once it is there. Raises as `chunks`."""
+        async for _ in self.chunks():
+            pass
+        return self.result
+
     async def chunks(self) -> AsyncIterator[Chunk]:
         """The chunks, as they come. Raises what the library raises for the prompt and its options, and Busy."""
         while True:
@@ -75,8 +83,6 @@ class Generation:
             if isinstance(found, Result):
                 self._result = found
                 return
-            if self.first is None:
-                self.first = perf_counter() - self.started
             self._room.release()
             yield found
 
@@ -88,8 +94,11 @@ class Generation:
                 if self._cancelled:
                     stream.cancel()
                 for chunk in stream:
-                    self._tell(chunk)
-                    self._room.acquire()
+                    if self.first is None:
+                        self.first = perf_counter() - self.started
+                    if not self._whole:
+                        self._tell(chunk)
+                        self._room.acquire()
             self._tell(stream.result)
         except BaseException as error:
             self._tell(error)
@@ -118,9 +127,11 @@ class Generations:
         self._alive: set[Generation] = set()
 
     @asynccontextmanager
-    async def run(self, model: OpenModel, prompt: Any, options: Mapping[str, Any]) -> AsyncIterator[Generation]:
-        """A generation that is cancelled where the body ends before it does. prompt, options: of `Pair.stream`."""
-        generation = Generation(model, prompt, options)
+    async def run(
+        self, model: OpenModel, prompt: Any, options: Mapping[str, Any], *, whole: bool = False
+    ) -> AsyncIterator[Generation]:
+        """A generation that is cancelled where the body ends before it does. Arguments as of `Generation`."""
+        generation = Generation(model, prompt, options, whole=whole)
         self._alive.add(generation)
         try:
             yield generation

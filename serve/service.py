@@ -60,10 +60,13 @@ class Service:
 
     @asynccontextmanager
     async def generation(
-        self, model: OpenModel, prompt: Any, options: Mapping[str, Any], choice: int = 0
+        self, model: OpenModel, prompt: Any, options: Mapping[str, Any], choice: int = 0, *, whole: bool = False
     ) -> AsyncIterator[Generation]:
-        """A text that follows the prompt; it ends with the body. choice: its index among several texts of a request,
-        each of which has a seed of its own. prompt, options: as of `Pair.stream`."""
+        """A text that follows the prompt; it ends with the body.
+
+        prompt, options: as of `Pair.stream`. choice: the index among several texts of a request, each of which has a
+        seed of its own. whole: only the result is read.
+        """
         if self.stopping:
             raise ApiError(503, "the server is stopping; send the request again later", SERVER, "stopping")
         own = {"max_new_tokens": model.pair.capacity, "timeout": self.settings.timeout, **options}
@@ -71,7 +74,7 @@ class Service:
             own["seed"] = (own["seed"] + choice) % (MOST_SEED + 1)
         if self.settings.log_prompts:
             LOG.info("prompt for %r: %r", model.name, prompt)
-        async with self.generations.run(model, prompt, own) as generation:
+        async with self.generations.run(model, prompt, own, whole=whole) as generation:
             yield generation
             if self.settings.log_prompts and generation.ended:
                 LOG.info("text of %r: %r", model.name, generation.result.text)

@@ -20,6 +20,7 @@ from .errors import ApiError
 LOG = logger(__name__)
 Found = TypeVar("Found")
 KEEP_ALIVE = 5.0  # seconds without an event after which a comment is sent, so that proxies and clients do not give up
+STALLED = 120.0  # seconds that a client may take to read what was sent to it; then it counts as gone
 COMMENT = b": waiting\n\n"
 DONE = b"data: [DONE]\n\n"
 
@@ -96,20 +97,24 @@ class EventStream(Response):
             raise error
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun, last = False, perf_counter()
+        begun, writing, last, own_task = False, False, perf_counter(), asyncio.current_task()
 
         async def write(data: bytes, more: bool = True) -> None:
-            nonlocal begun, last
-            last = perf_counter()
+            nonlocal begun, writing, last
+            last, writing = perf_counter(), True
             if not begun:
                 begun = True
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await send({"type": "http.response.body", "body": data, "more_body": more})
+            writing = False
 
         async def keep_alive() -> None:
             while True:
-                await asyncio.sleep(max(0.01, last + KEEP_ALIVE - perf_counter()))
-                if perf_counter() >= last + KEEP_ALIVE:
+                await asyncio.sleep(max(0.05, last + KEEP_ALIVE - perf_counter()))
+                silent = perf_counter() - last
+                if writing and silent >= STALLED and own_task:
+                    own_task.cancel()
+                elif not writing and silent >= KEEP_ALIVE:
                     await write(COMMENT)
 
         beside = asyncio.create_task(keep_alive())

@@ -54,6 +54,16 @@ def test_bad_options_are_one_line(
     assert words in error
 
 
+def test_a_missing_extra_is_named(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*sys.modules]:
+        if name.startswith("pard_onnx.serve."):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    assert main(["--target", "x"]) == 2
+    assert 'pip install "pard-onnx[cpu,serve]"' in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken_is_one_line(capsys: Capture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

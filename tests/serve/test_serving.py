@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import re
+import socket
 import threading
 import time
 from typing import Any
@@ -82,6 +83,22 @@ def test_clients_that_go_away_at_random_leave_no_stuck_slot(server: Served) -> N
     assert server.service.generations.count == 0
     wait_until(lambda: server.service.registry.open[0].users == 0)
     assert server.chat(max_tokens=30).json()["choices"] == expected
+
+
+@pytest.mark.slow
+def test_a_client_that_does_not_read_is_given_up(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "KEEP_ALIVE", 0.1)
+    monkeypatch.setattr(sse, "STALLED", 0.3)
+    large = {"n": 128, "logprobs": True, "top_logprobs": 20, "temperature": 0, "draft_length": 7}
+    body = json.dumps({**ENDLESS, **large, "stream": True}).encode()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(server.address)
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+        client.sendall((head % len(body)).encode() + body)
+        wait_until(lambda: server.service.generations.count == 1)
+        wait_until(lambda: server.service.generations.count == 0 and server.service.registry.open[0].users == 0, 20)
+    assert is_free(server)
 
 
 # ---- the queue
