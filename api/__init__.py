@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pard_onnx.runtime.info import ModelInfo, PairInfo, Versions
     from pard_onnx.runtime.options import Options
     from pard_onnx.runtime.pair import Pair, load
-    from pard_onnx.runtime.result import Chunk, Facts, Result, Seconds, Stats
+    from pard_onnx.runtime.result import Chunk, Facts, Result, Round, Seconds, Stats
     from pard_onnx.runtime.sampling.logprobs import TokenLogprob
     from pard_onnx.runtime.sampling.settings import Sampling
     from pard_onnx.runtime.scoring import Score
@@ -51,6 +51,7 @@ __all__ = [
     "PardError",
     "PardWarning",
     "Result",
+    "Round",
     "Sampling",
     "Score",
     "Seconds",
@@ -77,7 +78,7 @@ _MODULES = dict.fromkeys(_ERRORS, "models.errors") | {
     **dict.fromkeys(("ModelInfo", "PairInfo", "Versions"), "runtime.info"),
     "Options": "runtime.options",
     **dict.fromkeys(("Pair", "load"), "runtime.pair"),
-    **dict.fromkeys(("Chunk", "Facts", "Result", "Seconds", "Stats"), "runtime.result"),
+    **dict.fromkeys(("Chunk", "Facts", "Result", "Round", "Seconds", "Stats"), "runtime.result"),
     "Sampling": "runtime.sampling.settings",
     "Score": "runtime.scoring",
     "Stream": "runtime.stream",

@@ -62,6 +62,10 @@ def deploy() -> NoReturn:
     run("deploy_command")
 
 
+def serve() -> NoReturn:
+    run("serve_command")
+
+
 def imported(command: str) -> Any:
     """The command's module. Ends with one line on stderr where the memory does not suffice for its libraries."""
     from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory  # now: later there may be no memory

@@ -141,6 +141,11 @@ class Engine:
             warnings.warn(f"{self._target.name}: {problem}", PardWarning, stacklevel=4)
         return found or GREEDY
 
+    @property
+    def occupancy(self) -> tuple[int, int]:
+        """How many generations have a place, and how many wait for one."""
+        return self._turns.occupancy
+
     def new_sequence(self) -> Sequence:
         """An empty sequence with memory of its own."""
         target, draft = self.models

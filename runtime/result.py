@@ -81,6 +81,18 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class Round:
+    """What a round cost, and what became of its drafts."""
+
+    proposed: int  # drafts that were verified
+    matched: int  # of those, accepted
+    accepted: int  # tokens that were committed, with the target's own and EOS
+    draft_seconds: float
+    verify_seconds: float
+    source: str  # what drafted, as in `Stats.sources`
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """One round of a stream."""
 
@@ -91,6 +103,7 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] | None = None  # of `tokens`; None if they were not asked for
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()  # parts of calls
+    round: Round | None = None  # None for the step that reads the prompt, which is no round
 
 
 @dataclass(slots=True)

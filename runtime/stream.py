@@ -16,7 +16,7 @@ from pard_onnx.models.logs import logger
 from .asynchronous import WORKERS, in_worker
 from .decoding.loop import FinishReason, PromptLogprobs, Step
 from .forks import Process, never_free_in_children
-from .result import Chunk, Facts, Result, Tally
+from .result import Chunk, Facts, Result, Round, Tally
 from .sampling.logprobs import TokenLogprob
 from .text.reply import Reply
 from .text.writer import Writer
@@ -55,7 +55,7 @@ def chunks(
                 pieces = [*pieces[:-1], pieces[-1] + rest] if pieces else [rest]
             if pieces or (reply and reply.found):
                 before = perf_counter()
-                made = chunk(step, pieces, reply, logprobs=logprobs)
+                made = chunk(step, pieces, reply, is_round=bool(tally.accepted and step.accepted), logprobs=logprobs)
                 found += made.logprobs or ()
                 yield made
                 paused += perf_counter() - before
@@ -77,17 +77,22 @@ def chunks(
     return result
 
 
-def chunk(step: Step, pieces: list[str], reply: Reply | None, *, logprobs: bool = False) -> Chunk:
+def chunk(step: Step, pieces: list[str], reply: Reply | None, *, is_round: bool, logprobs: bool = False) -> Chunk:
     """The chunk of a round.
 
     pieces: the text of each of the round's first tokens; one more than tokens if EOS ends the text while text is held
-    back. reply: has the rest of what the round brought. logprobs: whether the round has log probabilities.
+    back. reply: has the rest of what the round brought. is_round: whether the step is one, and not the prompt's.
+    logprobs: whether the round has log probabilities.
     """
     tokens = step.tokens[: len(pieces)]
     drafted = tuple(i < step.matched for i in range(len(tokens)))
     reasoning, calls = reply.take() if reply else ("", ())
     known = step.logprobs[: len(tokens)] if logprobs else None
-    return Chunk("".join(pieces), tokens, drafted, tuple(pieces), known, reasoning, calls)
+    cost = None
+    if is_round:
+        seconds = step.draft_seconds, step.verify_seconds
+        cost = Round(step.drafted, step.matched, step.accepted, *seconds, step.source)
+    return Chunk("".join(pieces), tokens, drafted, tuple(pieces), known, reasoning, calls, cost)
 
 
 class EndOfStream(StopIteration):

@@ -104,6 +104,11 @@ class Turns:
         ALL.add(self)
 
     @property
+    def occupancy(self) -> tuple[int, int]:
+        """How many generations have a place, and how many wait for one."""
+        return len(self._live), len(self._waiting)
+
+    @property
     def idle(self) -> bool:
         """Whether no generation has begun that has not ended."""
         return not self._open

@@ -1,1 +1,1 @@
-"""Serving: the page of the coming server, and what other engines need to serve the same checkpoints."""
+"""Serving: `pard-serve`, and what other engines need to serve the same checkpoints."""

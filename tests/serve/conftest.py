@@ -76,3 +76,23 @@ def axe() -> str:
     if not path:
         pytest.skip("PARD_ONNX_AXE names no axe.min.js")
     return Path(path).read_text("utf-8")
+
+
+@pytest.fixture(scope="session")
+def demo(demo_folder: Any) -> Any:
+    """The shipped pair, as a model that a server can load."""
+    from pard_onnx.serve.sources import named_source
+
+    folders = demo_folder("demo-target", "int4"), demo_folder("demo-draft", "int8")
+    return named_source(*map(str, folders), "demo")
+
+
+@pytest.fixture(scope="module")
+def server(demo: Any) -> Iterator[Any]:
+    """A server of the shipped pair with small limits."""
+    pytest.importorskip("uvicorn")
+    from served import served
+
+    with served(demo, max_request_bytes=1 << 18, body_seconds=0.4, max_queue=8) as running:
+        running.chat()  # the first request loads the model
+        yield running

@@ -1,6 +1,7 @@
 """The page in Chromium. Tests that script no reply run against a real server too (PARD_ONNX_SERVE_URL)."""
 
 import json
+import os
 import re
 import threading
 from pathlib import Path
@@ -282,6 +283,20 @@ def test_draft_tokens_and_rounds_are_shown(page: Any, stub: Stub, tmp_path: Path
     page.click("#timeline >> text=Close")
     page.click("#tokens")
     assert reply.locator(".body p").text_content().endswith("twelve")
+
+
+@pytest.mark.skipif(not os.environ.get("PARD_ONNX_SERVE_URL"), reason="asks what pard-serve sends")
+def test_what_pard_serve_tells_of_speculation_is_shown(page: Any) -> None:
+    send(page, "Write a function that adds two numbers")
+    reply = ended(page)
+    pattern = r"[1-9]\d* tokens · [1-9]\d*\.\d tokens/s · [1-9]\d*\.\d\d accepted per round"
+    assert re.search(pattern, reply.locator(".stats").inner_text())
+    page.click("#tokens")
+    spans = reply.locator(".tokens span")
+    assert f"{spans.count()} tokens" in reply.locator(".stats").inner_text()
+    assert reply.locator(".tokens .a").count()
+    page.click(".foot >> text=Rounds")
+    assert re.match(r"[1-9]\d* rounds?: \d+ ms of drafting, \d+ ms of verifying", page.locator("#summary").inner_text())
 
 
 def test_a_server_without_the_extension_shows_none_of_it(page: Any, stub: Stub) -> None:

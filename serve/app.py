@@ -1,0 +1,91 @@
+"""`create_app`: the server as a Starlette application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from .chat import chat_completions
+from .completions import completions
+from .errors import ApiError
+from .facts import detokenize, embeddings, health, list_models, metrics, show_model, show_page, tokenize
+from .guard import Guard
+from .registry import Registry
+from .service import Service
+from .settings import Settings
+from .sse import Disconnected
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+# Path, method, endpoint
+ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
+    ("/", "GET", show_page),
+    ("/health", "GET", health),
+    ("/metrics", "GET", metrics),
+    ("/v1/models", "GET", list_models),
+    ("/v1/models/{model:path}", "GET", show_model),
+    ("/v1/chat/completions", "POST", chat_completions),
+    ("/v1/completions", "POST", completions),
+    ("/v1/embeddings", "POST", embeddings),
+    ("/tokenize", "POST", tokenize),
+    ("/detokenize", "POST", detokenize),
+)
+CLIENT_CLOSED = 499  # nobody reads it
+
+
+def create_app(registry: Registry, settings: Settings) -> Starlette:
+    """The application. Models are unloaded when it shuts down."""
+    service = Service(registry, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        service.generations.cancel()
+        await registry.close()
+
+    middleware = [Middleware(Guard, settings=settings, metrics=service.metrics)]
+    if settings.cors:  # around the guard: pages must be able to read its refusals
+        shown = ["x-request-id", "retry-after"]
+        allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"], "expose_headers": shown}
+        middleware.insert(0, Middleware(CORSMiddleware, allow_origins=list(settings.cors), **allowed))
+    app = Starlette(
+        routes=[Route(path, answering(endpoint), methods=[method]) for path, method, endpoint in ROUTES],
+        middleware=middleware,
+        exception_handlers={HTTPException: http_error},
+        lifespan=lifespan,
+    )
+    app.state.service = service
+    return app
+
+
+def answering(endpoint: Endpoint) -> Endpoint:
+    """The endpoint, whose exceptions are answers in OpenAI's form."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except Disconnected:
+            return Response(status_code=CLIENT_CLOSED)
+        except Exception as error:
+            return Service.of(request).error(error).response()
+
+    return answer
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """What the router refuses."""
+    assert isinstance(error, HTTPException)
+    messages = {
+        404: f"there is nothing at {request.url.path}; docs/serve.md lists the endpoints",
+        405: f"{request.method} is not a method of {request.url.path}",
+    }
+    message = messages.get(error.status_code, error.detail)
+    return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()

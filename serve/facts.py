@@ -1,0 +1,98 @@
+"""Endpoints that generate nothing: the page, models, tokens, health and metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from pard_onnx.runtime.asynchronous import in_worker
+
+from .chat import with_known_roles
+from .errors import bad_field, unsupported
+from .fields import DETOKENIZE, TOKENIZE, read_fields
+from .metrics import CONTENT_TYPE
+from .page import load_page
+from .service import Service
+from .sources import Source
+
+PAGE = load_page()
+
+
+async def show_page(request: Request) -> Response:
+    """The chat page."""
+    if request.headers.get("if-none-match") == PAGE.headers["ETag"]:
+        return Response(status_code=304, headers=PAGE.headers)
+    return Response(PAGE.body, headers=PAGE.headers)
+
+
+async def health(request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def metrics(request: Request) -> Response:
+    service = Service.of(request)
+    return Response(service.metrics.text(service.registry.open), headers={"Content-Type": CONTENT_TYPE})
+
+
+async def list_models(request: Request) -> Response:
+    service = Service.of(request)
+    data = [described(service, source) for source in await service.registry.sources()]
+    return JSONResponse({"object": "list", "data": data})
+
+
+async def show_model(request: Request) -> Response:
+    service = Service.of(request)
+    return JSONResponse(described(service, await service.registry.find(request.path_params["model"])))
+
+
+def described(service: Service, source: Source) -> dict[str, Any]:
+    """A model in OpenAI's form; of a loaded one, the context length under the name that vLLM has for it."""
+    loaded = next((one for one in service.registry.open if one.name == source.name), None)
+    out: dict[str, Any] = {
+        "id": source.name,
+        "object": "model",
+        "created": loaded.created if loaded else service.started,
+        "owned_by": "pard-onnx",
+        "pard": {"loaded": loaded is not None, "draft": bool(source.drafts)},
+    }
+    if loaded:
+        out["max_model_len"] = loaded.pair.capacity
+    return out
+
+
+async def embeddings(request: Request) -> Response:
+    raise unsupported(
+        "embeddings: exported models give logits and no hidden states, so there is nothing to embed with; use a model "
+        "that was made for embeddings"
+    )
+
+
+async def tokenize(request: Request) -> Response:
+    """The tokens of a text (`prompt`, as vLLM has it, or `content`, as llama.cpp has it) or of messages."""
+    service = Service.of(request)
+    own = read_fields(await service.body(request), TOKENIZE, strict=service.settings.strict).own
+    given = [name for name in ("prompt", "content", "messages") if name in own]
+    if len(given) != 1:
+        raise bad_field("prompt", "give a text in prompt or content, or messages, and one of them alone")
+    async with service.model(own.get("model")) as model:
+        pair, value = model.pair, own[given[0]]
+        if given == ["messages"]:
+            messages, arguments = with_known_roles(model, value), own.get("chat_template_kwargs")
+            ids = await in_worker(lambda: pair.encode(messages, template_arguments=arguments))
+        else:  # llama.cpp adds no special tokens unless asked, vLLM does
+            add = own.get("add_special_tokens", own.get("add_special", given == ["prompt"]))
+            ids = await in_worker(lambda: pair.tokenize(value, add_special_tokens=add))
+        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": pair.capacity})
+
+
+async def detokenize(request: Request) -> Response:
+    """The text of tokens, under the names of vLLM and of llama.cpp."""
+    service = Service.of(request)
+    own = read_fields(await service.body(request), DETOKENIZE, strict=service.settings.strict).own
+    if "tokens" not in own:
+        raise bad_field("tokens", "tokens: give a list of token ids")
+    async with service.model(own.get("model")) as model:
+        text = await in_worker(lambda: model.pair.detokenize(own["tokens"], skip_special_tokens=False))
+    return JSONResponse({"prompt": text, "content": text})
