@@ -103,7 +103,8 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] | None = None  # of `tokens`; None if they were not asked for
     reasoning: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()  # parts of calls
-    round: Round | None = None  # None for the step that reads the prompt, which is no round
+    # None for the step that reads the prompt, which is no round. Equal chunks may have cost different times.
+    round: Round | None = field(default=None, compare=False)
 
 
 @dataclass(slots=True)

@@ -233,6 +233,19 @@ def test_text_held_back_for_a_stop_string_comes_at_the_end(pair: Pair) -> None:
     assert (result.text, result.finish_reason) == (whole.text, "length")
 
 
+@pytest.mark.parametrize("k", [0, 5])
+def test_chunks_say_what_their_rounds_cost(pair: Pair, k: int) -> None:
+    with pair.stream(TEXT, max_new_tokens=40, draft_length=k) as stream:
+        first, *rest = list(stream)
+    stats, rounds = stream.result.stats, [chunk.round for chunk in rest if chunk.round]
+    assert first.round is None  # it read the prompt
+    assert tuple(one.proposed for one in rounds) == stats.proposed
+    assert tuple(one.matched for one in rounds) == stats.matched
+    assert tuple(one.accepted for one in rounds) == stats.accepted
+    assert tuple(one.source for one in rounds) == stats.sources
+    assert sum(one.verify_seconds for one in rounds) == pytest.approx(stats.seconds.verify)
+
+
 def test_a_stream_is_the_result_in_chunks(pair: Pair) -> None:
     expected = pair.generate(TEXT, max_new_tokens=40)
     stream = pair.stream(TEXT, max_new_tokens=40)
