@@ -180,7 +180,7 @@ class HubCopy(Command):
         source.mkdir()
         for name in ("model.onnx", "model.onnx.data", "tokenizer.json"):
             (source / name).write_text(name * 100)
-        toy_artifacts.manifest(toy.Shape(), "target", source, "fp32", (), "float32").write(source)
+        toy_artifacts.manifest(toy.Shape(), "target", source, "fp32", (), "float32", "").write(source)
         self.snapshot = tiny.save_in_hub_cache(source, self.inputs / "hub", "org/exported")
 
     def write(self) -> None:
@@ -217,7 +217,7 @@ class HubFetch(Command):
             source.mkdir()
             for name in ("model.onnx", "model.onnx.data", "tokenizer.json"):
                 (source / name).write_text((version + name) * 20_000)
-            toy_artifacts.manifest(toy.Shape(), "target", source, "fp32", (), "float32").write(source)
+            toy_artifacts.manifest(toy.Shape(), "target", source, "fp32", (), "float32", "").write(source)
             self.versions.append({path.name: path.read_bytes() for path in source.iterdir()})
         self.place = self.root / "artifacts" / "org--name@main"
         self.server = serving()
