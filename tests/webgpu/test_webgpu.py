@@ -61,7 +61,7 @@ def test_the_portable_graph_runs_as_on_the_cpu_with_its_cache_on_the_device(expe
         assert found.tokens == expected
         assert found.stats.widths != (1,) and max(found.stats.accepted) > 1
         assert (found.stats.provider, found.stats.draft_provider) == ("webgpu", "webgpu")
-        cache = pair._sequence.target
+        cache = pair.engine.prefixes.kept[-1].target
         assert isinstance(cache, DeviceKvCache)
         assert {buffer.value.device_name() for buffer in (*cache._past, *cache._present)} != {"cpu"}
         rows = cache.read(0, 8)
