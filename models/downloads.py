@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .checks import Progress
 from .errors import BadInput, Failure
-from .hub import at_revision, fetch_snapshot, is_offline, refusal
+from .hub import at_revision, fetch_snapshot, hub_cache, is_offline, refusal
 from .manifest import FILE_NAME, RECORD
 
 MARGIN = 64 << 20  # bytes that stay free
@@ -67,13 +67,6 @@ class Repository:
         from huggingface_hub import try_to_load_from_cache
 
         return try_to_load_from_cache(self.name, path, cache_dir=hub_cache(), revision=self.revision)
-
-
-def hub_cache() -> Path:
-    """The folder of huggingface_hub's cache."""
-    from huggingface_hub import constants
-
-    return Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE)
 
 
 def fetch_checkpoint(name: str, revision: str | None, patterns: list[str], progress: Progress) -> Repository:

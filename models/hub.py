@@ -268,10 +268,14 @@ def _fetched(name: str, revision: str | None, **options: Any) -> Path:
 def _disk_problem(error: OSError, local_dir: Path | None = None, **_: Any) -> PardError:
     if local_dir is not None:
         return write_error(local_dir, error, "name another folder in PARD_ONNX_CACHE or PARD_ONNX_MODELS")
+    return write_error(hub_cache(), error, "name another folder in HF_HUB_CACHE")
+
+
+def hub_cache() -> Path:
+    """The folder of huggingface_hub's cache."""
     from huggingface_hub import constants
 
-    cache = os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE
-    return write_error(cache, error, "name another folder in HF_HUB_CACHE")
+    return Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE)
 
 
 def at_revision(name: str, revision: str | None) -> str:
