@@ -18,7 +18,7 @@ from .engine import Engine
 from .options import OptionArguments, Options
 from .result import Result
 from .sequence import Sequence
-from .stream import Generation, Stream, telling_dropped
+from .stream import Generation, Stream
 from .text.control_tokens import TEXT, checked_handling
 from .text.overflow import ERROR, Fitted, checked_overflow, fit, room_for_reply
 from .text.prompt import Messages, copy_messages, known_ids
@@ -99,9 +99,7 @@ class Chat:
                 'overflow="drop-oldest"'
             )
         form = reply_form(text, fitted.ids, chosen.tool_use, arguments)
-        stream = self._engine.stream(sequence, fitted.ids, chosen, start, form=form)
-        if fitted.dropped:
-            stream = stream.within(lambda generation: telling_dropped(generation, fitted.dropped))
+        stream = self._engine.stream(sequence, fitted.ids, chosen, start, form=form).telling_dropped(fitted.dropped)
         return stream.within(lambda generation: self._turn(generation, before, said))
 
     def _fitted(self, messages: Messages, arguments: Mapping[str, object], options: Options, start: float) -> Fitted:

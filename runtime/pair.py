@@ -31,7 +31,7 @@ from .sampling.logprobs import checked_top
 from .sampling.settings import Sampling
 from .scoring import Passage, Score
 from .speed import Placed, slow_reasons
-from .stream import Stream, telling_dropped
+from .stream import Stream
 from .text.control_tokens import ENCODE, TEXT
 from .text.overflow import ERROR, Fitted, checked_overflow, fit, require_messages, room_for_reply
 from .text.prompt import (
@@ -279,10 +279,7 @@ class Pair:
         return self._stream(*self._encode(prompt, chosen, self.engine.bounds(chosen, start)), chosen, start)
 
     def _stream(self, fitted: Fitted, form: ReplyForm | None, options: Options, start: float) -> Stream:
-        stream = self.engine.stream(None, fitted.ids, options, start, form)
-        if fitted.dropped:
-            return stream.within(lambda generation: telling_dropped(generation, fitted.dropped))
-        return stream
+        return self.engine.stream(None, fitted.ids, options, start, form).telling_dropped(fitted.dropped)
 
     @overload
     def score(

@@ -101,12 +101,6 @@ class EndOfStream(StopIteration):
     make a RuntimeError of both."""
 
 
-def telling_dropped(generation: Generation, dropped: int) -> Generation:
-    """The same generation, whose stats say how many messages of the conversation were left out."""
-    result = yield from generation
-    return replace(result, stats=replace(result.stats, dropped_messages=dropped))
-
-
 class Stream(Iterator[Chunk]):
     """The chunks of one generation, for a loop in a thread (`for`) or in a task of asyncio (`async for`).
 
@@ -221,6 +215,17 @@ class Stream(Iterator[Chunk]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def telling_dropped(self, dropped: int) -> Stream:
+        """The same stream, whose stats say how many messages of the conversation were left out."""
+        if not dropped:
+            return self
+
+        def told(generation: Generation) -> Generation:
+            result = yield from generation
+            return replace(result, stats=replace(result.stats, dropped_messages=dropped))
+
+        return self.within(told)
 
     def within(self, wrap: Callable[[Generation], Generation]) -> Stream:
         """A stream of the same chunks, whose generator is wrapped to act before the first chunk and after the last."""
