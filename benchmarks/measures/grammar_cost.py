@@ -1,13 +1,15 @@
-"""What a grammar adds to the choice of tokens: python -m pard_onnx.benchmarks.measures.grammar_cost TOKENIZER_FOLDER
+"""What a grammar adds to the time to choose tokens.
 
-TOKENIZER_FOLDER: a folder with the tokenizer.json of a model. The rows of logits are random but for the token that the
-text goes on with, so no model is needed; compare with the time of a round of yours.
+    python benchmarks/measures/grammar_cost.py FOLDER
+
+FOLDER has the tokenizer.json of a model. The rows of logits are random but for the token that the text goes on with, so
+no model is needed; compare with the time of a round of yours.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -32,7 +34,9 @@ SURE = 50.0  # a logit far above the random ones
 
 
 def main() -> None:
-    text = Text(Path(sys.argv[1]), None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    text = Text(parser.parse_args().folder, None)
     size = max(text.vocabulary().values()) + 1
     end = size - 1  # any id that the document has not
     start = perf_counter()
