@@ -67,11 +67,26 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetFeatures:
+    """The hidden states of its target that a draft reads (PARD-2: arXiv 2605.08632, AMD-AGI/PARD).
+
+    The draft adds scale * projection(feature of the token before) to each token's embedding.
+    """
+
+    layers: tuple[int, ...]  # in the order of concatenation: -1 is after the last norm, -j the residual stream after
+    # layer (number of layers) + 1 - j
+    width: int  # of one token's feature: len(layers) * the target's hidden size
+    scale: float = 0.02
+    bias: bool = False  # whether the projection has one
+
+
+@dataclass(frozen=True, slots=True)
 class Pard:
-    """A parallel draft's own facts: the one mask id that all positions share."""
+    """A parallel draft's own facts: the one mask id that all positions share, and what it reads of its target."""
 
     mask_id: int
     spd_type: str = "pard"
+    features: TargetFeatures | None = None  # None: it reads tokens alone
 
 
 @dataclass(frozen=True, slots=True)
