@@ -212,9 +212,7 @@ class Manifest:
     graphs: tuple[StaticGraph, ...] = ()  # narrowest first; empty: one graph of dynamic shapes, GRAPH
     kv_cache: KvCacheFormat = "float"
     draft_vocabulary: DraftVocabulary | None = None  # None: a draft proposes any of the tokenizer's ids
-    feature_layers: tuple[
-        int, ...
-    ] = ()  # of the target's output hidden_states, as TargetFeatures.layers; empty: no output
+    feature_layers: tuple[int, ...] = ()  # of the output hidden_states of a target; see TargetFeatures.layers
     format_version: int = FORMAT_VERSION
 
     @property
