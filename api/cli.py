@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+import pard_onnx
 from pard_onnx.export.job import Job
 from pard_onnx.interrupts import Interrupts
 from pard_onnx.models.atomic import recover
@@ -56,7 +57,13 @@ def printable(text: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as those of all bad input."""
+    """A parser whose errors are one line, as those of all bad input, and which knows --version."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.add_argument(
+            "--version", action=PrintVersion, nargs=0, default=argparse.SUPPRESS, help="print the version"
+        )
 
     def print_help(self, file: Any = None) -> None:
         """As argparse's, which ignores that the output cannot be written."""
@@ -67,6 +74,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, one_line(f"error: {message}; {self.prog} --help lists the options") + "\n")
+
+
+class PrintVersion(argparse.Action):
+    """Prints the version, and ends the command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
+        parser.exit(exit_code(lambda: print(f"pard-onnx {pard_onnx.__version__}")))
 
 
 def exit_code(command: Callable[[], None]) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 import pard_onnx
 from pard_onnx import interrupts
+from pard_onnx.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"numpy", "onnxruntime", "jinja2", "tokenizers", "rich", "torch", "transformers", "typing"}
@@ -101,3 +102,24 @@ def test_a_sigint_where_no_thread_can_be_started_is_no_ctrl_c(threads: bool, cod
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == code
     assert done.stderr.startswith("error: not enough memory for another thread") == (not threads)
+
+
+def run_module(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "pard_onnx", *words], capture_output=True, text=True, check=False)
+
+
+def test_commands_without_their_scripts() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    assert {f"pard-{name}" for name in COMMANDS} == set(scripts)
+    found = run_module("doctor", "--help")
+    assert (found.returncode, found.stderr) == (0, "") and found.stdout.startswith("usage: pard-doctor")
+    assert run_module("doctor", "--no-such-option").returncode == 2
+    found = run_module("docter")
+    assert found.returncode == 2 and found.stderr.startswith("error: argument COMMAND: invalid choice: 'docter'")
+    assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["doctor"], ["models"], ["models", "list"], ["export"]])
+def test_version(words: list[str]) -> None:
+    found = run_module(*words, "--version")
+    assert (found.returncode, found.stdout, found.stderr) == (0, f"pard-onnx {pard_onnx.__version__}\n", "")
