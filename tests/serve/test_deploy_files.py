@@ -80,9 +80,8 @@ def test_the_image_starts_a_server_that_others_reach() -> None:
     assert f":{options.port}/health" in json.loads(check)[-1]
     compile(json.loads(check)[-1], "HEALTHCHECK", "exec")
     environment = dict(one.split("=", 1) for one in shlex.split(argument(image, "ENV")))
-    assert environment["PARD_ONNX_MODELS"] in json.loads(argument(image, "VOLUME"))
-    for name in ENVIRONMENT:
-        assert environment[name] in shell(image)  # the folder is made
+    assert environment["PARD_ONNX_MODELS"] in shell(image)  # the folder is made
+    assert environment["PARD_ONNX_CACHE"].startswith("/tmp/")  # of whichever user the container has
 
 
 def test_the_builder_gets_what_the_package_is_made_of() -> None:
