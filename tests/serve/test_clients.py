@@ -96,7 +96,7 @@ def test_langchain_calls_tools_in_a_loop(talker: Served) -> None:  # noqa: F811
 
     model = chat_openai(talker, temperature=0, max_tokens=300, extra_body={"max_reasoning_tokens": 0})
     messages: list[Any] = [HumanMessage("Do I need an umbrella?")]
-    messages.append(model.bind_tools([get_weather], tool_choice="any").invoke(messages))
+    messages.append(model.bind_tools([get_weather], tool_choice="any", parallel_tool_calls=False).invoke(messages))
     calls = messages[-1].tool_calls
     assert calls and not messages[-1].invalid_tool_calls
     for call in calls:
@@ -105,7 +105,7 @@ def test_langchain_calls_tools_in_a_loop(talker: Served) -> None:  # noqa: F811
         messages.append(message)
     answer = model.bind_tools([get_weather], tool_choice="none").invoke(messages)
     assert answer.content and not answer.tool_calls
-    parts = model.bind_tools([get_weather], tool_choice="get_weather").stream(messages[:1])
+    parts = model.bind_tools([get_weather], tool_choice="get_weather", parallel_tool_calls=False).stream(messages[:1])
     whole = next(parts)
     for part in parts:
         whole += part

@@ -92,6 +92,7 @@ def test_chats(server: Served, name: str) -> None:
 
 def test_chats_with_calls(talker: Served) -> None:  # noqa: F811
     body = {"messages": QUESTION, "tools": TOOLS, "tool_choice": "required", "max_reasoning_tokens": 0}
+    body["parallel_tool_calls"] = False
     (choice,) = require_same(talker, {**body, "max_tokens": 300}).choices
     assert choice.finish_reason == "tool_calls"
     assert all(json.loads(call.function.arguments) is not None for call in choice.message.tool_calls)
