@@ -13,10 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import pytest
 
 pytest.importorskip("starlette")
 pytest.importorskip("llguidance")
+pytest.importorskip("openai", reason="the package openai is not installed; the extra dev has it")
 
 from pydantic import BaseModel
 from served import MESSAGES, Served
@@ -58,13 +60,18 @@ def test_langchain_invokes_and_streams(server: Served) -> None:
     )
     assert [one.content for one in model.batch([TEXT] * 4)] == [expected.text] * 4
 
+
+def test_langchain_streams_in_tasks(server: Served) -> None:
     async def several() -> list[str]:
-        async def one() -> str:
-            return "".join([chunk.content async for chunk in model.astream(TEXT)])
+        async with httpx.AsyncClient() as http:  # LangChain's own one is never closed
+            model = chat_openai(server, temperature=0, max_tokens=40, http_async_client=http)
 
-        return await asyncio.gather(*(one() for _ in range(4)))
+            async def one() -> str:
+                return "".join([chunk.content async for chunk in model.astream(TEXT)])
 
-    assert asyncio.run(several()) == [expected.text] * 4
+            return await asyncio.gather(*(one() for _ in range(4)))
+
+    assert asyncio.run(several()) == [server.pair.generate(MESSAGES, max_new_tokens=40).text] * 4
 
 
 def test_langchain_samples_as_the_library(server: Served) -> None:
@@ -171,6 +178,14 @@ def test_llama_index_answers(server: Served) -> None:
     assert model.chat([ChatMessage(role="user", content=TEXT)]).message.content == expected
     assert model.complete(TEXT).text == expected
     assert "".join(part.delta or "" for part in model.stream_chat([ChatMessage(role="user", content=TEXT)])) == expected
-    assert asyncio.run(model.acomplete(TEXT)).text == expected
+
+    async def complete() -> str:
+        async with httpx.AsyncClient() as http:
+            text: str = (
+                await module.OpenAILike(is_chat_model=True, async_http_client=http, **given).acomplete(TEXT)
+            ).text
+            return text
+
+    assert asyncio.run(complete()) == expected
     plain = module.OpenAILike(is_chat_model=False, context_window=2048, **given)
     assert plain.complete("def add(").text == server.pair.generate("def add(", max_new_tokens=40).text
