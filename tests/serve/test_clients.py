@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,22 @@ from test_replies import talker  # noqa: F401 a fixture
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # warnings of other packages are theirs
 TEXT = MESSAGES[0]["content"]
+PAGE = Path(__file__).parents[2] / "docs" / "apps.md"
+
+
+def shown(heading: str, server: Served) -> str:
+    """The configuration that docs/apps.md shows below a heading, for this server."""
+    part = PAGE.read_text().partition(f"\n## {heading}\n")[2]
+    (block, *_) = re.findall(r"```(?:python|yaml)\n(.*?)```", part, re.DOTALL)
+    assert "http://127.0.0.1:8000" in block and "MODEL" in block
+    return str(block).replace("http://127.0.0.1:8000", server.url).replace("MODEL", MODEL)
+
+
+def shown_model(heading: str, server: Served) -> Any:
+    """The object `model` that the page's Python makes."""
+    names: dict[str, Any] = {}
+    exec(shown(heading, server), names)
+    return names["model"]
 
 
 class Thing(BaseModel):
@@ -59,6 +76,12 @@ def test_langchain_invokes_and_streams(server: Served) -> None:
         expected.tokens
     )
     assert [one.content for one in model.batch([TEXT] * 4)] == [expected.text] * 4
+
+
+def test_langchain_as_the_page_shows_it(server: Served) -> None:
+    pytest.importorskip("langchain_openai")
+    found = shown_model("LangChain", server).bind(max_tokens=20, temperature=0).invoke(TEXT)
+    assert found.content == server.pair.generate(MESSAGES, max_new_tokens=20).text
 
 
 def test_langchain_streams_in_tasks(server: Served) -> None:
@@ -136,9 +159,7 @@ def test_langchain_raises_openais_errors(server: Served) -> None:
 def llm(server: Served, tmp_path: Path) -> Any:
     """Runs `llm` with the models of docs/apps.md."""
     pytest.importorskip("llm")
-    lines = ("- model_id: pard", f"  model_name: {MODEL}", f"  api_base: {server.url}/v1")
-    lines += ("  supports_tools: true", "  supports_schema: true")
-    (tmp_path / "extra-openai-models.yaml").write_text("\n".join(lines) + "\n")
+    (tmp_path / "extra-openai-models.yaml").write_text(shown("llm", server))
     environment = {**os.environ, "LLM_USER_PATH": str(tmp_path)}
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -187,5 +208,6 @@ def test_llama_index_answers(server: Served) -> None:
             return text
 
     assert asyncio.run(complete()) == expected
+    assert shown_model("LlamaIndex", server).complete(TEXT, max_tokens=40, temperature=0).text == expected
     plain = module.OpenAILike(is_chat_model=False, context_window=2048, **given)
     assert plain.complete("def add(").text == server.pair.generate("def add(", max_new_tokens=40).text

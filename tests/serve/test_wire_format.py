@@ -18,9 +18,10 @@ from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.shared import ErrorObject
 from pydantic import BaseModel
-from served import MESSAGES, Served, served
+from served import MESSAGES, Served, served, wait_until
 from test_openai_client import SCHEMA
 from test_replies import QUESTION, TOOLS, talker  # noqa: F401 a fixture
+from test_serving import ENDLESS
 
 CHAT, PLAIN = "/v1/chat/completions", "/v1/completions"
 CHATS: dict[str, dict[str, Any]] = {
@@ -159,20 +160,23 @@ def test_curl_gets_an_answer(server: Served, curl: Callable[..., Any]) -> None:
     assert json.loads(found.stdout)["choices"][0]["message"]["content"] == expected
 
 
-def test_curl_gets_a_stream_while_it_comes(server: Served, curl: Callable[..., Any]) -> None:
-    arrived: list[str] = []
-    body = {**ASK, "stream": True, "draft_length": 0, "max_tokens": 300}
-    command = [shutil.which("curl") or "", "-sN", "--noproxy", "*", "--json", json.dumps(body), server.url + CHAT]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+def test_curl_gets_a_stream(server: Served, curl: Callable[..., Any]) -> None:
+    lines = curl(CHAT, "-N", {**ASK, "stream": True}).stdout.splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert text == server.pair.generate(MESSAGES, max_new_tokens=30).text
+    assert lines[-2:] == ["data: [DONE]", ""]
+
+
+def test_curl_shows_a_stream_while_it_comes(server: Served, curl: Callable[..., Any]) -> None:
+    command = [shutil.which("curl") or "", "-sN", "--noproxy", "*", "--json", json.dumps({**ENDLESS, "stream": True})]
+    with subprocess.Popen([*command, server.url + CHAT], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("data: {"):
-                arrived.append(line)
-                if len(arrived) == 2:  # the text has not ended: it comes round by round
-                    assert server.service.generations.count == 1
-    assert process.returncode == 0
-    text = "".join(json.loads(line[6:])["choices"][0]["delta"].get("content", "") for line in arrived)
-    assert text == server.pair.generate(MESSAGES, max_new_tokens=300, draft_length=0).text
+        for _ in range(4):
+            process.stdout.readline()
+        assert server.service.generations.count == 1  # seconds of it are still to come
+        process.terminate()
+    wait_until(lambda: server.service.generations.count == 0)
 
 
 def test_curl_tells_of_errors(curl: Callable[..., Any]) -> None:
