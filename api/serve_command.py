@@ -67,7 +67,8 @@ def parser() -> argparse.ArgumentParser:
     limits.add_argument("--timeout", type=float, metavar="S", help="end a generation after so many seconds")
     limits.add_argument("--grace", type=float, metavar="S", help="for running ones at the end (default: 5)")
     limits.add_argument("--max-request-bytes", type=size, metavar="SIZE", help="of a request (default: 16MiB)")
-    limits.add_argument("--memory", type=size, metavar="SIZE", help="that loaded models may take, such as 12GiB")
+    memory = "that loaded models may take, such as 12GiB; least recently used ones leave (default: 4/5 of all memory)"
+    limits.add_argument("--memory", type=size, metavar="SIZE", help=memory)
     limits.add_argument("--cache-bytes", type=size, metavar="SIZE", help="of KV rows that are kept (default: 512MiB)")
     out.add_argument("--strict", action="store_true", help="refuse unknown fields of requests")
     out.add_argument("--log-prompts", action="store_true", help="write prompts and texts to stderr")

@@ -76,11 +76,14 @@ def private_folder(name: str) -> Path | None:
     return folder
 
 
-def distrust(facts: os.stat_result) -> str | None:
-    """Why a folder or file with these facts may hold what others wrote; None where only this user can write it."""
+def distrust(facts: os.stat_result, *, of_root: bool = False) -> str | None:
+    """Why a folder or file with these facts may hold what others wrote; None where only this user can write it.
+
+    of_root: whether it may also belong to root, who can write everything in any case.
+    """
     if os.name != "posix":
         return None
-    if facts.st_uid != os.geteuid():
+    if facts.st_uid != os.geteuid() and not (of_root and facts.st_uid == 0):
         return f"belongs to another user (id {facts.st_uid})"
     if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return "can be written by other users"

@@ -227,7 +227,7 @@ class Library:
         return os.path.lexists(self.folder / name / FILE_NAME)
 
     def _require_own(self, folder: Path) -> None:
-        if problem := distrust(folder.stat()):
+        if problem := distrust(folder.stat(), of_root=True):  # as of an image or a system's administrator
             raise BadInput(
                 f"{folder}: {problem}, so the models in it may be theirs; run chmod -R go-w on a folder of your own, "
                 f"or name another one in {VARIABLE}"

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from pathlib import Path
@@ -225,6 +226,31 @@ def host_memory() -> HostMemory:
         return HostMemory(total, available)
     except (OSError, StopIteration, ValueError):
         return HostMemory(total, None)
+
+
+def memory_limit() -> int | None:
+    """The most memory that this process may have: the host's, or less in a container or service with a limit; None
+    where the system does not say."""
+    found = [host_memory().total, *cgroup_limits()]
+    return min((one for one in found if one is not None), default=None)
+
+
+def cgroup_limits(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """The limits of this process's control groups, version 1 or 2, and of those around them."""
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        root, file = (mounted, "memory.max") if not kinds else (mounted / kinds, "memory.limit_in_bytes")
+        inner = root / path.strip("/")
+        for folder in (inner, *inner.parents):
+            if folder.is_relative_to(root):
+                with suppress(OSError, ValueError):  # "max", or a group that is not visible in a container
+                    yield int((folder / file).read_text())
 
 
 def windows_memory() -> HostMemory:

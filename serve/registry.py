@@ -11,10 +11,11 @@ from pard_onnx.models.errors import Failure, shown
 from pard_onnx.models.library import Library
 from pard_onnx.models.logs import logger
 from pard_onnx.runtime.asynchronous import in_worker
+from pard_onnx.runtime.doctor import memory_limit
 from pard_onnx.runtime.pair import Pair
 
 from .errors import ApiError
-from .settings import Settings
+from .settings import MEMORY_SHARE, Settings
 from .sources import Source, open_source, required_bytes, sources_of
 
 LOG = logger(__name__)
@@ -58,6 +59,9 @@ class OpenModel:
 
 class Registry:
     """Loads one model at a time, on demand, and unloads the least recently used ones within `Settings.memory`.
+
+    Without that setting the models together take at most MEMORY_SHARE of the memory that this process may have. A model
+    that takes more by itself is then loaded alone, since what it takes is an upper bound.
 
     All methods are for the event loop's thread.
     """
@@ -141,8 +145,11 @@ class Registry:
     async def _make_room(self, source: Source, required: int) -> None:
         most = self._settings.memory
         if most is None:
-            return
-        if required > most:
+            limit = memory_limit()
+            if limit is None:
+                return
+            most = int(MEMORY_SHARE * limit)
+        elif required > most:
             raise Failure(
                 f"{source.name}: takes {required / 2**30:.1f} GiB with its KV caches, more than --memory allows "
                 f"({most / 2**30:.1f} GiB); allow more, or lower --max-live or --cache-bytes"

@@ -62,17 +62,38 @@ def url_of(opened: socket.socket) -> str:
 
 
 class Http(H11Protocol):
-    """uvicorn's protocol. Its own errors are in the form of all others, and it does not wait for ever for the head of a
-    connection's first request."""
+    """uvicorn's protocol. Its own errors are in the form of all others, and it waits for the head of a request for a
+    limited time: from the connection on, or from the first byte that follows an earlier request."""
 
     patience = BODY_SECONDS
+    _waiting: asyncio.TimerHandle | None = None  # which refuses the request whose head has not come
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(self.patience, self._require_request)
+        self._wait_for_head()
 
-    def _require_request(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete:  # its body has a limit of its own
+            self._stop_waiting()
+        elif self._waiting is None and (self.timeout_keep_alive_task is None or self.conn.trailing_data[0]):
+            self._wait_for_head()
+
+    def _wait_for_head(self) -> None:
+        self._waiting = self.loop.call_later(self.patience, self._require_head)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _require_head(self) -> None:
+        self._waiting = None
+        if not self.transport.is_closing():
             message = f"no whole request came within {self.patience:g} s; send it faster"
             self._refuse(ApiError(408, message, code="request_timeout"))
 

@@ -15,6 +15,7 @@ from pard_onnx.runtime.prefixes import CACHE_BYTES
 LOOPBACK, PORT = "127.0.0.1", 8000
 MAX_QUEUE = 64
 MAX_REQUEST_BYTES = 16 << 20
+MEMORY_SHARE = 0.8
 BODY_SECONDS = 10.0
 GRACE_SECONDS = 5.0
 
@@ -30,7 +31,7 @@ class Settings:
     timeout: float | None = None  # seconds after which a generation ends with what it has; None for no limit
     cors: tuple[str, ...] = ()  # origins whose pages may use the server; "*" for all
     max_request_bytes: int = MAX_REQUEST_BYTES  # of a request's body
-    memory: int | None = None  # bytes that loaded models may take; None for any number
+    memory: int | None = None  # bytes that loaded models may take; None for MEMORY_SHARE of this machine's memory
     cache_bytes: int = CACHE_BYTES  # as of `load`
     strict: bool = False  # whether unknown fields of requests are refused, and not ignored
     log_prompts: bool = False  # whether prompts and texts are logged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,12 @@ def required_bytes(source: Source, settings: Settings) -> int:
 
     0 where it is not known before the model is loaded, as for a hub id.
     """
-    folders = [Path(source.target), *map(Path, source.drafts[:1])]
-    if settings.memory is None or not all(folder.is_dir() for folder in folders):
+    target, drafts = Path(source.target), [Path(draft) for draft in source.drafts[:1]]
+    if not all(folder.is_dir() for folder in (target, *drafts)):
         return 0
-    manifests = [Manifest.read(folder) for folder in folders]
+    manifests = [Manifest.read(target)]
+    for draft in drafts:
+        with suppress(BadArtifact):  # `open_source` says what is wrong with it, or leaves it out
+            manifests.append(Manifest.read(draft))
     rows = sum(cache_bytes(manifest, CPU) for manifest in manifests)
     return sum(manifest.weight_bytes for manifest in manifests) + settings.max_live * rows + settings.cache_bytes

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tiny import SHA, save_in_hub_cache
 from pard_onnx import load
 from pard_onnx.generate_command import main as generate_main
 from pard_onnx.models import demo, hub
+from pard_onnx.models.cache_folder import distrust
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.models.hub import fetched_commit, resolve_adapter, resolve_artifact, resolve_checkpoint
@@ -343,3 +345,15 @@ def test_a_download_ends_with_what_its_progress_raises(online, tmp_path):
         with pytest.raises(Cancelled):
             resolve("org/name", progress=progress)
     assert resolve_artifact("org/name").is_dir()  # and can be begun again
+
+
+@pytest.mark.skipif(os.name != "posix", reason="owners of POSIX")
+def test_a_library_may_belong_to_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    def facts(mode: int, owner: int) -> os.stat_result:
+        return os.stat_result((stat.S_IFDIR | mode, 1, 1, 2, owner, 0, 0, 0, 0, 0))
+
+    monkeypatch.setattr(os, "geteuid", lambda: 10001)
+    assert distrust(facts(0o755, 10001)) is None
+    assert distrust(facts(0o755, 0), of_root=True) is None
+    for bad in ((0o755, 0, False), (0o775, 0, True), (0o757, 0, True), (0o755, 1000, True), (0o775, 10001, True)):
+        assert distrust(facts(*bad[:2]), of_root=bad[2]) is not None

@@ -7,7 +7,15 @@ import pytest
 
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.runtime import doctor
-from pard_onnx.runtime.doctor import HostMemory, conflict, graphics_memory, host_memory, onnxruntime_distributions
+from pard_onnx.runtime.doctor import (
+    HostMemory,
+    cgroup_limits,
+    conflict,
+    graphics_memory,
+    host_memory,
+    memory_limit,
+    onnxruntime_distributions,
+)
 from pard_onnx.runtime.providers.table import provider_named
 from pard_onnx.runtime.sessions.device_cache import cache_bytes
 
@@ -49,3 +57,26 @@ def test_a_cache_of_two_buffers_counts_twice(pair_folders: tuple[Path, Path]) ->
     assert one == 2 * 2 * 192 * 16 * 4
     assert cache_bytes(manifest, provider_named("cuda")) == one
     assert cache_bytes(manifest, provider_named("directml")) == 2 * one
+
+
+def test_the_limits_of_control_groups_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups, mounted = tmp_path / "cgroup", tmp_path / "mounted"
+    service = mounted / "system.slice" / "some.service"
+    service.mkdir(parents=True)
+    assert list(cgroup_limits(groups, mounted)) == []  # no such file: not Linux
+    groups.write_text("0::/system.slice/some.service\n")
+    (service / "memory.max").write_text("max\n")
+    (service.parent / "memory.max").write_text("5000\n")
+    assert list(cgroup_limits(groups, mounted)) == [5000]
+    (service / "memory.max").write_text("4000\n")
+    (tmp_path / "memory.max").write_text("1\n")  # outside
+    assert list(cgroup_limits(groups, mounted)) == [4000, 5000]
+    first = mounted / "memory" / "memory.limit_in_bytes"  # version 1, as a container sees it
+    first.parent.mkdir()
+    first.write_text("3000\n")
+    groups.write_text("9:name=systemd:/\n5:memory:/docker/abc\n3:cpu,cpuacct:/\n")
+    assert list(cgroup_limits(groups, mounted)) == [3000]
+    monkeypatch.setattr(doctor, "cgroup_limits", lambda: [3000, 10**18])
+    assert memory_limit() == 3000
+    monkeypatch.setattr(doctor, "cgroup_limits", lambda: [10**18])
+    assert memory_limit() == host_memory().total

@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -196,6 +197,42 @@ def test_slow_clients(server: Served) -> None:
     pieces = [body[at : at + 20] for at in range(0, len(body), 20)]  # slow, but not too slow
     head = HEAD + b"Content-Length: %d\r\n\r\n" % len(body)
     assert b" 200 " in raw(server, head, *pieces, pause=0.1)
+
+
+ASK = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+REFUSED = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n{"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "told"),
+    [
+        ((ASK, b"GET / HT"), True),
+        ((ASK + b"GET / HT",), True),
+        ((ASK, ASK, b"P"), True),
+        ((ASK, *[b"x"] * 30), False),  # byte by byte: the client may still send when the connection is closed
+        ((REFUSED, b" "), False),  # a body that never ends, whose request was answered
+    ],
+)
+def test_half_a_later_request_is_not_waited_for(server: Served, pieces: tuple[bytes, ...], told: bool) -> None:
+    start, answer = time.perf_counter(), b""
+    with socket.create_connection(server.address, timeout=5) as connection, suppress(ConnectionError):
+        for piece in pieces:
+            connection.sendall(piece)
+            time.sleep(0.05)
+        while data := connection.recv(65536):
+            answer += data
+    assert time.perf_counter() - start < 3
+    if told:
+        assert answer.count(b'"code": "request_timeout"') == 1
+
+
+def test_a_connection_may_rest_between_requests(server: Served) -> None:
+    """Longer than the head of a request may take."""
+    with httpx.Client(base_url=server.url, limits=httpx.Limits(max_connections=1)) as client:
+        first = client.get("/health").extensions["network_stream"].get_extra_info("client_addr")
+        time.sleep(0.8)
+        second = client.get("/health").extensions["network_stream"].get_extra_info("client_addr")
+    assert first == second
 
 
 def test_what_is_no_http(server: Served) -> None:

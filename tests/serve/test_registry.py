@@ -215,6 +215,28 @@ def test_a_model_that_is_too_large_for_the_memory(opened: list[str]) -> None:
     asyncio.run(run())
 
 
+def test_without_a_bound_it_is_a_share_of_the_machines(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def left(memory: int | None) -> list[str]:
+        monkeypatch.setattr(registry_module, "memory_limit", lambda: memory)
+        registry = Registry(SOURCES, Settings())
+        for name in "abc":
+            (await registry.take(name)).release()
+        found = sorted(opened)
+        await registry.close()
+        return found
+
+    assert asyncio.run(left(None)) == ["a", "b", "c"]
+    assert asyncio.run(left(38)) == ["a", "b", "c"]  # 4/5 of it are 30.4
+    assert asyncio.run(left(37)) == ["b", "c"]
+    assert asyncio.run(left(5)) == ["c"]  # each of them takes more: one at a time
+
+
+def test_a_draft_that_cannot_be_read_takes_no_memory(demo: Source, tmp_path: Path) -> None:
+    (tmp_path / "pard_onnx.json").write_text("{")
+    alone = required_bytes(replace(demo, drafts=()), Settings())
+    assert required_bytes(replace(demo, drafts=(str(tmp_path),)), Settings()) == alone > 0
+
+
 def test_the_memory_of_a_model(demo: Source) -> None:
     settings = Settings(memory=1, max_live=3, cache_bytes=1000)
     manifests = [Manifest.read(Path(folder)) for folder in (demo.target, *demo.drafts)]
