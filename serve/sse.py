@@ -1,4 +1,4 @@
-"""Answers that come in pieces: server-sent events and lines of JSON, and answers that end when their client goes away."""
+"""Answers in pieces (server-sent events, lines of JSON), and answers that end when their client goes away."""
 
 from __future__ import annotations
 
