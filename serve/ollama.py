@@ -14,8 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pard_onnx.runtime.asynchronous import in_worker
+from pard_onnx.runtime.options import Options
 from pard_onnx.runtime.pair import Pair
 from pard_onnx.runtime.result import Chunk, Result
+from pard_onnx.runtime.text.prompt import encode
 from pard_onnx.runtime.text.reasoning import ThinkingReader, thinking_of
 from pard_onnx.runtime.text.reply import reply_form
 from pard_onnx.runtime.text.tool_calls import ToolCall, ToolCallDelta
@@ -194,14 +196,16 @@ def prepared(pair: Pair, wanted: OllamaRequest) -> Prepared:
         options |= thinking_options(pair, wanted, options)
     arguments, handling = options.get("template_arguments"), options.get("special_tokens", "text")
 
-    def encode(messages: list[Message]) -> list[int]:
-        return pair.encode(messages, template_arguments=arguments, special_tokens=handling)
+    size, bounds = pair.target_manifest.spec.vocabulary.size, pair.engine.bounds(Options(), perf_counter())
+
+    def encoded(messages: list[Message]) -> list[int]:
+        return encode(messages, pair.text, size, False, arguments, handling, bounds)
 
     if not wanted.tells_context:
         return Prepared(wanted.messages, options)
     if not wanted.context:
-        return Prepared(wanted.messages, options, tuple(encode(wanted.messages)))
-    ids = [*wanted.context, *next_turn(pair, wanted, encode)]
+        return Prepared(wanted.messages, options, tuple(encoded(wanted.messages)))
+    ids = [*wanted.context, *next_turn(pair, wanted, encoded)]
     form = reply_form(pair.text, ids, None, {})
     reader = ThinkingReader(*form.thinking.tags, form.begun) if form and form.thinking else None
     options.pop("max_reasoning_tokens", None)  # is for messages
@@ -222,14 +226,14 @@ def thinking_options(pair: Pair, wanted: OllamaRequest, options: Mapping[str, An
     return out
 
 
-def next_turn(pair: Pair, wanted: OllamaRequest, encode: Callable[[list[Message]], list[int]]) -> list[int]:
+def next_turn(pair: Pair, wanted: OllamaRequest, encoded: Callable[[list[Message]], list[int]]) -> list[int]:
     """What the chat template writes between an earlier answer and the next one.
 
     A system message that the context has already is not said again.
     """
     known = pair.detokenize(wanted.context, skip_special_tokens=False)
     new = [one for one in wanted.messages if one["role"] != "system" or one["content"] not in known]
-    ids = encode([{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}, *new])
+    ids = encoded([{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}, *new])
     first, last = 0, len(ids)  # the fewest ids whose text has the mark
     while first < last:
         middle = (first + last) // 2

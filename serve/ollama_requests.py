@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
@@ -13,7 +14,7 @@ from pard_onnx.models.errors import BadInput, shown
 from pard_onnx.runtime.guided.grammar import Grammar
 from pard_onnx.runtime.sampling.logprobs import MOST_TOP
 from pard_onnx.runtime.sampling.settings import MOST_SEED
-from pard_onnx.runtime.text.overflow import DROP_OLDEST
+from pard_onnx.runtime.text.overflow import DROP_OLDEST, turns_of
 
 from .errors import ApiError, bad_field
 from .fields import CHAT, MOST_WHOLE, Check, Field, Form, a_list, an_object, flag, read_fields, text, token_ids, whole
@@ -204,9 +205,10 @@ class OllamaRequest:
         common = common_fields(own, options, strict=strict)
         if own.get("tools"):
             options["tools"] = own["tools"]
-        if own.get("truncate", True):
+        messages = conversation(own.get("messages", []), strict=strict)
+        if own.get("truncate", True) and len(turns_of(messages)) > 1:
             options.setdefault("overflow", DROP_OLDEST)
-        return cls(**common, messages=conversation(own.get("messages", []), strict=strict))
+        return cls(**common, messages=messages)
 
     @classmethod
     def of_prompt(cls, body: object, *, strict: bool) -> OllamaRequest:
@@ -249,7 +251,7 @@ def common_fields(own: Mapping[str, Any], options: dict[str, Any], *, strict: bo
 def conversation(items: list[Any], *, strict: bool) -> list[Message]:
     """The messages as chat templates read them. Raises ApiError (400), which names the place."""
     out: list[Message] = []
-    waiting: dict[str, str] = {}  # the calls that have no result so far: the names of their tools by id
+    waiting = Waiting()
     for number, item in enumerate(items):
         place = f"messages[{number}]"
         if not isinstance(item, dict):
@@ -261,9 +263,41 @@ def conversation(items: list[Any], *, strict: bool) -> list[Message]:
     return out
 
 
-def message_of(own: Mapping[str, Any], waiting: dict[str, str]) -> Message:
-    """One message. In Ollama's form calls have no ids and results name the tool instead; some templates read ids, so
-    each call gets one, and a result that of the first waiting call of its tool."""
+class Waiting:
+    """The calls of a conversation that have no result so far.
+
+    In Ollama's form calls have no ids and results name the tool instead. Some templates read ids, so each call gets
+    one, and a result has that of the first call of its tool that waits.
+    """
+
+    def __init__(self) -> None:
+        self._tools: OrderedDict[str, str] = OrderedDict()  # by id
+        self._ids: dict[str, deque[str]] = {}  # by tool; some of them have a result
+        self._made = 0
+
+    def add(self, tool: str, id_: str | None) -> str:
+        """The id of a call, which may have none."""
+        id_ = id_ or f"call{self._made:05d}"  # Mistral's templates ask for 9 letters and digits
+        self._made += 1
+        self._tools[id_] = tool
+        self._ids.setdefault(tool, deque()).append(id_)
+        return id_
+
+    def take(self, tool: str | None, id_: str | None) -> tuple[str | None, str | None]:
+        """The tool and the id of the call that a result belongs to, as far as they are known."""
+        if id_ is None and tool is None:
+            id_ = next(iter(self._tools), None)
+        elif id_ is None and tool is not None:
+            ids = self._ids.get(tool, deque())
+            while ids and ids[0] not in self._tools:
+                ids.popleft()
+            id_ = ids[0] if ids else None
+        found = self._tools.pop(id_, None) if id_ is not None else None
+        return tool or found, id_
+
+
+def message_of(own: Mapping[str, Any], waiting: Waiting) -> Message:
+    """One message."""
     role = own.get("role")
     if not role:
         raise BadInput("role: give system, user, assistant or tool")
@@ -274,15 +308,12 @@ def message_of(own: Mapping[str, Any], waiting: dict[str, str]) -> Message:
         message["tool_calls"] = [call_of(number, call, waiting) for number, call in enumerate(own["tool_calls"])]
     if role != "tool":
         return message
-    name, id_ = own.get("tool_name"), own.get("tool_call_id")
-    if id_ is None:
-        id_ = next((one for one, tool in waiting.items() if name in (None, tool)), None)
-    found = waiting.pop(id_, None) if id_ is not None else None
-    named = {"name": name or found, "tool_call_id": id_}
+    tool, id_ = waiting.take(own.get("tool_name"), own.get("tool_call_id"))
+    named = {"name": tool, "tool_call_id": id_}
     return message | {key: value for key, value in named.items() if value is not None}
 
 
-def call_of(number: int, call: Any, waiting: dict[str, str]) -> dict[str, Any]:
+def call_of(number: int, call: Any, waiting: Waiting) -> dict[str, Any]:
     """One call of a message, in OpenAI's form, with its arguments as an object."""
     place = f"tool_calls[{number}]"
     function = call.get("function") if isinstance(call, dict) else None
@@ -295,6 +326,4 @@ def call_of(number: int, call: Any, waiting: dict[str, str]) -> dict[str, Any]:
         raise BadInput(f"{place}.function.arguments must be an object, not {shown(arguments)}")
     if not isinstance(id_, str | None):
         raise BadInput(f"{place}.id must be text, not {shown(id_)}")
-    id_ = id_ or f"call{len(waiting):05d}"  # Mistral's templates ask for 9 letters and digits
-    waiting[id_] = name
-    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments or {}}}
+    return {"id": waiting.add(name, id_), "type": "function", "function": {"name": name, "arguments": arguments or {}}}

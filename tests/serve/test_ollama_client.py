@@ -358,6 +358,19 @@ def test_errors_are_the_clients_own(client: Any, status: int, words: str, ask: C
     assert error.value.status_code == status
 
 
+def test_an_error_in_a_stream_is_its_last_line(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def fail(part: Any) -> dict[str, Any]:
+        asked.append(part)
+        return {} if len(asked) < 3 else {"logprobs": asked[99]}
+
+    monkeypatch.setattr("pard_onnx.serve.ollama.logprobs_of", fail)
+    with pytest.raises(ollama.ResponseError, match="IndexError, not foreseen") as error:
+        list(client.chat(MODEL, MESSAGES, stream=True))
+    assert error.value.status_code == -1  # the stream had begun
+
+
 def test_keys_are_asked_for(demo: Source) -> None:
     with served(demo, api_key="secret") as server:
         with ollama.Client(server.url) as client, pytest.raises(ollama.ResponseError, match="API key") as error:

@@ -174,9 +174,9 @@ def test_unknown_fields(server: Served, demo: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "seconds"),
     [
-        ("5m", 300), ("1h30m", 5400), ("1.5h", 5400), ("0", 0), ("0s", 0), ("300ms", 0.3), (".5s", 0.5), ("2h45m10s", 9910),
-        ("1us", 1e-6), ("1µs", 1e-6), ("7ns", 7e-9), ("+5m", 300), ("-1", None), ("-1m", inf), (-1, inf), (-0.5, inf),
-        (0, 0), (0.0, 0), (60, 60), (1.5, 1.5), (10**12, inf), ("999999h", inf), ("1h1h", 7200),
+        ("5m", 300), ("1h30m", 5400), ("1.5h", 5400), ("0", 0), ("0s", 0), ("300ms", 0.3), (".5s", 0.5),
+        ("2h45m10s", 9910), ("1us", 1e-6), ("1µs", 1e-6), ("7ns", 7e-9), ("+5m", 300), ("-1", None), ("-1m", inf),
+        (-1, inf), (-0.5, inf), (0, 0), (0.0, 0), (60, 60), (1.5, 1.5), (10**12, inf), ("999999h", inf), ("1h1h", 7200),
     ],
 )  # fmt: skip
 def test_durations_are_gos(given: Any, seconds: float | None) -> None:
@@ -193,15 +193,16 @@ def read_chat(**body: Any) -> OllamaRequest:
 
 def test_options_are_the_librarys() -> None:
     assert read_chat().stream
-    assert read_chat().options == {"overflow": "drop-oldest"}
-    assert read_chat(truncate=False).options == {}
-    assert read_chat(options={"num_predict": -1}, truncate=False).options == {}
-    assert read_chat(options={"num_predict": -2}, truncate=False).options == {}
-    assert read_chat(options={"num_predict": 5}, truncate=False).options == {"max_new_tokens": 5}
-    assert read_chat(options={"seed": -1, "top_k": -1}, truncate=False).options == {"seed": None, "top_k": 0}
-    assert read_chat(top_logprobs=3, truncate=False).options == {}
-    assert read_chat(logprobs=True, truncate=False).options == {"logprobs": 0}
-    assert read_chat(format="", tools=[], truncate=False).options == {"grammar": None}
+    assert read_chat().options == {}
+    assert read_chat(messages=[*MESSAGES, *MESSAGES]).options == {"overflow": "drop-oldest"}
+    assert read_chat(messages=[*MESSAGES, *MESSAGES], truncate=False).options == {}
+    assert read_chat(options={"num_predict": -1}).options == {}
+    assert read_chat(options={"num_predict": -2}).options == {}
+    assert read_chat(options={"num_predict": 5}).options == {"max_new_tokens": 5}
+    assert read_chat(options={"seed": -1, "top_k": -1}).options == {"seed": None, "top_k": 0}
+    assert read_chat(top_logprobs=3).options == {}
+    assert read_chat(logprobs=True).options == {"logprobs": 0}
+    assert read_chat(format="", tools=[]).options == {"grammar": None}
     assert read_chat(options={"overflow": "error"}).options == {"overflow": "error"}
     assert read_chat(messages=[]).is_empty
     assert read_chat(model="demo:latest").name == "demo"
@@ -217,15 +218,28 @@ def test_messages_get_the_ids_of_calls() -> None:
         {"role": "tool", "tool_call_id": "mine", "content": "2"},
         {"role": "tool", "content": "3"},
         {"role": "tool", "tool_name": "c", "content": "4"},
-        {"role": "assistant", "thinking": "Hm", "content": None},
+        {"role": "assistant", "thinking": "Hm", "content": None, "tool_calls": [call("b")]},
+        {"role": "tool", "content": "5"},
     ]
     first, *rest = conversation(items, strict=True)
     assert [one["id"] for one in first["tool_calls"]] == ["call00000", "call00001", "mine"]
     assert first["content"] == ""
+    last = {"type": "function", "function": {"name": "b", "arguments": {}}}
     assert rest == [
         {"role": "tool", "content": "1", "name": "a", "tool_call_id": "call00000"},
         {"role": "tool", "content": "2", "name": "a", "tool_call_id": "mine"},
         {"role": "tool", "content": "3", "name": "b", "tool_call_id": "call00001"},
         {"role": "tool", "content": "4", "name": "c"},
-        {"role": "assistant", "content": "", "thinking": "Hm"},
+        {"role": "assistant", "content": "", "thinking": "Hm", "tool_calls": [{**last, "id": "call00003"}]},
+        {"role": "tool", "content": "5", "name": "b", "tool_call_id": "call00003"},
     ]
+
+
+def test_many_calls_and_results_are_read_in_no_time() -> None:
+    for name in (None, "b"):
+        calls = [{"function": {"name": "a"}}] * 20_000 + [{"function": {"name": "b"}}] * 20_000
+        results = [{"role": "tool", "tool_name": name, "content": ""}] * 40_000
+        start = time.perf_counter()
+        found = conversation([{"role": "assistant", "tool_calls": calls}, *results], strict=False)
+        assert time.perf_counter() - start < 3
+        assert found[20_000]["tool_call_id"] == ("call19999" if name is None else "call39999")
