@@ -63,12 +63,12 @@ async def answered(request: Request, read: Callable[..., OllamaRequest], part: P
     service, start = Service.of(request), perf_counter()
     body, strict = await service.body(request), service.settings.strict
     wanted = await in_worker(lambda: read(body, strict=strict))  # there may be very many messages
-    job = Job(service, wanted, part, start)
+    answer = Answer(service, wanted, part, start)
     if wanted.stream and not wanted.is_empty:
         return EventStream(
-            job.lines(), service.error, lambda error: line(ollama_form(error)), b"", waiting=SPACE, media_type=LINES
+            answer.lines(), service.error, lambda error: line(ollama_form(error)), b"", waiting=SPACE, media_type=LINES
         )
-    work = job.load_or_unload() if wanted.is_empty else job.whole()
+    work = answer.load_or_unload() if wanted.is_empty else answer.complete()
     return json_response(await unless_disconnected(request, work))
 
 
@@ -101,8 +101,8 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One request, and how it is answered."""
+class Answer:
+    """The answer to one request."""
 
     service: Service
     wanted: OllamaRequest
@@ -117,7 +117,7 @@ class Job:
         async with self.model():
             return {**self.head(), **self.part("", "", ()), "done": True, "done_reason": "load"}
 
-    async def whole(self) -> dict[str, Any]:
+    async def complete(self) -> dict[str, Any]:
         """The whole answer."""
         async with self.model() as model:
             loaded, ready = perf_counter(), await in_worker(lambda: prepared(model.pair, self.wanted))
