@@ -27,6 +27,8 @@ from pard_onnx.serve import sse  # noqa: E402
 from pard_onnx.serve.sources import Source  # noqa: E402
 
 MODEL = "demo"
+# A text of seconds
+LONG = {"num_predict": 1900, "draft_length": 0, "temperature": 1.0, "seed": 1, "logit_bias": ENDLESS["logit_bias"]}
 # Thinks where it is told to, and has results of tools by their calls' ids
 THINKING = TEMPLATE.replace("begun", "enable_thinking").replace(
     "'<|im_start|>' + message.role", "'<|im_start|>' + message.role + (message.tool_call_id or '')"
@@ -328,15 +330,15 @@ def test_models_are_loaded_and_unloaded(demo: Source) -> None:
 
 def test_a_model_in_use_is_unloaded_when_it_is_free(demo: Source) -> None:
     with served(demo) as server, ollama.Client(server.url) as client:
-        options = {"num_predict": 40, "draft_length": 0}
-        expected = server.post("/api/chat", {"model": MODEL, "messages": MESSAGES, "options": options, "stream": False})
-        stream = client.chat(MODEL, MESSAGES, options=options, stream=True)
-        text = next(stream).message.content
+        client.generate(MODEL)
+        stream = client.chat(MODEL, MESSAGES, options=LONG, stream=True)
+        next(stream)
         assert client.generate(MODEL, keep_alive=0).done_reason == "unload"
         assert len(client.ps().models) == 1
-        assert text + "".join(part.message.content for part in stream) == expected.json()["message"]["content"]
+        assert not next(stream).done
+        stream.close()
         wait_until(lambda: not client.ps().models)
-        assert client.chat(MODEL, MESSAGES, options=options).message.content == expected.json()["message"]["content"]
+        assert client.chat(MODEL, MESSAGES, options={"num_predict": 2}).message.content
 
 
 def test_requests_that_unload_the_model_do_not_disturb_one_another(demo: Source) -> None:
@@ -411,9 +413,7 @@ def test_keys_are_asked_for(demo: Source) -> None:
 
 
 def test_a_stream_that_is_left_frees_its_place(server: Served, client: Any) -> None:
-    options = {"num_predict": 1900, "draft_length": 0, "temperature": 1.0, "seed": 1}
-    options["logit_bias"] = ENDLESS["logit_bias"]
-    stream = client.chat(MODEL, MESSAGES, stream=True, options=options)
+    stream = client.chat(MODEL, MESSAGES, stream=True, options=LONG)
     next(stream)
     assert server.pair.engine.occupancy != (0, 0)
     stream.close()
