@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from . import ollama, ollama_models
 from .chat import chat_completions
 from .completions import completions
 from .errors import ApiError
@@ -37,6 +38,16 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("/v1/embeddings", "POST", embeddings),
     ("/tokenize", "POST", tokenize),
     ("/detokenize", "POST", detokenize),
+    ("/api/chat", "POST", ollama.chat),
+    ("/api/generate", "POST", ollama.generate),
+    ("/api/tags", "GET", ollama_models.tags),
+    ("/api/ps", "GET", ollama_models.running),
+    ("/api/show", "POST", ollama_models.show),
+    ("/api/version", "GET", ollama_models.version),
+    ("/api/embed", "POST", ollama_models.no_embeddings),
+    ("/api/embeddings", "POST", ollama_models.no_embeddings),
+    *((f"/api/{verb}", "POST", ollama_models.no_management) for verb in ("pull", "push", "create", "copy")),
+    ("/api/delete", "DELETE", ollama_models.no_management),
 )
 CLIENT_CLOSED = 499  # nobody reads it
 
@@ -67,7 +78,7 @@ def create_app(registry: Registry, settings: Settings) -> Starlette:
 
 
 def answering(endpoint: Endpoint) -> Endpoint:
-    """The endpoint, whose exceptions are answers in OpenAI's form."""
+    """The endpoint, whose exceptions are answers, too."""
 
     async def answer(request: Request) -> Response:
         try:
@@ -75,7 +86,7 @@ def answering(endpoint: Endpoint) -> Endpoint:
         except Disconnected:
             return Response(status_code=CLIENT_CLOSED)
         except Exception as error:
-            return Service.of(request).error(error).response()
+            return Service.of(request).error(error).response(request.url.path)
 
     return answer
 
@@ -88,4 +99,4 @@ async def http_error(request: Request, error: Exception) -> Response:
         405: f"{request.method} is not a method of {request.url.path}",
     }
     message = messages.get(error.status_code, error.detail)
-    return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()
+    return ApiError(error.status_code, message, headers=dict(error.headers or {})).response(request.url.path)

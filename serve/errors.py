@@ -1,8 +1,8 @@
-"""Errors in OpenAI's form, with the status that OpenAI's clients expect."""
+"""Errors in the form of the API that was asked, with the status that its clients expect."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,8 +32,18 @@ class ApiError(Exception):
         message = one_line(self.message)
         return {"error": {"message": message, "type": self.type, "param": self.param, "code": self.code}}
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.as_json(), self.status, dict(self.headers))
+    def response(self, path: str = "") -> JSONResponse:
+        """The answer. path: that was asked for, whose API decides the form."""
+        form = next((form for prefix, form in FORMS if path.startswith(prefix)), ApiError.as_json)
+        return JSONResponse(form(self), self.status, dict(self.headers))
+
+
+def ollama_form(error: ApiError) -> dict[str, Any]:
+    return {"error": one_line(error.message)}
+
+
+# The beginning of a path, and the form of its errors; all others have OpenAI's
+FORMS: tuple[tuple[str, Callable[[ApiError], dict[str, Any]]], ...] = (("/api/", ollama_form),)
 
 
 def bad_field(name: str, message: str) -> ApiError:

@@ -18,10 +18,20 @@ from .service import Service
 from .sources import Source
 
 PAGE = load_page()
+# What those who cannot read a page are told, in the words that Ollama's clients look for
+RUNNING = "Ollama is running"
+READERS = ("text/html", "text/*", "*/*")
+NO_EMBEDDINGS = (
+    "embeddings: exported models give logits and no hidden states, so there is nothing to embed with; use a model "
+    "that was made for embeddings"
+)
 
 
 async def show_page(request: Request) -> Response:
-    """The chat page."""
+    """The chat page; a line of text for clients that accept no page."""
+    accepted = request.headers.get("accept", "*/*")
+    if not any(kind in accepted for kind in READERS):
+        return Response(RUNNING, media_type="text/plain", headers={"Vary": "Accept"})
     if request.headers.get("if-none-match") == PAGE.headers["ETag"]:
         return Response(status_code=304, headers=PAGE.headers)
     return Response(PAGE.body, headers=PAGE.headers)
@@ -63,10 +73,7 @@ def described(service: Service, source: Source) -> dict[str, Any]:
 
 
 async def embeddings(request: Request) -> Response:
-    raise unsupported(
-        "embeddings: exported models give logits and no hidden states, so there is nothing to embed with; use a model "
-        "that was made for embeddings"
-    )
+    raise unsupported(NO_EMBEDDINGS)
 
 
 async def tokenize(request: Request) -> Response:

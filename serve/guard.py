@@ -46,7 +46,7 @@ class Guard:
             await send(message)
 
         problem = self.problem(scope, headers)
-        app = problem.response() if problem else self._app
+        app = problem.response(scope["path"]) if problem else self._app
         await app(scope, receive, send_with_id)
 
     def problem(self, scope: Scope, headers: Headers) -> ApiError | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from math import inf
 from time import perf_counter, time
 from typing import Any
 
@@ -24,7 +26,10 @@ LOG = logger(__name__)
 class OpenModel:
     """A loaded model, and how many requests use it."""
 
-    def __init__(self, source: Source, pair: Pair, required: int) -> None:
+    def __init__(
+        self, source: Source, pair: Pair, required: int, expire: Callable[[OpenModel], object] = lambda _: None
+    ) -> None:
+        """required: bytes that it takes; expire: is called when nobody has used the model for `keep_alive` seconds."""
         self.name, self.pair, self.required = source.name, pair, required
         # The options that every generation starts from: the model's own sampling, where its makers recommend one
         self.defaults: dict[str, Any] = {"sampling": "model"} if pair.own_sampling is not None else {}
@@ -33,6 +38,10 @@ class OpenModel:
         self.users = 0
         self.used = perf_counter()
         self.leaving = False  # whether it is unloaded as soon as nobody uses it
+        self.keep_alive = inf  # seconds after its last use until it is unloaded; inf: when others need the memory
+        self.expired = False  # whether that time is over
+        self._expire = expire
+        self._timer: asyncio.TimerHandle | None = None
         self.unused = asyncio.Event()
         self.unused.set()
         self._loop = asyncio.get_running_loop()
@@ -41,6 +50,7 @@ class OpenModel:
         self.users += 1
         self.used = perf_counter()
         self.unused.clear()
+        self.stop_timer()
         return self
 
     def release(self) -> None:
@@ -48,6 +58,22 @@ class OpenModel:
         self.used = perf_counter()
         if not self.users:
             self.unused.set()
+            if self.keep_alive < inf:
+                self._timer = self._loop.call_later(self.keep_alive, self._end)
+
+    @property
+    def seconds_left(self) -> float:
+        """Until it is unloaded, if nobody uses it from now on."""
+        return self.keep_alive if self.users else max(0.0, self.keep_alive - (perf_counter() - self.used))
+
+    def stop_timer(self) -> None:
+        self.expired = False
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _end(self) -> None:
+        self.expired = True
+        self._expire(self)
 
     def release_from_thread(self) -> None:
         """As `release`, in any thread."""
@@ -72,6 +98,7 @@ class Registry:
         self._open: dict[str, OpenModel] = {}
         self._opening: dict[str, asyncio.Task[OpenModel]] = {}
         self._one_at_a_time = asyncio.Lock()
+        self._expiring: set[asyncio.Task[None]] = set()
 
     @property
     def open(self) -> tuple[OpenModel, ...]:
@@ -80,7 +107,7 @@ class Registry:
 
     def add(self, source: Source, pair: Pair) -> None:
         """A model that is loaded already."""
-        self._open[source.name] = OpenModel(source, pair, required_bytes(source, self._settings))
+        self._open[source.name] = OpenModel(source, pair, required_bytes(source, self._settings), self._expire)
 
     async def sources(self) -> tuple[Source, ...]:
         """All models, by name."""
@@ -124,6 +151,28 @@ class Registry:
             if not model.leaving:
                 return model.take()
 
+    async def unload(self, name: str | None) -> None:
+        """Unload the model of this name as soon as nobody uses it; it is gone if nobody does. Raises ApiError (404)."""
+        source = await self.find(name)
+        model = self._open.get(source.name)
+        if model is None or model.leaving:
+            return
+        model.keep_alive = 0.0
+        if not model.users:
+            model.expired = True
+            await asyncio.shield(self._expire(model))  # a client that goes away does not stop it half way
+
+    def _expire(self, model: OpenModel) -> asyncio.Task[None]:
+        async def expire() -> None:
+            async with self._one_at_a_time:
+                if self._open.get(model.name) is model and model.expired and not model.leaving:
+                    await self._unload(model)
+
+        task = asyncio.create_task(expire())
+        self._expiring.add(task)
+        task.add_done_callback(self._expiring.discard)
+        return task
+
     def _loaded(self, name: str, task: asyncio.Task[OpenModel]) -> None:
         del self._opening[name]
         if not task.cancelled():
@@ -137,7 +186,7 @@ class Registry:
             await self._make_room(source, required)
             start = perf_counter()
             pair = await in_worker(lambda: open_source(source, self._settings))
-            model = OpenModel(source, pair, required)
+            model = OpenModel(source, pair, required, self._expire)
             self._open[source.name] = model
             LOG.info("model %r loaded in %.2f s", source.name, perf_counter() - start)
             return model
@@ -160,7 +209,9 @@ class Registry:
     async def _unload(self, model: OpenModel) -> None:
         """Requests that come now wait until the model is loaded again, so a busy model leaves too."""
         model.leaving = True
+        model.stop_timer()
         await model.unused.wait()
+        model.stop_timer()
         await in_worker(model.pair.close)
         del self._open[model.name]
         LOG.info("model %r unloaded", model.name)
@@ -169,5 +220,6 @@ class Registry:
         """Unload all models."""
         for task in self._opening.values():
             task.cancel()
-        for model in self.open:
-            await self._unload(model)
+        async with self._one_at_a_time:
+            for model in self.open:
+                await self._unload(model)

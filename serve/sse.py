@@ -1,4 +1,4 @@
-"""Answers that come in pieces: server-sent events, and answers that end when their client goes away."""
+"""Answers in pieces (server-sent events, lines of JSON), and answers that end when their client goes away."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ LOG = logger(__name__)
 Found = TypeVar("Found")
 KEEP_ALIVE = 5.0  # seconds without an event after which a comment is sent, so that proxies and clients do not give up
 STALLED = 120.0  # seconds that a client may take to read what was sent to it; then it counts as gone
+EVENTS = "text/event-stream"
 COMMENT = b": waiting\n\n"
 DONE = b"data: [DONE]\n\n"
 
@@ -66,10 +67,9 @@ async def unless_disconnected(request: Request, work: Awaitable[Found]) -> Found
 class EventStream(Response):
     """Events that are sent as they come. Before the first one, an error gets its own status; later it is an event.
 
-    The generator of events is closed when the client goes away.
+    The generator of events is closed when the client goes away. The events may have another form than server-sent
+    events: then give all arguments.
     """
-
-    media_type = "text/event-stream"
 
     def __init__(
         self,
@@ -77,11 +77,15 @@ class EventStream(Response):
         to_error: Callable[[BaseException], ApiError],
         write_error: Callable[[ApiError], bytes] = error_event,
         last: bytes = DONE,
+        waiting: bytes = COMMENT,
+        media_type: str = EVENTS,
     ) -> None:
-        """to_error: what to answer for an exception; write_error: that answer as an event; last: sent at the end."""
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        """to_error: what to answer for an exception; write_error: that answer as an event; last: sent at the end;
+        waiting: sent between two events where the next one is long in coming."""
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}, media_type=media_type)
         del self.headers["content-length"]
-        self._events, self._to_error, self._write_error, self._last = events, to_error, write_error, last
+        self._events, self._to_error, self._write_error = events, to_error, write_error
+        self._last, self._waiting = last, waiting
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sending = asyncio.create_task(self._send(scope, receive, send))
@@ -115,7 +119,7 @@ class EventStream(Response):
                 if writing and silent >= STALLED and own_task:
                     own_task.cancel()
                 elif not writing and silent >= KEEP_ALIVE:
-                    await write(COMMENT)
+                    await write(self._waiting)
 
         beside = asyncio.create_task(keep_alive())
         answer: ApiError | None = None
@@ -131,4 +135,4 @@ class EventStream(Response):
         elif begun:
             await write(self._write_error(answer), more=False)
         else:
-            await answer.response()(scope, receive, send)
+            await answer.response(scope["path"])(scope, receive, send)

@@ -180,7 +180,8 @@ def _header(text: bytes) -> dict[str, Any]:
         raise ValueError("no object")
     header = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
     json.dumps(header, ensure_ascii=False).encode("utf-8")  # halves of surrogate pairs are no text
-    if not all(isinstance(value, str) for value in (header.pop("__metadata__", None) or {}).values()):
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("__metadata__")
     found: dict[str, Any] = header
     return found

@@ -32,6 +32,7 @@ def load_page() -> Page:
         "Referrer-Policy": "no-referrer",
         "Cross-Origin-Opener-Policy": "same-origin",
         "Cache-Control": "no-cache",  # a browser asks again, and gets the page of a new version at once
+        "Vary": "Accept",  # see facts.show_page
         "ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
     }
     return Page(body, headers)
