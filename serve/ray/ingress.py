@@ -27,9 +27,9 @@ from pard_onnx.serve.metrics import CONTENT_TYPE, Metrics
 from pard_onnx.serve.settings import is_loopback
 from pard_onnx.serve.sse import error_event
 
-from .affinity import conversation_key
+from .affinity import RESPONSES, ResponseKeys, conversation_key
 from .arguments import Arguments
-from .model_server import forwarded
+from .model_server import forwarded, path_of
 
 LOG = logger(__name__)
 LOST = (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError)
@@ -101,6 +101,7 @@ class Forward:
 
     def __init__(self, models: DeploymentHandle[Any], arguments: Arguments) -> None:
         self._models, self._settings = models, arguments.settings()
+        self._responses = ResponseKeys()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -132,14 +133,19 @@ class Forward:
 
     async def _ask(self, request: Request, body: bytes, relay: Send) -> None:
         def key() -> str:
-            return conversation_key(request.headers, body)
+            return self._responses.of_path(path_of(request.scope)) or conversation_key(
+                request.headers, body, self._responses
+            )
 
         session = await in_worker(key) if len(body) > LARGE else key()
         handle = self._models.options(method_name="answer", stream=True, session_id=session)
         answer = handle.remote(forwarded(request.scope, body))
+        stored = request.method == "POST" and path_of(request.scope) == RESPONSES
         try:
             async for messages in answer:
                 for message in messages:
+                    if stored and message.get("body"):  # the first piece has the id
+                        stored = not self._responses.add(message["body"], session)
                     await relay(message)
         finally:
             answer.cancel()  # has no effect on one that has ended

@@ -106,7 +106,12 @@ def forwarded(scope: Scope, body: bytes) -> Forwarded:
     headers: list[Any] = [(name, value) for name, value in scope["headers"] if name not in dropped]
     headers.append((b"x-request-id", scope["request_id"].encode()))
     client = scope.get("client")
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
     return Forwarded(
-        scope["method"], path, scope["query_string"], tuple(headers), tuple(client) if client else None, body
+        scope["method"], path_of(scope), scope["query_string"], tuple(headers), tuple(client) if client else None, body
     )
+
+
+def path_of(scope: Scope) -> str:
+    """The path without the prefix under which Ray has the application."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))

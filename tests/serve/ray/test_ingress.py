@@ -71,12 +71,13 @@ class Handle:
 def ask(handle: Handle, client: str = "127.0.0.1", headers: dict[str, str] | None = None, **settings: Any) -> Any:
     app = Ingress(handle, Arguments(target="T", **settings)).__serve_build_asgi_app__()  # type: ignore[arg-type]
 
-    async def run() -> httpx.Response:
-        transport = httpx.ASGITransport(app, client=(client, 1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as made:
-            return await made.post("/v1/chat/completions", json=BODY, headers=headers)
+    return asyncio.run(sent(app, "/v1/chat/completions", BODY, client, headers))
 
-    return asyncio.run(run())
+
+async def sent(app: Any, path: str, content: Any, client: str = "127.0.0.1", headers: Any = None) -> httpx.Response:
+    transport = httpx.ASGITransport(app, client=(client, 1))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as made:
+        return await made.post(path, json=content, headers=headers)
 
 
 def test_the_answer_is_that_of_the_replica() -> None:
@@ -145,3 +146,17 @@ def test_the_counts_of_replicas_are_told_apart() -> None:
         'pard_a_total{replica="r2",x="1"} 4',
     ]
     assert labelled([]) == ""
+
+
+def test_a_response_goes_to_the_replica_that_stored_the_one_before() -> None:
+    handle = Handle(*[[start(), body(b'{"id":"resp_%d"}' % number)] for number in range(4)])
+    app = Ingress(handle, Arguments(target="T")).__serve_build_asgi_app__()  # type: ignore[arg-type]
+    for content in (
+        {"input": "Hello"},
+        {"input": "more", "previous_response_id": "resp_0"},
+        {"input": "and more", "previous_response_id": "resp_1"},
+        {"input": "another one"},
+    ):
+        asyncio.run(sent(app, "/v1/responses", content))
+    keys = [given["session_id"] for given in handle.options_given]
+    assert keys[0] == keys[1] == keys[2] != keys[3]
