@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import threading
 import time
@@ -240,13 +239,16 @@ def test_a_full_queue_is_busy(guarded: str) -> None:
     stop = threading.Event()
 
     def hold_a_place(number: int) -> None:
-        with client_of(guarded, "secret") as client, contextlib.suppress(openai.InternalServerError):
-            ask = {"model": "demo", "messages": chat(number), **ENDLESS}
+        with client_of(guarded, "secret") as client:
+            ask: dict[str, Any] = {"model": "demo", "messages": chat(number), **ENDLESS}
             while not stop.is_set():
-                with client.chat.completions.create(**ask, stream=True) as stream:
-                    for _ in stream:
-                        if stop.is_set():
-                            break
+                try:
+                    with client.chat.completions.create(**ask, stream=True) as stream:
+                        for _ in stream:
+                            if stop.is_set():
+                                break
+                except openai.InternalServerError:  # requests that come at once may be refused before places are given
+                    time.sleep(0.05)
 
     def answer() -> httpx.Response | None:
         body = {"messages": chat(9), "max_tokens": 1}
