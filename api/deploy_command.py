@@ -12,9 +12,10 @@ from pathlib import Path
 from pard_onnx.cli import Parser, exit_code
 from pard_onnx.models.checks import path_text
 from pard_onnx.models.errors import printable
-from pard_onnx.serve.deploy import planned, write_deployment
-from pard_onnx.serve.engines import ENGINES, Deployment, Plan
-from pard_onnx.serve.shell import Command
+from pard_onnx.serve.engines.command import Command
+from pard_onnx.serve.engines.deployment import Deployment, write_deployment
+from pard_onnx.serve.engines.plan import Plan, planned
+from pard_onnx.serve.engines.table import ENGINES
 
 POSIX, POWERSHELL = "posix", "powershell"
 

@@ -23,30 +23,25 @@ from .engine import MAX_LIVE, Engine
 from .info import PairInfo, in_one_line, pair_info
 from .loading import DEFAULT_PROVIDER, Source, Wanted, open_pair
 from .options import OptionArguments, Options
+from .pair_scoring import PairScoring
 from .prefixes import CACHE_BYTES
 from .providers.choice import ProviderChoice
 from .providers.threads import Threads
 from .result import Result
-from .sampling.logprobs import checked_top
 from .sampling.settings import Sampling
-from .scoring import Passage, Score
 from .speed import Placed, slow_reasons
 from .stream import Stream
 from .text.control_tokens import ENCODE, TEXT
 from .text.overflow import ERROR, Fitted, checked_overflow, fit, require_messages, room_for_reply
 from .text.prompt import (
-    Continuation,
-    OneContinuation,
     OnePrompt,
     Prompt,
     as_list,
     encode,
-    encode_continued,
     is_chat,
     is_several,
     naming,
     opening_messages,
-    paired,
     require_ids,
     token_id,
 )
@@ -153,7 +148,7 @@ def source(role: Role, given: str | PathLike[str] | Pair) -> Source:
     return draft
 
 
-class Pair:
+class Pair(PairScoring):
     """A target, with or without a draft. Each `generate` starts afresh, a `chat` goes on; several may run at a time."""
 
     def __init__(self, engine: Engine) -> None:
@@ -280,89 +275,6 @@ class Pair:
 
     def _stream(self, fitted: Fitted, form: ReplyForm | None, options: Options, start: float) -> Stream:
         return self.engine.stream(None, fitted.ids, options, start, form).telling_dropped(fitted.dropped)
-
-    @overload
-    def score(
-        self,
-        prompt: Prompt,
-        continuation: Continuation,
-        *,
-        logprobs: int = 0,
-        chat: bool = False,
-        template_arguments: Mapping[str, object] | None = None,
-        special_tokens: str = TEXT,
-    ) -> Score: ...
-
-    @overload
-    def score(
-        self,
-        prompt: Prompt | list[OnePrompt] | tuple[OnePrompt, ...],
-        continuation: list[OneContinuation] | tuple[OneContinuation, ...],
-        *,
-        logprobs: int = 0,
-        chat: bool = False,
-        template_arguments: Mapping[str, object] | None = None,
-        special_tokens: str = TEXT,
-    ) -> list[Score]: ...
-
-    @overload
-    def score(
-        self,
-        prompt: list[OnePrompt] | tuple[OnePrompt, ...],
-        continuation: Continuation,
-        *,
-        logprobs: int = 0,
-        chat: bool = False,
-        template_arguments: Mapping[str, object] | None = None,
-        special_tokens: str = TEXT,
-    ) -> list[Score]: ...
-
-    def score(
-        self,
-        prompt: Any,
-        continuation: Any,
-        *,
-        logprobs: int = 0,
-        chat: bool = False,
-        template_arguments: Mapping[str, object] | None = None,
-        special_tokens: str = TEXT,
-    ) -> Score | list[Score]:
-        """How likely the target is to write the continuation (text or token ids) after the prompt.
-
-        The texts are encoded together: a token across their border, such as a space and the word after it, belongs to
-        the continuation. The continuation of messages, and with `chat` of a text, is the beginning of the answer.
-
-        Either may be a list of several: of as many prompts as continuations, of continuations of one prompt, or of
-        prompts before one continuation. The result is then a list. What consecutive ones have in common is computed
-        once.
-
-        logprobs: the number of most likely tokens to name for each place, 0 to 20; chat, template_arguments,
-        special_tokens: of the prompt, see `Options`.
-        Raises BadInput (TooLong: for more tokens than the capacity), which names the index in a list, before anything
-        is computed; Busy if as many generations run and wait as the pair was loaded for.
-        """
-        top = checked_top("logprobs", logprobs) or 0
-        keywords = {"chat": chat, "template_arguments": template_arguments, "special_tokens": special_tokens}
-        pairs, several = paired(prompt, continuation)
-        if not several:
-            return self.engine.score(self.engine.new_sequence(), self._passage(*pairs[0], keywords), top)
-        passages: list[Passage] = []
-        for number, (one, other) in enumerate(pairs):
-            with naming("pair", number):
-                passages.append(self._passage(one, other, keywords))
-        scores: list[Score] = []
-        sequence = self.engine.new_sequence()
-        for number, passage in enumerate(passages):
-            with naming("pair", number):
-                scores.append(self.engine.score(sequence, passage, top))
-        return scores
-
-    def _passage(self, prompt: Any, continuation: Any, keywords: dict[str, Any]) -> Passage:
-        size = self.target_manifest.spec.vocabulary.size
-        ids, first = encode_continued(prompt, continuation, self.text, size, **keywords)
-        passage = Passage(tuple(ids), first)
-        passage.require_room(self.capacity, self.engine.longer_context)
-        return passage
 
     def chat(
         self,

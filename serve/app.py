@@ -20,6 +20,7 @@ from .completions import completions
 from .errors import ApiError
 from .facts import detokenize, embeddings, health, list_models, metrics, show_model, show_page, tokenize
 from .guard import Guard
+from .metrics import Metrics
 from .registry import Registry
 from .service import Service
 from .settings import Settings
@@ -62,19 +63,24 @@ def create_app(registry: Registry, settings: Settings) -> Starlette:
         service.generations.cancel()
         await registry.close()
 
-    middleware = [Middleware(Guard, settings=settings, metrics=service.metrics)]
-    if settings.cors:  # around the guard: pages must be able to read its refusals
-        shown = ["x-request-id", "retry-after"]
-        allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"], "expose_headers": shown}
-        middleware.insert(0, Middleware(CORSMiddleware, allow_origins=list(settings.cors), **allowed))
     app = Starlette(
         routes=[Route(path, answering(endpoint), methods=[method]) for path, method, endpoint in ROUTES],
-        middleware=middleware,
+        middleware=middleware_of(settings, service.metrics),
         exception_handlers={HTTPException: http_error},
         lifespan=lifespan,
     )
     app.state.service = service
     return app
+
+
+def middleware_of(settings: Settings, metrics: Metrics) -> list[Middleware]:
+    """Who may use a server, the outermost check first."""
+    middleware = [Middleware(Guard, settings=settings, metrics=metrics)]
+    if settings.cors:  # around the guard: pages must be able to read its refusals
+        shown = ["x-request-id", "retry-after"]
+        allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"], "expose_headers": shown}
+        middleware.insert(0, Middleware(CORSMiddleware, allow_origins=list(settings.cors), **allowed))
+    return middleware
 
 
 def answering(endpoint: Endpoint) -> Endpoint:

@@ -30,11 +30,10 @@ from pard_onnx.models.manifest import (
     Source,
     Throughput,
 )
-from pard_onnx.serve import engines
-from pard_onnx.serve.deploy import planned
-from pard_onnx.serve.engines import acceptance, draft_length, yaml_text
-from pard_onnx.serve.served_model import served_model
-from pard_onnx.serve.shell import Command, powershell_quoted
+from pard_onnx.serve.engines.command import Command, powershell_quoted
+from pard_onnx.serve.engines.plan import LEAST, MOST, acceptance, draft_length, planned
+from pard_onnx.serve.engines.served_model import served_model
+from pard_onnx.serve.engines.table import ENGINES, vllm, yaml_text
 
 QWEN3, PARD = "Qwen/Qwen3-8B", "amd/PARD-Qwen3-0.6B"
 Capture = pytest.CaptureFixture[str]
@@ -124,7 +123,7 @@ def test_sglang_has_no_pard(hub: None, capsys: Capture) -> None:
     assert len(deployed(capsys, "--target", "org/llama", "--engine", "sglang")["commands"]) == 2
 
 
-@pytest.mark.parametrize("engine", engines.ENGINES)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_the_shown_text_can_be_pasted(engine: str, hub: None, capsys: Capture) -> None:
     for shell in ("posix", "powershell"):
         assert main(["--target", QWEN3, "--engine", engine, "--shell", shell]) == 0
@@ -248,7 +247,7 @@ def test_draft_lengths_stay_in_their_range(accepted: float, length: int) -> None
         served_model("demo-draft"),
         throughput=Throughput("t", "int4", 1.0, (MeasuredFormat("r", 1, length, 0.1, accepted, 1.0),)),
     )
-    assert engines.LEAST <= draft_length(model)[0] <= engines.MOST
+    assert LEAST <= draft_length(model)[0] <= MOST
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
@@ -296,7 +295,7 @@ def test_a_commit_that_reads_as_a_number_is_left_out_for_powershell() -> None:
     plan = planned("demo-target")
     assert plan.draft is not None
     draft = replace(plan.draft, revision="1234567890" * 4)
-    found = engines.vllm(replace(plan, draft=draft))
+    found = vllm(replace(plan, draft=draft))
     assert not any("revision" in word for word in found.commands[0].powershell_arguments)
     assert json.loads(found.commands[0].arguments[-1])["revision"] == draft.revision
     assert any("cannot be given without double quotes" in note for note in found.notes)

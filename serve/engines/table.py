@@ -11,35 +11,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pard_onnx.models.checks import DRAFT_LIMIT
 from pard_onnx.models.errors import BadInput
 
+from .command import Command
+from .deployment import Deployment
+from .plan import Plan
 from .served_model import ServedModel
-from .shell import Command
 
-USUAL_LENGTH, REASON = 8, "published results of PARD use 8 to 12; measure your own"
-LEAST, MOST = 2, 16  # drafts a round
-WORTH = 0.1  # the least probability with which the last draft of a round is right
 UNYAML = re.compile("[\x7f-\x9f\ufeff\ufffe\uffff]")  # what JSON may hold in a text, and YAML may not
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to serve: a target, its draft, and how many tokens a round are drafted."""
-
-    target: ServedModel
-    draft: ServedModel | None
-    length: int
-    reason: str  # for that length
-
-
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """What an engine needs to serve a plan."""
-
-    commands: tuple[Command, ...]  # the first one is the recommended one
-    files: tuple[tuple[str, str], ...] = ()  # configuration files by name, which commands name
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,30 +28,6 @@ class Engine:
     title: str
     runs_pard: bool
     deploy: Callable[[Plan], Deployment]
-
-
-def draft_length(draft: ServedModel | None) -> tuple[int, str]:
-    """How many tokens to draft a round, and why.
-
-    A draft whose format was chosen by measurement (pard-quantize --optimize-for) has its acceptance in its manifest. On
-    a server, verifying a few tokens more costs little, so tokens are drafted as long as they are right now and then.
-    """
-    if draft is None or draft.throughput is None or not draft.throughput.tried:
-        return USUAL_LENGTH, REASON
-    best = max(draft.throughput.tried, key=lambda one: one.tokens_per_second)
-    share = acceptance(best.accepted, min(max(best.draft_length, 1), DRAFT_LIMIT))
-    length = next((k for k in range(LEAST, MOST) if share ** (k + 1) < WORTH), MOST)
-    measured = f"{best.accepted:.3g} tokens a round with {best.draft_length} drafts, beside {draft.throughput.target}"
-    return length, f"measured: {measured}, so a draft is right with probability {share:.2f} after a right one"
-
-
-def acceptance(accepted: float, length: int) -> float:
-    """The probability p of a draft to be right after right ones, where 1 + p + ... + p^length is `accepted`."""
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(middle**k for k in range(length + 1)) < accepted else (low, middle)
-    return low
 
 
 # vLLM

@@ -1,21 +1,30 @@
-"""A target and a draft, checked for another engine, and the files of a deployment."""
+"""`Plan`: a target and a draft for another engine, checked to fit, and how many tokens a round are drafted."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 
-from pard_onnx.models.atomic import atomic_folder
-from pard_onnx.models.checks import require_whole
+from pard_onnx.models.checks import DRAFT_LIMIT, require_whole
 from pard_onnx.models.errors import BadInput, shown
 from pard_onnx.models.hub import own_draft
 from pard_onnx.models.published_drafts import PUBLISHED, drafts_by_name
-from pard_onnx.models.system_errors import write_error
 from pard_onnx.runtime.model import open_artifact, shared_ids
 
-from .engines import MOST, Deployment, Plan, draft_length
 from .served_model import ServedModel, served_model
 
-ELSEWHERE = "choose another --output"
+USUAL_LENGTH, REASON = 8, "published results of PARD use 8 to 12; measure your own"
+LEAST, MOST = 2, 16  # drafts a round
+WORTH = 0.1  # the least probability with which the last draft of a round is right
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to serve: a target, its draft, and how many tokens a round are drafted."""
+
+    target: ServedModel
+    draft: ServedModel | None
+    length: int
+    reason: str  # for that length
 
 
 def planned(
@@ -75,20 +84,25 @@ def _base(family: str) -> str:
     return family.removesuffix("_text").removesuffix("_moe")
 
 
-def write_deployment(found: Deployment, output: Path) -> None:
-    """Write configuration files, serve.sh and serve.ps1 to a new folder, all or nothing. Raises BadInput or Failure."""
-    first = found.commands[0]
-    files = dict(found.files)
-    files["serve.sh"] = f'#!/bin/sh\n# {first.purpose}\ncd "$(dirname "$0")" || exit\nexec {first.posix}\n'
-    # The mark at the beginning is how Windows PowerShell knows UTF-8
-    files["serve.ps1"] = f"\ufeff# {first.purpose}\nSet-Location -LiteralPath $PSScriptRoot\n{first.powershell}\n"
-    try:
-        with atomic_folder(output) as partial:
-            for name, text in files.items():
-                path = partial / name
-                path.write_text(text, encoding="utf-8", newline="\n")
-                path.chmod(0o755 if name == "serve.sh" else 0o644)
-    except FileExistsError as error:
-        raise BadInput(f"{output}: is there already; {ELSEWHERE}") from error
-    except OSError as error:
-        raise write_error(output, error, ELSEWHERE) from error
+def draft_length(draft: ServedModel | None) -> tuple[int, str]:
+    """How many tokens to draft a round, and why.
+
+    A draft whose format was chosen by measurement (pard-quantize --optimize-for) has its acceptance in its manifest. On
+    a server, verifying a few tokens more costs little, so tokens are drafted as long as they are right now and then.
+    """
+    if draft is None or draft.throughput is None or not draft.throughput.tried:
+        return USUAL_LENGTH, REASON
+    best = max(draft.throughput.tried, key=lambda one: one.tokens_per_second)
+    share = acceptance(best.accepted, min(max(best.draft_length, 1), DRAFT_LIMIT))
+    length = next((k for k in range(LEAST, MOST) if share ** (k + 1) < WORTH), MOST)
+    measured = f"{best.accepted:.3g} tokens a round with {best.draft_length} drafts, beside {draft.throughput.target}"
+    return length, f"measured: {measured}, so a draft is right with probability {share:.2f} after a right one"
+
+
+def acceptance(accepted: float, length: int) -> float:
+    """The probability p of a draft to be right after right ones, where 1 + p + ... + p^length is `accepted`."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sum(middle**k for k in range(length + 1)) < accepted else (low, middle)
+    return low

@@ -1,0 +1,1 @@
+"""What other engines need to serve the same checkpoints, for `pard-deploy`."""
