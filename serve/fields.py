@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pard_onnx.models.checks import finite_number, nearest_name, require_whole, true_or_false
@@ -38,6 +38,13 @@ class Form:
     fields: Mapping[str, Field]
     ignored: frozenset[str]  # that have no effect here and are no mistake, under --strict too
     refused: Mapping[str, str]  # fields that would change the answer and cannot be followed, with the fix
+    inner: Mapping[str, str] = field(default_factory=dict)  # options that a part of a field sets, with its name
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Options that requests set by another name, with that name."""
+        own = {one.option: name for name, one in self.fields.items() if one.option and one.option != name}
+        return own | dict(self.inner)
 
 
 @dataclass(frozen=True, slots=True)
