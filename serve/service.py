@@ -22,6 +22,7 @@ from .fields import CHAT, Form
 from .generation import Generation, Generations
 from .metrics import Metrics
 from .registry import OpenModel, Registry
+from .response_store import ResponseStore
 from .settings import Settings
 
 LOG = logger(__name__)
@@ -35,6 +36,7 @@ class Service:
         self.registry, self.settings = registry, settings
         self.metrics = Metrics()
         self.generations = Generations(self.metrics)
+        self.responses = ResponseStore()
         self.started = int(time())
         self.stopping = False  # whether the server ends: no generation begins any more
 
