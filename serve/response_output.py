@@ -65,11 +65,8 @@ class Output:
         """What a chunk adds. Text that comes with a call in one chunk is taken to be before it, unless the call is one
         that goes on."""
         self._count(chunk)
-        if chunk.logprobs is not None and self._with_logprobs:
-            mixed = bool(chunk.reasoning or chunk.tool_calls)
-            pieces = [*chunk.pieces[: len(chunk.logprobs)]]
-            both = zip(chunk.logprobs, pieces, strict=False)
-            self._pending += [one.openai() for one, piece in both if piece or not mixed]
+        if self._with_logprobs:
+            self._score(chunk)
         if chunk.reasoning:
             self._reasoned = True
             yield from self._text(REASONING, chunk.reasoning)
@@ -99,14 +96,22 @@ class Output:
         self._thought += min(before, len(chunk.tokens))
         self._answering = bool(chunk.text or chunk.tool_calls)
 
+    def _score(self, chunk: Chunk) -> None:
+        """Keep the log probabilities of the message's tokens. One may complete no text, as a part of a character does;
+        beside reasoning and calls, such tokens are their tags."""
+        if chunk.reasoning or chunk.tool_calls:
+            self._pending.clear()
+        beside = self._open is not None and self._open.kind is not MESSAGE
+        mixed = beside or bool(chunk.reasoning or chunk.tool_calls)
+        both = zip(chunk.logprobs or (), chunk.pieces, strict=False)
+        self._pending += [one.openai() for one, piece in both if piece or not mixed]
+
     # Items with text
 
     def _text(self, kind: Kind, text: str) -> Iterator[Event]:
         if self._open is None or self._open.kind is not kind:
             yield from self._close()
             yield from self._begin_text(kind)
-        if kind is not MESSAGE:
-            self._pending.clear()
         yield self._delta(text)
 
     def _begin_text(self, kind: Kind) -> Iterator[Event]:
@@ -140,7 +145,6 @@ class Output:
             item = {"id": f"fc_{token_hex(24)}", "type": "function_call", "status": OPEN, "call_id": delta.id}
             item |= {"name": delta.name, "arguments": ""}
             self._open = OpenItem(item, [], call=delta.index)
-            self._pending.clear()
             yield self._event("response.output_item.added", item=dict(item))
         if delta.arguments and self._open:
             self._open.texts.append(delta.arguments)
@@ -155,7 +159,7 @@ class Output:
         text, item = "".join(found.texts), {**found.item, "status": status}
         if found.kind is None:
             item["arguments"] = text
-            yield self._of_item("response.function_call_arguments.done", arguments=text, name=item["name"])
+            yield self._of_item("response.function_call_arguments.done", arguments=text)
         else:
             logprobs = {"logprobs": found.logprobs} if found.kind is MESSAGE else {}
             part = {**found.kind.part, "text": text, **logprobs}
@@ -166,9 +170,9 @@ class Output:
         self.items.append(item)
         self._open = None
 
-    def _of_item(self, name: str, **more: Any) -> Event:
+    def _of_item(self, name: str, /, **more: Any) -> Event:
         assert self._open is not None
         return self._event(name, item_id=self._open.item["id"], **more)
 
-    def _event(self, name: str, **more: Any) -> Event:
+    def _event(self, name: str, /, **more: Any) -> Event:
         return name, {"output_index": len(self.items), **more}

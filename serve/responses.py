@@ -174,7 +174,8 @@ async def answer(service: Service, wanted: ResponseRequest) -> dict[str, Any]:
     response: dict[str, Any] = {}
     async with aclosing(generated(service, wanted)) as events:
         async for some in events:
-            response = some[-1][1].get("response", response)
+            for _, fields in some[-1:]:
+                response = fields.get("response", response)
     return response
 
 

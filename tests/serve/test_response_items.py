@@ -214,7 +214,8 @@ def test_only_tokens_of_the_text_have_log_probabilities() -> None:
     chunks = [
         Chunk("", (0,), (False,), ("",), scored("<think>")),
         Chunk("", (0,), (False,), ("",), scored("hm"), reasoning="hm"),
-        Chunk("a", (0, 0), (False, False), ("", "a"), scored("</think>", "a"), reasoning="."),
+        Chunk("", (0,), (False,), ("",), scored("</think>")),
+        Chunk("a", (0, 0), (False, False), ("", "a"), scored("\n", "a"), reasoning="."),
         Chunk("", (0,), (False,), ("",), scored("half")),
         Chunk("b", (0,), (False,), ("b",), scored("b")),
         Chunk("", (0,), (False,), ("",), scored("last")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, get_args
 
+from openai import omit
 from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 
@@ -29,7 +30,7 @@ def require_event(value: Any) -> Any:
 
 def require_stream(events: list[dict[str, Any]]) -> dict[str, Any]:
     """The last event's response, after events of which each has its place. The deltas are the items."""
-    state: Any = ResponseStreamState(input_tools=[], text_format=str)
+    state: Any = ResponseStreamState(input_tools=[], text_format=omit)
     for number, value in enumerate(events):
         assert value["sequence_number"] == number
         event = require_event(value)
