@@ -15,10 +15,11 @@ openai = pytest.importorskip("openai", reason="the package openai is not install
 import httpx  # noqa: E402
 import test_replies  # noqa: E402
 from response_events import require_event, require_response, require_stream  # noqa: E402
-from served import MESSAGES, Served  # noqa: E402
+from served import MESSAGES, Served, wait_until  # noqa: E402
 from test_bad_requests import HUGE, NO_NUMBERS, NO_TEXTS, require_error  # noqa: E402
 from test_openai_client import SCHEMA, WAYS, options  # noqa: E402
 from test_replies import QUESTION, TOOLS  # noqa: E402
+from test_serving import ENDLESS  # noqa: E402
 
 from pard_onnx.serve.response_output import Output  # noqa: E402
 
@@ -360,6 +361,20 @@ def test_a_stream_that_fails_says_so(server: Served, monkeypatch: pytest.MonkeyP
     assert server.get(f"{PATH}/{last['id']}").status_code == 404
     answer = server.post(PATH, {"input": INPUT, "max_output_tokens": 3})
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+
+
+def test_clients_that_go_away_free_their_place(server: Served) -> None:
+    endless = {name: value for name, value in ENDLESS.items() if name not in ("messages", "max_tokens")}
+    body = {"input": INPUT, "max_output_tokens": 1900, **endless}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(server.url + PATH, json=body, timeout=httpx.Timeout(5, read=0.1))
+    wait_until(lambda: server.pair.engine.occupancy == (0, 0))
+    kept = len(server.service.responses)
+    with httpx.stream("POST", server.url + PATH, json={**body, "stream": True}, timeout=30) as answer:
+        next(answer.iter_lines())
+        assert server.pair.engine.occupancy != (0, 0)
+    wait_until(lambda: server.pair.engine.occupancy == (0, 0) and server.service.registry.open[0].users == 0)
+    assert len(server.service.responses) == kept
 
 
 def test_a_stream_that_fails_before_there_is_a_response() -> None:
