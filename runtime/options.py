@@ -113,7 +113,8 @@ class Options:
     # as the latter.
     tools: Sequence[Tool | Callable[..., Any]] | None = field(default=(), hash=False)
     # "auto": the model may call tools; "none": it is not told of them; "required": it must call one or more; the name
-    # of a tool, or OpenAI's object with it: it must call this one. Calls that must be made follow the tools' schemas.
+    # of a tool, or OpenAI's object with it: it must call this one; OpenAI's allowed_tools: "auto" or "required" with
+    # some of the tools. Calls that must be made follow the tools' schemas.
     tool_choice: ToolChoice | None = field(default="auto", hash=False)
     parallel_tool_calls: bool = True  # False: the reply ends with its first call
     # The thinking of a chat's model ends after so many tokens; None: where the model ends it

@@ -22,6 +22,7 @@ from .facts import detokenize, embeddings, health, list_models, metrics, show_mo
 from .guard import Guard
 from .metrics import Metrics
 from .registry import Registry
+from .responses import delete_response, responses, show_response
 from .service import Service
 from .settings import Settings
 from .sse import Disconnected
@@ -36,6 +37,9 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("/v1/models/{model:path}", "GET", show_model),
     ("/v1/chat/completions", "POST", chat_completions),
     ("/v1/completions", "POST", completions),
+    ("/v1/responses", "POST", responses),
+    ("/v1/responses/{id}", "GET", show_response),
+    ("/v1/responses/{id}", "DELETE", delete_response),
     ("/v1/embeddings", "POST", embeddings),
     ("/tokenize", "POST", tokenize),
     ("/detokenize", "POST", detokenize),
@@ -78,7 +82,7 @@ def middleware_of(settings: Settings, metrics: Metrics) -> list[Middleware]:
     middleware = [Middleware(Guard, settings=settings, metrics=metrics)]
     if settings.cors:  # around the guard: pages must be able to read its refusals
         shown = ["x-request-id", "retry-after"]
-        allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"], "expose_headers": shown}
+        allowed: dict[str, Any] = {"allow_methods": ["GET", "POST", "DELETE"], "allow_headers": ["*"], "expose_headers": shown}
         middleware.insert(0, Middleware(CORSMiddleware, allow_origins=list(settings.cors), **allowed))
     return middleware
 

@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from time import time
 from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-
 from pard_onnx.runtime.result import Chunk, Result
 from pard_onnx.runtime.text.tool_calls import ToolCallDelta
 
+from .endpoint import GenerationEndpoint
 from .errors import bad_field
-from .fields import CHAT, read_fields
+from .fields import CHAT, Read
 from .registry import OpenModel
 from .service import Service, finish_reason, new_id, require_text
 from .speculation import Progress, timings, usage, whole
-from .sse import EventStream, event, unless_disconnected
+from .sse import event
 
 Message = dict[str, Any]
 
@@ -35,9 +33,8 @@ class ChatRequest:
     with_usage: bool  # whether the stream ends with the usage
 
     @classmethod
-    def read(cls, body: object, *, strict: bool) -> ChatRequest:
+    def read(cls, found: Read) -> ChatRequest:
         """Raises ApiError (400), which names the field."""
-        found = read_fields(body, CHAT, strict=strict)
         own, options = found.own, found.options
         messages = own.get("messages")
         if not messages:
@@ -56,14 +53,6 @@ class ChatRequest:
             del options["tools"]
         stream = own.get("stream", False)
         return cls(own.get("model"), messages, options, own.get("n", 1), stream, own.get("stream_options", False))
-
-
-async def chat_completions(request: Request) -> Response:
-    service = Service.of(request)
-    wanted = ChatRequest.read(await service.body(request), strict=service.settings.strict)
-    if wanted.stream:
-        return EventStream(streamed(service, wanted), service.error)
-    return JSONResponse(await unless_disconnected(request, answer(service, wanted)))
 
 
 async def answer(service: Service, wanted: ChatRequest) -> dict[str, Any]:
@@ -164,3 +153,6 @@ def with_known_roles(model: OpenModel, messages: list[Message]) -> list[Message]
     if "developer" in model.pair.text.template:
         return messages
     return [{**message, "role": "system"} if message.get("role") == "developer" else message for message in messages]
+
+
+chat_completions = GenerationEndpoint(CHAT, ChatRequest.read, answer, streamed)

@@ -6,20 +6,18 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-
 from pard_onnx.runtime.asynchronous import in_worker
 from pard_onnx.runtime.result import Result
 from pard_onnx.runtime.sampling.logprobs import LEAST, TokenLogprob
 
 from .chat import head
+from .endpoint import GenerationEndpoint
 from .errors import bad_field
-from .fields import COMPLETION, MOST_CHOICES, read_fields
+from .fields import COMPLETION, MOST_CHOICES, Read
 from .registry import OpenModel
 from .service import Service, finish_reason, new_id, require_text
 from .speculation import Progress, timings, usage, whole
-from .sse import EventStream, event, unless_disconnected
+from .sse import event
 
 USUAL_TOKENS = 16  # OpenAI's default of this endpoint
 Plain = str | list[int]
@@ -39,9 +37,8 @@ class CompletionRequest:
     only_echo: bool  # whether nothing follows it
 
     @classmethod
-    def read(cls, body: object, *, strict: bool) -> CompletionRequest:
+    def read(cls, found: Read) -> CompletionRequest:
         """Raises ApiError (400), which names the field."""
-        found = read_fields(body, COMPLETION, strict=strict)
         own, options = found.own, {"max_new_tokens": USUAL_TOKENS, **found.options}
         echo, stream, n = own.get("echo", False), own.get("stream", False), own.get("n", 1)
         prompts = checked_prompts(own.get("prompt"))
@@ -79,14 +76,6 @@ def checked_prompts(prompt: Any) -> tuple[Plain, ...]:
 
 def _is_ids(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
-
-
-async def completions(request: Request) -> Response:
-    service = Service.of(request)
-    wanted = CompletionRequest.read(await service.body(request), strict=service.settings.strict)
-    if wanted.stream:
-        return EventStream(streamed(service, wanted), service.error)
-    return JSONResponse(await unless_disconnected(request, answer(service, wanted)))
 
 
 async def answer(service: Service, wanted: CompletionRequest) -> dict[str, Any]:
@@ -186,3 +175,6 @@ def logprobs_of(tokens: Sequence[TokenLogprob | None], offset: int = 0, first: s
         ],
         "text_offset": offsets,
     }
+
+
+completions = GenerationEndpoint(COMPLETION, CompletionRequest.read, answer, streamed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pard_onnx.models.checks import finite_number, nearest_name, require_whole, true_or_false
@@ -38,6 +38,13 @@ class Form:
     fields: Mapping[str, Field]
     ignored: frozenset[str]  # that have no effect here and are no mistake, under --strict too
     refused: Mapping[str, str]  # fields that would change the answer and cannot be followed, with the fix
+    inner: Mapping[str, str] = field(default_factory=dict)  # options that a part of a field sets, with its name
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Options that requests set by another name, with that name."""
+        own = {one.option: name for name, one in self.fields.items() if one.option and one.option != name}
+        return own | dict(self.inner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +177,30 @@ def anything(name: str, value: Any) -> Any:
     return value
 
 
+def foreground(name: str, value: Any) -> bool:
+    if value is not False:
+        raise BadInput(f"{name}: the server answers while the client waits; give false, or leave it out")
+    return False
+
+
+def metadata(name: str, value: Any) -> dict[str, str]:
+    """OpenAI's limits: 16 texts of 512 characters, by names of 64."""
+    found = an_object(name, value)
+    for key, one in found.items():
+        if not isinstance(one, str) or len(one) > 512 or len(key) > 64:
+            raise BadInput(f"{name} must map names of up to 64 characters to texts of up to 512; {shown(key)} does not")
+    if len(found) > 16:
+        raise BadInput(f"{name} has {len(found)} names; give at most 16")
+    return found
+
+
+def included(name: str, value: Any) -> list[str]:
+    for one in a_list(name, value):
+        if not isinstance(one, str) or one not in INCLUDABLE:
+            raise BadInput(f"{name}: there is no {shown(one)}; known are {', '.join(INCLUDABLE)}")
+    return list(value)
+
+
 def stream_options(name: str, value: Any) -> bool:
     """Whether the stream ends with the usage."""
     wanted = an_object(name, value).get("include_usage")
@@ -204,21 +235,24 @@ COMMON: dict[str, Field] = {
     "choice": Field(a_list, "choice"),
     "grammar": Field(text, "grammar"),
 }
+CONVERSATION: dict[str, Field] = {  # of endpoints whose prompts are conversations
+    "tool_choice": Field(anything, "tool_choice"),
+    "parallel_tool_calls": Field(flag, "parallel_tool_calls"),
+    "chat_template_kwargs": Field(an_object, "template_arguments"),
+    "max_reasoning_tokens": Field(whole(0, MOST_WHOLE), "max_reasoning_tokens"),
+    "special_tokens": Field(one_of(*HANDLINGS), "special_tokens"),
+    "overflow": Field(one_of(*OVERFLOWS), "overflow"),
+}
 CHAT = Form(
     {
         **COMMON,
+        **CONVERSATION,
         "messages": Field(a_list),
         "max_tokens": Field(whole(1, MOST_WHOLE), "max_new_tokens"),
         "max_completion_tokens": Field(whole(1, MOST_WHOLE)),
         "logprobs": Field(flag),
         "top_logprobs": Field(whole(0, MOST_TOP)),
         "tools": Field(a_list, "tools"),
-        "tool_choice": Field(anything, "tool_choice"),
-        "parallel_tool_calls": Field(flag, "parallel_tool_calls"),
-        "chat_template_kwargs": Field(an_object, "template_arguments"),
-        "max_reasoning_tokens": Field(whole(0, MOST_WHOLE), "max_reasoning_tokens"),
-        "special_tokens": Field(one_of(*HANDLINGS), "special_tokens"),
-        "overflow": Field(one_of(*OVERFLOWS), "overflow"),
         "modalities": Field(only_text),
     },
     frozenset(
@@ -255,6 +289,63 @@ COMPLETION = Form(
         "suffix": "the model does not fill in the middle of a text; leave it out",
         "best_of": "the server returns all texts that it makes; give n",
     },
+)
+TEXT_LOGPROBS = "message.output_text.logprobs"
+INCLUDABLE = (  # of these, all but the first are parts of tools and inputs that the server does not have
+    TEXT_LOGPROBS,
+    "reasoning.encrypted_content",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+)
+RESPONSES = Form(
+    {
+        **{name: field for name, field in COMMON.items() if name not in ("n", "response_format")},
+        **CONVERSATION,
+        "input": Field(anything),
+        "instructions": Field(text),
+        "previous_response_id": Field(text),
+        "max_output_tokens": Field(whole(1, MOST_WHOLE), "max_new_tokens"),
+        "text": Field(an_object),
+        "reasoning": Field(an_object),
+        "tools": Field(a_list),
+        "truncation": Field(one_of("auto", "disabled")),
+        "include": Field(included),
+        "top_logprobs": Field(whole(0, MOST_TOP)),
+        "store": Field(flag),
+        "metadata": Field(metadata),
+        "background": Field(foreground),
+        "max_tool_calls": Field(whole(1, MOST_WHOLE)),
+    },
+    frozenset(
+        [
+            "user",
+            "service_tier",
+            "safety_identifier",
+            "prompt_cache_key",
+            "prompt_cache_options",
+            "prompt_cache_retention",
+            "context_management",
+            "access_programs",
+            "background_options",
+            "image",
+        ]
+    ),
+    {
+        "messages": "this endpoint has input",
+        "max_tokens": "this endpoint has max_output_tokens",
+        "max_completion_tokens": "this endpoint has max_output_tokens",
+        "response_format": "this endpoint has text.format",
+        "logprobs": f'this endpoint has include: ["{TEXT_LOGPROBS}"]',
+        "n": "a response has one text; leave it out",
+        "conversation": "the server keeps no conversations; give previous_response_id",
+        "prompt": "the server keeps no prompts; give instructions and input",
+        "moderation": "the server does not moderate; leave it out",
+    },
+    {"response_format": "text.format"},
 )
 TOKENIZE = Form(
     {

@@ -18,16 +18,15 @@ from pard_onnx.runtime.sampling.settings import MOST_SEED
 
 from .body import read_json
 from .errors import SERVER, ApiError, api_error
-from .fields import CHAT, COMPLETION
+from .fields import CHAT, Form
 from .generation import Generation, Generations
 from .metrics import Metrics
 from .registry import OpenModel, Registry
+from .response_store import ResponseStore
 from .settings import Settings
 
 LOG = logger(__name__)
-KNOWN = {*CHAT.fields, *COMPLETION.fields}
-NAMES = {field.option: name for name, field in CHAT.fields.items() if field.option not in (None, name)}
-FIRST_WORD = re.compile("[a-z_]+")
+FIRST_WORD = re.compile("[a-z_.]+")
 
 
 class Service:
@@ -37,6 +36,7 @@ class Service:
         self.registry, self.settings = registry, settings
         self.metrics = Metrics()
         self.generations = Generations(self.metrics)
+        self.responses = ResponseStore()
         self.started = int(time())
         self.stopping = False  # whether the server ends: no generation begins any more
 
@@ -79,16 +79,18 @@ class Service:
             if self.settings.log_prompts and generation.ended:
                 LOG.info("text of %r: %r", model.name, generation.result.text)
 
-    def error(self, error: BaseException) -> ApiError:
-        """The answer to an exception, which is logged if it was not foreseen."""
+    def error(self, error: BaseException, form: Form = CHAT) -> ApiError:
+        """The answer to an exception, which is logged if it was not foreseen. form: that of the request's fields."""
         if not isinstance(error, ApiError | PardError):
             LOG.error("not foreseen", exc_info=error)
         answer = api_error(error, self.metrics.retry_after(self.generations.count, self.settings.max_live))
         if isinstance(error, BadInput):  # the library names its own options
-            for option, field in NAMES.items():
+            names = form.names
+            for option, field in names.items():
                 answer.message = answer.message.replace(option, field)
             first = FIRST_WORD.match(answer.message)
-            answer.param = first[0] if first and first[0] in KNOWN else None
+            known = first is not None and (first[0] in form.fields or first[0] in names.values())
+            answer.param = first[0] if first and known else None
         return answer
 
 

@@ -16,7 +16,7 @@ from .tool_formats import INTERPRETERS
 
 Tool = Mapping[str, Any]
 ToolChoice = str | Mapping[str, Any]
-NONE, AUTO, REQUIRED = "none", "auto", "required"
+MODES = NONE, AUTO, REQUIRED = "none", "auto", "required"
 WANTED = '{"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}'
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 
@@ -97,15 +97,15 @@ class ToolUse:
             if wanted not in (AUTO, NONE):
                 raise BadInput(f"tool_choice is {shown(choice)}, but there are no tools; give tools=[...]")
             return None
-        if isinstance(wanted, Named):
-            named = tuple(tool for tool in tools if tool_name(tool) == wanted.name)
-            if not named:
-                known = ", ".join(map(tool_name, tools))
-                raise BadInput(f"tool_choice names {shown(wanted.name)}, which is not one of the tools: {known}")
-            return cls(tuple(tools), named, several=False)
-        if wanted == NONE:
-            return None
-        return cls(tuple(tools), tuple(tools) if wanted == REQUIRED else (), parallel)
+        if not isinstance(wanted, Chosen):
+            return None if wanted == NONE else cls(tuple(tools), tuple(tools) if wanted == REQUIRED else (), parallel)
+        known, names = dict.fromkeys(map(tool_name, tools)), frozenset(wanted.names)
+        unknown = next((name for name in wanted.names if name not in known), None)
+        if unknown is not None:
+            raise BadInput(f"tool_choice names {shown(unknown)}, which is not one of the tools: {', '.join(known)}")
+        chosen = tuple(tool for tool in tools if tool_name(tool) in names)
+        # Where a call must be made, a grammar keeps the other tools out; else the model must not know of them
+        return cls(tuple(tools), chosen, parallel and not wanted.one) if wanted.must else cls(chosen, (), parallel)
 
     def parameters(self, arguments: Mapping[str, object]) -> dict[str, Sequence[str]]:
         """The parameters of each tool that may be called, by name; those of tools that are given to the template alone,
@@ -126,24 +126,57 @@ class ToolUse:
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """A choice of one tool."""
+class Chosen:
+    """A choice of some of the tools."""
 
-    name: str
+    names: tuple[str, ...]
+    must: bool = True  # whether one of them must be called
+    one: bool = True  # whether there is only one call
 
 
-def checked_choice(choice: object) -> str | Named:
-    """The user's tool_choice; BadInput for anything else than a mode or a tool."""
+def checked_choice(choice: object) -> str | Chosen:
+    """The user's tool_choice; BadInput for anything else than a mode or tools.
+
+    OpenAI's two APIs write the name of a tool, and allowed tools, in objects of different depth. An object whose type
+    is a mode is that mode.
+    """
     if choice is None:
         return AUTO
     if isinstance(choice, str) and choice:
-        return choice if choice in (NONE, AUTO, REQUIRED) else Named(choice)
+        return choice if choice in MODES else Chosen((choice,))
+    kind = choice.get("type") if isinstance(choice, Mapping) else None
+    if isinstance(choice, Mapping) and kind == "allowed_tools":
+        return allowed_tools(choice.get("allowed_tools", choice))
+    if isinstance(kind, str) and kind in MODES:
+        return kind
+    name = chosen_name(choice)
+    if name is None:
+        raise BadInput(
+            "tool_choice must be 'auto', 'none', 'required', the name of a tool, "
+            '{"type": "function", "function": {"name": ...}} or {"type": "allowed_tools", "mode": ..., "tools": '
+            f"[...]}}, not {shown(choice)}"
+        )
+    return Chosen((name,))
+
+
+def chosen_name(choice: object) -> str | None:
+    """The name of the function in an object that chooses it; None for anything else."""
     choice = nested(choice)
     function = choice.get("function") if isinstance(choice, Mapping) and choice.get("type") == "function" else None
     name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(name, str):
+    return name if isinstance(name, str) else None
+
+
+def allowed_tools(choice: object) -> Chosen:
+    """OpenAI's allowed_tools: some of the tools, one of which may be called (mode auto) or must be (required)."""
+    mode, tools = (choice.get("mode"), choice.get("tools")) if isinstance(choice, Mapping) else (None, None)
+    if mode not in (AUTO, REQUIRED):
+        raise BadInput(f"tool_choice: the mode of allowed_tools must be 'auto' or 'required', not {shown(mode)}")
+    names = [chosen_name(tool) for tool in tools] if isinstance(tools, list | tuple) else []
+    found = tuple(name for name in names if name is not None)
+    if not found or len(found) < len(names):
         raise BadInput(
-            "tool_choice must be 'auto', 'none', 'required', the name of a tool or "
-            f'{{"type": "function", "function": {{"name": ...}}}}, not {shown(choice)}'
+            'tool_choice: the tools of allowed_tools must be a list of objects such as {"type": "function", "name": '
+            f"...}}, not {shown(tools)}"
         )
-    return Named(name)
+    return Chosen(found, must=mode == REQUIRED, one=False)

@@ -313,6 +313,35 @@ def test_tools_and_choices_of_the_responses_api(make_pair: Any) -> None:
     assert (found.tokens, found.tool_calls) == (expected.tokens, expected.tool_calls) and found.tool_calls
 
 
+FLAT, NESTED = {"type": "function", "name": "stop"}, {"type": "function", "function": {"name": "stop"}}
+
+
+@pytest.mark.parametrize("tool", [FLAT, NESTED], ids=["flat", "nested"])
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_allowed_tools(make_pair: Any, mode: str, tool: dict[str, Any]) -> None:
+    pytest.importorskip("llguidance")
+    pair = make_pair()
+    allowed = {"mode": mode, "tools": [tool]}
+    wanted = {"max_reasoning_tokens": 0}
+    forms = ({"type": "allowed_tools", **allowed}, {"type": "allowed_tools", "allowed_tools": allowed})
+    one, other = (streamed(pair, tools=TOOLS, tool_choice=form, **wanted)[0] for form in forms)
+    assert (one.tokens, one.tool_calls) == (other.tokens, other.tool_calls)
+    if mode == "auto":  # as if there were no other tools
+        assert one.tokens == streamed(pair, tools=[stop], **wanted)[0].tokens
+        assert one.stats.prompt_tokens == streamed(pair, tools=[stop], **wanted)[0].stats.prompt_tokens
+    else:
+        assert {call.name for call in one.tool_calls} == {"stop"}
+        assert one.stats.prompt_tokens == streamed(pair, tools=TOOLS, **wanted)[0].stats.prompt_tokens
+
+
+def test_a_mode_may_be_the_type_of_an_object(make_pair: Any) -> None:
+    pytest.importorskip("llguidance")
+    for mode in ("auto", "none", "required"):
+        wanted = {"tools": TOOLS, "max_reasoning_tokens": 0}
+        one, other = (streamed(make_pair(), tool_choice=form, **wanted)[0] for form in (mode, {"type": mode}))
+        assert (one.tokens, one.tool_calls) == (other.tokens, other.tool_calls)
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_call_that_must_be_made_comes_after_the_reasoning(make_pair: Any, begun: bool) -> None:
     pytest.importorskip("llguidance")
@@ -377,6 +406,10 @@ def test_a_chat_with_calls_and_results(make_pair: Any, writes: Callable[[Pair, s
 TOOL = {"type": "function", "function": {"name": "a", "parameters": {"type": "object"}}}
 
 
+def allowed(mode: str, *names: object) -> dict[str, Any]:
+    return {"type": "allowed_tools", "mode": mode, "tools": [{"type": "function", "name": name} for name in names]}
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -391,6 +424,15 @@ TOOL = {"type": "function", "function": {"name": "a", "parameters": {"type": "ob
         ({"tools": [TOOL], "tool_choice": "b"}, "tool_choice names 'b', which is not one of the tools: a"),
         ({"tools": [TOOL], "tool_choice": {"name": "a"}}, "tool_choice must be 'auto'"),
         ({"tools": [TOOL], "tool_choice": 5}, "tool_choice must be 'auto'"),
+        ({"tools": [TOOL], "tool_choice": {"type": "any"}}, "tool_choice must be 'auto'"),
+        ({"tools": [TOOL], "tool_choice": {"type": ["auto"]}}, "tool_choice must be 'auto'"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "the mode of allowed_tools"),
+        ({"tools": [TOOL], "tool_choice": allowed("none", "a")}, "the mode of allowed_tools"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": 5}}, "the mode of allowed_tools"),
+        ({"tools": [TOOL], "tool_choice": allowed("auto")}, "the tools of allowed_tools"),
+        ({"tools": [TOOL], "tool_choice": allowed("auto", 5)}, "the tools of allowed_tools"),
+        ({"tools": [TOOL], "tool_choice": allowed("required", "a", "b")}, "names 'b', which is not one of the tools"),
+        ({"tool_choice": allowed("required", "a")}, "but there are no tools"),
         ({"tool_choice": "required"}, "but there are no tools"),
         ({"tools": [TOOL], "tool_choice": "required", "regex": "a"}, "regex and a tool_choice that makes calls"),
         ({"tools": [TOOL], "parallel_tool_calls": "no"}, "parallel_tool_calls must be"),
