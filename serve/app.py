@@ -16,9 +16,11 @@ from starlette.routing import Route
 
 from .chat import chat_completions
 from .completions import completions
+from .error_forms import error_response
 from .errors import ApiError
 from .facts import detokenize, embeddings, health, list_models, metrics, show_model, show_page, tokenize
 from .guard import Guard
+from .messages import count_tokens, messages
 from .registry import Registry
 from .service import Service
 from .settings import Settings
@@ -34,6 +36,8 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("/v1/models/{model:path}", "GET", show_model),
     ("/v1/chat/completions", "POST", chat_completions),
     ("/v1/completions", "POST", completions),
+    ("/v1/messages", "POST", messages),
+    ("/v1/messages/count_tokens", "POST", count_tokens),
     ("/v1/embeddings", "POST", embeddings),
     ("/tokenize", "POST", tokenize),
     ("/detokenize", "POST", detokenize),
@@ -53,7 +57,7 @@ def create_app(registry: Registry, settings: Settings) -> Starlette:
 
     middleware = [Middleware(Guard, settings=settings, metrics=service.metrics)]
     if settings.cors:  # around the guard: pages must be able to read its refusals
-        shown = ["x-request-id", "retry-after"]
+        shown = ["x-request-id", "request-id", "retry-after"]
         allowed: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"], "expose_headers": shown}
         middleware.insert(0, Middleware(CORSMiddleware, allow_origins=list(settings.cors), **allowed))
     app = Starlette(
@@ -67,7 +71,7 @@ def create_app(registry: Registry, settings: Settings) -> Starlette:
 
 
 def answering(endpoint: Endpoint) -> Endpoint:
-    """The endpoint, whose exceptions are answers in OpenAI's form."""
+    """The endpoint, whose exceptions are answers in the form of its API."""
 
     async def answer(request: Request) -> Response:
         try:
@@ -75,7 +79,7 @@ def answering(endpoint: Endpoint) -> Endpoint:
         except Disconnected:
             return Response(status_code=CLIENT_CLOSED)
         except Exception as error:
-            return Service.of(request).error(error).response()
+            return error_response(Service.of(request).error(error), request.scope)
 
     return answer
 
@@ -88,4 +92,4 @@ async def http_error(request: Request, error: Exception) -> Response:
         405: f"{request.method} is not a method of {request.url.path}",
     }
     message = messages.get(error.status_code, error.detail)
-    return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()
+    return error_response(ApiError(error.status_code, message, headers=dict(error.headers or {})), request.scope)
