@@ -68,7 +68,7 @@ class Guard:
             return None
         sent = headers.get("authorization", "")
         keys = [sent[7:].strip() if sent[:7].lower() == "bearer " else "", headers.get("x-api-key", "")]
-        if any([compare_digest(key.encode(), self._key) for key in keys]):  # all are compared
+        if any(compare_digest(key.encode(), self._key) for key in keys):
             return None
         way = "Authorization: Bearer KEY, or x-api-key: KEY"
         message = f"the API key is wrong; send {way}" if any(keys) else f"send an API key: {way}"

@@ -92,15 +92,11 @@ class Reader:
         continued = False
         if isinstance(last, Turn) and last.role == "assistant":
             if last.calls:
-                raise BadInput(
-                    "messages: the last message calls tools; give their results as tool_result blocks of a user's message"
-                )
+                raise BadInput("messages: the last message calls tools; give their results in tool_result blocks")
             last.texts = ["".join(last.texts)]
             continued = bool(last.texts[0])
             if not continued and last.thoughts:
-                raise BadInput(
-                    "messages: the last message has thinking alone; leave it out, or end it with the beginning of the reply"
-                )
+                raise BadInput("messages: the last message has thinking and no text to continue; leave it out")
             if not continued:
                 self._out.pop()
         if not any(isinstance(one, dict) or one.role != "system" for one in self._out):
@@ -181,7 +177,7 @@ def blocks_of(place: str, content: Any) -> list[tuple[str, Block]]:
 def block_text(place: str, block: Block) -> str:
     if block["type"] != "text":
         raise BadInput(
-            f"{place}: a block of the type {shown(block['type'])} cannot be read here, the model reads text; leave it out"
+            f"{place}: a block of the type {shown(block['type'])} cannot stand here, the model reads text; leave it out"
         )
     return text(f"{place}.text", block.get("text"))
 

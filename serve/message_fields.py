@@ -7,14 +7,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from pard_onnx.models.checks import require_whole, true_or_false
-from pard_onnx.models.errors import BadInput, shown
+from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.text.control_tokens import HANDLINGS
 from pard_onnx.runtime.text.overflow import OVERFLOWS
 from pard_onnx.runtime.text.tools import AUTO, NONE, REQUIRED
 
 from .errors import bad_field
-from .fields import COMMON, MOST_WHOLE, Field, Form, a_list, an_object, anything, flag, one_of, read_fields, stop_texts
-from .fields import text, whole  # fmt: skip
+from .fields import (  # fmt: skip
+    COMMON,
+    MOST_WHOLE,
+    Field,
+    Form,
+    a_list,
+    an_object,
+    anything,
+    flag,
+    one_of,
+    read_fields,
+    stop_texts,
+    text,
+    whole,
+)
 from .message_content import Conversation, Message, conversation, tools_of
 from .registry import OpenModel
 
@@ -183,10 +196,8 @@ class MessageRequest:
 
 def require_free(wanted: Thinking | None, has_format: bool) -> None:
     """ApiError (400) for what cannot be beside a reply that has begun."""
-    for field, given in (("output_config.format", has_format), ("thinking", wanted and wanted.budget is not None)):
+    budgeted = wanted is not None and wanted.budget is not None
+    for name, given in (("output_config.format", has_format), ("thinking", budgeted)):
         if given:
-            raise bad_field(
-                "messages",
-                f"messages: the last message is the beginning of the reply, with which {field} is not possible; end with "
-                f"a message of the user, or leave out {field}",
-            )
+            message = f"the last message begins the reply, and {name} is not possible then; end with one of the user"
+            raise bad_field("messages", f"messages: {message}")

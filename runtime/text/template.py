@@ -97,10 +97,10 @@ def write_conversation(
 
 
 def with_end_mark(message: Message) -> dict[str, Any]:
-    """The assistant's message, with a mark at the end of its text. BadInput for a message that has no text to continue.
+    """The assistant's message, with a mark at the end of its text, up to which `up_to_end_mark` cuts what the template
+    writes. BadInput for a message that has no text to continue.
 
-    Only `up_to_end_mark` sees the mark, which is transformers': it ends in a space, so that it shows whether the template
-    trims texts.
+    The mark is transformers'. It ends in a space, which shows whether the template trims texts.
     """
     content = message.get(CONTENT)
     if message.get("role") != ASSISTANT or message.get(CALLS):
