@@ -181,17 +181,15 @@ class MessageRequest:
         return self.thinking is None or not self.thinking.hidden
 
     def options_for(self, model: OpenModel) -> dict[str, Any]:
-        """The options for this model: its chat template may have a switch for the thinking."""
+        """The options for this model: its chat template may have a switch for the thinking, and its model may think all
+        the same."""
         options, wanted = dict(self.options), self.thinking
         if wanted is None:
             return options
         if SWITCH in model.pair.text.template:
             options["template_arguments"] = {SWITCH: wanted.on, **options.get("template_arguments", {})}
-        elif not wanted.on:
-            options["max_reasoning_tokens"] = 0
-        if wanted.budget is not None:
-            options["max_reasoning_tokens"] = wanted.budget
-        return options
+        budget = wanted.budget if wanted.on else 0
+        return options if budget is None else {**options, "max_reasoning_tokens": budget}
 
 
 def require_free(wanted: Thinking | None, has_format: bool) -> None:

@@ -268,7 +268,7 @@ def part_text(part: Any) -> str:
     return text
 
 
-def text_of(message: Message) -> str:
+def text_of(message: Any) -> str:
     """The text of a message's content; empty if it has none."""
     content = with_joined_parts(message).get(CONTENT)
     return content if isinstance(content, str) else ""
