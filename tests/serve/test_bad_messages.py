@@ -73,7 +73,8 @@ BAD: dict[str, list[Any]] = {
         {"type": "auto", "disable_parallel_tool_use": 1},
     ],
     "thinking": [
-        *TYPED, True, {"type": "enabled"}, {"type": "enabled", "budget_tokens": 0}, {"type": "adaptive", "display": "x"},
+        *TYPED, True, {"type": "enabled"}, {"type": "enabled", "budget_tokens": 0},
+        {"type": "adaptive", "display": "x"},
         *({"type": "enabled", "budget_tokens": value} for value in (*NO_NUMBERS, *HUGE[:4], -1, 1.5)),
     ],
     "output_config": [
@@ -86,10 +87,15 @@ BAD: dict[str, list[Any]] = {
 }  # fmt: skip
 
 
+OF_GENERATIONS = ("regex", "grammar", "stop_token_ids", "logit_bias")  # whose values are looked at when a text is made
+
+
 def cases() -> Iterator[tuple[str, bytes]]:
     for path in PATHS:
         yield from ((path, body) for body in BODIES)
         for name, values in BAD.items():
+            if path == PATHS[1] and name in OF_GENERATIONS:
+                continue
             for value in values:
                 yield path, json.dumps({"messages": MESSAGES, "max_tokens": 2, name: value}).encode()
     yield PATHS[0], json.dumps({"messages": MESSAGES}).encode()  # max_tokens must be there
@@ -136,7 +142,8 @@ def test_the_error_names_the_field(server: Served) -> None:
         for name, values in BAD.items():
             for stream in (False, True) if name != "stream" else (1,):
                 asked = {"messages": MESSAGES, "max_tokens": 2, "stream": stream, name: values[0]}
-                assert name in require_error(client.post(PATHS[0], json=asked), name)["message"]
+                message = require_error(client.post(PATHS[0], json=asked), name)["message"]
+                assert name in message, message
 
 
 def test_the_block_is_named(server: Served) -> None:
