@@ -64,7 +64,7 @@ BAD: dict[str, list[Any]] = {
     ],
     "tools": [
         1, "x", {}, [1], [{}], [{"name": "f"}], [{"name": 1, "input_schema": {}}], [{**TOOL, "name": "a b"}],
-        [{**TOOL, "input_schema": "x"}], [{**TOOL, "description": 1}], [TOOL, TOOL], [{**TOOL, "type": "bash_20250124"}],
+        [{**TOOL, "input_schema": "x"}], [{**TOOL, "description": 1}], [TOOL, TOOL], [{**TOOL, "type": "bash_2025"}],
         [{"type": "function", "function": {"name": "f"}}], [{**TOOL, "type": 1}], [TOOL],  # the template ignores tools
         [{**TOOL, "input_schema": {"properties": 1}}], [{**TOOL, "input_schema": {"x": DEEP}}],
     ],
