@@ -219,6 +219,7 @@ CHAT = Form(
         "max_reasoning_tokens": Field(whole(0, MOST_WHOLE), "max_reasoning_tokens"),
         "special_tokens": Field(one_of(*HANDLINGS), "special_tokens"),
         "overflow": Field(one_of(*OVERFLOWS), "overflow"),
+        "continue_final_message": Field(flag, "continue_final_message"),
         "modalities": Field(only_text),
     },
     frozenset(

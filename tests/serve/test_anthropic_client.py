@@ -16,11 +16,17 @@ pytest.importorskip("starlette")
 pytest.importorskip("llguidance")
 anthropic = pytest.importorskip("anthropic", reason="the package anthropic is not installed; the extra dev has it")
 
+from anthropic.lib.streaming._messages import accumulate_event  # noqa: E402
+from hypothesis import given  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 from served import MESSAGES, Served, served  # noqa: E402
 from test_replies import QUESTION, TEMPLATE  # noqa: E402
 
 from pard_onnx import Pair  # noqa: E402
 from pard_onnx.models.manifest import Manifest  # noqa: E402
+from pard_onnx.runtime.result import Chunk  # noqa: E402
+from pard_onnx.runtime.text.tool_calls import ToolCallDelta  # noqa: E402
+from pard_onnx.serve.messages import StreamedBlocks  # noqa: E402
 from pard_onnx.serve.sources import Source  # noqa: E402
 
 MODEL = "demo"
@@ -511,3 +517,48 @@ def test_paths_and_methods(server: Served) -> None:
         assert body["error"]["type"] == type_
         assert body["request_id"] == answer.headers["request-id"]
     assert server.post("/v1/messages?beta=true", {"messages": MESSAGES, "max_tokens": 2}).status_code == 200
+
+
+PIECES = st.text("ab é", max_size=3)
+
+
+@st.composite
+def chunks(draw: st.DrawFn) -> list[Chunk]:
+    """The chunks of a reply: thinking, then text and calls in any order, cut anywhere."""
+    out = [Chunk("", (), (), (), reasoning=draw(PIECES)) for _ in range(draw(st.integers(0, 3)))]
+    calls = 0
+    for _ in range(draw(st.integers(0, 6))):
+        deltas: list[ToolCallDelta] = []
+        if calls and draw(st.booleans()) and out[-1].tool_calls and not out[-1].text:
+            deltas.append(ToolCallDelta(calls - 1, arguments=""))
+        for _ in range(draw(st.integers(0, 2))):
+            deltas += [ToolCallDelta(calls, f"c{calls}", "f"), ToolCallDelta(calls, arguments='{"a": 1}')]
+            calls += 1
+        out.append(Chunk(draw(PIECES), (), (), (), tool_calls=tuple(deltas)))
+    return out
+
+
+@given(chunks(), st.booleans())
+def test_any_chunks_make_blocks_that_the_client_reads(made: list[Chunk], shows_thinking: bool) -> None:
+    blocks = StreamedBlocks(shows_thinking=shows_thinking)
+    events = [event for chunk in made for event in blocks.add(chunk)] + blocks.end()
+    start = {"type": "message_start", "message": {"id": "m", "type": "message", "role": "assistant", "model": "m",
+             "content": [], "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 0}}}  # fmt: skip
+    end = [{"type": "message_delta", "delta": {}, "usage": {"output_tokens": 0}}, {"type": "message_stop"}]
+    require_order([start, *events, *end])
+    message, buffers = None, dict[int, bytes]()
+    for event in [start, *events]:
+        message = accumulate_event(event=event, current_snapshot=message, json_bufs=buffers)
+    assert message is not None
+    assert message.content
+    reasoning, text = "".join(chunk.reasoning for chunk in made), "".join(chunk.text for chunk in made)
+    found = plain(message)
+    thoughts = [block for block in found if block["type"] == "thinking"]
+    assert len(thoughts) == bool(reasoning)
+    assert all(block["thinking"] == (reasoning if shows_thinking else "") for block in thoughts)
+    assert all(block["signature"] for block in thoughts)
+    assert "".join(block["text"] for block in found if block["type"] == "text") == text
+    ids = [delta.id for chunk in made for delta in chunk.tool_calls if delta.id]
+    assert [(block["id"], block["input"]) for block in found if block["type"] == "tool_use"] == [
+        (id_, {"a": 1}) for id_ in ids
+    ]
