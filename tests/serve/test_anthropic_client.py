@@ -542,8 +542,9 @@ def chunks(draw: st.DrawFn) -> list[Chunk]:
 def test_any_chunks_make_blocks_that_the_client_reads(made: list[Chunk], shows_thinking: bool) -> None:
     blocks = StreamedBlocks(shows_thinking=shows_thinking)
     events = [event for chunk in made for event in blocks.add(chunk)] + blocks.end()
-    start = {"type": "message_start", "message": {"id": "m", "type": "message", "role": "assistant", "model": "m",
-             "content": [], "stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 0}}}  # fmt: skip
+    begun: dict[str, Any] = {"id": "m", "type": "message", "role": "assistant", "model": "m", "content": []}
+    begun |= {"stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 1, "output_tokens": 0}}
+    start = {"type": "message_start", "message": begun}
     end = [{"type": "message_delta", "delta": {}, "usage": {"output_tokens": 0}}, {"type": "message_stop"}]
     require_order([start, *events, *end])
     message, buffers = None, dict[int, bytes]()
