@@ -148,3 +148,9 @@ def test_half_a_character_before_a_token_that_stops() -> None:
     writer = Writer(Detokenizer(Decoder(), []), stop_strings("<s>", SPECIAL))
     writer.write([3, 7, 0])
     assert ("".join(writer.parts), writer.stopped) == ("a\ufffd", True)
+
+
+def test_the_earlier_cut_counts_where_one_token_completes_two_stop_strings() -> None:
+    writer = Writer(Detokenizer(Decoder(), []), stop_strings(["b", "a<s>b"], SPECIAL))
+    writer.write([3, 0, 4])
+    assert ("".join(writer.parts), writer.stop) == ("", "a<s>b")
