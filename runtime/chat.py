@@ -86,6 +86,10 @@ class Chat:
         self._engine.process.require()
         own = {"special_tokens": self.special_tokens, "overflow": self.overflow}
         chosen = Options.from_keywords({**own, **options}, self._engine.model_sampling)
+        if chosen.continue_final_message:
+            raise BadInput(
+                "continue_final_message is for Pair.generate and Pair.stream; a turn is a message of its own"
+            )
         said = said_messages(message)
         sequence, text = self._open(), self._engine.text
         before = copy_messages(self.messages)

@@ -75,6 +75,7 @@ class OptionArguments(TypedDict, total=False):
     stop_when: StopWhen | None
     logits_processor: LogitsProcessor | None
     overflow: Overflow
+    continue_final_message: bool
 
 
 GREEDY = Sampling()
@@ -141,6 +142,9 @@ class Options:
     # What becomes of a conversation that leaves no room for the reply: "error" refuses one that fills the capacity,
     # "drop-oldest" and "drop-middle" leave out whole turns, see `text/overflow.py`.
     overflow: Overflow = "error"
+    # The reply goes on with the last message, an assistant's, whose text it does not repeat. A grammar is for what is
+    # written anew.
+    continue_final_message: bool = False
 
     def __post_init__(self) -> None:
         keep = object.__setattr__
@@ -155,7 +159,7 @@ class Options:
         keep(self, "stop", checked_stops(self.stop))
         keep(self, "stop_token_ids", checked_ids(self.stop_token_ids))
         keep(self, "max_new_tokens", require_whole("max_new_tokens", self.max_new_tokens, 1))
-        for name in ("lookup", "exact", "chat"):
+        for name in ("lookup", "exact", "chat", "continue_final_message"):
             keep(self, name, true_or_false(name, getattr(self, name)))
         if isinstance(self.draft_length, str) and self.draft_length != AUTO:
             raise BadInput(f"draft_length must be 'auto' or from 0 to {DRAFT_LIMIT}, not {shown(self.draft_length)}")
@@ -208,7 +212,12 @@ class Options:
 
     def require_plain(self) -> None:
         """BadInput for options that only the reply to a chat can have."""
-        for name, value in (("tools", self.tools or None), ("max_reasoning_tokens", self.max_reasoning_tokens)):
+        continued = self.continue_final_message or None
+        for name, value in (
+            ("tools", self.tools or None),
+            ("max_reasoning_tokens", self.max_reasoning_tokens),
+            ("continue_final_message", continued),
+        ):
             if value is not None:
                 raise BadInput(f"{name} is for chats; give messages as the prompt, or chat=True")
 

@@ -46,7 +46,7 @@ from .text.prompt import (
     token_id,
 )
 from .text.reply import ReplyForm, reply_form, with_tools
-from .text.template import Message, checked_arguments
+from .text.template import Message, checked_arguments, text_of
 from .text.tokenizer import UNBOUNDED, Bounds, Text
 from .tuning.steps import Widths
 from .warm_up import WARM_UP_TEXT, warm_up_runs
@@ -338,7 +338,10 @@ class Pair(PairScoring):
         arguments = with_tools(self.text, options.template_arguments, options.tool_use)
 
         def encoded(prompt: Prompt) -> list[int]:
-            return encode(prompt, self.text, size, options.chat, arguments, options.special_tokens, bounds)
+            handling, continued = options.special_tokens, options.continue_final_message
+            return encode(
+                prompt, self.text, size, options.chat, arguments, handling, bounds, continued=continued
+            )  # fmt: skip
 
         if options.overflow == ERROR or (options.chat and isinstance(prompt, str)):
             fitted = Fitted(encoded(prompt))
@@ -346,7 +349,10 @@ class Pair(PairScoring):
             engine, messages = self.engine, require_messages(prompt, options.overflow)
             room = room_for_reply(engine.capacity, options.max_new_tokens)
             fitted = fit(messages, options.overflow, encoded, engine.capacity, room, engine.longer_context)
-        return fitted, reply_form(self.text, fitted.ids, options.tool_use, arguments) if conversation else None
+        if not conversation:
+            return fitted, None
+        opening = text_of(prompt[-1]) if options.continue_final_message else ""
+        return fitted, reply_form(self.text, fitted.ids, options.tool_use, arguments, opening)
 
     def count_tokens(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> int:
         """The number of tokens that the model reads before it answers: `stats.prompt_tokens` of `generate` with the

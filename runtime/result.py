@@ -78,6 +78,7 @@ class Result:
     prompt_logprobs: PromptLogprobs | None = None
     reasoning: str = ""  # what a chat's model thought before it answered
     tool_calls: tuple[ToolCall, ...] = ()
+    stop_string: str | None = None  # which of the strings of `stop` ended the text; None: none of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ class Chunk:
     tool_calls: tuple[ToolCallDelta, ...] = ()  # parts of calls
     # None for the step that reads the prompt, which is no round. Equal chunks may have cost different times.
     round: Round | None = field(default=None, compare=False)
+    facts: Facts | None = field(default=None, compare=False, repr=False)  # of the generation, in its first chunk alone
 
 
 @dataclass(slots=True)

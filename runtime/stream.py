@@ -43,6 +43,7 @@ def chunks(
     found: list[TokenLogprob] = []
     of_prompt: PromptLogprobs | None = None
     first = paused = 0.0
+    begun = False  # whether there was a chunk
     reason: FinishReason = "length"
     with closing(rounds):
         for step in rounds:
@@ -56,6 +57,8 @@ def chunks(
             if pieces or (reply and reply.found):
                 before = perf_counter()
                 made = chunk(step, pieces, reply, is_round=bool(tally.accepted and step.accepted), logprobs=logprobs)
+                if not begun:
+                    begun, made = True, replace(made, facts=facts)
                 found += made.logprobs or ()
                 yield made
                 paused += perf_counter() - before
@@ -65,7 +68,8 @@ def chunks(
     total = perf_counter() - start - paused
     stats = tally.stats(facts, len(writer.tokens), total, first)
     text, tokens = "".join(writer.parts), tuple(writer.tokens)
-    result = Result(text, tokens, reason, stats, tuple(found) if logprobs else None, of_prompt)
+    known = tuple(found) if logprobs else None
+    result = Result(text, tokens, reason, stats, known, of_prompt, stop_string=writer.stop)
     if reply:
         reason = "tool_calls" if reply.calls and reason == "stop" else reason
         result = replace(result, finish_reason=reason, reasoning=reply.reasoning, tool_calls=reply.calls)

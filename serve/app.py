@@ -17,9 +17,11 @@ from starlette.routing import Route
 from . import ollama, ollama_models
 from .chat import chat_completions
 from .completions import completions
+from .error_forms import error_response
 from .errors import ApiError
 from .facts import detokenize, embeddings, health, list_models, metrics, show_model, show_page, tokenize
 from .guard import Guard
+from .messages import count_tokens, messages
 from .metrics import Metrics
 from .registry import Registry
 from .responses import delete_response, responses, show_response
@@ -40,6 +42,8 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("/v1/responses", "POST", responses),
     ("/v1/responses/{id}", "GET", show_response),
     ("/v1/responses/{id}", "DELETE", delete_response),
+    ("/v1/messages", "POST", messages),
+    ("/v1/messages/count_tokens", "POST", count_tokens),
     ("/v1/embeddings", "POST", embeddings),
     ("/tokenize", "POST", tokenize),
     ("/detokenize", "POST", detokenize),
@@ -81,14 +85,17 @@ def middleware_of(settings: Settings, metrics: Metrics) -> list[Middleware]:
     """Who may use a server, the outermost check first."""
     middleware = [Middleware(Guard, settings=settings, metrics=metrics)]
     if settings.cors:  # around the guard: pages must be able to read its refusals
-        shown = ["x-request-id", "retry-after"]
-        allowed: dict[str, Any] = {"allow_methods": ["GET", "POST", "DELETE"], "allow_headers": ["*"], "expose_headers": shown}
+        allowed: dict[str, Any] = {
+            "allow_methods": ["GET", "POST", "DELETE"],
+            "allow_headers": ["*"],
+            "expose_headers": ["x-request-id", "request-id", "retry-after"],
+        }
         middleware.insert(0, Middleware(CORSMiddleware, allow_origins=list(settings.cors), **allowed))
     return middleware
 
 
 def answering(endpoint: Endpoint) -> Endpoint:
-    """The endpoint, whose exceptions are answers, too."""
+    """The endpoint, whose exceptions are answers in the form of its API."""
 
     async def answer(request: Request) -> Response:
         try:
@@ -96,7 +103,7 @@ def answering(endpoint: Endpoint) -> Endpoint:
         except Disconnected:
             return Response(status_code=CLIENT_CLOSED)
         except Exception as error:
-            return Service.of(request).error(error).response(request.url.path)
+            return error_response(Service.of(request).error(error), request.scope)
 
     return answer
 
@@ -109,4 +116,4 @@ async def http_error(request: Request, error: Exception) -> Response:
         405: f"{request.method} is not a method of {request.url.path}",
     }
     message = messages.get(error.status_code, error.detail)
-    return ApiError(error.status_code, message, headers=dict(error.headers or {})).response(request.url.path)
+    return error_response(ApiError(error.status_code, message, headers=dict(error.headers or {})), request.scope)

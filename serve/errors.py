@@ -1,12 +1,10 @@
-"""Errors in the form of the API that was asked, with the status that its clients expect."""
+"""Errors, with the status and in the form that OpenAI's clients expect."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from starlette.responses import JSONResponse
 
 from pard_onnx.models.errors import BadArtifact, BadInput, BadProvider, Busy, Failure, PardError, TooLong, one_line
 from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
@@ -31,19 +29,6 @@ class ApiError(Exception):
     def as_json(self) -> dict[str, Any]:
         message = one_line(self.message)
         return {"error": {"message": message, "type": self.type, "param": self.param, "code": self.code}}
-
-    def response(self, path: str = "") -> JSONResponse:
-        """The answer. path: that was asked for, whose API decides the form."""
-        form = next((form for prefix, form in FORMS if path.startswith(prefix)), ApiError.as_json)
-        return JSONResponse(form(self), self.status, dict(self.headers))
-
-
-def ollama_form(error: ApiError) -> dict[str, Any]:
-    return {"error": one_line(error.message)}
-
-
-# The beginning of a path, and the form of its errors; all others have OpenAI's
-FORMS: tuple[tuple[str, Callable[[ApiError], dict[str, Any]]], ...] = (("/api/", ollama_form),)
 
 
 def bad_field(name: str, message: str) -> ApiError:

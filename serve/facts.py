@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from pard_onnx.models.errors import shown
 from pard_onnx.runtime.asynchronous import in_worker
 
 from .chat import with_known_roles
+from .error_forms import speaks_anthropic
 from .errors import bad_field, unsupported
 from .fields import DETOKENIZE, TOKENIZE, read_fields
 from .metrics import CONTENT_TYPE
@@ -25,6 +29,7 @@ NO_EMBEDDINGS = (
     "embeddings: exported models give logits and no hidden states, so there is nothing to embed with; use a model "
     "that was made for embeddings"
 )
+PAGE_SIZE, MOST_ON_PAGE = 20, 1000  # of models, as Anthropic has it
 
 
 async def show_page(request: Request) -> Response:
@@ -48,13 +53,60 @@ async def metrics(request: Request) -> Response:
 
 async def list_models(request: Request) -> Response:
     service = Service.of(request)
-    data = [described(service, source) for source in await service.registry.sources()]
-    return JSONResponse({"object": "list", "data": data})
+    sources = await service.registry.sources()
+    if speaks_anthropic(request.scope):
+        return JSONResponse(model_page(service, sources, request.query_params))
+    return JSONResponse({"object": "list", "data": [described(service, source) for source in sources]})
 
 
 async def show_model(request: Request) -> Response:
     service = Service.of(request)
-    return JSONResponse(described(service, await service.registry.find(request.path_params["model"])))
+    source = await service.registry.find(request.path_params["model"])
+    describe = described_to_anthropic if speaks_anthropic(request.scope) else described
+    return JSONResponse(describe(service, source))
+
+
+def model_page(service: Service, sources: Sequence[Source], query: Mapping[str, str]) -> dict[str, Any]:
+    """A page of the models in Anthropic's form. query: limit, and after_id or before_id, which are models' names."""
+    limit, size = query.get("limit"), PAGE_SIZE
+    if limit is not None:
+        if not (limit.isascii() and limit.isdigit() and len(limit) <= 4 and 1 <= int(limit) <= MOST_ON_PAGE):
+            raise bad_field("limit", f"limit must be a whole number from 1 to {MOST_ON_PAGE}, not {shown(limit)}")
+        size = int(limit)
+    names = [source.name for source in sources]
+    start, end = 0, len(names)
+    for name in ("after_id", "before_id"):
+        id_ = query.get(name)
+        if id_ and id_ not in names:
+            raise bad_field(name, f"{name}: there is no model {shown(id_)}; give the first_id or last_id of a page")
+        if id_ and name == "after_id":
+            start = names.index(id_) + 1
+        elif id_:
+            end = names.index(id_)
+    before = bool(query.get("before_id"))
+    page = sources[max(start, end - size) : end] if before else sources[start : min(end, start + size)]
+    return {
+        "data": [described_to_anthropic(service, source) for source in page],
+        "has_more": len(page) < end - start,
+        "first_id": page[0].name if page else None,
+        "last_id": page[-1].name if page else None,
+    }
+
+
+def described_to_anthropic(service: Service, source: Source) -> dict[str, Any]:
+    """A model in Anthropic's form."""
+    found = described(service, source)
+    capacity = found.get("max_model_len")
+    return {
+        "type": "model",
+        "id": source.name,
+        "display_name": source.name,
+        "created_at": datetime.fromtimestamp(found["created"], UTC).isoformat().replace("+00:00", "Z"),
+        "lifecycle": "active",
+        "max_input_tokens": capacity,
+        "max_tokens": capacity,
+        "pard": found["pard"],
+    }
 
 
 def described(service: Service, source: Source) -> dict[str, Any]:

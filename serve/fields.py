@@ -253,6 +253,7 @@ CHAT = Form(
         "logprobs": Field(flag),
         "top_logprobs": Field(whole(0, MOST_TOP)),
         "tools": Field(a_list, "tools"),
+        "continue_final_message": Field(flag, "continue_final_message"),
         "modalities": Field(only_text),
     },
     frozenset(

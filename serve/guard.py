@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .error_forms import error_response, speaks_anthropic
 from .errors import ApiError
 from .metrics import Metrics
 from .settings import Settings, is_loopback
@@ -41,12 +42,15 @@ class Guard:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = id_
+                sent = MutableHeaders(scope=message)
+                sent["x-request-id"] = id_
+                if speaks_anthropic(scope):
+                    sent["request-id"] = id_
                 self._metrics.count_request(counted_path(scope), message["status"])
             await send(message)
 
         problem = self.problem(scope, headers)
-        app = problem.response(scope["path"]) if problem else self._app
+        app = error_response(problem, scope) if problem else self._app
         await app(scope, receive, send_with_id)
 
     def problem(self, scope: Scope, headers: Headers) -> ApiError | None:
@@ -63,14 +67,11 @@ class Guard:
         if self._key is None or scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS":
             return None
         sent = headers.get("authorization", "")
-        key = sent[7:].strip() if sent[:7].lower() == "bearer " else headers.get("x-api-key", "")
-        if compare_digest(key.encode(), self._key):
+        keys = [sent[7:].strip() if sent[:7].lower() == "bearer " else "", headers.get("x-api-key", "")]
+        if any(compare_digest(key.encode(), self._key) for key in keys):
             return None
-        message = (
-            "the API key is wrong; send Authorization: Bearer KEY"
-            if key
-            else "send an API key: Authorization: Bearer KEY"
-        )
+        way = "Authorization: Bearer KEY, or x-api-key: KEY"
+        message = f"the API key is wrong; send {way}" if any(keys) else f"send an API key: {way}"
         return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     def _allows(self, origin: str, host: str) -> bool:

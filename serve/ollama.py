@@ -22,7 +22,8 @@ from pard_onnx.runtime.text.reasoning import ThinkingReader, thinking_of
 from pard_onnx.runtime.text.reply import reply_form
 from pard_onnx.runtime.text.tool_calls import ToolCall, ToolCallDelta
 
-from .errors import bad_field, ollama_form
+from .error_forms import ollama_error
+from .errors import bad_field
 from .ollama_requests import Message, OllamaRequest
 from .registry import OpenModel
 from .service import Service, finish_reason, require_text
@@ -66,7 +67,7 @@ async def answered(request: Request, read: Callable[..., OllamaRequest], part: P
     answer = Answer(service, wanted, part, start)
     if wanted.stream and not wanted.is_empty:
         return EventStream(
-            answer.lines(), service.error, lambda error: line(ollama_form(error)), b"", waiting=SPACE, media_type=LINES
+            answer.lines(), service.error, lambda error: line(ollama_error(error)), b"", waiting=SPACE, media_type=LINES
         )
     work = answer.load_or_unload() if wanted.is_empty else answer.complete()
     return json_response(await unless_disconnected(request, work))

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from pard_onnx.models.logs import logger
 
+from .error_forms import error_response
 from .errors import ApiError
 
 LOG = logger(__name__)
@@ -135,4 +136,4 @@ class EventStream(Response):
         elif begun:
             await write(self._write_error(answer), more=False)
         else:
-            await answer.response(scope["path"])(scope, receive, send)
+            await error_response(answer, scope)(scope, receive, send)

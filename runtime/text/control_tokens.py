@@ -22,14 +22,13 @@ from tokenizers import Tokenizer
 from pard_onnx.models.checkpoints.tokenizer import GuardedTokenizer
 from pard_onnx.models.errors import BadInput, shown
 
-from .template import CONTENT, Message, with_joined_parts
+from .template import ASSISTANT, CONTENT, Message, with_joined_parts
 
 # What becomes of special tokens in messages of users and tools: they stay text, are encoded as tokens, or are refused
 Handling = Literal["text", "encode", "refuse"]
 HANDLINGS: tuple[str, ...] = get_args(Handling)
 TEXT, ENCODE, REFUSE = HANDLINGS
 DEVELOPERS = ("system", "developer")  # roles whose messages are the program's own, which may have special tokens
-ASSISTANT = "assistant"
 MARKS = range(0xE000, 0xF8FF)  # characters for private use
 SECRET_MARKS, SECRET_LENGTH = range(0x100000, 0x10FFFE), 4  # those of another plane
 FIRST_NUMBER = 0xF0000

@@ -42,13 +42,15 @@ def encode(
     special_tokens: str = TEXT,
     bounds: Bounds = UNBOUNDED,
     begun: str = "",
+    continued: bool = False,
 ) -> list[int]:
     """The prompt's token ids; BadInput for anything that is not a prompt.
 
     size: token ids in the prompt must be below it. chat: whether a text is a user's message. template_arguments:
     further variables of the chat template. special_tokens: what becomes of those in users' messages, see `Options`;
     those of a plain prompt are always encoded. bounds: as of `Text.encode`. begun: text that follows the prompt and is
-    encoded with it; the beginning of the answer in a conversation.
+    encoded with it; the beginning of the answer in a conversation. continued: whether a conversation ends within its
+    last message.
     """
     chat = true_or_false("chat", chat)
     if isinstance(prompt, str):
@@ -56,14 +58,16 @@ def encode(
             raise BadInput("the prompt is empty")
         if not chat:
             return known_ids(text.encode(prompt + begun, bounds), text, size)
-        question = [{"role": "user", "content": prompt}]
-        return known_ids(text.encode_chat(question, template_arguments, special_tokens, bounds, begun), text, size)
+        items: Sequence[Any] = [{"role": "user", "content": prompt}]
+        ids = text.encode_chat(items, template_arguments, special_tokens, bounds, begun, continued=continued)
+        return known_ids(ids, text, size)
     if isinstance(prompt, bytes | bytearray | Mapping | Set) or not isinstance(prompt, Iterable):
         raise BadInput(f"{WANTED}, not {type(prompt).__name__}")
-    items: Sequence[Any] = listed(prompt, "prompt", MOST_IDS)
+    items = listed(prompt, "prompt", MOST_IDS)
     if items and all(isinstance(item, Mapping) for item in items):
         messages = copy_messages(items)
-        return known_ids(text.encode_chat(messages, template_arguments, special_tokens, bounds, begun), text, size)
+        ids = text.encode_chat(messages, template_arguments, special_tokens, bounds, begun, continued=continued)
+        return known_ids(ids, text, size)
     ids = [token_id(item) for item in items]
     require_ids(ids, size)
     return [*ids, *known_ids(text.tokenize(begun, add_special_tokens=False), text, size)] if begun else ids

@@ -87,17 +87,19 @@ def with_tools(text: Text, arguments: Mapping[str, object], use: ToolUse | None)
 
 
 def reply_form(
-    text: Text, prompt: Sequence[int], use: ToolUse | None, arguments: Mapping[str, object]
+    text: Text, prompt: Sequence[int], use: ToolUse | None, arguments: Mapping[str, object], opening: str = ""
 ) -> ReplyForm | None:
     """How the reply to a conversation is read; None if all of it is the answer.
 
-    prompt: the conversation's ids; arguments: the template's variables.
+    prompt: the conversation's ids; arguments: the template's variables. opening: the text that the reply continues.
     """
     thinking = thinking_of(text.template, lambda tag: text.token_id(tag) is not None)
     if thinking is None and use is None:
         return None
     tail = text.decode(prompt[-TAIL:], skip_special_tokens=False).rstrip()
-    begun = thinking is not None and tail.endswith(thinking.begin)
+    begun = thinking is not None and (
+        tail.endswith(thinking.begin) or opening.rfind(thinking.begin) > opening.rfind(thinking.end)
+    )
     if use is None:
         return ReplyForm(thinking, begun)
     return ReplyForm(thinking, begun, use, tool_format(text.template), use.parameters(arguments))

@@ -18,6 +18,8 @@ Message = Mapping[str, Any]
 CONTENT = "content"
 DEEPEST = 64  # levels of lists and objects in a message, or in a variable of a template
 CALLS = "tool_calls"
+ASSISTANT = "assistant"
+END_MARK = "CONTINUE_FINAL_MESSAGE_TAG "
 # What OpenAI-like servers and templates call the thinking that a message's content leaves out; Qwen3's name first
 THINKING = ("reasoning_content", "reasoning", "thinking")
 
@@ -92,6 +94,41 @@ def write_conversation(
                 'list of parts {"type": "text", "text": ...}'
             )
     return text
+
+
+def with_end_mark(message: Message) -> dict[str, Any]:
+    """The assistant's message, with a mark at the end of its text, up to which `up_to_end_mark` cuts what the template
+    writes. BadInput for a message that has no text to continue.
+
+    The mark is transformers'. It ends in a space, which shows whether the template trims texts.
+    """
+    content = message.get(CONTENT)
+    if message.get("role") != ASSISTANT or message.get(CALLS):
+        found = "calls tools" if message.get(CALLS) else f"has the role {shown(message.get('role'))}"
+        raise BadInput(f"continue_final_message: the last message must be an assistant's text, but it {found}")
+    if isinstance(content, list | tuple):
+        last = max((place for place, part in enumerate(content) if has_text(part)), default=None)
+        if last is not None:
+            return {**message, CONTENT: [*content[:last], marked_part(content[last]), *content[last + 1 :]]}
+    if not isinstance(content, str):
+        raise BadInput(f"continue_final_message: the last message has no text, but {shown(content)}; give it a content")
+    return {**message, CONTENT: content + END_MARK}
+
+
+def has_text(part: object) -> bool:
+    return isinstance(part, Mapping) and isinstance(part.get("text"), str)
+
+
+def marked_part(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {**part, "text": part["text"] + END_MARK}
+
+
+def up_to_end_mark(text: str) -> str:
+    """What a template wrote up to the mark of `with_end_mark`; BadInput where it left the mark out."""
+    at = text.rfind(END_MARK.strip())
+    if at < 0:
+        raise BadInput("continue_final_message: the chat template leaves out the last message; end with a question")
+    return text[:at] if text.startswith(END_MARK, at) else text[:at].rstrip()
 
 
 def checked_arguments(arguments: Mapping[str, object] | None) -> dict[str, object]:
@@ -229,6 +266,12 @@ def part_text(part: Any) -> str:
     if not isinstance(text, str):
         raise BadInput(f'a text part is {{"type": "text", "text": ...}} with text, not {shown(text)}')
     return text
+
+
+def text_of(message: Any) -> str:
+    """The text of a message's content; empty if it has none."""
+    content = with_joined_parts(message).get(CONTENT)
+    return content if isinstance(content, str) else ""
 
 
 def is_python_text(content: Any, text: str) -> bool:

@@ -12,7 +12,7 @@ from pard_onnx.models.checkpoints.vocabulary import load_tokenizer
 from pard_onnx.models.errors import BadArtifact, BadInput, TooLong
 
 from .control_tokens import ENCODE, TEXT, ControlTokens, checked_handling
-from .template import Message, checked_arguments, render
+from .template import Message, checked_arguments, render, up_to_end_mark, with_end_mark
 from .token_bytes import TokenBytes
 from .writer import Detokenizer
 
@@ -90,15 +90,19 @@ class Text:
         special_tokens: str = TEXT,
         bounds: Bounds = UNBOUNDED,
         begun: str = "",
+        *,
+        continued: bool = False,
     ) -> list[int]:
         """The ids of a conversation up to the beginning of the assistant's answer; BadInput if there is no template.
 
         bounds: as of `encode`. arguments: further variables of the template. special_tokens: one of
-        `control_tokens.HANDLINGS`. begun: what the answer begins with; special tokens in it are encoded.
+        `control_tokens.HANDLINGS`. begun: what the answer begins with; special tokens in it are encoded. continued: the
+        last message is the beginning of the answer.
         """
+        render = self.render_continued if continued else self.render
         return self._control.ids(
             messages,
-            lambda chosen: self.render(chosen, arguments) + begun,
+            lambda chosen: render(chosen, arguments) + begun,
             lambda text, tokenizer: self._ids(text, tokenizer, bounds, add_special_tokens=False),
             checked_handling(special_tokens),
         )
@@ -163,6 +167,11 @@ class Text:
             raise
         except Exception as error:  # a template is a program, which may fail in any way
             raise BadInput(f"the chat template refuses these messages: {' '.join(str(error).split())}") from error
+
+    def render_continued(self, messages: Sequence[Message], arguments: Mapping[str, object] | None = None) -> str:
+        """As `render`, up to the end of the last message's text."""
+        marked = [*messages[:-1], with_end_mark(messages[-1])]
+        return up_to_end_mark(self.render(marked, {**(arguments or {}), "add_generation_prompt": False}))
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of these tokens, without special tokens unless they are wanted."""

@@ -75,13 +75,15 @@ class Scan:
     release: str  # the text that belongs to the output
     hold: str  # the end of the text, which may be the beginning of a stop string
     stopped: bool  # whether the text had a stop string
+    stop: str | None = None  # that one
 
 
 def scan(text: str, stops: Sequence[str]) -> Scan:
     """Cut the text before the first stop string in it; hold back the longest end that may become a stop string."""
-    found = [at for at in (text.find(stop) for stop in stops) if at >= 0]
+    found = [(at, len(stop), stop) for stop in stops if (at := text.find(stop)) >= 0]
     if found:
-        return Scan(text[: min(found)], "", True)
+        at, _, stop = min(found)
+        return Scan(text[:at], "", True, stop)
     longest = max(map(len, stops), default=1) - 1
     for size in range(min(longest, len(text)), 0, -1):
         if any(stop.startswith(text[-size:]) for stop in stops):
@@ -107,6 +109,7 @@ class Stops:
     # Of all special tokens, by id; those of tags alone if `marked` is empty
     marks: Mapping[int, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)  # the marks of special tokens that stay, by their texts
+    named: tuple[str, ...] = ()  # those of `marked`, as they were given
 
     def scan(self, text: str) -> Scan:
         """See `scan`; the text may have marks, of which those of tags alone are released."""
@@ -118,11 +121,13 @@ class Stops:
         plain, marked = scan(MARK.sub("", text), self.texts), scan(text, self.marked)
         kept = len(plain.release)
         end = places[kept] if kept < len(places) else len(text)
-        if plain.stopped == marked.stopped:
-            end, stopped = min(end, len(marked.release)), plain.stopped
-        else:
-            end, stopped = end if plain.stopped else len(marked.release), True
-        return Scan(self.released(text[:end]), "" if stopped else text[end:], stopped)
+        stop = plain.stop
+        if marked.stop is not None and (stop is None or len(marked.release) < end):
+            end, stop = len(marked.release), self.named[self.marked.index(marked.stop)]
+        if stop is None:
+            end = min(end, len(marked.release))
+            return Scan(self.released(text[:end]), text[end:], False)
+        return Scan(self.released(text[:end]), "", True, stop)
 
     def released(self, text: str) -> str:
         """The text without marks but those of tags."""
@@ -143,9 +148,11 @@ def stop_strings(stop: str | Sequence[str], special: Mapping[str, int], tags: It
     token = re.compile("|".join(map(re.escape, longest_first)))
     named = dict.fromkeys(found for one in texts for found in token.findall(one))
     mark_of = {found: chr(FIRST_MARK + number) for number, found in enumerate(named)} | tag_marks
-    marked = tuple(token.sub(lambda found: mark_of[found[0]], one) for one in texts if token.search(one))
+    with_tokens = tuple(one for one in texts if token.search(one))
+    marked = tuple(token.sub(lambda found: mark_of[found[0]], one) for one in with_tokens)
     shown = {id_: mark_of.get(one, OTHER_MARK) for one, id_ in special.items()} if marked else {}
-    return Stops(texts, marked, shown | {special[tag]: mark for tag, mark in tag_marks.items()}, tag_marks)
+    marks = shown | {special[tag]: mark for tag, mark in tag_marks.items()}
+    return Stops(texts, marked, marks, tag_marks, with_tokens)
 
 
 def checked_stops(stop: object) -> tuple[str, ...]:
@@ -198,6 +205,7 @@ class Writer(Generic[AnyReader]):
         self._text = ""  # so far, where `stop_when` reads it
         self.ended = False  # whether `stop_when` has ended the text
         self.stopped = False  # whether a stop string was completed, or the reply has ended
+        self.stop: str | None = None  # the stop string that was completed
         self.tokens: list[int] = []
         self.parts: list[str] = []
 
@@ -247,7 +255,7 @@ class Writer(Generic[AnyReader]):
 
     def _release(self, text: str) -> str:
         result = self._stops.scan(self._hold + text)
-        self._hold, self.stopped = result.hold, result.stopped
+        self._hold, self.stopped, self.stop = result.hold, result.stopped, result.stop
         if self.reply is None:
             return result.release
         answer = self.reply.push(result.release)

@@ -21,6 +21,7 @@ from pard_onnx.models.logs import logger
 from pard_onnx.runtime.asynchronous import in_worker
 from pard_onnx.serve.app import middleware_of
 from pard_onnx.serve.body import LARGE, read_body
+from pard_onnx.serve.error_forms import error_response
 from pard_onnx.serve.errors import SERVER, ApiError, api_error
 from pard_onnx.serve.facts import health
 from pard_onnx.serve.metrics import CONTENT_TYPE, Metrics
@@ -91,7 +92,7 @@ class BehindProxy:
             message = (
                 "without a key only programs of this machine may use the server; set PARD_API_KEY and deploy again"
             )
-            await ApiError(403, message, code="client_not_allowed").response()(scope, receive, send)
+            await error_response(ApiError(403, message, code="client_not_allowed"), scope)(scope, receive, send)
         else:
             await self._app(scope, receive, send_without_id)
 
@@ -125,7 +126,7 @@ class Forward:
         except Exception as error:
             answer = answer_to(error)
             if begun is None:
-                await answer.response()(scope, receive, send)
+                await error_response(answer, scope)(scope, receive, send)
             elif begun.get("content-type", "").startswith("text/event-stream"):
                 await send({"type": "http.response.body", "body": error_event(answer), "more_body": False})
             else:

@@ -16,6 +16,7 @@ from toy_artifacts import QWEN_LIKE
 from pard_onnx import BadInput, Chunk, Pair, Result, ToolCall, load
 from pard_onnx.models.manifest import File, Manifest
 from pard_onnx.runtime.engine import Engine
+from pard_onnx.runtime.text.tools import checked_tools
 
 EOS = 279
 ROWS = 1024 + 64
@@ -46,6 +47,7 @@ def stop() -> None:
 
 
 TOOLS = [get_weather, stop]
+TOOLS_OF_OPENAI = checked_tools(TOOLS)
 WORDS = "the quick brown fox jumps over the lazy dog"
 
 
@@ -121,6 +123,66 @@ def streamed(pair: Pair, **options: Any) -> tuple[Result, list[Chunk]]:
         call[2] += delta.arguments
     assert [ToolCall(*call) for call in calls.values()] == list(result.tool_calls)
     return result, chunks
+
+
+def test_the_first_chunk_has_the_facts(make_pair: Any, writes: Callable[[Pair, str], None]) -> None:
+    pair = make_pair()
+    writes(pair, WORDS)
+    result, chunks = streamed(pair, draft_length=1)
+    assert len(chunks) > 2
+    assert [chunk.facts is not None for chunk in chunks] == [True] + [False] * (len(chunks) - 1)
+    facts, stats = chunks[0].facts, result.stats
+    assert facts is not None
+    assert (facts.prompt_tokens, facts.cached_tokens) == (stats.prompt_tokens, stats.cached_tokens)
+
+
+def test_the_stop_string_is_named(make_pair: Any, writes: Callable[[Pair, str], None]) -> None:
+    pair = make_pair()
+    writes(pair, WORDS)
+    assert streamed(pair, stop=["dog", "fox"])[0].stop_string == "fox"
+    assert streamed(pair, stop=["cat"])[0].stop_string is None
+    assert streamed(pair)[0].stop_string is None
+
+
+def test_a_reply_goes_on_with_the_last_message(make_pair: Any, writes: Callable[[Pair, str], None]) -> None:
+    """Its reasoning and its calls are read as of any reply, also where the message has begun the thinking."""
+    pair = make_pair()
+    options: dict[str, Any] = {"continue_final_message": True, "tools": TOOLS, "max_new_tokens": 300}
+    asked = [user("hi"), {"role": "assistant", "content": "Well, "}]
+    writes(pair, f"I look.\n{CALLS}")
+    result = pair.generate(asked, **options)
+    assert result.text == "I look."
+    assert [call.name for call in result.tool_calls] == ["get_weather", "stop"]
+    whole = pair.text.render(asked, {"tools": list(TOOLS_OF_OPENAI), "add_generation_prompt": False})
+    assert result.stats.prompt_tokens == len(pair.text.encode_plain(whole[: whole.index("Well, ") + 6]))
+    assert pair.count_tokens(asked, **options) == result.stats.prompt_tokens
+    thought = [user("hi"), {"role": "assistant", "content": "<think>\nthe quick"}]
+    writes(pair, f" brown\n</think>\n\n{WORDS}")
+    result = pair.generate(thought, **options)
+    assert (result.reasoning, result.text) == (" brown", WORDS)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([user("hi")], "the role 'user'"),
+        (
+            [user("hi"), {"role": "assistant", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}],
+            "calls tools",
+        ),
+        ([user("hi"), {"role": "assistant", "content": None}], "has no text"),
+        ([user("hi"), {"role": "assistant", "content": []}], "has no text"),
+        ("hi", "is for chats"),
+    ],
+)
+def test_what_cannot_go_on(make_pair: Any, prompt: Any, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        make_pair().generate(prompt, continue_final_message=True)
+
+
+def test_a_turn_of_a_chat_does_not_go_on(make_pair: Any) -> None:
+    with pytest.raises(BadInput, match="continue_final_message"):
+        make_pair().chat().send("hi", continue_final_message=True)
 
 
 LENGTHS = [0, 1, 4, "auto"]

@@ -61,6 +61,7 @@ BAD_CHAT: dict[str, list[Any]] = {
     "chat_template_kwargs": [1, "x", [], {"messages": []}, {"tools": 1}, {"x": DEEP}],
     "special_tokens": [1, "no", []],
     "overflow": [1, "no", []],
+    "continue_final_message": [1, "true", [], True],  # the last message is a user's
     "modalities": [1, ["audio"], ["text", "audio"], "text"],
     "audio": [{"voice": "x"}],
     "web_search_options": [{}],

@@ -117,6 +117,14 @@ def test_several_choices_have_seeds_of_their_own(server: Served, client: Any) ->
     assert texts == expected
 
 
+def test_a_reply_goes_on_with_the_last_message(server: Served, client: Any) -> None:
+    messages = [*MESSAGES, {"role": "assistant", "content": "def add("}]
+    expected = server.pair.generate(messages, max_new_tokens=12, continue_final_message=True).text
+    more = {"continue_final_message": True}
+    found = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=12, extra_body=more)
+    assert found.choices[0].message.content == expected
+
+
 def test_structured_output(client: Any) -> None:
     pytest.importorskip("llguidance")
     wanted = {"type": "json_schema", "json_schema": {"name": "thing", "schema": SCHEMA, "strict": True}}

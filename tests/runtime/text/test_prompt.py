@@ -20,7 +20,7 @@ class Spelled:
     def token(self, id_: int) -> str:
         return f"<{id_}>"
 
-    def encode_chat(self, messages: list[dict[str, str]], *rest: object) -> list[int]:
+    def encode_chat(self, messages: list[dict[str, str]], *rest: object, **more: object) -> list[int]:
         return [token for message in messages for token in self.encode(message["content"] + str(rest[-1]))]
 
 

@@ -43,7 +43,7 @@ def test_what_is_held_is_the_longest_beginning_of_a_stop_string(text: str, stops
 
 
 def test_a_stop_string_inside_a_piece() -> None:
-    assert scan("one\n\ntwo", ["\n\n"]) == Scan("one", "", True)
+    assert scan("one\n\ntwo", ["\n\n"]) == Scan("one", "", True, "\n\n")
 
 
 def test_no_stop_strings_hold_nothing() -> None:
@@ -84,24 +84,26 @@ def raw(ids: Sequence[int]) -> str:
     return out
 
 
-def literal_end(ids: list[int], stops: list[str]) -> tuple[str, int]:
-    """The text, and the number of tokens, up to the first token that completes a stop string as text or as tokens."""
+def literal_end(ids: list[int], stops: list[str]) -> tuple[str, int, set[str | None]]:
+    """The text, and the number of tokens, up to the first token that completes a stop string as text or as tokens; and
+    which stop strings that may be."""
     tokenized = [re.findall(r"<s><t>|<s>|<t>|.", stop) for stop in stops]
     for count in range(1, len(ids) + 1):
         atoms = [(TEXTS[id_], id_ in SPECIAL.values()) for id_ in ids[:count]]
         visible = [text for text, special in atoms if not special]
         cuts = [
-            len(visible) - len(stop)
+            (len(visible) - len(stop), stop)
             for stop in stops
             if not atoms[-1][1] and "".join(visible).endswith(stop) and len(stop) <= len(visible)
         ]
-        for parts in tokenized:
+        for stop, parts in zip(stops, tokenized, strict=True):
             wanted = [(part, part in SPECIAL) for part in parts]
             if any(special for _, special in wanted) and atoms[-len(wanted) :] == wanted:
-                cuts.append(sum(not special for _, special in atoms[: -len(wanted)]))
+                cuts.append((sum(not special for _, special in atoms[: -len(wanted)]), stop))
         if cuts:
-            return "".join(visible[: min(cuts)]), count
-    return "".join(TEXTS[id_] for id_ in ids if id_ not in SPECIAL.values()), len(ids)
+            end = min(cut for cut, _ in cuts)
+            return "".join(visible[:end]), count, {stop for cut, stop in cuts if cut == end}
+    return "".join(TEXTS[id_] for id_ in ids if id_ not in SPECIAL.values()), len(ids), {None}
 
 
 stops_with_tokens = st.lists(
@@ -114,7 +116,9 @@ def test_special_tokens_in_stop_strings_are_tokens(ids: list[int], stops: list[s
     writer = Writer(Detokenizer(Decoder(), []), stop_strings(stops, SPECIAL))
     pieces = writer.write(ids)
     text = "".join(pieces) + writer.finish()
-    assert (text, len(writer.tokens)) == literal_end(ids, stops)
+    *wanted, named = literal_end(ids, stops)
+    assert [text, len(writer.tokens)] == wanted
+    assert writer.stop in named
     assert len(pieces) == len(writer.tokens) and "".join(writer.parts) == text
 
 
@@ -124,7 +128,9 @@ def test_the_token_that_ends_a_generation_completes_stop_strings(ids: list[int],
     writer = Writer(Detokenizer(Decoder(), []), stop_strings(stops, SPECIAL))
     text = "".join(writer.write(ids))
     text += writer.finish(None if writer.stopped else end)
-    assert text == literal_end([*ids, end], stops)[0]
+    wanted, _, named = literal_end([*ids, end], stops)
+    assert text == wanted
+    assert writer.stop in named
 
 
 @given(st.lists(st.integers(0, 8), max_size=20))
@@ -142,3 +148,9 @@ def test_half_a_character_before_a_token_that_stops() -> None:
     writer = Writer(Detokenizer(Decoder(), []), stop_strings("<s>", SPECIAL))
     writer.write([3, 7, 0])
     assert ("".join(writer.parts), writer.stopped) == ("a\ufffd", True)
+
+
+def test_the_earlier_cut_counts_where_one_token_completes_two_stop_strings() -> None:
+    writer = Writer(Detokenizer(Decoder(), []), stop_strings(["b", "a<s>b"], SPECIAL))
+    writer.write([3, 0, 4])
+    assert ("".join(writer.parts), writer.stop) == ("", "a<s>b")

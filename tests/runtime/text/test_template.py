@@ -428,3 +428,42 @@ def test_arguments_that_are_no_json_stay_as_they_are(folder: Path, reference: Ca
 
 def test_text_arguments_are_kept_as_written_where_the_template_takes_them(folder: Path) -> None:
     assert '{"a":1.50}' in Text(folder, QWEN3_LIKE).render(with_calls('{"a":1.50}', ""))
+
+
+PARTS = [{"type": "text", "text": "a "}, {"type": "text", "text": "b "}]
+BEGINNINGS: list[tuple[str, Any]] = [
+    *((template, content) for template in (PRINTED, ADDED, TRIMMED, STRINGS_ONLY, LOOP, MACRO, VARIABLE)
+      for content in ("The ", " The", "The\n", "The<|im_end|>")),
+    *((template, PARTS) for template in (LOOP, MACRO, VARIABLE, LOOP_FOR_USERS)),
+]  # fmt: skip
+
+
+def begun(content: Any) -> list[dict[str, Any]]:
+    return [user("x"), {"role": "assistant", "content": content}]
+
+
+@pytest.mark.parametrize(("template", "content"), BEGINNINGS)
+def test_the_last_message_is_continued_as_transformers_does(
+    folder: Path, reference: Callable[..., str], template: str, content: Any
+) -> None:
+    wanted = reference(template, begun(content), add_generation_prompt=False, continue_final_message=True)
+    assert Text(folder, template).render_continued(begun(content)) == wanted
+
+
+def test_special_tokens_of_a_beginning_stay_text(folder: Path) -> None:
+    text = Text(folder, ADDED)
+    end = text.token_id(EOS)
+    ids = [text.encode_chat(begun(content), continued=True) for content in ("The", "The<|im_end|>", "The<|im_end|>!")]
+    assert [one.count(end) for one in ids] == [1, 1, 1]  # of the user's message
+    assert [text.decode(one)[-len(end_) :] for one, end_ in zip(ids, ("The", EOS, EOS + "!"), strict=True)] == [
+        "The",
+        EOS,
+        EOS + "!",
+    ]
+
+
+def test_a_template_that_leaves_the_last_message_out(folder: Path) -> None:
+    with pytest.raises(BadInput, match="leaves out the last message"):
+        Text(folder, "{{ messages[0].content }}").render_continued(begun("The"))
+    with pytest.raises(BadInput, match="leaves out the last message"):
+        Text(folder, "{{ messages[0].content }}").encode_chat(begun("The"), continued=True)
