@@ -321,7 +321,7 @@ def test_clients_of_every_kind_for_long(demo_folder: Callable[[str, str], Path],
         stops_while_streams_run(soak, process)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
     written = (tmp_path / "stderr").read_text()
     assert not written, written[-2000:]
 
