@@ -75,6 +75,7 @@ class Overhead:
     library_ms: float  # a token after the first
     server_ms: float
     ratio: Ratio  # server_ms / library_ms
+    whole: Ratio  # the same of whole requests: a first token that comes late makes the rest look short
     request_ms: float  # by which the first token comes later; median
 
 
@@ -116,6 +117,7 @@ def measure_overhead(
     """Library and server in turns. Raises Failure if their texts differ."""
     request = {**GREEDY, "max_tokens": max_tokens, "draft_length": draft_length}
     works: dict[str, list[Work]] = {"library": [], "server": []}
+    wholes: dict[str, list[Work]] = {"library": [], "server": []}
     later: list[float] = []
     rounds: list[float] = []
     turns = [prompt for _ in range(repeats) for prompt in prompts]
@@ -138,16 +140,16 @@ def measure_overhead(
             for name, ask in asks if done % 2 else reversed(asks):
                 replies[name] = one = ask(message(prompt))
                 works[name].append(Work(one.tokens - 1, one.total_seconds - one.first_seconds))
+                wholes[name].append(Work(one.tokens, one.total_seconds))
             if replies["server"].text != replies["library"].text:
                 raise Failure(f"prompt {prompt[:40]!r}: server and library wrote different texts; please report this")
             later.append(replies["server"].first_seconds - replies["library"].first_seconds)
             progress("overhead", done, len(turns))
     library_ms, server_ms = (1000 * milliseconds(works[name]) for name in ("library", "server"))
-    ratio = speed_up(works["library"], works["server"])
+    ratio, whole = (speed_up(found["library"], found["server"]) for found in (works, wholes))
     tokens = sum(one.tokens for one in works["library"])
-    return Overhead(
-        len(turns), tokens, 1000 * sum(rounds) / max(1, len(rounds)), library_ms, server_ms, ratio, 1000 * median(later)
-    )
+    mean_round = 1000 * sum(rounds) / max(1, len(rounds))
+    return Overhead(len(turns), tokens, mean_round, library_ms, server_ms, ratio, whole, 1000 * median(later))
 
 
 def milliseconds(works: Sequence[Work]) -> float:
@@ -209,7 +211,8 @@ def served(pair: Pair) -> Iterator[Server]:
         thread = threading.Thread(target=run)
         thread.start()
         try:
-            yield Server("pard", url_of(opened), "pair") if running.result() else None  # type: ignore[misc]
+            running.result()  # raises what kept the server from starting
+            yield Server("pard", url_of(opened), "pair")
         finally:
             if not running.exception():
                 running.result().should_exit = True
@@ -263,9 +266,18 @@ def measure_load(
     gaps = [gap for reply in replies for gap in reply.gaps] or [0.0]
     first = np.percentile([reply.first_seconds for reply in replies], (50, 95))
     between = np.percentile(gaps, (50, 95))
-    rate = sum(reply.tokens for reply in replies) / seconds
-    numbers_of = (float(value) for value in (rate, *first, *between))
-    return Load(server.name, clients, len(replies), *numbers_of, failed=len(reasons), reason=next(iter(reasons), None))
+    return Load(
+        server.name,
+        clients,
+        len(replies),
+        tokens_per_second=sum(reply.tokens for reply in replies) / seconds,
+        first_p50=float(first[0]),
+        first_p95=float(first[1]),
+        gap_p50=float(between[0]),
+        gap_p95=float(between[1]),
+        failed=len(reasons),
+        reason=next(iter(reasons), None),
+    )
 
 
 # ---- start
@@ -337,6 +349,7 @@ def report(options: argparse.Namespace) -> None:
     require_whole("--draft-length", options.draft_length, 0, DRAFT_LIMIT)
     clients = numbers_of_clients(options.clients)
     prompts = read_prompts(options.prompts, options.limit).prompts
+    folder, draft = options.pair
     every = not (options.overhead or options.chats or options.start)
     console = Console(highlight=False, quiet=options.json)
     running = [named(text, "--url") for text in options.url]
@@ -345,12 +358,12 @@ def report(options: argparse.Namespace) -> None:
     loads: list[Load] = []
     starts: list[Start] = []
     if every or options.overhead:
-        with load(*options.pair, cache_bytes=0, threads=options.threads) as pair, stages() as tick:
+        with load(folder, draft, cache_bytes=0, threads=options.threads) as pair, stages() as tick:
             overhead = measure_overhead(pair, prompts, options.draft_length, options.max_tokens, options.repeats, tick)
         console.print(overhead_table(overhead))
     if every or options.chats:
         opened: dict[str, Starter] = dict(starters)
-        opened |= {name: partial(nullcontext, connected(name, url)) for name, url in running}
+        opened |= {name: partial(already_running, name, url) for name, url in running}
         for start in opened.values():
             with start() as server, stages() as tick:
                 loads += measure_loads(server, prompts, clients, options.chats_each, options.max_tokens, tick)
@@ -362,6 +375,10 @@ def report(options: argparse.Namespace) -> None:
     if options.json:
         found = {"pair": options.pair, "max_tokens": options.max_tokens, "overhead": overhead and asdict(overhead)}
         print(json.dumps({**found, "chats": [asdict(one) for one in loads], "start": [asdict(one) for one in starts]}))
+
+
+def already_running(name: str, url: str) -> AbstractContextManager[Server]:
+    return nullcontext(connected(name, url))
 
 
 def numbers_of_clients(text: str) -> list[int]:
@@ -386,8 +403,10 @@ def starters_of(options: argparse.Namespace, clients: int) -> dict[str, Starter]
         kind_by_name(name).name: Path(path) for name, path in (named(t, "--peer-python") for t in options.peer_python)
     }
     target, draft = options.peer_target, options.peer_draft
+    folder, draft_folder = options.pair
     files = ServerFiles(
-        *options.pair,
+        target=folder,
+        draft=draft_folder,
         threads=options.threads or physical_cores(),
         clients=clients,
         context=options.context,
@@ -419,11 +438,16 @@ def gguf_file(source: Path, options: argparse.Namespace) -> Path:
 
 
 def overhead_table(found: Overhead) -> Table:
-    title = f"overhead: {found.chats} chats, {found.tokens} tokens after the first, rounds of {found.round_ms:.2f} ms"
-    caption = "ms a token after the first; ratio: server / library, 95 % interval; later: the first token, median"
-    out = new_table(title, ("library\nms", "server\nms", "ratio", "later\nms"), caption)
-    ratio = f"{found.ratio.value:.4f} [{found.ratio.low:.4f}, {found.ratio.high:.4f}]"
-    out.add_row(f"{found.library_ms:.3f}", f"{found.server_ms:.3f}", ratio, f"{found.request_ms:.2f}")
+    title = (
+        f"overhead: {found.chats} chats, {found.tokens} tokens after the first ones, rounds of {found.round_ms:.2f} ms"
+    )
+    caption = (
+        "ms a token after the first; decode: server / library, 95 % interval; whole: of whole requests; "
+        "later: the first token, median"
+    )
+    out = new_table(title, ("library\nms", "server\nms", "decode", "whole", "later\nms"), caption)
+    ratios = (f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for one in (found.ratio, found.whole))
+    out.add_row(f"{found.library_ms:.3f}", f"{found.server_ms:.3f}", *ratios, f"{found.request_ms:.2f}")
     return out
 
 
