@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich import progress as rich_progress
 from rich.console import Console
@@ -20,10 +20,8 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from rich.text import Text
 
 import pard_onnx
-from pard_onnx.export.job import Job
 from pard_onnx.interrupts import Interrupts
 from pard_onnx.models.atomic import recover
-from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checks import Progress
 from pard_onnx.models.errors import BadInput, PardError, PardWarning, escaped, one_line, shown
 from pard_onnx.models.hub import resolve_checkpoint
@@ -37,6 +35,9 @@ from pard_onnx.runtime.providers.table import PROVIDERS, parse_options
 from pard_onnx.runtime.result import Chunk, Result
 from pard_onnx.runtime.text.control_tokens import HANDLINGS, TEXT
 from pard_onnx.standard_streams import STANDARD_OUTPUT, to_null_device, utf8_streams
+
+if TYPE_CHECKING:
+    from pard_onnx.export.job import Job
 
 REASONING = SHOW, HIDE = "show", "hide"
 TRACEBACK = "PARD_ONNX_TRACEBACK"  # an environment variable: if set, unexpected errors are raised with a traceback
@@ -209,6 +210,9 @@ def exported_demo_model(name: str, parent: Path, precision: Precision) -> Path:
     output = parent / f"{name}-{precision}"
     recover(output)
     if not output.exists():
+        from pard_onnx.export.job import Job  # imported late, as most commands do not export
+        from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+
         folder, source = resolve_checkpoint(name)
         print(f"exporting {name} to {precision}", file=sys.stderr)
         export_job(Job(Checkpoint.open(folder), source, output, precision))

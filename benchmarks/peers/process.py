@@ -76,7 +76,7 @@ def _process(python: Path, script: Path) -> subprocess.Popen[str]:
         raise BadInput(f"{python}: is no Python that can be run: {error.strerror or error}") from error
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: subprocess.Popen[Any]) -> None:
     """End the worker and its child processes, if it still runs."""
     if process.poll() is not None:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from math import prod
 from sys import platform
@@ -34,8 +35,8 @@ class KvCache:
 
     def _allocate(self) -> None:
         try:
-            self._arrays: list[KvRows] = [np.zeros(self._shape, self._type) for _ in self._names]
-        except MemoryError as error:
+            self._arrays = lazy_zeros(len(self._names), self._shape, self._type)
+        except (MemoryError, OSError) as error:
             size = len(self._names) * prod(self._shape) * self._type.itemsize
             raise Failure(
                 f"no memory for the KV cache of {size >> 20} MiB ({self._shape[2]} rows); export the model "
@@ -98,3 +99,19 @@ class KvCache:
         if block.shape != wanted or block.dtype != self._type or block.shape[2] > self.rows:
             raise BadArtifact(f"KV rows of shape {block.shape} and type {block.dtype} do not fit this model's cache")
         return block
+
+
+def lazy_zeros(count: int, shape: tuple[int, ...], type_: np.dtype[Any]) -> list[KvRows]:
+    """So many arrays of zeros, whose memory the system assigns page by page as rows are written, and has back at once
+    when the arrays are gone.
+
+    np.zeros does neither: it asks for huge pages, so that one row takes the memory of thousands, and it gets memory of
+    freed arrays, which malloc clears by writing to all of it. Windows, which assigns all memory at once, has no such
+    mapping.
+    """
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return [np.zeros(shape, type_) for _ in range(count)]
+    size = prod(shape)
+    stride = -(-size * type_.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE
+    region = mmap.mmap(-1, max(1, stride * count), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return [np.frombuffer(region, type_, size, stride * i).reshape(shape) for i in range(count)]
