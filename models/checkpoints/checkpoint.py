@@ -87,10 +87,9 @@ class Checkpoint:
         if merging:
             config, found = _with_adapter(config, found, merging, quantization, tied=tied)
         stored = found[EMBEDDING].dtype if EMBEDDING in found else "F32"
-        projection = read_projection(config)
         spec = _spec(config, family, _tokenizer_folder(folder, merging), configs.dtype_of(config, stored))
-        if spec.pard and projection:
-            spec = replace(spec, pard=replace(spec.pard, features=projection.features))
+        if spec.pard and (projection := read_projection(config)):
+            spec = replace(spec, pard=replace(spec.pard, spd_type="pard2", features=projection.features))
             found |= projection.tensors
         if spec.tied and _holds_another_head(folder, spec, found, quantization):
             spec = replace(spec, tied=False)
