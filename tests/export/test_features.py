@@ -157,9 +157,7 @@ def drafted(graphs: Graphs, features: NDArray[np.float32] | None) -> NDArray[np.
 @pytest.mark.parametrize("bias", (False, True), ids=("plain", "bias"))
 @pytest.mark.parametrize("form", ({}, PORTABLE), ids=("fused", "portable"))
 @pytest.mark.parametrize("family", DRAFTS)
-def test_both_modes_are_the_published_rule(
-    exported: Exported, family: str, form: dict[str, Any], bias: bool
-) -> None:
+def test_both_modes_are_the_published_rule(exported: Exported, family: str, form: dict[str, Any], bias: bool) -> None:
     checkpoint, folder = exported(family, "draft", "fp32", pard2={"bias": bias}, **form)
     graphs = Graphs(folder)
     features = graphs.manifest.spec.pard.features
