@@ -13,8 +13,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
+from pard_onnx.export.verify.drive import FusedDriver, empty
 from pard_onnx.models.families import FAMILIES
 from pard_onnx.models.manifest import Manifest
+from pard_onnx.runtime import kernels
+from pard_onnx.runtime.kernels.graph import with_kernel
 
 Exported = Callable[..., tuple[Path, Path]]
 Arrays = dict[str, NDArray[Any]]
@@ -177,9 +180,10 @@ def test_without_features_it_is_the_plain_draft(exported: Exported, precision: s
     plain = Graphs(exported("qwen2", "draft", precision, verify=False, **form)[1])
     graphs = Graphs(exported("qwen2", "draft", precision, pard2={"bias": True}, verify=False, **form)[1])
     zeros = np.zeros((len(IDS), 193), graphs.manifest.kv_dtype)
-    wanted = drafted(plain, None)
-    assert np.array_equal(drafted(graphs, None), wanted)
-    assert np.array_equal(drafted(graphs, zeros), wanted)
+    alone = drafted(graphs, None)
+    assert np.array_equal(drafted(graphs, zeros), alone)
+    # ONNX Runtime rounds sums in float16 at other places where one more is in the graph
+    np.testing.assert_allclose(alone, drafted(plain, None), rtol=0, atol=0.02 if precision == "fp16" else 0)
 
 
 def test_fixed_shapes(exported: Exported) -> None:
@@ -201,3 +205,32 @@ def test_fixed_shapes(exported: Exported) -> None:
         embeddings = model.get_input_embeddings()(torch.from_numpy(ids))[None] + 0.5 * projected
         wanted = model(inputs_embeds=embeddings).logits[0, -K:, :300].numpy()
     assert np.abs(found - wanted).max() < 1e-3
+
+
+@pytest.mark.skipif(kernels.isa() is None, reason="the kernels are not built")
+@pytest.mark.parametrize("precision", ("int8", "int4"))
+def test_the_kernels_give_the_same_features_at_every_width(exported: Exported, precision: str) -> None:
+    """The graph that is rewritten in memory: bit for bit the same rows, whatever the width of the steps."""
+    folder = exported(
+        "qwen2", "target", precision, feature_layers=LAYERS, verify=False, hidden=128, heads=4, head_dim=32, layers=2,
+        intermediate=256,
+    )[1]  # fmt: skip
+    manifest, options = Manifest.read(folder), ort.SessionOptions()
+    options.log_severity_level = 4
+    graph = with_kernel(folder / "model.onnx", options)
+    assert isinstance(graph, bytes)
+    ours = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    theirs = FusedDriver(
+        ort.InferenceSession(folder / "model.onnx"), manifest.spec, empty(manifest.spec, "float32", 96)
+    )
+    seen = []
+    for widths in ([24], [1] * 24, [7, 1, 16]):
+        driver, rows, start = FusedDriver(ours, manifest.spec, empty(manifest.spec, "float32", 96)), [], 0
+        for width in widths:
+            driver.step(IDS[start : start + width])
+            rows.append(driver.hidden_states)
+            start += width
+        seen.append(np.concatenate(rows))
+    assert np.array_equal(seen[0], seen[1]) and np.array_equal(seen[0], seen[2])
+    theirs.step(IDS)
+    assert np.abs(seen[0] - theirs.hidden_states).max() < 0.1 * theirs.hidden_states.std()

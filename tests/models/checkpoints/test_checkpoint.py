@@ -167,10 +167,10 @@ def test_pard2_without_its_target(tiny, tmp_path):
     folder = tiny(tmp_path, role="draft", pard2=True)
     assert Checkpoint.open(folder).spec.pard == Pard(300)
     (folder / "warp_model.bin").write_bytes(b"")
-    assert "config.json: pard2 is true: this draft reads its target's hidden states" in refusal(folder)
+    assert "warp_model.bin: is not a file of tensors that is read here: it is no zip archive" in refusal(folder)
     (folder / "warp_model.bin").unlink()
     edit_json(folder / "config.json", pard2_target_dim=64)
-    assert "pard2 is true" in refusal(folder)
+    assert "pard2_target_dim is there, but neither warp_model.bin" in refusal(folder)
 
 
 def test_shards_and_leftovers(tiny, tmp_path):
