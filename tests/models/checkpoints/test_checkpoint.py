@@ -255,7 +255,7 @@ def test_require_finite(value):
         ({"vocab_size": 296, "eos_token_id": 0}, "vocab_size is 296, but the tokenizer has 300 ids"),
         ({"bos_token_id": 320}, "bos_token_id is 320, outside the vocabulary of 320 rows"),
         ({"spd_type": "pard"}, "spd_type is 'pard' but the draft has no mask id; add pard_token"),
-        ({"spd_type": "eagle"}, "spd_type is 'eagle'; only 'pard' is supported"),
+        ({"spd_type": "eagle"}, "spd_type is 'eagle'; only 'pard' and 'pard2' are supported"),
         ({"pard_token": 320}, "pard_token is 320, outside the vocabulary of 320 rows"),
         ({"pard_token": -1}, "pard_token is -1, outside the vocabulary of 320 rows"),
         ({"pard_token": "<mask>"}, "pard_token holds '<mask>'; it must be a token id"),
