@@ -161,8 +161,7 @@ class Engine:
         """The memory of a sequence whose KV caches are full, with the features that may wait for the draft."""
         waiting = 0
         if self._features:
-            chunk, width = self.models[0].tuning.chunk, 4 * self._features.width
-            waiting = min(WAITING_BYTES + 2 * chunk * width, self.capacity * width)
+            waiting = min(2 * WAITING_BYTES, self.capacity * 4 * self._features.width)
         return waiting + sum(cache_bytes(model.manifest, model.provider) for model in self.models if model)
 
     @property

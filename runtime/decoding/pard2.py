@@ -26,8 +26,9 @@ SOURCES = {True: "pard2", False: "pard2-independent"}  # in `Stats.sources`, by 
 # Of the tokens that the draft has read, so many have their features kept: a conversation is often cut a few tokens
 # before its end, where the text of a reply tokenizes to other ids than were generated.
 KEPT_BEHIND = 16
-# Of features that the draft has not read yet: 2,048 tokens of an 8B model. Time to the first token is plain decoding's
-# for a prompt of so many tokens; for a longer one the draft reads what is too much before that token.
+# Of features that wait for the draft: 2,048 tokens of an 8B model. Time to the first token is plain decoding's for a
+# prompt of so many tokens; of a longer one the draft reads the beginning before that token. While other drafts are
+# verified, twice as many may wait before the oldest are dropped.
 WAITING_BYTES = 128 << 20
 RECOMPUTED = 16  # the most tokens that the target computes again for their features alone
 
@@ -78,7 +79,7 @@ class Pard2Drafter(PardDrafter):
     def saw(self, ids: Sequence[int], features: Any) -> None:
         """See `Drafter.saw`. If the draft is not used for long, the oldest features are dropped."""
         self._memory.add(row.copy() for row in features)
-        if len(self._memory.features) > self._most_waiting + self._chunk:
+        if len(self._memory.features) > 2 * self._most_waiting:
             self._memory.drop_before(self._memory.seen - self._most_waiting)
 
     def keep_up(self, committed: Sequence[int]) -> None:

@@ -63,7 +63,7 @@ def weights(shape: Shape, seed: int) -> dict[str, NDArray[np.float32]]:
         out[f"qkv{i}"] = rng.normal(size=(shape.hidden, q + 2 * kv)) / shape.hidden**0.5
         out[f"o{i}"] = rng.normal(size=(q, shape.hidden)) / 2
     columns = len(shape.features) * shape.hidden + shape.bias
-    out["projection"] = rng.normal(size=(columns, shape.hidden)) / shape.hidden**0.5
+    out["projection"] = rng.normal(size=(columns, shape.hidden)) / (10 * shape.hidden**0.5)
     return {name: array.astype(np.float32) for name, array in out.items()}
 
 
