@@ -208,3 +208,40 @@ def projected(g: Graph, shape: Shape, w: dict[str, NDArray[np.float32]], masks: 
 def write(graph: ModelProto, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save(graph, folder / "model.onnx")
+
+
+def tokenwise(shape: Shape, role: str, width: int | None = None, outputs: bool = True) -> ModelProto:
+    """A model of the portable variant without attention, whose KV cache is left as it is: for what sessions do.
+
+    width, outputs: of a static graph, and whether it gives the outputs of its role. A target's features are its
+    embedding and the negative of it.
+    """
+    g, w, sequence = Graph(), weights(shape, 1), width or "sequence"
+    x = embedded = g.node("Gather", g.constant("embed", w["embed"]), "input_ids")
+    inputs, out = [value("position_ids", INT64, "batch", sequence)], []
+    columns = w["projection"].shape[0]
+    if role == "draft":
+        g.constant("target_features", np.zeros((1, 1, columns), np.float32))
+        x = g.node("Add", x, g.node("MatMul", "target_features", g.constant("projection", w["projection"])))
+        inputs.append(value("target_features", FLOAT, "batch", "fed", columns))
+    if width is None:
+        inputs.append(value("logits_to_keep", INT64, 1))
+        g.constant("logits_to_keep", np.array([0], np.int64))
+    kept = "logits_to_keep" if width is None else g.constant("all", np.array([shape.kv_rows], np.int64))
+    ends = [g.node("Neg", kept), g.constant("stop", np.array([2**62])), g.constant("rows", np.array([1]))]
+    rows = value("logits", FLOAT, "batch", "kept", shape.rows)
+    if outputs:
+        logits = head(g, shape, w, x, kept, "logits")
+        out.append(rows)
+    if outputs and role == "draft":
+        g.node("ArgMax", logits, axis=2, keepdims=0, outputs=["draft_ids"])
+        g.node("ReduceMax", logits, g.constant("columns", np.array([2])), keepdims=0, outputs=["draft_probabilities"])
+        out += [value("draft_ids", INT64, "batch", "kept"), value("draft_probabilities", FLOAT, "batch", "kept")]
+    if role == "target":
+        states = g.node("Concat", embedded, g.node("Neg", embedded), axis=2)
+        g.node("Slice", states, *ends, outputs=["hidden_states"])
+        out.append(value("hidden_states", FLOAT, "batch", "kept", 2 * shape.hidden))
+    for i in range(shape.layers):
+        for part in ("key", "value"):
+            g.node("Neg", g.node("Neg", f"past_key_values.{i}.{part}"), outputs=[f"present.{i}.{part}"])
+    return model(g, shape, FLOAT, inputs, out)

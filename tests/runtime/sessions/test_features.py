@@ -1,6 +1,7 @@
 """Hidden states out of a target's graph and into a draft's, against attention written down in numpy."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from onnx import save
 
-from pard_onnx.models.manifest import Manifest
+from pard_onnx.models.manifest import File, Manifest, StaticGraph
+from pard_onnx.runtime.model import session_class
 from pard_onnx.runtime.providers.table import provider_named
 from pard_onnx.runtime.providers.threads import Threads
 from pard_onnx.runtime.sessions.dynamic_shapes import MOST_KEPT_ROWS, FusedDraft, FusedTarget
@@ -162,3 +165,72 @@ def test_features_of_other_tokens_and_of_a_graph_that_has_none_are_refused(
         open_draft(folders[1]).step([1, 2, 3], 4, np.zeros((2, 65), np.float32))
     with pytest.raises(ValueError, match="gives no hidden states"):
         open_target(pair_folders[0]).step([1, 2], 1, True)
+
+
+# Graphs without attention, of the portable variant: what sessions do with features does not depend on it.
+WIDTHS = ((4, True), (8, True), (16, False))  # of static graphs, and whether they give outputs of the role
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["dynamic", "static"])
+def portable(
+    request: pytest.FixtureRequest, write_artifact: Callable[..., Path], toy: ModuleType,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, Path]:  # fmt: skip
+    root = tmp_path_factory.mktemp("portable")
+    out = []
+    for role in ("target", "draft"):
+        folder = write_artifact(root / role, role, features=LAYERS, bias=True)
+        graphs = ()
+        if request.param:
+            graphs = tuple(StaticGraph(f"{width}.onnx", width, outputs) for width, outputs in WIDTHS)
+            for graph in graphs:
+                save(
+                    toy.tokenwise(toy.Shape(features=LAYERS, bias=True), role, graph.width, graph.logits),
+                    folder / graph.file,
+                )
+        else:
+            save(toy.tokenwise(toy.Shape(features=LAYERS, bias=True), role), folder / "model.onnx")
+        files = tuple(File.of(path) for path in sorted(folder.iterdir()) if path.name != "pard_onnx.json")
+        replace(Manifest.read(folder), attention="portable", graphs=graphs, files=files).write(folder)
+        out.append(folder)
+    return out[0], out[1]
+
+
+def open_portable(folder: Path) -> Any:
+    manifest = Manifest.read(folder)
+    return session_class(manifest)(folder, manifest, CPU, Threads(1))
+
+
+def tokenwise_features(toy: ModuleType, ids: list[int]) -> NDArray[Any]:
+    embed = toy.weights(toy.Shape(), 1)["embed"][ids]
+    return np.concatenate([embed, -embed], axis=1)
+
+
+def test_portable_targets_give_the_features_of_all_tokens(portable: tuple[Path, Path], toy: ModuleType) -> None:
+    """In static graphs, those of prefill too, which give no logits."""
+    target, ids = open_portable(portable[0]), (IDS * 5)[:47]
+    for first, last, keep in ((0, 40, 1), (40, 43, 3), (43, 44, 1), (44, 47, 2)):
+        rows = target.step(ids[first:last], keep, True)
+        np.testing.assert_allclose(rows.features, tokenwise_features(toy, ids[first:last]))
+        assert rows.logits.shape[0] == keep
+        assert target.step(ids[:2], 1).features is None
+        target.rollback(last)
+
+
+@pytest.mark.parametrize("k", [1, 3, 6, 16])
+def test_portable_drafts_read_them(portable: tuple[Path, Path], toy: ModuleType, k: int) -> None:
+    draft, w = open_portable(portable[1]), toy.weights(toy.Shape(features=LAYERS, bias=True), 1)
+    random = np.random.default_rng(k)
+    for first, last in ((0, 29), (29, 30), (30, 33)):
+        ids = (IDS * 3)[first:last]
+        features = random.normal(size=(len(ids), 65)).astype(np.float32) * 20
+        masked = [*ids, *[toy.Shape().mask_id] * (k - 1)]
+        for rows in (features, None, features):
+            drafts, _ = draft.step(ids, k) if rows is None else draft.step(ids, k, rows)
+            draft.rollback(last)
+            draft.rollback(first)
+            x = w["embed"][masked]
+            if rows is not None:
+                x = x + np.concatenate([rows, *[rows[-1:]] * (k - 1)]) @ w["projection"]
+            assert drafts.tolist() == (x @ w["head"])[-k:, :280].argmax(-1).tolist()
+        draft.step(ids, 1)
