@@ -16,7 +16,10 @@ from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.spec import TargetFeatures
 
 DraftMode = Literal["auto", "target-dependent", "target-independent"]
-AUTO_MODE, DEPENDENT, INDEPENDENT = DRAFT_MODES = ("auto", "target-dependent", "target-independent")
+AUTO_MODE: DraftMode = "auto"
+DEPENDENT: DraftMode = "target-dependent"
+INDEPENDENT: DraftMode = "target-independent"
+DRAFT_MODES = (AUTO_MODE, DEPENDENT, INDEPENDENT)
 
 
 def checked_mode(mode: object) -> DraftMode:
@@ -46,13 +49,13 @@ def features_to_read(
         return None
     if mode == INDEPENDENT:
         return None
-    problem = mismatch(target, draft, wanted, names)
-    if problem is None:
+    found = mismatch(target, draft, wanted, names)
+    if found is None:
         return wanted
     if mode == DEPENDENT:
-        raise BadArtifact(f"{problem}, or take draft_mode {INDEPENDENT!r}")
+        raise BadArtifact(f"{found}, or take draft_mode {INDEPENDENT!r}")
     warnings.warn(
-        f"{problem}; until then the draft proposes without them, and fewer of its tokens may be accepted",
+        f"{found}; until then the draft proposes without them, and fewer of its tokens may be accepted",
         PardWarning,
         stacklevel=3,
     )
