@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pard_onnx.cli import Parser, exit_code, export_job
 from pard_onnx.export.job import Job
+from pard_onnx.features_option import add_features, feature_layers_from_options
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checks import DRAFT_LENGTH
 from pard_onnx.models.devices import (
@@ -153,6 +154,7 @@ def add_export_options(out: argparse.ArgumentParser) -> None:
     out.add_argument("--draft-vocabulary", type=int, metavar="N", help=reduced)
     frequent = ".txt or .jsonl in which ids are counted; default: the calibration text that ships"
     out.add_argument("--vocabulary-text", type=Path, metavar="F", help=frequent)
+    add_features(out)
     add_device(out)
     out.add_argument("--revision", help="branch, tag or commit of a hub id")
     out.add_argument("--force", action="store_true", help="replace the output folder")
@@ -256,6 +258,7 @@ def job_from_options(
     form = form_from_options(options)
     require_precision(form, precision)
     vocabulary = vocabulary_from_options(options, checkpoint)
+    feature_layers = feature_layers_from_options(options, checkpoint)
     name = order.recipe.name if order and options.recipe is not None else precision
     name += f"-v{vocabulary.record.size}" if vocabulary else ""
     return Job(
@@ -266,6 +269,7 @@ def job_from_options(
         order=order,
         capacity=options.context_length,
         form=form,
+        feature_layers=feature_layers,
         kv_cache=options.kv_cache or "float",
         vocabulary=vocabulary,
         verify=options.verify,
@@ -301,6 +305,7 @@ def summary(manifest: Manifest, output: Path) -> dict[str, Any]:
         "graphs": [asdict(graph) for graph in manifest.graphs],
         "context_length": manifest.capacity,
         "kv_cache": manifest.kv_cache,
+        "feature_layers": list(manifest.feature_layers),
         "draft_vocabulary": asdict(manifest.draft_vocabulary) if manifest.draft_vocabulary else None,
         "bytes": manifest.bytes,
         "source": asdict(manifest.source),

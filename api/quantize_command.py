@@ -29,6 +29,7 @@ from pard_onnx.export_command import (
     report,
     summary,
 )
+from pard_onnx.features_option import text_of
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
@@ -134,6 +135,8 @@ FIXED: dict[str, Callable[[Manifest], object]] = {
     "context_length": lambda manifest: manifest.capacity,
     "draft_vocabulary": lambda manifest: "that of all ids",
     "vocabulary_text": lambda manifest: "that of all ids",
+    "features": lambda manifest: text_of(manifest.feature_layers),
+    "for_draft": lambda manifest: f"for features {text_of(manifest.feature_layers)}",
     "device": lambda manifest: manifest.device,
     "attention": lambda manifest: manifest.attention,
     "io_dtype": lambda manifest: next(name for name, floats in FLOATS.items() if floats == manifest.recipe.floats),

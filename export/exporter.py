@@ -255,6 +255,7 @@ def describe(job: Job, weights: QuantizedWeights, tensors: tuple[TensorReport, .
         kv_rows=job.kv_rows(),
         kv_dtype=weights.recipe.floats if job.kv_cache == "float" else "int8",
         kv_cache=job.kv_cache,
+        feature_layers=job.feature_layers,
         files=(),
         source=replace(job.source, quantization=method, export=job.float_precision()),
         tools=tuple((name, version(name)) for name in TOOLS),

@@ -35,6 +35,7 @@ class Job:
     order: QuantizationRequest | None = None  # quantize by a named recipe instead, of the same precision
     capacity: int | None = None  # tokens; None: the model's own, at most DEFAULT_CAPACITY
     form: Form = DEFAULT_FORM
+    feature_layers: tuple[int, ...] = ()  # of a target's output hidden_states; (): it has none
     kv_cache: KvCacheFormat = "float"
     vocabulary: SelectedVocabulary | None = None  # the ids that a draft's head keeps; None: all
     verify: bool = True  # compare the graphs with torch
@@ -138,6 +139,7 @@ def requantize_job(
         order=order,
         capacity=manifest.capacity,
         form=float_export.form(),
+        feature_layers=manifest.feature_layers,
         kv_cache=kv_cache or manifest.kv_cache,
         verify=verify,
         accept_loss=accept_loss,

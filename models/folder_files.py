@@ -101,7 +101,8 @@ def _stays_inside(path: Path) -> bool:
     """Whether what a link leads to lies in the link's folder, or in the blobs of the same repository in the cache."""
     folder, found = path.parent.resolve(), path.resolve()
     roots = [folder]
-    if folder.parent.name == "snapshots":
-        blobs = folder.parent.parent / "blobs"  # the folder itself: a link there could lead anywhere
+    snapshots = next((parent for parent in (*folder.parents,)[:2] if parent.name == "snapshots"), None)
+    if snapshots:  # of a folder in a snapshot, too
+        blobs = snapshots.parent / "blobs"  # the folder itself: a link there could lead anywhere
         roots += [] if blobs.is_symlink() else [blobs]
     return any(found.is_relative_to(root) for root in roots) or path.parent.is_relative_to(SHIPPED)

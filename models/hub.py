@@ -29,8 +29,8 @@ from .system_errors import STOPS, write_error
 LOG = logger(__name__)
 DEMO = {"demo-target": demo.TARGET, "demo-draft": demo.DRAFT, "demo-ar-draft": demo.AR_DRAFT}
 HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?<![.-])", re.ASCII)
-# Never pickles: nothing of this package reads them
-CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja"]
+# No pickles but the one of PARD-2 drafts, which a reader of this package's own reads (checkpoints.torch_file)
+CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "warp_model.bin"]
 ADAPTER_FILES = [
     "adapter_config.json",
     "adapter_model.safetensors",

@@ -58,6 +58,10 @@ def _ranges(manifest: Manifest) -> Iterator[Range]:
     yield "spec.vocabulary.bos_id", vocabulary.bos_id, 0, rows - 1
     yield from (("spec.vocabulary.eos_ids", eos, 0, rows - 1) for eos in vocabulary.eos_ids)
     yield "spec.pard.mask_id", spec.pard.mask_id if spec.pard else None, 0, rows - 1
+    yield from (("feature_layers", layer, -spec.layers - 1, -1) for layer in manifest.feature_layers)
+    if spec.pard and (features := spec.pard.features):
+        yield "spec.pard.features.width", features.width, 1, MOST["hidden"]
+        yield from (("spec.pard.features.layers", layer, -MOST["layers"], -1) for layer in features.layers)
     yield from (("spec.attention.window", layer.window, 1, LARGE) for layer in spec.attention)
     yield "kv_rows", manifest.kv_rows, 1, MOST_ROWS
     yield from (("graphs.width", graph.width, 1, MOST_WIDTH) for graph in manifest.graphs)
@@ -91,6 +95,14 @@ def _misfits(manifest: Manifest) -> Iterator[str]:
     spec, graphs = manifest.spec, manifest.graphs
     if manifest.role != spec.role:
         yield f"it is a {manifest.role} whose spec is a {spec.role}'s"
+    if manifest.feature_layers and manifest.role == "draft":
+        yield "it is a draft that has feature_layers"
+    yield from (f"feature_layers has {layer} twice" for layer in _repeated(manifest.feature_layers))
+    if spec.pard and (features := spec.pard.features):
+        if not features.layers or features.width % len(features.layers):
+            yield f"spec.pard.features has {len(features.layers)} layers, and the width {features.width}"
+        if not 0 < features.scale < LARGE:
+            yield f"spec.pard.features.scale is {features.scale}"
     if len(spec.attention) not in (0, spec.layers):
         yield f"spec.attention has {len(spec.attention)} layers, spec.layers is {spec.layers}"
     if (manifest.kv_cache == "float") == (manifest.kv_dtype == "int8"):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Role = Literal["target", "draft"]
+PROJECTION = "target_proj"  # the name of the matrix that TargetFeatures are multiplied by
 Rotary = Literal["rope", "window_rope"]  # a field of ModelSpec
 
 
@@ -78,6 +79,11 @@ class TargetFeatures:
     width: int  # of one token's feature: len(layers) * the target's hidden size
     scale: float = 0.02
     bias: bool = False  # whether the projection has one
+
+    @property
+    def columns(self) -> int:
+        """Columns of the draft's input `target_features`: with a bias, the last one is multiplied by it."""
+        return self.width + int(self.bias)
 
 
 @dataclass(frozen=True, slots=True)

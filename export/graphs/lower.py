@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pard_onnx.export.store import Matrix, RowSelection, WeightStore
 from pard_onnx.models.precision import Format
+from pard_onnx.models.spec import PROJECTION
 from pard_onnx.quantize.packing.prepared import EMBEDDING, HEAD, Formats
 
 from .qdq import QdqPairs
@@ -104,6 +105,21 @@ class LowerPass(ir.passes.InPlacePass):
             rows = tape.op("Mul", [rows, constant(f"{name}.factor", np.array(scale, self.floats))])
         return [rows]
 
+    def projection(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
+        """scale * (W x + b): a bias is multiplied by x's last column, so that x = 0 adds nothing."""
+        attributes, x = node.attributes, node.inputs[0]
+        flag = None
+        if attributes["bias"].as_int():
+            widths = constant(f"{PROJECTION}.widths", np.array([attributes["width"].as_int(), 1]))
+            x, flag = tape.op_multi_out("Split", [x, widths], {"axis": -1}, num_outputs=2)
+        fmt = self.formats.of(PROJECTION)
+        product = LINEARS[fmt.kind](self.store, tape, Linear(x, (PROJECTION,), fmt, None, False, PROJECTION))
+        if flag is not None:
+            bias = constant(f"{PROJECTION}.bias", self.store.vectors((f"{PROJECTION}.bias",), self.floats))
+            product = tape.op("Add", [product, tape.op("Mul", [flag, bias])])
+        scale = constant(f"{PROJECTION}.factor", np.array(attributes["scale"].as_float(), self.floats))
+        return [tape.op("Mul", [product, scale])]
+
     def norm(self, tape: ir.tape.Tape, node: ir.Node) -> list[ir.Value]:
         attributes = {"epsilon": node.attributes["epsilon"].as_float(), "axis": -1}
         return [tape.op("SimplifiedLayerNormalization", [node.inputs[0], self.norm_weight(node)], attributes)]
@@ -132,6 +148,7 @@ _RULES: dict[str, Callable[[LowerPass, ir.tape.Tape, ir.Node], list[ir.Value]]] 
     "Norm": LowerPass.norm,
     "SkipNorm": LowerPass.skip_norm,
     "LastRows": LowerPass.last_rows,
+    "Projection": LowerPass.projection,
 }
 
 

@@ -18,7 +18,15 @@ from pard_onnx.models.devices import FUSED_OPSET
 from pard_onnx.models.manifest import Ids, StaticGraph
 from pard_onnx.models.spec import ModelSpec
 
-from .tape import Tape, constant, register
+from .features import (
+    LIKE_LOGITS,
+    finish_target_features,
+    make_overridable,
+    repeat_for_masks,
+    rows_of_features,
+    shape_hidden_states,
+)
+from .tape import FEATURE_ROWS, HIDDEN_STATES, TARGET_FEATURES, Tape, constant, hand_over, register
 
 if TYPE_CHECKING:
     from .attention import Variant  # imports torch, which requantizing does not need
@@ -29,6 +37,7 @@ def finish(model: ir.Model, spec: ModelSpec, variant: Variant, head_ids: Ids | N
     graph = model.graph
     trunk = {v.name: v for v in graph.inputs}
     tape = ir.tape.Tape(graph)
+    features, to_keep = trunk.pop(TARGET_FEATURES, None), None
     assert variant.lengths is not None
     mask = _input("attention_mask", ["batch", "total_sequence"])
     if spec.pard is None:
@@ -42,6 +51,8 @@ def finish(model: ir.Model, spec: ModelSpec, variant: Variant, head_ids: Ids | N
         inputs = [ids, mask, keep]
         all_ids, appended = _append_masks(tape, ids, keep, spec.pard.mask_id)
     replaced = {"ids": all_ids, "rows_to_keep": keep, **variant.lengths(tape, mask, appended)}
+    if FEATURE_ROWS in trunk:
+        to_keep, replaced[FEATURE_ROWS] = rows_of_features(tape, keep)
     prologue = list(tape.nodes)
     for name, value in replaced.items():
         trunk.pop(name).replace_all_uses_with(value)
@@ -55,6 +66,13 @@ def finish(model: ir.Model, spec: ModelSpec, variant: Variant, head_ids: Ids | N
         inputs.append(keep)
     graph.inputs.clear()
     graph.inputs.extend([*inputs[:2], *trunk.values(), *inputs[2:]])
+    if to_keep is not None:
+        make_overridable(graph, to_keep, np.array([LIKE_LOGITS]))
+    if features is not None and appended is not None:
+        repeat_for_masks(graph, inputs[0], appended)
+        graph.inputs.append(features)
+        finish_target_features(graph)
+    shape_hidden_states(graph)
     _widen_logits(graph, spec.vocabulary.rows if head_ids is None else len(head_ids))
     if spec.pard is not None:
         _propose(graph, FUSED_OPSET, head_ids)
@@ -90,6 +108,14 @@ def finish_portable(
         graph.inputs.append(keep)
     else:
         _keep_all(graph, keep)
+    if feature_rows := trunk.get(FEATURE_ROWS):
+        graph.inputs.remove(feature_rows)
+        if static is None:
+            _choose_feature_rows(graph, feature_rows, keep)
+        else:
+            _keep_all(graph, feature_rows)
+    finish_target_features(graph, static)
+    shape_hidden_states(graph)
     _widen_logits(graph, spec.vocabulary.rows if head_ids is None else len(head_ids))
     if spec.pard is not None:
         _propose(graph, opset, head_ids)
@@ -99,21 +125,37 @@ def finish_portable(
         RemoveUnusedNodesPass()(model)
 
 
+def _choose_feature_rows(graph: ir.Graph, rows: ir.Value, logits_to_keep: ir.Value) -> None:
+    """Let `rows` be what the public inputs say."""
+    tape = ir.tape.Tape(graph)
+    to_keep, chosen = rows_of_features(tape, logits_to_keep)
+    rows.replace_all_uses_with(chosen)
+    nodes = list(tape.nodes)
+    graph.remove(nodes)  # the tape appended them: they belong in front
+    graph.insert_before(next(iter(graph)), nodes)
+    make_overridable(graph, to_keep, np.array([LIKE_LOGITS]))
+
+
 def _keep_all(graph: ir.Graph, keep: ir.Value) -> None:
-    """Remove the slice that keeps the last rows."""
-    (negated,) = keep.consumers()
-    (cut,) = negated.outputs[0].consumers()
-    source = cut.inputs[0]
-    assert source is not None
-    cut.outputs[0].replace_all_uses_with(source)
-    graph.remove([cut, negated], safe=True)
+    """Remove the slices that keep the last rows."""
+    for negated in list(keep.consumers()):
+        for cut in list(negated.outputs[0].consumers()):
+            source = cut.inputs[0]
+            assert source is not None
+            if cut.outputs[0].is_graph_output():
+                hand_over(graph, cut.outputs[0], source)
+            else:
+                cut.outputs[0].replace_all_uses_with(source)
+            graph.remove(cut, safe=True)
+        graph.remove(negated, safe=True)
 
 
 def _fix_shapes(graph: ir.Graph, rows: int, static: StaticGraph) -> None:
     """Make every dimension of inputs and outputs a number; a graph without logits loses its role's outputs."""
-    sizes = {"batch": 1, "rows": rows, "kept": static.width}
+    sizes = {"batch": 1, "rows": rows, "kept": static.width, "kept_features": static.width}
     if not static.logits:
-        graph.outputs[:] = [value for value in graph.outputs if str(value.name).startswith("present.")]
+        kept = ("present.", HIDDEN_STATES)
+        graph.outputs[:] = [value for value in graph.outputs if str(value.name).startswith(kept)]
     for value in (*graph.inputs, *graph.outputs):
         assert value.shape is not None
         value.shape = ir.Shape([d if isinstance(d, int) else sizes[str(d.value)] for d in value.shape])

@@ -13,6 +13,8 @@ from pard_onnx.models.errors import Failure
 
 MICROSOFT = "com.microsoft"
 DOMAIN = "pard"  # of abstract operators
+FEATURE_ROWS, HIDDEN_STATES = "feature_rows", "hidden_states"  # of a target: an input of its trunk, an output
+TARGET_FEATURES = "target_features"  # the input of a draft
 ROTARY = "rotary."  # the prefix of the rotary tables' names
 AXES_ARE_INPUTS = 18  # of reductions, from this opset on
 

@@ -9,6 +9,8 @@ weights instead of the weights:
   pard.Embedding(ids) {name, hidden, scale}   scale: what the rows are multiplied by
   pard.LastRows(x, n)                   the last n rows of axis 1, all if n is 0
 
+Features, the hidden states that a PARD-2 draft reads, are what enters a decoder layer, and what the last norm gives.
+
 Attention enters through transformers' AttentionInterface (attention.py). What is left, the order of
 operations, residuals and activations, is the modelling code's own. The leaves are found by the exact classes
 that the family names (models/families); a module that holds weights and is none of them is refused.
@@ -22,6 +24,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ from pard_onnx.models.spec import ModelSpec
 from pard_onnx.quantize.calibration.layers import rotary_tables
 
 from .attention import LayerCaches, Variant, table_name
-from .tape import DOMAIN
+from .tape import DOMAIN, FEATURE_ROWS, HIDDEN_STATES
 
 TASK = "text-generation"
 OPSET = FUSED_OPSET  # loads in every provider's wheel since onnxruntime 1.22
@@ -53,7 +56,8 @@ logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(loggin
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """graph: inputs `ids`, `rows_to_keep` [1], past and the variant's extra inputs; outputs logits and present.
+    """graph: inputs `ids`, `rows_to_keep` [1], past and the variant's extra inputs; outputs logits and present. With
+    features also the input FEATURE_ROWS [1] and the output HIDDEN_STATES.
     tables: those of the inputs that are rotary tables, [rows, ...]."""
 
     model: ir.Model
@@ -140,22 +144,50 @@ def swap(module: nn.Module, leaves: Mapping[type, Leaf], prefix: str = "") -> No
 
 
 class _Trunk(nn.Module):
-    """ids to logits of the last `rows_to_keep` rows, with the caches as explicit inputs and outputs."""
+    """ids to logits of the last `rows_to_keep` rows, with the caches as explicit inputs and outputs.
 
-    def __init__(self, model: Any, spec: ModelSpec) -> None:
+    feature_layers: as TargetFeatures.layers; with any, the features of the last `feature_rows` rows are given too.
+    """
+
+    def __init__(self, model: Any, spec: ModelSpec, feature_layers: Sequence[int] = ()) -> None:
         super().__init__()
         self.model: Any = model
         self.spec = spec
+        self.feature_layers = feature_layers
+        self.states: dict[int, Tensor] = {}  # by their places in transformers' list of hidden states
+        for place in (_place(spec, layer) for layer in feature_layers):
+            if place < spec.layers:
+                model.model.layers[place].register_forward_pre_hook(partial(self._keep, place), with_kwargs=True)
+
+    def _keep(self, place: int, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self.states[place] = inputs[0] if inputs else named["hidden_states"]
 
     def forward(
-        self, ids: Tensor, rows_to_keep: Tensor, extra: dict[str, Tensor], past: list[tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        self,
+        ids: Tensor,
+        rows_to_keep: Tensor,
+        extra: dict[str, Tensor],
+        past: list[tuple[Tensor, Tensor]],
+        feature_rows: Tensor | None = None,
+    ) -> tuple[Any, ...]:
         caches = LayerCaches(self.spec, past, extra)
         hidden = self.model.model(input_ids=ids, use_cache=False, caches=caches).last_hidden_state
-        kept = _symbolic(
-            f"{DOMAIN}::LastRows", [hidden, rows_to_keep], dtype=hidden.dtype, shape=hidden.shape, version=1
-        )
-        return self.model.lm_head(kept), [caches.present[i] for i in range(len(past))]
+        found = self.model.lm_head(_last_rows(hidden, rows_to_keep)), [caches.present[i] for i in range(len(past))]
+        if feature_rows is None:
+            return found
+        self.states[self.spec.layers] = hidden
+        states = [self.states[_place(self.spec, layer)] for layer in self.feature_layers]
+        kept = [_last_rows(state, feature_rows) for state in states]
+        return *found, kept[0] if len(kept) == 1 else torch.cat(kept, dim=-1)
+
+
+def _last_rows(x: Tensor, count: Tensor) -> Tensor:
+    return _symbolic(f"{DOMAIN}::LastRows", [x, count], dtype=x.dtype, shape=x.shape, version=1)
+
+
+def _place(spec: ModelSpec, layer: int) -> int:
+    """The place of a feature's layer in transformers' list, which begins with what enters the first layer."""
+    return spec.layers + 1 + layer
 
 
 @contextlib.contextmanager
@@ -174,10 +206,18 @@ def _no_mask(*_: Any, **__: Any) -> None:
     """Causality is the attention operator's."""
 
 
-def trace(folder: Path, spec: ModelSpec, variant: Variant, rows: int, dtype: torch.dtype) -> Trace:
+def trace(
+    folder: Path,
+    spec: ModelSpec,
+    variant: Variant,
+    rows: int,
+    dtype: torch.dtype,
+    feature_layers: Sequence[int] = (),
+) -> Trace:
     """Trace the checkpoint in `folder` (its config alone is read). Raises BadCheckpoint.
 
-    rows: of the KV buffers and rotary tables; dtype: of activations.
+    rows: of the KV buffers and rotary tables; dtype: of activations. feature_layers: of the output `hidden_states`,
+    which is not there without any.
     """
     with transformers_refusals(folder):
         # The dtype that was understood: transformers refuses some names that tools write
@@ -197,11 +237,12 @@ def trace(folder: Path, spec: ModelSpec, variant: Variant, rows: int, dtype: tor
         except BadCheckpoint as error:
             raise BadCheckpoint(f"{folder / 'config.json'}: {error}") from None
         with _rotation_left_to_attention(model):
-            program = _export(_Trunk(model, spec), *_dummies(spec, variant, dtype))
+            trunk = _Trunk(model, spec, feature_layers)
+            program = _export(trunk, *_dummies(spec, variant, dtype, features=bool(feature_layers)))
     return Trace(program, _rotary_tables(rotary(config), spec, variant, rows))
 
 
-def _dummies(spec: ModelSpec, variant: Variant, dtype: torch.dtype) -> tuple[Any, Any]:
+def _dummies(spec: ModelSpec, variant: Variant, dtype: torch.dtype, *, features: bool) -> tuple[Any, Any]:
     """Example arguments and which of their dimensions are dynamic. The numbers only have to differ."""
     batch, sequence, rows, layers = 2, 3, 32, spec.layers
     shape = (batch, spec.kv_heads, rows, spec.head_dim)
@@ -210,21 +251,25 @@ def _dummies(spec: ModelSpec, variant: Variant, dtype: torch.dtype) -> tuple[Any
     for rotary in spec.rotaries:  # tensors of their own: one that comes in twice would be one input
         cos, sin = (torch.zeros(rows + 1, spec.head_dim // 2, dtype=dtype) for _ in range(2))
         extra |= {table_name(name, rotary): table.clone() for name, table in variant.tables(cos, sin).items()}
-    arguments = (torch.zeros(batch, sequence, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), extra, past)
+    count = torch.zeros(1, dtype=torch.int64)
+    arguments: tuple[Any, ...] = (torch.zeros(batch, sequence, dtype=torch.int64), count, extra, past)
     dim = torch.export.Dim
     cache = {0: dim("batch"), 2: dim("rows")}
-    dynamic = (
+    dynamic: tuple[Any, ...] = (
         {0: dim("batch"), 1: dim("sequence")},
         None,
         {k: {i: dim(name) for i, name in enumerate(variant.dims.get(k, ()))} for k in extra},
         [(cache, cache)] * layers,
     )
+    if features:
+        arguments, dynamic = (*arguments, count.clone()), (*dynamic, None)
     return arguments, dynamic
 
 
 def _export(trunk: _Trunk, arguments: Any, dynamic: Any) -> ir.Model:
     layers = range(len(arguments[3]))
     caches = ["{}." + f"{i}.{part}" for i in layers for part in ("key", "value")]
+    rows, states = ([FEATURE_ROWS], [HIDDEN_STATES]) if trunk.feature_layers else ([], [])
     program = torch.onnx.export(
         trunk,
         arguments,
@@ -233,8 +278,8 @@ def _export(trunk: _Trunk, arguments: Any, dynamic: Any) -> ir.Model:
         verbose=False,
         opset_version=OPSET,
         dynamic_shapes=dynamic,
-        input_names=["ids", "rows_to_keep", *arguments[2], *(c.format("past_key_values") for c in caches)],
-        output_names=["logits", *(c.format("present") for c in caches)],
+        input_names=["ids", "rows_to_keep", *arguments[2], *(c.format("past_key_values") for c in caches), *rows],
+        output_names=["logits", *(c.format("present") for c in caches), *states],
     )
     assert program is not None
     return program.model

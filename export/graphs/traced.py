@@ -13,6 +13,7 @@ from pard_onnx.models.manifest import GRAPH
 from pard_onnx.quantize.packing.prepared import Formats
 
 from .attention import VARIANTS
+from .features import FeaturesPass
 from .fuse import PackQkvPass, SkipNormPass
 from .layout import LayoutPass
 from .plain_attention import PlainAttentionPass
@@ -27,10 +28,14 @@ def traced_trunk(job: Job, formats: Formats, progress: Progress) -> ir.Model:
     spec, form, rows = job.checkpoint.spec, job.form, job.kv_rows()
     floats = formats.recipe.floats
     progress("trace", 0, 1)
-    trace_ = trace(job.checkpoint.folder, spec, VARIANTS[form.attention], rows, getattr(torch, floats))
+    trace_ = trace(
+        job.checkpoint.folder, spec, VARIANTS[form.attention], rows, getattr(torch, floats), job.feature_layers
+    )
     progress("trace", 1, 1)
     _set_tables(trace_.model.graph, trace_.tables, floats)
     passes: list[ir.passes.InPlacePass] = [LayoutPass(), PackQkvPass(formats), SkipNormPass()]
+    if spec.pard and spec.pard.features:
+        passes.append(FeaturesPass(spec.pard.features))
     if form.attention == "portable":
         passes.append(PlainAttentionPass(spec, rows, form.device.write, bool(job.graphs()), form.opset))
         passes.append(PlainGeluPass(form.opset))

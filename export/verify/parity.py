@@ -1,8 +1,9 @@
 """The parity check, with which every export ends: the logits of the exported graphs against torch's.
 
 Both read one fixed text: a prefill, steps of single tokens, a step of wrong tokens that is rolled back, and a step of
-several tokens over the right ones. A draft's logits at its masks are compared too. For a target the check also finds
-the step widths whose rows are bitwise equal.
+several tokens over the right ones. A draft's logits at its masks are compared too; those of a draft that reads features
+without and with them. For a target the check also finds the step widths whose rows are bitwise equal, and compares the
+hidden states that it gives.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import Failure
 from pard_onnx.models.manifest import Manifest, Parity, read_draft_ids
 from pard_onnx.models.precision import FLOATS
+from pard_onnx.models.spec import TargetFeatures
 
 from .drive import Driver, Ids, Logits, drive
 from .reference import Reference, load_reference
@@ -54,6 +56,17 @@ def check(checkpoint: Checkpoint, folder: Path, manifest: Manifest, reference: R
     graph = drive(folder, manifest)
     rows = _replay(graph, ids, draft=spec.pard is not None)
     expected = [wanted[row.sequence, row.end - len(row.logits) : row.end] for row in rows]
+    if spec.pard is not None and spec.pard.features:  # once more, with features
+        given = _features(spec.pard.features)
+        masked_features = np.concatenate(
+            [given[: LENGTH - MULTI + 1], np.repeat(given[[LENGTH - MULTI]], MULTI - 1, 0)]
+        )
+        states = torch.from_numpy(np.stack([given, masked_features]))
+        wanted = reference(torch.from_numpy(batch), features=states).numpy()
+        graph.length = 0
+        dependent = _replay(graph, ids, draft=True, features=given)
+        expected += [wanted[row.sequence, row.end - len(row.logits) : row.end] for row in dependent]
+        rows += dependent
     found = np.concatenate([row.logits for row in rows])
     # The ids of the columns; further columns are padding ids, whose logits are -inf by design
     ids_of = read_draft_ids(folder) if manifest.draft_vocabulary else np.arange(spec.vocabulary.size)
@@ -65,6 +78,11 @@ def check(checkpoint: Checkpoint, folder: Path, manifest: Manifest, reference: R
             "the checkpoint is damaged or beyond the range of its floats (--no-verify exports it all the same)"
         )
     _require_same_model(found, known, manifest)
+    if manifest.feature_layers:
+        graph.length = 0
+        graph.step(ids)
+        exact = reference.hidden_states(torch.from_numpy(ids[None]), manifest.feature_layers)[0].numpy()
+        _require_same_model(graph.hidden_states, exact, manifest, "hidden states")
     any_width = spec.pard is None and not manifest.graphs  # steps of any width, with logits of all rows
     return replace(parity, exact_widths=_exact_widths(graph, ids)) if any_width else parity
 
@@ -93,21 +111,37 @@ def _ids(checkpoint: Checkpoint) -> Ids:
     return np.resize(np.array(encoded, dtype=np.int64), LENGTH)
 
 
-def _replay(graph: Driver, ids: Ids, *, draft: bool) -> list[_Rows]:
-    """The graph's rows in the order of the module docstring; the last MULTI follow a rollback."""
-    rows = [_Rows(graph.step(ids[:PREFILL]), PREFILL)]
-    rows += [_Rows(graph.step(ids[i : i + 1]), i + 1) for i in range(PREFILL, PREFILL + SINGLE)]
+def _features(features: TargetFeatures) -> Logits:
+    """What a draft reads with each token of the text: numbers that no target gives, since any do; none at first."""
+    found = np.random.default_rng(0).normal(size=(LENGTH, features.columns)).astype(np.float32)
+    found[0] = 0
+    found[:, features.width :] = 1  # of the bias
+    return found
+
+
+def _replay(graph: Driver, ids: Ids, *, draft: bool, features: Logits | None = None) -> list[_Rows]:
+    """The graph's rows in the order of the module docstring; the last MULTI follow a rollback.
+
+    features: of the ids; None: a draft reads tokens alone.
+    """
+
+    def step(first: int, stop: int, draft_length: int = 1) -> Logits:
+        given = None if features is None else features[first:stop]
+        return graph.step(ids[first:stop], draft_length, given)
+
+    rows = [_Rows(step(0, PREFILL), PREFILL)]
+    rows += [_Rows(step(i, i + 1), i + 1) for i in range(PREFILL, PREFILL + SINGLE)]
     if not draft:
-        rows.append(_Rows(graph.step(ids[PREFILL + SINGLE :]), LENGTH))
+        rows.append(_Rows(step(PREFILL + SINGLE, LENGTH), LENGTH))
     start = LENGTH - MULTI
     graph.length = start
-    graph.step(ids[:MULTI])  # wrong tokens over the right ones
+    step(0, MULTI)  # wrong tokens over the right ones
     graph.length = start
     if not draft:
-        rows.append(_Rows(graph.step(ids[start:]), LENGTH))
+        rows.append(_Rows(step(start, LENGTH), LENGTH))
     else:
         graph.length = PREFILL + SINGLE  # as if the draft had not read the tokens in between
-        rows.append(_Rows(graph.step(ids[PREFILL + SINGLE : start + 1], draft_length=MULTI), LENGTH, 1))
+        rows.append(_Rows(step(PREFILL + SINGLE, start + 1, MULTI), LENGTH, 1))
     return rows
 
 
@@ -119,7 +153,7 @@ def _compare(found: Logits, expected: Logits, rolled_back: int) -> Parity:
     )
 
 
-def _require_same_model(found: Logits, expected: Logits, manifest: Manifest) -> None:
+def _require_same_model(found: Logits, expected: Logits, manifest: Manifest, what: str = "logits") -> None:
     """Failure where the graphs compute something else than the checkpoint."""
     with np.errstate(invalid="ignore", over="ignore"):
         error = float(np.sqrt(np.square(found - expected).mean() / expected.var()))
@@ -128,6 +162,6 @@ def _require_same_model(found: Logits, expected: Logits, manifest: Manifest) -> 
     if error > most:
         raise Failure(
             f"the exported {manifest.precision} graph is not the model that transformers loads: the relative error of "
-            f"its logits is {error:.2g}, at most {most:g} is rounding; please report this model (--no-verify exports "
+            f"its {what} is {error:.2g}, at most {most:g} is rounding; please report this model (--no-verify exports "
             "it all the same)"
         )

@@ -13,7 +13,7 @@ neither a whole model nor a whole matrix in float32 is ever in memory, but for s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -47,7 +47,7 @@ from pard_onnx.models.checkpoints.tensors import Tensor as Stored
 from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import FILE_NAME
-from pard_onnx.models.spec import ModelSpec
+from pard_onnx.models.spec import PROJECTION, ModelSpec
 from pard_onnx.quantize.calibration.layers import model_without_weights
 from pard_onnx.quantize.packing.imported import imported_matrices
 
@@ -63,12 +63,17 @@ Rows = Callable[[slice], Tensor]  # rows of a parameter in float32
 class Reference(Protocol):
     """A loaded checkpoint, as a function."""
 
-    def __call__(self, ids: Tensor, **inputs: Tensor) -> Tensor:
+    def __call__(self, ids: Tensor, features: Tensor | None = None, **inputs: Tensor) -> Tensor:
         """Logits of ids [batch, sequence]: float32 [batch, sequence, vocabulary rows].
 
+        features: what a PARD-2 draft reads of its target with each token, [batch, sequence, columns]; None: nothing.
         inputs: for sequences that are not plain text, the model's `position_ids` [batch, sequence] and `attention_mask`
         [batch, 1, sequence, sequence], added to the scores.
         """
+        ...
+
+    def hidden_states(self, ids: Tensor, layers: Sequence[int]) -> Tensor:
+        """The hidden states of some layers side by side, by transformers' own list: [batch, sequence, columns]."""
         ...
 
 
@@ -80,12 +85,38 @@ def load_reference(checkpoint: Checkpoint) -> Reference:
         if parts:
             _compute_in_float32(module, parts)
 
-    def logits(ids: Tensor, **inputs: Tensor) -> Tensor:
+    return _Loaded(checkpoint, model)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A `Reference` whose modules compute in float32."""
+
+    checkpoint: Checkpoint
+    model: Any
+
+    def __call__(self, ids: Tensor, features: Tensor | None = None, **inputs: Tensor) -> Tensor:
         with torch.inference_mode():
-            found: Tensor = model(input_ids=ids, use_cache=False, **_by_kind(checkpoint.spec, inputs)).logits
+            read = {"input_ids": ids} if features is None else {"inputs_embeds": self._embedded(ids, features)}
+            found: Tensor = self.model(**read, use_cache=False, **_by_kind(self.checkpoint.spec, inputs)).logits
         return found.float()
 
-    return logits
+    def hidden_states(self, ids: Tensor, layers: Sequence[int]) -> Tensor:
+        with torch.inference_mode():
+            states = self.model(input_ids=ids, use_cache=False, output_hidden_states=True).hidden_states
+        return torch.cat([states[layer] for layer in layers], dim=-1).float()
+
+    def _embedded(self, ids: Tensor, features: Tensor) -> Tensor:
+        """embed(token) + scale * projection(feature), the published rule; the last column multiplies the bias."""
+        pard = self.checkpoint.spec.pard
+        assert pard is not None and pard.features is not None
+        used, tensors = pard.features, self.checkpoint.tensors
+        weight = torch.from_numpy(read_tensor(tensors[f"{PROJECTION}.weight"]))
+        projected = functional.linear(features[..., : used.width], weight)
+        if used.bias:
+            projected += features[..., used.width :] * torch.from_numpy(read_tensor(tensors[f"{PROJECTION}.bias"]))
+        found: Tensor = self.model.get_input_embeddings()(ids) + used.scale * projected
+        return found
 
 
 def reference_logits(checkpoint: Checkpoint, ids: Tensor, **inputs: Tensor) -> Tensor:

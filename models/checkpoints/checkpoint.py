@@ -22,6 +22,7 @@ from .config import MASK_KEYS, Config
 from .gguf.checkpoint import GGUF, GgufCheckpoint
 from .gguf.types import GgufMatrix
 from .layer_attention import attention_of, ropes_of
+from .projection import read_projection
 from .quantization import KEY, PackedMatrix, QuantizationConfig, is_required, packed_matrix, quantization_of
 from .tensors import (
     DTYPES,
@@ -87,6 +88,9 @@ class Checkpoint:
             config, found = _with_adapter(config, found, merging, quantization, tied=tied)
         stored = found[EMBEDDING].dtype if EMBEDDING in found else "F32"
         spec = _spec(config, family, _tokenizer_folder(folder, merging), configs.dtype_of(config, stored))
+        if spec.pard and (projection := read_projection(config)):
+            spec = replace(spec, pard=replace(spec.pard, spd_type="pard2", features=projection.features))
+            found |= projection.tensors
         if spec.tied and _holds_another_head(folder, spec, found, quantization):
             spec = replace(spec, tied=False)
         tensors, packed = _needed(folder, spec, found, quantization)

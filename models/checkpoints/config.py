@@ -25,8 +25,7 @@ MOST_LAYERS = 1 << 16  # a list of so many takes no time
 LARGEST = 1 << 40  # of whole numbers: far above what models have, and products of some are still exact as floats
 NO_TOKEN = -1  # what some tools write where a model has no such token
 MASK_KEYS = ("pard_token", "mask_token_id", "ptd_token_id")  # PARD's own, and other toolkits' names for it
-PARD2_KEYS = ("pard2_target_layers", "pard2_target_dim", "pard2_proj_bias")
-PARD2_WEIGHTS = "warp_model.bin"
+SPD_TYPES = ("pard", "pard2")
 MOST_LABELS = 1 << 16  # of classifiers; language models have none
 
 
@@ -249,29 +248,19 @@ def eos_and_bos(config: Config, family: Family, rows: int) -> tuple[tuple[int, .
 
 
 def pard_of(config: Config, rows: int) -> Pard | None:
-    """The facts of a PARD draft, or None for an ordinary model. `rows`: of the vocabulary."""
+    """The facts of a PARD draft, or None for an ordinary model. rows: of the vocabulary."""
     kind = config.values.get("spd_type")
-    if kind not in (None, "pard"):
-        raise config.fault("spd_type", f"is {shown(kind)}; only 'pard' is supported")
+    if kind not in (None, *SPD_TYPES):
+        raise config.fault("spd_type", f"is {shown(kind)}; only {' and '.join(map(repr, SPD_TYPES))} are supported")
     named = {key: config.ids(key, rows) for key in MASK_KEYS}
     masks = {key: ids[0] for key, ids in named.items() if ids}
     if len(set(masks.values())) > 1:
         raise config.fault(" and ".join(masks), f"disagree: {sorted(set(masks.values()))}")
     if not masks:
         if kind:
-            raise config.fault("spd_type", f"is 'pard' but the draft has no mask id; add {MASK_KEYS[0]}")
+            raise config.fault("spd_type", f"is {kind!r} but the draft has no mask id; add {MASK_KEYS[0]}")
         return None
-    if config.flag("pard2") and needs_target(config):
-        problem = "is true: this draft reads its target's hidden states, which is not supported yet; take a PARD draft"
-        raise config.fault("pard2", f"{problem} or a target-independent PARD-2 one")
-    return Pard(next(iter(masks.values())))
-
-
-def needs_target(config: Config) -> bool:
-    """Whether a PARD-2 draft comes with a projection of its target's hidden states."""
-    return any(config.values.get(key) is not None for key in PARD2_KEYS) or (
-        config.path.with_name(PARD2_WEIGHTS).exists()
-    )
+    return Pard(next(iter(masks.values())), kind or "pard")
 
 
 @contextmanager

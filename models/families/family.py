@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pard_onnx.models.spec import ModelSpec
+from pard_onnx.models.spec import PROJECTION, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,10 @@ def shapes(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "model.norm.weight", (spec.hidden,)
     if not spec.tied:
         yield "lm_head.weight", (spec.vocabulary.rows, spec.hidden)
+    if spec.pard and (features := spec.pard.features):
+        yield f"{PROJECTION}.weight", (spec.hidden, features.width)
+        if features.bias:
+            yield f"{PROJECTION}.bias", (spec.hidden,)
 
 
 def _layer(spec: ModelSpec) -> dict[str, tuple[int, ...]]:

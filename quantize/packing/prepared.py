@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pard_onnx.models.families import shapes
-from pard_onnx.models.precision import Format, Recipe
-from pard_onnx.models.spec import ModelSpec
+from pard_onnx.models.precision import FLOAT16, FLOAT32, Format, Recipe
+from pard_onnx.models.spec import PROJECTION, ModelSpec
 
 from .pack import Float, PackedRows, RoundingError, format_for_width
 
@@ -66,7 +66,10 @@ class Formats:
             return self.recipe.of(EMBEDDING)  # also where a quantized checkpoint has it in integers
         stored = self.stored(name)
         held = self.prepared.format(stored) if self.prepared else None
-        return held or self.recipe.of(HEAD if self.tied and stored == EMBEDDING else stored)
+        found = held or self.recipe.of(HEAD if self.tied and stored == EMBEDDING else stored)
+        # The scales of its activations would come from a target, which no recipe reads
+        plain = FLOAT16 if self.recipe.floats == "float16" else FLOAT32
+        return plain if name == PROJECTION and found.activations else found
 
     @property
     def twice(self) -> bool:
@@ -87,6 +90,7 @@ class Formats:
             weights[found[name]] += prod(extents[name])
             by_suffix[name.rsplit(".", 1)[-1]].add(found[name])
         most = weights.most_common(1)[0][0]
+        by_suffix.pop(PROJECTION, None)  # in no layer
         uniform = {suffix: next(iter(formats)) for suffix, formats in by_suffix.items() if len(formats) == 1}
         everywhere = tuple((f"*.{suffix}", fmt) for suffix, fmt in uniform.items() if fmt != most)
         single = ((name, found[name]) for name in inner if name.rsplit(".", 1)[-1] not in uniform)

@@ -12,6 +12,7 @@ from pard_onnx.models.spec import Role
 PAST, PRESENT = "past_key_values.", "present."
 TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int8": "tensor(int8)"}
 INT64, FLOAT = "tensor(int64)", "tensor(float)"
+FEATURES_INPUT, FEATURES_OUTPUT = "target_features", "hidden_states"  # overridable, of drafts; of targets
 OUTPUTS: dict[Role, dict[str, str]] = {
     "target": {"logits": FLOAT},
     "draft": {"draft_ids": INT64, "draft_probabilities": FLOAT},
@@ -37,6 +38,7 @@ def require_fit(path: Path, session: Any, manifest: Manifest) -> None:
                 raise _misfit(path, f"{name} of shape {value.shape} and {value.type}", f"{sizes}, {manifest.kv_dtype}")
     _require_inputs(path, session, manifest)
     _require_outputs(path, session, manifest)
+    _require_features(path, session, manifest)
 
 
 def _require_inputs(path: Path, session: Any, manifest: Manifest) -> None:
@@ -67,6 +69,22 @@ def _require_outputs(path: Path, session: Any, manifest: Manifest) -> None:
             raise _misfit(path, f"no output {name} of {kind}", f"a {manifest.role}")
     if "logits" in given and not _fits(given["logits"].shape[-1:], (manifest.columns,)):
         raise _misfit(path, f"logits of shape {given['logits'].shape}", f"{manifest.columns} columns")
+
+
+def _require_features(path: Path, session: Any, manifest: Manifest) -> None:
+    """The input of a draft that reads its target's hidden states, and the output of a target that gives them."""
+    reads = manifest.spec.pard.features if manifest.spec.pard else None
+    columns = len(manifest.feature_layers) * manifest.spec.hidden
+    floats = TYPES[manifest.recipe.floats]
+    for name, values, count in (
+        (FEATURES_INPUT, session.get_overridable_initializers(), reads.columns if reads else 0),
+        (FEATURES_OUTPUT, session.get_outputs(), columns),
+    ):
+        found = next((value for value in values if value.name == name), None)
+        if (found is None) != (count == 0):
+            raise _misfit(path, f"{'no' if found is None else 'the'} {name}", f"features of {count} columns")
+        if found is not None and (found.type != floats or not _fits(found.shape[-1:], (count,))):
+            raise _misfit(path, f"{name} of shape {found.shape} and {found.type}", f"{count} columns, {floats}")
 
 
 def _misfit(path: Path, found: str, said: str) -> BadArtifact:

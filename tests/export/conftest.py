@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny import make_pard2
 
 from pard_onnx.export.exporter import Job, export
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
@@ -15,7 +16,10 @@ FORM = frozenset(("attention", "floats", "opset", "static", "draft_length"))
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -> Callable[..., tuple[Path, Path]]:
-    """exported(family, role, precision, device=..., **form's and tiny's options) -> (checkpoint, artifact folder)."""
+    """exported(family, role, precision, device=..., **options) -> (checkpoint, artifact folder).
+
+    options: form's and tiny's; feature_layers: of a target; pard2: make_pard2's options, of a draft.
+    """
     made: dict[str, tuple[Path, Path]] = {}
 
     def make(family: str, role: str, precision: str, **options: object) -> tuple[Path, Path]:
@@ -25,7 +29,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]
             device = DEVICES[str(options.pop("device", "cpu"))]
             wanted = form_for(device, **{name: options.pop(name) for name in FORM & options.keys()})  # type: ignore[arg-type]
             verify = bool(options.pop("verify", True))
+            layers = tuple(options.pop("feature_layers", ()))  # type: ignore[call-overload]
+            projection = options.pop("pard2", None)
             checkpoint = tiny(root / "checkpoint", family, role, **options)
+            if projection is not None:
+                make_pard2(checkpoint, **projection)  # type: ignore[arg-type]
             export(
                 Job(
                     Checkpoint.open(checkpoint),
@@ -33,6 +41,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]
                     root / "artifact",
                     precision,
                     form=wanted,
+                    feature_layers=layers,
                     verify=verify,
                 )
             )

@@ -171,6 +171,47 @@ def weights(config: Mapping[str, Any], std: float = 0.12, seed: int = 0) -> dict
     return found
 
 
+def make_pard2(
+    folder: Path,
+    *,
+    layers: Sequence[int] = (-1, -2, -3),
+    target_hidden: int = 64,
+    scale: float = 0.5,
+    bias: bool = False,
+    file: Literal["warp_model.bin", "pard_warp_model/model.safetensors"] = "warp_model.bin",
+    stored: str = "F32",
+    seed: int = 7,
+) -> Path:
+    """Give the draft in `folder` a projection of its target's hidden states, as PARD-2's checkpoints have it.
+
+    The scale is larger than the published 0.02, so that a wrong feature shows.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rng, width = np.random.default_rng(seed), len(layers) * target_hidden
+    tensors = {"target_proj.weight": rng.normal(0, 0.1, (config["hidden_size"], width)).astype(np.float32)}
+    if bias:
+        tensors["target_proj.bias"] = rng.normal(0, 1, config["hidden_size"]).astype(np.float32)
+    edit_json(
+        folder / "config.json",
+        spd_type="pard2",
+        pard2=True,
+        pard2_scale=scale,
+        pard2_proj_bias=bias,
+        pard2_target_dim=width,
+        pard2_target_layers=list(layers),
+    )
+    path = folder / file
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".bin":
+        import torch  # it writes the only format that is read
+
+        kind = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[stored]
+        torch.save({name: torch.from_numpy(array).to(kind) for name, array in tensors.items()}, path)
+    else:
+        save_safetensors(path, tensors, stored)
+    return folder
+
+
 def save_safetensors(path: Path, tensors: Mapping[str, NDArray[np.float32]], stored: str = "F32") -> None:
     """Write float32 arrays as F32, F16 or BF16 (rounded to even); safetensors.numpy cannot write bfloat16."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
