@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from pard_onnx.models.manifest import GRAPH, Manifest
+from pard_onnx.runtime.providers.fit import FEATURES_INPUT, FEATURES_KEPT, FEATURES_OUTPUT
 from pard_onnx.runtime.providers.opening import open_graph
 from pard_onnx.runtime.providers.table import Provider, onnxruntime
 from pard_onnx.runtime.providers.threads import Threads
 
 from .session import (
-    FEATURES_INPUT,
-    FEATURES_OUTPUT,
     BoundSession,
     Features,
     Floats,
@@ -34,7 +33,7 @@ from .session import (
     run_graph,
 )
 
-MOST_KEPT_ROWS = 64  # of logits, in a buffer that stays; wider steps, whose features are read, take memory of their own
+ALL_ROWS, AS_MANY_AS_LOGITS = 0, -1  # values of the input `hidden_states_to_keep`
 
 
 class GraphSession(BoundSession):
@@ -84,6 +83,7 @@ class FusedTarget(GraphSession):
         self._kept: dict[int, Any] = {}
         width = len(manifest.feature_layers) * manifest.spec.hidden
         self._features: Features = np.empty((0, width), feature_type(manifest))
+        self._features_kept: Ids = np.zeros(1, np.int64)
         self._features_bound = False
 
     def step(self, ids: Sequence[int], keep: int, features: bool = False) -> Rows:
@@ -98,27 +98,28 @@ class FusedTarget(GraphSession):
         return Rows(self._logits[:keep])
 
     def _step_with_features(self, ids: Sequence[int], keep: int) -> Rows:
-        """The graph gives hidden states of the rows that it gives logits of, so it gives both of all rows."""
         require_feature_layers(self.manifest)
         width = len(ids)
         if width > len(self._features):
             self._features = np.empty((width, self._features.shape[1]), self._features.dtype)
-        features, logits = self._features[:width], self._logits
-        if width > MOST_KEPT_ROWS:
-            logits = np.empty((width, logits.shape[1]), np.float32)
-            self._binding.bind_ortvalue_output("logits", self._value(logits[None]))
-        else:
-            self._binding.bind_ortvalue_output("logits", self._output(width))
-            logits = self._logits
+        features = self._features[:width]
         self._binding.bind_ortvalue_output(FEATURES_OUTPUT, self._value(features[None]))
+        self._keep_features(ALL_ROWS)
         self._features_bound = True
-        self._run(ids, width, "logits_to_keep", width)
-        return Rows(logits[width - keep : width], features)
+        self._binding.bind_ortvalue_output("logits", self._output(keep))
+        self._run(ids, width, "logits_to_keep", keep)
+        return Rows(self._logits[:keep], features)
+
+    def _keep_features(self, rows: int) -> None:
+        """Set the number of rows of hidden states that the graph computes."""
+        self._features_kept[0] = rows
+        self._binding.bind_ortvalue_input(FEATURES_KEPT, self._value(self._features_kept))
 
     def _unbind_features(self) -> None:
         """Leave the output out again: nobody reads it in the next step."""
         self._binding.clear_binding_outputs()
         self.cache.bind(self._binding)
+        self._keep_features(AS_MANY_AS_LOGITS)
         self._features_bound = False
 
     def _output(self, keep: int) -> Any:

@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pard_onnx.models.manifest import Manifest, StaticGraph
+from pard_onnx.runtime.providers.fit import FEATURES_INPUT, FEATURES_OUTPUT
 from pard_onnx.runtime.providers.opening import open_graph
 from pard_onnx.runtime.providers.table import Provider, onnxruntime
 from pard_onnx.runtime.providers.threads import Threads
 
 from .kv_cache import KvCache
 from .session import (
-    FEATURES_INPUT,
-    FEATURES_OUTPUT,
     BoundSession,
     Features,
     Floats,

@@ -29,7 +29,6 @@ from .kv_cache import KvCache
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Features = NDArray[Any]  # hidden states of a target, in the type of its activations
-FEATURES_OUTPUT, FEATURES_INPUT = "hidden_states", "target_features"
 BeforeStep = Callable[[], None]  # is called before each step; if it raises an error, the step is not run
 
 
@@ -156,7 +155,7 @@ def feature_type(manifest: Manifest) -> np.dtype[Any]:
 def feature_columns(manifest: Manifest) -> int:
     """The columns of a draft's input of features: those of a token's feature, and one for a bias; 0 if it has none."""
     pard = manifest.spec.pard
-    return pard.features.width + pard.features.bias if pard and pard.features else 0
+    return pard.features.columns if pard and pard.features else 0
 
 
 def mask_tokens(manifest: Manifest, draft_length: int) -> list[int]:

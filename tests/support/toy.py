@@ -153,10 +153,19 @@ def target(shape: Shape, seed: int, dtype: int = FLOAT) -> ModelProto:
     outputs = [value("logits", FLOAT, "batch", "kept", shape.rows)]
     if shape.features:
         wanted = [states[layer] for layer in shape.features]
-        rows = g.node("Concat", *wanted, axis=2)
-        g.node("Slice", rows, g.node("Neg", "logits_to_keep"), "end", "axis1", outputs=["hidden_states"])
-        outputs.append(value("hidden_states", dtype, "batch", "kept", len(wanted) * shape.hidden))
-    return model(g, shape, dtype, [keep], outputs)
+        hidden_states(g, g.node("Concat", *wanted, axis=2), "logits_to_keep")
+        outputs.append(value("hidden_states", dtype, "batch", "kept_features", len(wanted) * shape.hidden))
+    inputs = [keep, value("hidden_states_to_keep", INT64, 1)] if shape.features else [keep]
+    return model(g, shape, dtype, inputs, outputs)
+
+
+def hidden_states(g: Graph, rows: str, kept: str) -> None:
+    """The last `hidden_states_to_keep` rows (0 = all), or the last `kept` ones, as the output of this name."""
+    g.constant("hidden_states_to_keep", np.array([-1], np.int64))
+    stated = g.node("LessOrEqual", g.constant("none", np.array([0], np.int64)), "hidden_states_to_keep")
+    count = g.node("Where", stated, "hidden_states_to_keep", kept)
+    ends = [g.constant("last_row", np.array([2**62], np.int64)), g.constant("axis_of_rows", np.array([1], np.int64))]
+    g.node("Slice", rows, g.node("Neg", count), *ends, outputs=["hidden_states"])
 
 
 def draft(shape: Shape, seed: int, dtype: int = FLOAT) -> ModelProto:
@@ -228,7 +237,6 @@ def tokenwise(shape: Shape, role: str, width: int | None = None, outputs: bool =
         inputs.append(value("logits_to_keep", INT64, 1))
         g.constant("logits_to_keep", np.array([0], np.int64))
     kept = "logits_to_keep" if width is None else g.constant("all", np.array([shape.kv_rows], np.int64))
-    ends = [g.node("Neg", kept), g.constant("stop", np.array([2**62])), g.constant("rows", np.array([1]))]
     rows = value("logits", FLOAT, "batch", "kept", shape.rows)
     if outputs:
         logits = head(g, shape, w, x, kept, "logits")
@@ -238,9 +246,9 @@ def tokenwise(shape: Shape, role: str, width: int | None = None, outputs: bool =
         g.node("ReduceMax", logits, g.constant("columns", np.array([2])), keepdims=0, outputs=["draft_probabilities"])
         out += [value("draft_ids", INT64, "batch", "kept"), value("draft_probabilities", FLOAT, "batch", "kept")]
     if role == "target":
-        states = g.node("Concat", embedded, g.node("Neg", embedded), axis=2)
-        g.node("Slice", states, *ends, outputs=["hidden_states"])
-        out.append(value("hidden_states", FLOAT, "batch", "kept", 2 * shape.hidden))
+        hidden_states(g, g.node("Concat", embedded, g.node("Neg", embedded), axis=2), kept)
+        out.append(value("hidden_states", FLOAT, "batch", "kept_features", 2 * shape.hidden))
+        inputs.append(value("hidden_states_to_keep", INT64, 1))
     for i in range(shape.layers):
         for part in ("key", "value"):
             g.node("Neg", g.node("Neg", f"past_key_values.{i}.{part}"), outputs=[f"present.{i}.{part}"])
