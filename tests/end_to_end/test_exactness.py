@@ -92,7 +92,8 @@ def pard2_folder(demo_folder: Folder, tmp_path_factory: pytest.TempPathFactory) 
                 shutil.copytree(demo / "draft", copy)
                 make_pard2(copy, layers=FEATURES, target_hidden=256, scale=0.02, bias=True)
             model = ["--model", str(copy)]
-        assert export_main([*model, "--precision", precision, "--output", str(out)]) == 0
+        fast = ["--quality", "fast"] if precision != "fp32" else []
+        assert export_main([*model, "--precision", precision, *fast, "--no-verify", "--output", str(out)]) == 0
         return out
 
     return make
