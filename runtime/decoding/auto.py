@@ -96,8 +96,8 @@ class AutoDrafter(Drafter):
     ) -> Proposal:
         """The draft model's proposal. Its step is timed, unless it reads more tokens than a round's step does."""
         start = perf_counter()
-        proposal = draft.propose(committed, request.length, request.window)
-        if lag <= MEASURED_LAG and not proposal.ahead:
+        proposal = draft.propose(committed, request.length, request.window, request.whole)
+        if lag <= MEASURED_LAG and not proposal.ahead and not request.whole:
             self._policy.draft_costs.observe(lag + request.length - 1, perf_counter() - start)
         return proposal
 

@@ -205,8 +205,11 @@ class PardDrafter(Drafter):
         """Tokens that the cache lacks."""
         return len(committed) - self.length
 
-    def propose(self, committed: Sequence[int], k: int, window: int | None = None) -> Proposal:
-        """See `Drafter`. window: if the cache lacks more tokens than this, it begins anew with the last ones."""
+    def propose(self, committed: Sequence[int], k: int, window: int | None = None, whole: bool = False) -> Proposal:
+        """See `Drafter`. window: if the cache lacks more tokens than this, it begins anew with the last ones. whole: if
+        it began with a window, it begins anew with the first token."""
+        if whole and self.start:
+            self._rollback_model(0)
         if window is not None and self.lag(committed) > window:
             self._model.rollback(0)
             self._memory.start = len(committed) - window

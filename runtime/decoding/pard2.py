@@ -94,7 +94,8 @@ class Pard2Drafter(PardDrafter):
     def _step(self, ids: Sequence[int], k: int) -> tuple[Any, Any]:
         first = self.length
         drafts = self._model.step(ids, k, self._rows(first - 1, len(ids)))
-        self._memory.drop_before(min(self._memory.seen, first + len(ids) - 1 - KEPT_BEHIND))
+        if not self.start:  # a cache that begins with a window may be filled from the first token on later
+            self._memory.drop_before(min(self._memory.seen, first + len(ids) - 1 - KEPT_BEHIND))
         return drafts
 
     def _rows(self, first: int, count: int) -> Any:

@@ -225,6 +225,8 @@ def test_the_self_tuning_drafter_and_its_windows_keep_them_aligned(
     for _ in decode(target, auto, committed, case.settings):
         assert auto.seen == target.length
     assert committed == plain(case, case.prompt)
+    assert all(position <= memory.first for position in draft.unknown)  # only those that were dropped before
+    draft.unknown.clear()
     window = min(start, len(committed) - 1)
     own.rollback(len(committed))
     own.propose(committed, 4, window)
