@@ -40,7 +40,18 @@ FOR_BOTH = (
     "opset",
     "static",
 )
-FOR_ONE = ("precision", "recipe", "block_size", "budget", "role", "adapter", "draft_vocabulary", "vocabulary_text")
+FOR_ONE = (
+    "precision",
+    "recipe",
+    "block_size",
+    "budget",
+    "role",
+    "adapter",
+    "draft_vocabulary",
+    "vocabulary_text",
+    "features",
+    "for_draft",
+)
 OPTIONS = (*FOR_BOTH, *FOR_ONE, "draft_length")
 TOKENIZER_FILES = [FILE_NAME, "config.json", "tokenizer*.json", "special_tokens_map.json", "added_tokens.json"]
 

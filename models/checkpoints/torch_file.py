@@ -85,6 +85,8 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
     with open_file(path, BadCheckpoint) as stream:
         try:
             return _read(path, stream)
+        except BadCheckpoint:  # a ValueError too
+            raise
         except (
             ValueError,
             IndexError,
@@ -390,7 +392,7 @@ def _placed(name: str, view: _View, archive: _Archive) -> StoredTensor:
     start, nbytes = archive.place(f"data/{storage.key}")
     last = sum((extent - 1) * stride for extent, stride in zip(view.shape, view.strides, strict=True))
     extent = last + 1 if prod(view.shape) else 0
-    if storage.count * storage.size != nbytes or view.offset + extent > storage.count:
+    if storage.count * storage.size != nbytes or (extent and view.offset + extent > storage.count):
         raise _Refused(f"the tensor {shown(name)} is larger than its values, of which the file has {nbytes} bytes")
-    offset = start + view.offset * storage.size
+    offset = start + view.offset * storage.size if extent else start
     return StoredTensor(archive.path, storage.dtype, view.shape, view.strides, offset, extent)

@@ -8,7 +8,7 @@ trained to propose better with them. "auto" therefore reads them wherever the ta
 from __future__ import annotations
 
 import warnings
-from typing import Literal, cast
+from typing import Literal
 
 from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadArtifact, BadInput, PardWarning, shown
@@ -25,7 +25,7 @@ DRAFT_MODES = (AUTO_MODE, DEPENDENT, INDEPENDENT)
 def checked_mode(mode: object) -> DraftMode:
     """The mode; BadInput for what is none."""
     if isinstance(mode, str) and mode in DRAFT_MODES:
-        return cast("DraftMode", mode)
+        return mode
     nearest = nearest_name(mode, DRAFT_MODES) if isinstance(mode, str) else None
     hint = f"did you mean {nearest!r}?" if nearest else f"it is one of {', '.join(DRAFT_MODES)}"
     raise BadInput(f"draft_mode {shown(mode)} is not known; {hint}")

@@ -13,8 +13,12 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
+from pard_onnx.export.verify.drive import FusedDriver, empty
 from pard_onnx.models.families import FAMILIES
 from pard_onnx.models.manifest import Manifest
+from pard_onnx.quantize_command import main as quantize
+from pard_onnx.runtime import kernels
+from pard_onnx.runtime.kernels.graph import with_kernel
 
 Exported = Callable[..., tuple[Path, Path]]
 Arrays = dict[str, NDArray[Any]]
@@ -22,6 +26,8 @@ LAYERS = (-1, -3, -2)  # of tiny targets, whose 2 layers have 3 hidden states; i
 IDS = np.arange(20, 44)
 MASK, K = 300, 4
 DRAFTS = ("llama", "qwen2", "qwen3")
+slow = pytest.mark.slow
+KEPT = (("qwen3", False, True), ("llama", True, False))  # family, portable, bias: in every run
 PORTABLE = {"device": "webgpu"}
 STATIC = {"device": "npu", "draft_length": K}
 
@@ -47,7 +53,7 @@ class Graphs:
         cache = np.zeros((1, spec.kv_heads, rows, spec.head_dim), self.manifest.kv_dtype)
         given |= {f"past_key_values.{i}.{part}": cache for i in range(spec.layers) for part in ("key", "value")}
         names = [output.name for output in session.get_outputs() if not output.name.startswith("present.")]
-        return dict(zip(names, session.run(names, given | feeds), strict=True))
+        return dict(zip(names, session.run(names, given | feeds), strict=True)) if names else {}
 
 
 def hidden_states(folder: Path, layers: tuple[int, ...] = LAYERS) -> NDArray[np.float32]:
@@ -58,7 +64,7 @@ def hidden_states(folder: Path, layers: tuple[int, ...] = LAYERS) -> NDArray[np.
     return torch.cat([states[layer] for layer in layers], dim=-1)[0].numpy()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name if name == "qwen3" else pytest.param(name, marks=slow) for name in FAMILIES])
 def test_a_target_gives_the_hidden_states_of_transformers(exported: Exported, family: str) -> None:
     checkpoint, folder = exported(family, "target", "fp32", feature_layers=LAYERS)
     graphs = Graphs(folder)
@@ -67,7 +73,7 @@ def test_a_target_gives_the_hidden_states_of_transformers(exported: Exported, fa
     np.testing.assert_allclose(graphs.run(IDS)["hidden_states"][0], wanted, atol=1e-3)
 
 
-@pytest.mark.parametrize("form", (PORTABLE, STATIC), ids=("portable", "static"))
+@pytest.mark.parametrize("form", (pytest.param(PORTABLE, marks=slow), STATIC), ids=("portable", "static"))
 def test_every_form_of_graph_gives_them(exported: Exported, form: dict[str, Any]) -> None:
     checkpoint, folder = exported("qwen3", "target", "fp32", feature_layers=LAYERS, verify=False, **form)
     graphs, wanted = Graphs(folder), hidden_states(checkpoint)
@@ -79,6 +85,7 @@ def test_every_form_of_graph_gives_them(exported: Exported, form: dict[str, Any]
         np.testing.assert_allclose(found[:shared], wanted[:shared], atol=1e-3)
 
 
+@slow
 @pytest.mark.parametrize("layers", ((-1,), (-2,), (-3,)))
 @pytest.mark.parametrize("form", ({}, STATIC), ids=("fused", "static"))
 def test_one_layer_is_a_feature_too(exported: Exported, layers: tuple[int, ...], form: dict[str, Any]) -> None:
@@ -90,8 +97,8 @@ def test_one_layer_is_a_feature_too(exported: Exported, layers: tuple[int, ...],
     assert outputs["logits"].shape[1] == width
 
 
-@pytest.mark.parametrize("form", ({}, PORTABLE), ids=("fused", "portable"))
-@pytest.mark.parametrize("precision", ("fp32", "int8", "int4"))
+@pytest.mark.parametrize("form", ({}, pytest.param(PORTABLE, marks=slow)), ids=("fused", "portable"))
+@pytest.mark.parametrize("precision", (*(pytest.param(name, marks=slow) for name in ("fp32", "int8")), "int4"))
 def test_rows_are_those_of_logits_or_as_many_as_asked_for(
     exported: Exported, form: dict[str, Any], precision: str
 ) -> None:
@@ -154,9 +161,15 @@ def drafted(graphs: Graphs, features: NDArray[np.float32] | None) -> NDArray[np.
     return graphs.run(np.append(IDS, masks), logits_to_keep=np.array([K]), **given)["logits"][0, :, :columns]
 
 
-@pytest.mark.parametrize("bias", (False, True), ids=("plain", "bias"))
-@pytest.mark.parametrize("form", ({}, PORTABLE), ids=("fused", "portable"))
-@pytest.mark.parametrize("family", DRAFTS)
+@pytest.mark.parametrize(
+    ("family", "form", "bias"),
+    [
+        pytest.param(family, form, bias, marks=() if (family, bool(form), bias) in KEPT else slow)
+        for family in DRAFTS
+        for form in ({}, PORTABLE)
+        for bias in (False, True)
+    ],
+)
 def test_both_modes_are_the_published_rule(exported: Exported, family: str, form: dict[str, Any], bias: bool) -> None:
     checkpoint, folder = exported(family, "draft", "fp32", pard2={"bias": bias}, **form)
     graphs = Graphs(folder)
@@ -170,16 +183,17 @@ def test_both_modes_are_the_published_rule(exported: Exported, family: str, form
     assert np.abs(alone - found).max() > 0.1
 
 
-@pytest.mark.parametrize("form", ({}, PORTABLE), ids=("fused", "portable"))
-@pytest.mark.parametrize("precision", ("fp32", "fp16", "int8", "int4"))
+@pytest.mark.parametrize("form", ({}, pytest.param(PORTABLE, marks=slow)), ids=("fused", "portable"))
+@pytest.mark.parametrize("precision", (*(pytest.param(name, marks=slow) for name in ("fp32", "fp16", "int8")), "int4"))
 def test_without_features_it_is_the_plain_draft(exported: Exported, precision: str, form: dict[str, Any]) -> None:
     """Left out, zeros and the export of the same weights without a projection: one text."""
     plain = Graphs(exported("qwen2", "draft", precision, verify=False, **form)[1])
     graphs = Graphs(exported("qwen2", "draft", precision, pard2={"bias": True}, verify=False, **form)[1])
     zeros = np.zeros((len(IDS), 193), graphs.manifest.kv_dtype)
-    wanted = drafted(plain, None)
-    assert np.array_equal(drafted(graphs, None), wanted)
-    assert np.array_equal(drafted(graphs, zeros), wanted)
+    alone = drafted(graphs, None)
+    assert np.array_equal(drafted(graphs, zeros), alone)
+    # ONNX Runtime rounds sums in float16 at other places where one more is in the graph
+    np.testing.assert_allclose(alone, drafted(plain, None), rtol=0, atol=0.02 if precision == "fp16" else 0)
 
 
 def test_fixed_shapes(exported: Exported) -> None:
@@ -201,3 +215,66 @@ def test_fixed_shapes(exported: Exported) -> None:
         embeddings = model.get_input_embeddings()(torch.from_numpy(ids))[None] + 0.5 * projected
         wanted = model(inputs_embeds=embeddings).logits[0, -K:, :300].numpy()
     assert np.abs(found - wanted).max() < 1e-3
+
+
+@pytest.mark.skipif(kernels.isa() is None, reason="the kernels are not built")
+@pytest.mark.parametrize("precision", (pytest.param("int8", marks=slow), "int4"))
+def test_the_kernels_give_the_same_features_at_every_width(exported: Exported, precision: str) -> None:
+    """The graph that is rewritten in memory: bit for bit the same rows, whatever the width of the steps."""
+    folder = exported(
+        "qwen2", "target", precision, feature_layers=LAYERS, verify=False, hidden=128, heads=4, head_dim=32, layers=2,
+        intermediate=256,
+    )[1]  # fmt: skip
+    manifest, options = Manifest.read(folder), ort.SessionOptions()
+    options.log_severity_level = 4
+    graph = with_kernel(folder / "model.onnx", options)
+    assert isinstance(graph, bytes)
+    ours = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    theirs = FusedDriver(
+        ort.InferenceSession(folder / "model.onnx"), manifest.spec, empty(manifest.spec, "float32", 96)
+    )
+    seen = []
+    for widths in ([24], [1] * 24, [7, 1, 16]):
+        driver, rows, start = FusedDriver(ours, manifest.spec, empty(manifest.spec, "float32", 96)), [], 0
+        for width in widths:
+            driver.step(IDS[start : start + width])
+            rows.append(driver.hidden_states)
+            start += width
+        seen.append(np.concatenate(rows))
+    assert np.array_equal(seen[0], seen[1]) and np.array_equal(seen[0], seen[2])
+    theirs.step(IDS)
+    assert np.abs(seen[0] - theirs.hidden_states).max() < 0.1 * theirs.hidden_states.std()
+
+
+@slow
+@pytest.mark.parametrize("form", ({}, PORTABLE, STATIC), ids=("fused", "portable", "static"))
+@pytest.mark.parametrize("role", ("target", "draft"))
+def test_a_float_export_is_quantized_as_its_checkpoint_is(
+    exported: Exported, tmp_path: Path, role: str, form: dict[str, Any]
+) -> None:
+    """pard-quantize on an export in floats keeps features, and gives what the same recipe gives of the checkpoint."""
+    options: dict[str, Any] = {"feature_layers": LAYERS} if role == "target" else {"pard2": {"bias": True}}
+    device = form.get("device", "cpu")
+    recipe = "int8-a16w8" if device == "npu" else "int4-rtn"
+    checkpoint, folder = exported("llama", role, "fp32", verify=False, **options, **form)
+    assert quantize([str(folder), "--recipe", recipe, "--output", str(tmp_path / "again"), "--no-verify"]) == 0
+    flags = ["--device", device, *(["--draft-length", str(K)] if device == "npu" else [])]
+    flags += ["--features=" + ",".join(map(str, LAYERS))] if role == "target" else []
+    direct = [str(checkpoint), "--recipe", recipe, "--output", str(tmp_path / "direct"), "--no-verify", *flags]
+    assert quantize(direct) == 0
+    again, wanted = Graphs(tmp_path / "again"), Graphs(tmp_path / "direct")
+    assert again.manifest.feature_layers == wanted.manifest.feature_layers
+    assert again.manifest.spec == wanted.manifest.spec
+    for name in wanted.sessions:
+        width = next((graph.width for graph in wanted.manifest.graphs if graph.file == name), 16)
+        ids = np.resize(IDS, width)
+        feeds: Arrays = {}
+        if role == "draft":
+            feeds["target_features"] = np.random.default_rng(0).normal(size=(1, width, 193)).astype(np.float32)
+            if wanted.manifest.attention == "gqa":
+                feeds["draft_length"] = np.array([1])
+        one, other = again.run(ids, name, **feeds), wanted.run(ids, name, **feeds)
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[key], other[key]) for key in one)
+    formats = [tensor.format for tensor in again.manifest.tensors if tensor.name == "target_proj"]
+    assert formats == ([] if role == "target" else ["float32"] if device == "npu" else ["int4-b64"])

@@ -17,7 +17,14 @@ PROMPT = list(range(20, 45))
 def test_genai_gives_the_same_greedy_tokens(
     exported: Callable[..., tuple[Path, Path]], family: str, precision: str
 ) -> None:
-    artifact = exported(family, "target", precision)[1]
+    require_the_same_tokens(exported(family, "target", precision)[1])
+
+
+def test_genai_runs_a_target_that_gives_hidden_states(exported: Callable[..., tuple[Path, Path]]) -> None:
+    require_the_same_tokens(exported("qwen2", "target", "int4", feature_layers=(-1, -3, -2), verify=False)[1])
+
+
+def require_the_same_tokens(artifact: Path) -> None:
     with load(artifact) as pair:
         # genai decodes one token a step, so the widths must be single here too.
         ours = list(pair.generate(PROMPT, max_new_tokens=24, exact=False).tokens)

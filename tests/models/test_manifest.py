@@ -10,8 +10,9 @@ import pytest
 from pard_onnx.models import manifest as manifests
 from pard_onnx.models.errors import BadArtifact
 from pard_onnx.models.manifest import FILE_NAME, FORMAT_VERSION, File, Manifest, Parity, Source, TensorReport
+from pard_onnx.models.manifest_faults import faults
 from pard_onnx.models.precision import FLOAT32, recipe
-from pard_onnx.models.spec import Llama3Scaling, ModelSpec, Pard, Rope, Vocabulary
+from pard_onnx.models.spec import Llama3Scaling, ModelSpec, Pard, Rope, TargetFeatures, Vocabulary
 
 SPEC = ModelSpec(
     family="llama",
@@ -246,3 +247,32 @@ def test_a_manifest_from_before_an_entry_was_added(artifact):
     (artifact / FILE_NAME).write_text(json.dumps(old), encoding="utf-8")
     found = Manifest.read(artifact)
     assert found.draft_vocabulary is None and found.columns == SPEC.vocabulary.rows
+
+
+FEATURES = TargetFeatures((-1, -2), 128)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"feature_layers": (-1,)}, "it is a draft that has feature_layers"),
+        ({"role": "target", "feature_layers": (-4,)}, "feature_layers is -4; it must be from -3 to -1"),
+        ({"role": "target", "feature_layers": (0,)}, "feature_layers is 0; it must be"),
+        ({"role": "target", "feature_layers": (-1, -1)}, "feature_layers has -1 twice"),
+        ({"features": replace(FEATURES, width=0)}, "spec.pard.features.width is 0"),
+        ({"features": replace(FEATURES, width=1 << 40)}, "spec.pard.features.width is 1099511627776"),
+        ({"features": replace(FEATURES, layers=(-1, 1))}, "spec.pard.features.layers is 1"),
+        ({"features": replace(FEATURES, layers=())}, "spec.pard.features has 0 layers"),
+        ({"features": replace(FEATURES, width=127)}, "spec.pard.features has 2 layers, and the width 127"),
+        ({"features": replace(FEATURES, scale=-1.0)}, "spec.pard.features.scale is -1.0"),
+    ],
+)
+def test_features_that_no_model_has(changes, problem):
+    pard = Pard(300, "pard2", changes.pop("features", FEATURES))
+    spec = replace(SPEC, pard=None if changes.get("role") == "target" else pard)
+    assert not list(relevant(replace(MANIFEST, spec=replace(SPEC, pard=Pard(300, "pard2", FEATURES)))))
+    assert any(found.startswith(problem) for found in relevant(replace(MANIFEST, spec=spec, **changes)))
+
+
+def relevant(manifest):
+    return [problem for problem in faults(manifest) if "feature" in problem]

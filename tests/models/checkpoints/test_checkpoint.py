@@ -167,10 +167,10 @@ def test_pard2_without_its_target(tiny, tmp_path):
     folder = tiny(tmp_path, role="draft", pard2=True)
     assert Checkpoint.open(folder).spec.pard == Pard(300)
     (folder / "warp_model.bin").write_bytes(b"")
-    assert "config.json: pard2 is true: this draft reads its target's hidden states" in refusal(folder)
+    assert "warp_model.bin: is not a file of tensors that is read here: it is no zip archive" in refusal(folder)
     (folder / "warp_model.bin").unlink()
     edit_json(folder / "config.json", pard2_target_dim=64)
-    assert "pard2 is true" in refusal(folder)
+    assert "pard2_target_dim is there, but neither warp_model.bin" in refusal(folder)
 
 
 def test_shards_and_leftovers(tiny, tmp_path):
@@ -255,7 +255,7 @@ def test_require_finite(value):
         ({"vocab_size": 296, "eos_token_id": 0}, "vocab_size is 296, but the tokenizer has 300 ids"),
         ({"bos_token_id": 320}, "bos_token_id is 320, outside the vocabulary of 320 rows"),
         ({"spd_type": "pard"}, "spd_type is 'pard' but the draft has no mask id; add pard_token"),
-        ({"spd_type": "eagle"}, "spd_type is 'eagle'; only 'pard' is supported"),
+        ({"spd_type": "eagle"}, "spd_type is 'eagle'; only 'pard' and 'pard2' are supported"),
         ({"pard_token": 320}, "pard_token is 320, outside the vocabulary of 320 rows"),
         ({"pard_token": -1}, "pard_token is -1, outside the vocabulary of 320 rows"),
         ({"pard_token": "<mask>"}, "pard_token holds '<mask>'; it must be a token id"),
