@@ -175,7 +175,8 @@ def with_rivals(
 def measured_curves(name: str, contexts: Sequence[int], options: argparse.Namespace) -> list[Curve]:
     with progress_bar(f"steps of {Path(name).name}") as tick:
         out = []
-        for curve in measure_folder(name, contexts, **load_arguments(options)):
+        where = {key: value for key, value in load_arguments(options).items() if key != "draft_mode"}
+        for curve in measure_folder(name, contexts, **where):
             out.append(curve)
             tick(len(out), len(contexts))
     return out

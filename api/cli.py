@@ -29,6 +29,7 @@ from pard_onnx.models.library import OWN_DRAFT
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.precision import Precision
 from pard_onnx.models.system_errors import is_out_of_memory, os_error_line, out_of_memory
+from pard_onnx.runtime.decoding.draft_mode import AUTO_MODE, DRAFT_MODES
 from pard_onnx.runtime.options import AUTO, STARTS, Options
 from pard_onnx.runtime.pair import Pair
 from pard_onnx.runtime.providers.table import PROVIDERS, parse_options
@@ -434,6 +435,8 @@ def revision_arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_providers(parser: argparse.ArgumentParser) -> None:
+    mode = "of a PARD-2 draft, whether it reads the target's hidden states; auto (default): if the target gives them"
+    parser.add_argument("--draft-mode", choices=DRAFT_MODES, default=AUTO_MODE, help=mode)
     group = parser.add_argument_group("where it runs")
     names = ", ".join(PROVIDERS)
     key = f"auto, or one of {names} (default: cpu); KEY:1 is its second device"
@@ -454,6 +457,7 @@ def load_arguments(options: argparse.Namespace) -> dict[str, Any]:
         "draft_provider": options.draft_provider,
         "provider_options": parse_options(options.provider_option),
         "draft_provider_options": parse_options(options.draft_provider_option),
+        "draft_mode": options.draft_mode,
         "fallback": options.fallback,
         "threads": options.threads,
     }

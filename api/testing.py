@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ from pard_onnx.runtime.decoding.drafter import (
     Proposal,
 )
 from pard_onnx.runtime.decoding.loop import Settings, Step, TargetModel, decode
+from pard_onnx.runtime.decoding.pard2 import Pard2Drafter
 from pard_onnx.runtime.sessions.session import Rows
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "DraftModel",
     "Drafter",
     "NoDraft",
+    "Pard2Drafter",
     "PardDrafter",
     "Proposal",
     "Rows",
@@ -85,7 +88,8 @@ class ScriptedTarget:
         positions = range(len(self.cache) - keep, len(self.cache))
         for row, position in enumerate(positions):
             logits[row, self.choose(self.cache[: position + 1])] = 1
-        features = np.array([[position, self.cache[position]] for position in positions], np.float32)
+        fed = range(len(self.cache) - len(ids), len(self.cache))
+        features = np.array([[position, self.cache[position]] for position in fed], np.float32)
         return Rows(logits, features if self.gives_features else None)
 
     def rollback(self, length: int) -> None:
@@ -100,17 +104,22 @@ class ScriptedDraft:
     guess: Callable[[Sequence[int], int], int]  # from the real tokens and the position among the drafts
     cache: list[int] = field(default_factory=list)
     fed: list[int] = field(default_factory=list)  # of each step so far: its real tokens
+    features: list[Any] = field(default_factory=list)  # of each step so far: the features that it was given
     interrupt_at: int | None = None  # the step at whose end KeyboardInterrupt is raised
 
     @property
     def length(self) -> int:
         return len(self.cache)
 
-    def step(self, ids: Sequence[int], draft_length: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def step(
+        self, ids: Sequence[int], draft_length: int, features: Any = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        assert features is None or len(features) == len(ids)
         assert len(ids) > 0 and draft_length > 0
         assert MASK not in self.cache
         self.cache += ids
         self.fed.append(len(ids))
+        self.features.append(features)
         drafts = np.array([self.guess(self.cache, i) for i in range(draft_length)], np.int64)
         self.cache += [MASK] * (draft_length - 1)
         if len(self.fed) == self.interrupt_at:
@@ -150,7 +159,7 @@ class ScriptedDrafter(Drafter):
 
     @property
     def seen(self) -> int | None:
-        return len(self.memory.features) if self.reads_features else None
+        return self.memory.seen if self.reads_features else None
 
     def propose(self, committed: Sequence[int], k: int) -> Proposal:
         self._length = len(committed)
@@ -161,7 +170,7 @@ class ScriptedDrafter(Drafter):
         self.seen_tokens += ids
         if self.reads_features:
             assert features is not None and len(features) == len(ids)
-            self.memory.features += [row.copy() for row in features]
+            self.memory.add(row.copy() for row in features)
 
     def observe(self, drafted: int, matched: int) -> None:
         self.observed.append((drafted, matched))

@@ -13,12 +13,15 @@ from weakref import proxy
 
 from pard_onnx.models.checks import DRAFT_LIMIT
 from pard_onnx.models.errors import BadInput, Failure, PardWarning
+from pard_onnx.models.spec import TargetFeatures
 
 from . import kernels
 from .decoding.auto import DrafterFactory
-from .decoding.drafter import Drafter, PardDrafter
+from .decoding.draft_mode import DEPENDENT, INDEPENDENT
+from .decoding.drafter import Drafter, DraftMemory, PardDrafter
 from .decoding.guided import GuidedDrafter
 from .decoding.loop import Halted, Settings, Step, decode
+from .decoding.pard2 import RECOMPUTED, SOURCES, WAITING_BYTES, Pard2Drafter
 from .decoding.shared_ids import SharedIds
 from .forks import Process
 from .guided.matcher import Grammars, Matcher
@@ -64,13 +67,14 @@ class Engine:
         target: LoadedModel[TargetSession],
         draft: LoadedModel[DraftSession] | None = None,
         shared: SharedIds | None = None,
+        features: TargetFeatures | None = None,
         *,
         queue: int | None = None,
         max_live: int = MAX_LIVE,
         kept_bytes: int = CACHE_BYTES,
     ) -> None:
-        """shared: see `model.shared_ids`; queue, max_live: see `load`; kept_bytes: its
-        cache_bytes. Warns with PardWarning where a model runs token by token."""
+        """shared: see `model.shared_ids`; features: what the draft reads of the target, see `features_to_read`; queue,
+        max_live: see `load`; kept_bytes: its cache_bytes. Warns with PardWarning where a model runs token by token."""
         for model in (target, draft):
             if model and model.warning:
                 warnings.warn(model.warning, PardWarning, stacklevel=3)
@@ -82,6 +86,7 @@ class Engine:
         self.kernel = kernels.isa() or ORT_KERNEL if target.provider.key == CPU.key else ORT_KERNEL
         self._models: Models | None = (target, draft)
         self._shared = shared
+        self._features = features
         self._target = target.artifact
         self._drafters = DrafterFactory(
             target.tuning.costs,
@@ -96,7 +101,7 @@ class Engine:
         # The caches that the sessions were opened with serve the first request. No cycle of references: weights are
         # freed with the last reference to a pair.
         own, engine = Sequence(own_cache(target), own_cache(draft) if draft else None), proxy(self)
-        exact = target.tuning.widths is not None and target.tuning.chunks
+        exact = self._rows_are_exact = target.tuning.widths is not None and target.tuning.chunks
         self.prefixes = PrefixCache(kept_bytes, target.tuning.chunk, lambda: engine.new_sequence(), own, exact=exact)
         self.process = Process()
 
@@ -153,8 +158,30 @@ class Engine:
 
     @property
     def sequence_bytes(self) -> int:
-        """The memory of a sequence whose KV caches are full."""
-        return sum(cache_bytes(model.manifest, model.provider) for model in self.models if model)
+        """The memory of a sequence whose KV caches are full, with the features that may wait for the draft."""
+        waiting = 0
+        if self._features:
+            waiting = min(2 * WAITING_BYTES, self.capacity * 4 * self._features.width)
+        return waiting + sum(cache_bytes(model.manifest, model.provider) for model in self.models if model)
+
+    @property
+    def draft_mode(self) -> str | None:
+        """Whether the draft reads the target's hidden states; None for a draft that cannot, and without one."""
+        pard = self.draft_manifest.spec.pard if self.draft_manifest else None
+        if pard is None or pard.features is None:
+            return None
+        return DEPENDENT if self._features else INDEPENDENT
+
+    def _pard(self, seat: DraftSeat, memory: DraftMemory, between_chunks: Callable[[], None]) -> PardDrafter:
+        """What runs the draft model on one sequence, whose memory this is."""
+        shared = self._shared
+        if self._features:
+            recomputed = RECOMPUTED if self._rows_are_exact else 0
+            return Pard2Drafter(
+                seat, self._features, memory=memory, shared=shared, between_chunks=between_chunks, recomputed=recomputed
+            )
+        source = SOURCES[False] if self.draft_mode else "pard"
+        return PardDrafter(seat, memory=memory, shared=shared, between_chunks=between_chunks, source=source)
 
     def settings(self, options: Options) -> Settings:
         """The loop's settings for these options; BadInput for a stop token that the model does not have."""
@@ -247,20 +274,18 @@ class Engine:
             self._turns.pass_on(ticket)
 
         def opened(sequence: Sequence, most: int) -> Opened:
-            seat = TargetSeat(target.session, sequence.target, before_step, self._session_locks[0])
             draft_seat = None
             if draft and sequence.draft:
                 draft_seat = DraftSeat(draft.session, sequence.draft, before_step, self._session_locks[1])
             if make_drafter:
                 drafter = make_drafter(sequence, options, settings)
             else:
-                pard = None
-                if draft_seat:
-                    memory, shared = sequence.memory, self._shared
-                    pard = PardDrafter(draft_seat, memory=memory, shared=shared, between_chunks=pass_on)
+                pard = self._pard(draft_seat, sequence.memory, pass_on) if draft_seat else None
                 drafter = self._drafters.drafter(options, settings.widths, pard)
             if matcher:
                 drafter = GuidedDrafter(drafter, matcher)
+            reads = drafter.seen is not None
+            seat = TargetSeat(target.session, sequence.target, before_step, self._session_locks[0], features=reads)
             limited = replace(settings, max_new_tokens=most)
             rounds = decode(seat, drafter, sequence.tokens, limited, choose, is_complete, pass_on)
             if logged:

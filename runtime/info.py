@@ -67,6 +67,8 @@ class PairInfo:
 
     target: ModelInfo
     draft: ModelInfo | None
+    # "target-dependent" if the draft reads the target's hidden states, "target-independent" if it could; None otherwise
+    draft_mode: str | None
     context: int  # tokens that a conversation may hold
     kernel: str  # what computes quantized matmuls: an instruction set of this package's kernels, or "onnxruntime"
     exact: bool  # whether plain decoding and decoding with any draft give the same tokens, unless exact=False
@@ -75,13 +77,16 @@ class PairInfo:
     versions: Versions
 
 
-def pair_info(models: tuple[LoadedModel[Any], LoadedModel[Any] | None], kernel: str, context: int) -> PairInfo:
-    """The facts of opened models. kernel, context: as `Engine` has them."""
+def pair_info(
+    models: tuple[LoadedModel[Any], LoadedModel[Any] | None], kernel: str, context: int, draft_mode: str | None
+) -> PairInfo:
+    """The facts of opened models. kernel, context, draft_mode: as `Engine` has them."""
     target, draft = model_info(models[0]), model_info(models[1]) if models[1] else None
     widths = models[0].tuning.widths
     return PairInfo(
         target=target,
         draft=draft,
+        draft_mode=draft_mode,
         context=context,
         kernel=kernel,
         exact=widths is not None,

@@ -8,8 +8,9 @@ from typing import Any
 
 from pard_onnx.models.checks import Progress, no_progress
 from pard_onnx.models.errors import BadInput, shown
-from pard_onnx.models.spec import Role
+from pard_onnx.models.spec import Role, TargetFeatures
 
+from .decoding.draft_mode import DraftMode, features_to_read
 from .decoding.shared_ids import SharedIds
 from .model import Artifact, LoadedModel, open_artifact, open_model, shared_ids
 from .providers.choice import AS_ASKED, ProviderCandidates, draft_candidates, open_first, provider_candidates
@@ -58,9 +59,12 @@ class Opened:
     target: LoadedModel[Any]
     draft: LoadedModel[Any] | None
     shared: SharedIds | None  # see `model.shared_ids`
+    features: TargetFeatures | None  # what the draft reads of the target; None where it reads nothing
 
 
-def open_pair(target: Wanted, draft: Wanted, threads: Threads, *, fallback: bool, progress: Progress) -> Opened:
+def open_pair(
+    target: Wanted, draft: Wanted, threads: Threads, *, mode: DraftMode, fallback: bool, progress: Progress
+) -> Opened:
     """Open both models, or the target alone; errors and warnings as of `load`.
 
     Both artifacts are found and compared before either is opened, which takes longer.
@@ -70,13 +74,17 @@ def open_pair(target: Wanted, draft: Wanted, threads: Threads, *, fallback: bool
     target_artifact, draft_artifact, shared = found(target, progress), None, None
     if draft.source is not None:
         draft_artifact = found(draft, progress)
-        facts = draft_artifact.manifest
-        shared = shared_ids(target_artifact, draft_artifact.name, draft_artifact.folder, facts.spec, facts.sizes)
+        drafts = draft_artifact.manifest
+        shared = shared_ids(target_artifact, draft_artifact.name, draft_artifact.folder, drafts.spec, drafts.sizes)
+    names = target_artifact.name, draft_artifact.name if draft_artifact else ""
+    facts = draft_artifact.manifest if draft_artifact else None
+    features = features_to_read(mode, target_artifact.manifest, facts, names)
     target_model = opened(target, target_artifact, for_target, threads, progress)
     if draft_artifact is None:
-        return Opened(target_model, None, None)
+        return Opened(target_model, None, None, None)
     for_draft = for_draft or draft_candidates(for_target, target_model.provider, draft.options)
-    return Opened(target_model, opened(draft, draft_artifact, for_draft, threads, progress), shared)
+    draft_model = opened(draft, draft_artifact, for_draft, threads, progress)
+    return Opened(target_model, draft_model, shared, features)
 
 
 def found(wanted: Wanted, progress: Progress) -> Artifact:

@@ -19,6 +19,7 @@ from pard_onnx.models.spec import Role
 from . import snapshot
 from .asynchronous import in_worker
 from .chat import Chat
+from .decoding.draft_mode import AUTO_MODE, DraftMode, checked_mode
 from .engine import MAX_LIVE, Engine
 from .info import PairInfo, in_one_line, pair_info
 from .loading import DEFAULT_PROVIDER, Source, Wanted, open_pair
@@ -69,6 +70,7 @@ def load(
     fallback: bool = False,
     revision: str | None = None,
     draft_revision: str | None = None,
+    draft_mode: DraftMode = AUTO_MODE,
     queue: int | None = None,
     max_live: int = MAX_LIVE,
     cache_bytes: int = CACHE_BYTES,
@@ -89,6 +91,9 @@ def load(
     provider_options, draft_provider_options: by the provider's own names.
     fallback: use the CPU if the provider is not installed, does not start or computes wrongly.
     revision, draft_revision: a branch, tag or commit of a hub id. Only a commit is the same files for ever.
+    draft_mode: of a PARD-2 draft. "target-dependent": it reads the target's hidden states, which the target's export
+        must give (pard-export --features); "target-independent": it reads tokens alone, as other drafts do; "auto":
+        it reads the hidden states if the target gives them.
     queue: how many generations may wait while others run; 0 refuses them at once with Busy, None is any number.
     max_live: generations that run at the same time, round by round in turns. Each has KV caches of its own, of at most
         `Pair.sequence_bytes`.
@@ -103,7 +108,8 @@ def load(
 
     Raises BadArtifact (missing, damaged, wrong role, other tokenizer, not for this provider), BadProvider, BadInput.
     Warns with PardWarning where a provider computes only steps of one token correctly, and runs so; where one of
-    the tokenizers has tokens that the other lacks, which the draft then neither reads nor proposes; and where models
+    the tokenizers has tokens that the other lacks, which the draft then neither reads nor proposes; where a PARD-2
+    draft cannot read the target's hidden states; and where models
     run slower than they could: without this package's CPU kernels, on the CPU though exported for another device, or
     on another provider than was asked for.
     """
@@ -115,6 +121,7 @@ def load(
     max_live = require_whole("max_live", max_live, 1)
     cache_bytes = require_whole("cache_bytes", cache_bytes, 0)
     queue = None if queue is None else require_whole("queue", queue, 0)
+    mode = checked_mode(draft_mode)
     wanted = source("target", target)
     if isinstance(draft, str) and draft == OWN_DRAFT:
         found = own_draft(wanted) if isinstance(wanted, str) and revision is None else None
@@ -124,10 +131,11 @@ def load(
         Wanted("draft", None if draft is None else source("draft", draft), draft_provider, draft_provider_options,
                draft_revision),
         Threads(threads, share_threads),
+        mode=mode,
         fallback=true_or_false("fallback", fallback),
         progress=progress,
     )  # fmt: skip
-    models = opened.target, opened.draft, opened.shared
+    models = opened.target, opened.draft, opened.shared, opened.features
     pair = Pair(Engine(*models, queue=queue, max_live=max_live, kept_bytes=cache_bytes))
     new = [model for model in (opened.target, opened.draft) if model and not model.borrowed]
     for line in slow_reasons([Placed(one.name, one.manifest, one.provider, one.reason) for one in new]):
@@ -387,7 +395,7 @@ class Pair(PairScoring):
     def info(self) -> PairInfo:
         """What there is to know of this pair: models, versions, precision, where it runs, memory. Facts only, which
         `json.dumps(dataclasses.asdict(pair.info()))` writes."""
-        return pair_info(self.engine.models, self.engine.kernel, self.capacity)
+        return pair_info(self.engine.models, self.engine.kernel, self.capacity, self.engine.draft_mode)
 
     def warm_up(self) -> float:
         """Do what the first generation would otherwise wait for; the seconds that it took.

@@ -55,7 +55,9 @@ class Stats(Facts):
     # The number of tokens after the first one, divided by the time after it, in which the draft reads the prompt, too.
     tokens_per_second: float
     time_to_first_token: float  # seconds
-    sources: tuple[str, ...]  # by round: what drafted, "pard", "lookup", "grammar" or "none"
+    # By round, what drafted: "pard", "pard2" (with the target's hidden states), "pard2-independent" (without them),
+    # "lookup", "grammar" or "none"
+    sources: tuple[str, ...]
     ahead: int  # rounds in which the next round was drafted while the target verified, on a device of the draft's own
     ahead_used: int  # of these rounds, those whose guess of the target's next token was right
     dropped_messages: int = 0  # of the conversation, which the model did not read: see the option `overflow`

@@ -12,7 +12,7 @@ from .decoding.loop import FinishReason, Halted, Step
 from .model import SessionLock
 from .sequence import Sequence
 from .sessions.kv_cache import KvCache
-from .sessions.session import AnySession, BeforeStep, DraftSession, Floats, Ids, Rows, TargetSession
+from .sessions.session import AnySession, BeforeStep, DraftSession, Features, Floats, Ids, Rows, TargetSession
 from .turns import Abandoned, Ticket, Turns, never
 
 
@@ -180,18 +180,32 @@ class Seat(Generic[AnySession]):
 class TargetSeat(Seat[TargetSession]):
     """A `TargetModel` of the decoding loop."""
 
+    def __init__(
+        self,
+        session: TargetSession,
+        cache: KvCache,
+        before_step: BeforeStep,
+        lock: SessionLock,
+        *,
+        features: bool = False,
+    ) -> None:
+        """features: whether the drafter reads the target's hidden states; otherwise no step gives them."""
+        super().__init__(session, cache, before_step, lock)
+        self._features = features
+
     def step(self, ids: Tokens[int], keep: int) -> Rows:
         with self._lock:
             self._session.attach(self._cache, self._before_step)
-            rows = self._session.step(ids, keep)
+            rows = self._session.step(ids, keep, True) if self._features else self._session.step(ids, keep)
             return rows.copy() if self._lock.lent else rows  # another engine's step may follow at once
 
 
 class DraftSeat(Seat[DraftSession]):
     """A `DraftModel` of a `PardDrafter`."""
 
-    def step(self, ids: Tokens[int], draft_length: int) -> tuple[Ids, Floats]:
+    def step(self, ids: Tokens[int], draft_length: int, features: Features | None = None) -> tuple[Ids, Floats]:
         with self._lock:
             self._session.attach(self._cache, self._before_step)
-            drafts, probabilities = self._session.step(ids, draft_length)
+            step = self._session.step
+            drafts, probabilities = step(ids, draft_length) if features is None else step(ids, draft_length, features)
             return drafts.copy(), probabilities.copy()  # another sequence's step may follow at once

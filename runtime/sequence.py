@@ -28,8 +28,8 @@ class Sequence:
 
     @property
     def bytes(self) -> int:
-        """The memory of the KV rows that were ever written."""
-        return self.target.bytes + (self.draft.bytes if self.draft else 0)
+        """The memory of the KV rows that were ever written, and of the features that wait for the draft."""
+        return self.target.bytes + (self.draft.bytes if self.draft else 0) + self.memory.bytes
 
     @property
     def can_be_copied(self) -> bool:

@@ -5,6 +5,8 @@ messages  JSON
 tokens    int64 [n]: the tokens of the conversation
 target    the target's KV rows of tokens 0 .. length - 1, as `KvCache.read` returns them
 draft     the draft's KV rows of tokens draft_start .. draft_start + length - 1; missing without a draft
+features  the target's hidden states of its last tokens, [n, width], which the draft has not read yet; missing where it
+          reads none
 
 The KV rows make up its size: 2 * layers * kv_heads * head_dim numbers for each token and model.
 """
@@ -90,6 +92,8 @@ def write(
     }
     if sequence.draft:
         arrays["draft"] = sequence.draft.read(0, sequence.draft.length)
+        if waiting := unread_features(sequence):
+            arrays["features"] = np.stack(waiting)
     try:
         destination = Path(path).expanduser().resolve()
         if destination.exists() and not is_snapshot(destination):
@@ -132,6 +136,8 @@ def read(
         if draft and sequence.draft and header.draft and header.draft.files == ModelIdentity.from_manifest(draft).files:
             fill(sequence.draft, arrays["draft"], header.draft_start, len(tokens))
             sequence.memory.start = header.draft_start
+            if "features" in arrays:
+                fill_features(sequence, arrays["features"], draft)
         return read_messages(arrays), sequence
 
 
@@ -142,6 +148,27 @@ def fill(cache: KvCache, rows: KvRows, start: int, end: int) -> None:
     except BadArtifact as error:
         raise DamagedSnapshot(str(error)) from error
     require(0 <= start <= end - cache.length, "more KV rows than tokens")
+
+
+def unread_features(sequence: Sequence) -> list[Any]:
+    """The target's hidden states of the last tokens whose rows it has, which the draft needs to read on; none where
+    one of them is not known."""
+    memory, draft = sequence.memory, sequence.draft
+    first = max(0, memory.start + (draft.length if draft else 0) - 1)
+    rows = [memory.feature(token) for token in range(first, sequence.target.length)]
+    known = memory.seen == sequence.target.length and not any(row is None for row in rows)
+    return rows if known else []
+
+
+def fill_features(sequence: Sequence, features: NDArray[Any], draft: Manifest) -> None:
+    """Keep the hidden states of the target's last tokens for a draft that reads them."""
+    pard, end = draft.spec.pard, sequence.target.length
+    if pard is None or pard.features is None:
+        return
+    fits = features.ndim == 2 and len(features) <= end and features.shape[1] == pard.features.width
+    require(fits and features.dtype.kind == "f", "hidden states that are none of the target's")
+    sequence.memory.first = end - len(features)
+    sequence.memory.add(row.copy() for row in features)
 
 
 def read_messages(arrays: Arrays) -> Messages:

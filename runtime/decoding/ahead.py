@@ -146,13 +146,13 @@ class AheadDrafter(Drafter):
         self._end_task(committed)
         return self._pard.lag(committed)
 
-    def propose(self, committed: Sequence[int], k: int, window: int | None = None) -> Proposal:
+    def propose(self, committed: Sequence[int], k: int, window: int | None = None, whole: bool = False) -> Proposal:
         """See PardDrafter.propose. `Proposal.ahead` says that the proposal was made ahead."""
         self._end_task(committed)
         if not (self._last.ahead and self._last_at == len(committed)):
             lag = min(self._pard.lag(committed), window or MEASURED_LAG)
             length = self._policy.length_to_request(lag, k)
-            self._last, self._last_at = self._draft(committed, length, window), len(committed)
+            self._last, self._last_at = self._draft(committed, length, window, whole), len(committed)
         return self._last.first(k)
 
     def run_ahead(self, committed: Sequence[int], proposal: Proposal, k: int) -> bool:
@@ -174,11 +174,13 @@ class AheadDrafter(Drafter):
             self._policy.observe_verify_step(drafted, perf_counter() - self._verify_start)
         self._verify_start = None
 
-    def _draft(self, committed: Sequence[int], k: int, window: int | None = None) -> Proposal:
+    def _draft(self, committed: Sequence[int], k: int, window: int | None = None, whole: bool = False) -> Proposal:
         """The draft model's proposal. Its step is timed, unless it reads more tokens than a round's step does."""
         lag = max(1, self._pard.lag(committed))
         start = perf_counter()
-        proposal = self._pard.propose(committed, k, window)
+        proposal = self._pard.propose(committed, k, window, whole)
+        if whole:
+            return proposal
         if lag <= MEASURED_LAG:
             self._policy.observe_draft_step(lag + k - 1, perf_counter() - start)
         return proposal

@@ -46,9 +46,17 @@ class AutoDrafter(Drafter):
     def seen(self) -> int | None:
         return self._draft.seen if self._draft else None
 
+    def begin(self, computed: int) -> None:
+        if self._draft:
+            self._draft.begin(computed)
+
     def saw(self, ids: Sequence[int], features: Any) -> None:
         if self._draft:
             self._draft.saw(ids, features)
+
+    def keep_up(self, committed: Sequence[int]) -> None:
+        if self._draft:
+            self._draft.keep_up(committed)
 
     def rollback(self, length: int) -> None:
         if self._draft:
@@ -88,8 +96,8 @@ class AutoDrafter(Drafter):
     ) -> Proposal:
         """The draft model's proposal. Its step is timed, unless it reads more tokens than a round's step does."""
         start = perf_counter()
-        proposal = draft.propose(committed, request.length, request.window)
-        if lag <= MEASURED_LAG and not proposal.ahead:
+        proposal = draft.propose(committed, request.length, request.window, request.whole)
+        if lag <= MEASURED_LAG and not proposal.ahead and not request.whole:
             self._policy.draft_costs.observe(lag + request.length - 1, perf_counter() - start)
         return proposal
 
@@ -135,11 +143,14 @@ class DrafterFactory:
 
         widths: of the target's steps. pard: runs the draft model; None for a target alone.
         """
-        draft = (
-            AheadDrafter(pard, self._ahead_policy(widths), self._eos_ids) if pard and self._separate_devices else pard
-        )
+        reads_target = pard is not None and pard.seen is not None
+        draft: ModelDrafter | None = pard
+        if pard and self._separate_devices and not reads_target:  # features are known after the target's step only
+            draft = AheadDrafter(pard, self._ahead_policy(widths), self._eos_ids)
         if options.draft_length == AUTO:
             return AutoDrafter(self._policy(widths), draft, Lookup() if options.lookup else None)
+        if options.draft_length == 0 and reads_target:  # plain decoding reads no features
+            return NoDraft()
         return draft or NoDraft()
 
     def _costs(self, widths: Widths) -> RoundCosts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -37,14 +37,41 @@ class DraftMemory:
     """What a drafter keeps of one sequence beside its KV cache; the sequence owns, truncates and copies it."""
 
     start: int = 0  # the first token whose row the draft's KV cache holds
-    features: list[Any] = field(default_factory=list)  # of tokens 0, 1, ..: the target's hidden states, [width] each
+    # The target's hidden states of consecutive tokens, [width] each; None for a token that they are not known of
+    features: list[Any] = field(default_factory=list)
+    first: int = 0  # the token that `features` begin with; those of the tokens before it are not kept any more
+
+    @property
+    def seen(self) -> int:
+        """The tokens before this one were seen, with their features or without."""
+        return self.first + len(self.features)
+
+    @property
+    def bytes(self) -> int:
+        """The memory of the features."""
+        return sum(row.nbytes for row in self.features if row is not None)
+
+    def feature(self, token: int) -> Any:
+        """The features of the token at this position; None where they are not known, or not kept any more."""
+        return self.features[token - self.first] if self.first <= token < self.seen else None
+
+    def add(self, features: Iterable[Any]) -> None:
+        """The features of the next tokens, in rows of their own memory."""
+        self.features += features
+
+    def drop_before(self, first: int) -> None:
+        """Free the features of the tokens before this one, which was seen."""
+        if first > self.first:
+            del self.features[: first - self.first]
+            self.first = first
 
     def truncate(self, length: int) -> None:
-        """Forget the features of tokens from `length` on."""
-        del self.features[length:]
+        """Forget the tokens from `length` on."""
+        del self.features[max(0, length - self.first) :]
+        self.first = min(self.first, length)
 
     def copy(self) -> DraftMemory:
-        return DraftMemory(self.start, list(self.features))
+        return DraftMemory(self.start, list(self.features), self.first)
 
 
 class Drafter(ABC):
@@ -63,14 +90,25 @@ class Drafter(ABC):
     def seen(self) -> int | None:
         """For a drafter that reads the target's hidden states: it has those of the first so many tokens.
 
-        None for a drafter that reads none. For any other the target computes what the drafter lacks once more, and
-        all rows of its steps: a drafter never misses a token.
+        None for a drafter that reads none. For any other the target computes once more what the drafter lacks: a
+        drafter never misses a token, unless it does without (`begin`).
         """
         return None
 
     @abstractmethod
     def propose(self, committed: Sequence[int], k: int) -> Proposal:
         """Up to k >= 1 tokens to follow `committed`, the whole conversation so far."""
+
+    def begin(self, computed: int) -> None:  # noqa: B027
+        """A generation begins, in which the target has the rows of the first `computed` tokens already.
+
+        A drafter that reads features and lacks those of some of these tokens decides here whether the target shall
+        compute them again (`seen` is then the first of them) or whether it does without them (`seen` is `computed`).
+        """
+
+    def keep_up(self, committed: Sequence[int]) -> None:  # noqa: B027
+        """A chunk of a long prompt has been computed, after which `saw` was called: a drafter that cannot keep what it
+        was told of the whole prompt may read the chunk now."""
 
     def run_ahead(self, committed: Sequence[int], proposal: Proposal, k: int) -> bool:
         """The target verifies `proposal` from now on; True if the next round is drafted meanwhile, k tokens at most."""
@@ -103,7 +141,9 @@ class DraftModel(Protocol):
     @property
     def length(self) -> int: ...
 
-    def step(self, ids: Sequence[int], draft_length: int) -> tuple[Any, Any]: ...
+    def step(self, ids: Sequence[int], draft_length: int, features: Any = None) -> tuple[Any, Any]:
+        """Append ids and masks; features: what is added to each id, [len(ids), columns], None for nothing."""
+        ...
 
     def rollback(self, length: int) -> None: ...
 
@@ -128,8 +168,10 @@ class PardDrafter(Drafter):
         memory: DraftMemory | None = None,
         shared: SharedIds | None = None,
         between_chunks: Callable[[], None] = do_nothing,
+        source: str = "pard",
     ) -> None:
-        """memory: of the sequence that the model's cache belongs to. shared: where the target has other ids.
+        """memory: of the sequence that the model's cache belongs to. shared: where the target has other ids. source:
+        as `Proposal.source`.
 
         between_chunks: is called between two chunks of a prompt, when other sequences may use the models.
         """
@@ -138,6 +180,7 @@ class PardDrafter(Drafter):
         self._memory = memory or DraftMemory()
         self._shared = shared
         self._between_chunks = between_chunks
+        self._source = source
 
     @property
     def start(self) -> int:
@@ -148,6 +191,10 @@ class PardDrafter(Drafter):
         return self._memory.start + self._model.length
 
     def rollback(self, length: int) -> None:
+        self._rollback_model(length)
+
+    def _rollback_model(self, length: int) -> None:
+        """Forget the rows of the draft's KV cache from token `length` on."""
         if length <= self.start:
             self._model.rollback(0)  # first, so that an interruption in between finds no row in the wrong place
             self._memory.start = 0
@@ -158,24 +205,35 @@ class PardDrafter(Drafter):
         """Tokens that the cache lacks."""
         return len(committed) - self.length
 
-    def propose(self, committed: Sequence[int], k: int, window: int | None = None) -> Proposal:
-        """See `Drafter`. window: if the cache lacks more tokens than this, it begins anew with the last ones."""
+    def propose(self, committed: Sequence[int], k: int, window: int | None = None, whole: bool = False) -> Proposal:
+        """See `Drafter`. window: if the cache lacks more tokens than this, it begins anew with the last ones. whole: if
+        it began with a window, it begins anew with the first token."""
+        if whole and self.start:
+            self._rollback_model(0)
         if window is not None and self.lag(committed) > window:
             self._model.rollback(0)
             self._memory.start = len(committed) - window
         # The first draft is read off the last real token's row, so at least that token is fed.
-        self.rollback(min(self.length, len(committed) - 1))
-        while len(committed) - self.length > self._chunk:
+        self._rollback_model(min(self.length, len(committed) - 1))
+        self._read(committed, len(committed) - self._chunk)
+        ids, probabilities = self._feed(committed[self.length :], k)
+        proposal = Proposal(tuple(ids.tolist()), tuple(probabilities.tolist()), self._source)
+        return proposal.first(self._shared.proposable(proposal.ids)) if self._shared else proposal
+
+    def _read(self, committed: Sequence[int], end: int) -> None:
+        """Feed whole chunks of tokens until the cache reaches `end`, if it does not yet."""
+        while self.length < end:
             self._feed(committed[self.length : self.length + self._chunk], 1)
             self._between_chunks()
-        ids, probabilities = self._feed(committed[self.length :], k)
-        proposal = Proposal(tuple(ids.tolist()), tuple(probabilities.tolist()), "pard")
-        return proposal.first(self._shared.proposable(proposal.ids)) if self._shared else proposal
 
     def _feed(self, ids: Sequence[int], k: int) -> tuple[Any, Any]:
         real = self._model.length + len(ids)
         if self._shared:
             ids = self._shared.for_draft(ids)
-        drafts = self._model.step(ids, k)
+        drafts = self._step(ids, k)
         self._model.rollback(real)  # the k - 1 masks leave the cache: it holds real tokens only
         return drafts
+
+    def _step(self, ids: Sequence[int], k: int) -> tuple[Any, Any]:
+        """The draft model's step on these tokens, the next ones after its cache."""
+        return self._model.step(ids, k)

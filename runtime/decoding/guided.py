@@ -51,8 +51,14 @@ class GuidedDrafter(Drafter):
         # After a cut, what the inner drafter takes for the target's next token is known to be wrong
         return self._inner.run_ahead(committed, proposal, 0 if self._refused else k)
 
+    def begin(self, computed: int) -> None:
+        self._inner.begin(computed)
+
     def saw(self, ids: Sequence[int], features: Any) -> None:
         self._inner.saw(ids, features)
+
+    def keep_up(self, committed: Sequence[int]) -> None:
+        self._inner.keep_up(committed)
 
     def observe(self, drafted: int, matched: int) -> None:
         if not self._forced:

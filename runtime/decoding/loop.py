@@ -11,14 +11,11 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pard_onnx.models.checks import DRAFT_LIMIT, require_whole
 from pard_onnx.models.errors import BadInput, TooLong
 from pard_onnx.runtime.sampling.logprobs import TokenLogprob
 from pard_onnx.runtime.sampling.sampler import Chooser, Greedy
-from pard_onnx.runtime.sessions.session import Rows, do_nothing
+from pard_onnx.runtime.sessions.session import Features, Rows, do_nothing
 from pard_onnx.runtime.tuning.steps import ANY, PREFILL_CHUNK, Widths
 
 from .drafter import NOTHING, Drafter, Proposal
@@ -34,7 +31,7 @@ class TargetModel(Protocol):
     def length(self) -> int: ...
 
     def step(self, ids: Sequence[int], keep: int) -> Rows:
-        """Append ids; the rows of the last `keep` of them."""
+        """Append ids; the logits of the last `keep` of them, and the features of all where the drafter reads them."""
         ...
 
     def rollback(self, length: int) -> None: ...
@@ -165,14 +162,16 @@ def prefill(
     between_chunks: Callable[[], None] = do_nothing,
 ) -> None:
     """Bring the target's cache up to `committed` but for its last tokens, at most a chunk of them."""
+    drafter.begin(min(target.length, len(committed) - 1))
     target.rollback(certain_rows(target, drafter, committed))  # one row must be computed to choose from
     if drafter.seen is not None and drafter.seen > target.length:
         drafter.rollback(target.length)  # `saw` repeats those tokens
     while len(committed) - target.length > settings.chunk:
         first = target.length
         ids = committed[first : first + settings.chunk]
-        rows = target.step(ids, 1 if drafter.seen is None else len(ids))
+        rows = target.step(ids, 1)
         drafter.saw(ids, None if drafter.seen is None else features_of(rows))
+        drafter.keep_up(committed)
         between_chunks()
 
 
@@ -182,7 +181,7 @@ class Verified:
 
     tokens: list[int]  # the drafts that match the target's own tokens, and one more of its own
     first: int  # the position of the first token that was fed
-    features: NDArray[np.float32] | None  # of the tokens that were fed, [fed, width]; None where the drafter reads none
+    features: Features | None  # of the tokens that were fed, [fed, width]; None where the drafter reads none
 
 
 def verify(
@@ -198,9 +197,9 @@ def verify(
     first = target.length
     ids = [*committed[first:], *proposal.ids]
     needed = len(proposal.ids) + 1
-    rows = padded_step(target, ids, needed if drafter.seen is None else len(ids), settings.widths)
+    rows = padded_step(target, ids, needed, settings.widths)
     features = None if drafter.seen is None else features_of(rows)
-    return Verified(chooser.choose(rows.logits[-needed:], committed, proposal.ids), first, features)
+    return Verified(chooser.choose(rows.logits, committed, proposal.ids), first, features)
 
 
 def padded_step(target: TargetModel, ids: Sequence[int], keep: int, widths: Widths) -> Rows:
@@ -210,11 +209,11 @@ def padded_step(target: TargetModel, ids: Sequence[int], keep: int, widths: Widt
     rows = target.step([*ids, *[ids[-1]] * padding], kept)
     target.rollback(length + len(ids))  # the padding tokens' rows are not kept
     last = kept - padding
-    features = None if rows.features is None else rows.features[last - keep : last]
+    features = None if rows.features is None else rows.features[: len(ids)]
     return Rows(rows.logits[last - keep : last], features)
 
 
-def features_of(rows: Rows) -> NDArray[np.float32]:
+def features_of(rows: Rows) -> Features:
     """ValueError where the target's graph does not give them; whoever pairs it with a drafter checks that."""
     if rows.features is None:
         raise ValueError("the drafter reads the target's hidden states, which this target does not give")

@@ -34,6 +34,7 @@ UNTRIED_SHARE = 0.75  # the gain assumed of a position that no round has tried, 
 TRIAL_SHARE = 0.01  # the share of the time that trials may lose; a trial uses the draft model though it did not pay
 TRIAL_DRAFTS = 8  # the fewest drafts of a trial
 TRIAL_WINDOW = 32  # the tokens of context that a trial reads if the draft's cache lacks more than these
+PROVEN_ROUNDS = 4.0  # of a text, as they count in sums: once these reach plain decoding, the draft reads all of it
 
 
 class DecayingRatio:
@@ -143,6 +144,7 @@ class DraftRequest:
 
     length: int  # the number of tokens to draft
     window: int | None = None  # the most tokens of context to read first; None for all that the draft's cache lacks
+    whole: bool = False  # whether a cache that begins with a window shall be filled from the first token on
 
 
 class Policy:
@@ -160,6 +162,8 @@ class Policy:
         self._draft_rounds = self._expected_rounds  # the recent rounds that used the draft model
         self._expected_share = 1.0  # of `_expected_rounds`: how much of them is added when a text begins
         self._gains = self.drafts.profile()  # by position: the mean gain of verifying this draft, in tokens per round
+        self._text_rounds = RecentRounds(0.0, 0.0, 0.0)  # those of this text, by the tokens that they committed
+        self._in_window = False  # whether the draft model has read a window of this text alone
         self._seconds_without_draft = 0.0  # since the draft model was last used
         self._in_trial = False
         self._last_trial_loss = 0.0  # tokens
@@ -185,6 +189,7 @@ class Policy:
             old.seconds + self._expected_share * expected.seconds,
             old.rounds + self._expected_share * expected.rounds,
         )
+        self._text_rounds, self._in_window = RecentRounds(0.0, 0.0, 0.0), False
 
     def _expect_rounds(self) -> RecentRounds:
         """Rounds of the draft length with the highest rate, if drafts are accepted as often as `profile` says."""
@@ -229,7 +234,7 @@ class Policy:
         # Reading the tokens that the draft's cache lacks is not counted: it serves all later rounds, not only this one.
         gain = tokens - 1 - self.reference_rate * (seconds - self._plain_seconds)
         if gain >= self.best_prefix(lookup_chances)[0]:
-            return DraftRequest(length)
+            return self._usual_request(length, lag)
         window = TRIAL_WINDOW if lag > TRIAL_WINDOW else None
         seconds += self.draft_costs((window or lag) + length) - self.draft_costs(length)
         loss = self.reference_rate * seconds - tokens  # in tokens, if the trial goes as recent rounds went
@@ -237,7 +242,19 @@ class Policy:
         if budget < max(loss, self._last_trial_loss):
             return None
         self._begin_trial()
+        self._in_window |= window is not None
         return DraftRequest(max(length, min(limit, TRIAL_DRAFTS)), window)
+
+    def _usual_request(self, length: int, lag: int) -> DraftRequest:
+        """So many drafts. After a text that did not reach plain decoding, the draft model reads a window of the next
+        text first, and all of it once that has paid: reading a prompt may cost more than the drafts of a text gain."""
+        if self._expected_share < 1 and lag > TRIAL_WINDOW:
+            self._in_window = True
+            return DraftRequest(length, TRIAL_WINDOW)
+        text = self._text_rounds
+        whole = self._in_window and text.rounds >= PROVEN_ROUNDS and text.tokens_per_second * self._plain_seconds >= 1
+        self._in_window &= not whole
+        return DraftRequest(length, whole=whole)
 
     def _begin_trial(self) -> None:
         """Forget most of what was learned about the draft model: it may no longer hold, and the trial shall decide."""
@@ -306,6 +323,7 @@ class Policy:
         # The expected number of tokens, estimated after the round, varies less than the number that was committed.
         expected = self.drafts.estimate(probabilities[:verified])
         self._draft_rounds.add(1.0 + sum(expected), seconds)
+        self._text_rounds.add(1.0 + matched, seconds)
         if self._in_trial:
             self._last_trial_loss = self.reference_rate * (seconds + self.draft_costs(TRIAL_WINDOW)) - matched - 1
         self._seconds_without_draft, self._in_trial = 0.0, False

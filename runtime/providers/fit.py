@@ -13,6 +13,7 @@ PAST, PRESENT = "past_key_values.", "present."
 TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)", "int8": "tensor(int8)"}
 INT64, FLOAT = "tensor(int64)", "tensor(float)"
 FEATURES_INPUT, FEATURES_OUTPUT = "target_features", "hidden_states"  # overridable, of drafts; of targets
+FEATURES_KEPT = "hidden_states_to_keep"  # overridable: the rows of that output in a graph of dynamic shapes
 OUTPUTS: dict[Role, dict[str, str]] = {
     "target": {"logits": FLOAT},
     "draft": {"draft_ids": INT64, "draft_probabilities": FLOAT},
@@ -85,6 +86,9 @@ def _require_features(path: Path, session: Any, manifest: Manifest) -> None:
             raise _misfit(path, f"{'no' if found is None else 'the'} {name}", f"features of {count} columns")
         if found is not None and (found.type != floats or not _fits(found.shape[-1:], (count,))):
             raise _misfit(path, f"{name} of shape {found.shape} and {found.type}", f"{count} columns, {floats}")
+    overridable = {value.name: value.type for value in session.get_overridable_initializers()}
+    if columns and not manifest.graphs and overridable.get(FEATURES_KEPT) != INT64:
+        raise _misfit(path, f"no {FEATURES_KEPT} of {INT64}", f"features of {columns} columns")
 
 
 def _misfit(path: Path, found: str, said: str) -> BadArtifact:

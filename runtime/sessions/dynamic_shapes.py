@@ -12,11 +12,28 @@ from typing import Any
 import numpy as np
 
 from pard_onnx.models.manifest import GRAPH, Manifest
+from pard_onnx.runtime.providers.fit import FEATURES_INPUT, FEATURES_KEPT, FEATURES_OUTPUT
 from pard_onnx.runtime.providers.opening import open_graph
 from pard_onnx.runtime.providers.table import Provider, onnxruntime
 from pard_onnx.runtime.providers.threads import Threads
 
-from .session import BoundSession, Floats, Ids, Rows, mask_tokens, require_drafts, require_kept, run_graph
+from .session import (
+    BoundSession,
+    Features,
+    Floats,
+    Ids,
+    Rows,
+    feature_columns,
+    feature_type,
+    mask_tokens,
+    require_drafts,
+    require_feature_layers,
+    require_features,
+    require_kept,
+    run_graph,
+)
+
+ALL_ROWS, AS_MANY_AS_LOGITS = 0, -1  # values of the input `hidden_states_to_keep`
 
 
 class GraphSession(BoundSession):
@@ -64,13 +81,46 @@ class FusedTarget(GraphSession):
         super().__init__(folder, manifest, provider, threads)
         self._logits: Floats = np.empty((0, manifest.spec.vocabulary.rows), np.float32)
         self._kept: dict[int, Any] = {}
+        width = len(manifest.feature_layers) * manifest.spec.hidden
+        self._features: Features = np.empty((0, width), feature_type(manifest))
+        self._features_kept: Ids = np.zeros(1, np.int64)
+        self._features_bound = False
 
-    def step(self, ids: Sequence[int], keep: int) -> Rows:
+    def step(self, ids: Sequence[int], keep: int, features: bool = False) -> Rows:
         """See `TargetSession.step`."""
         require_kept(ids, keep)
+        if features:
+            return self._step_with_features(ids, keep)
+        if self._features_bound:
+            self._unbind_features()
         self._binding.bind_ortvalue_output("logits", self._output(keep))
         self._run(ids, len(ids), "logits_to_keep", keep)
         return Rows(self._logits[:keep])
+
+    def _step_with_features(self, ids: Sequence[int], keep: int) -> Rows:
+        require_feature_layers(self.manifest)
+        width = len(ids)
+        if width > len(self._features):
+            self._features = np.empty((width, self._features.shape[1]), self._features.dtype)
+        features = self._features[:width]
+        self._binding.bind_ortvalue_output(FEATURES_OUTPUT, self._value(features[None]))
+        self._keep_features(ALL_ROWS)
+        self._features_bound = True
+        self._binding.bind_ortvalue_output("logits", self._output(keep))
+        self._run(ids, width, "logits_to_keep", keep)
+        return Rows(self._logits[:keep], features)
+
+    def _keep_features(self, rows: int) -> None:
+        """Set the number of rows of hidden states that the graph computes."""
+        self._features_kept[0] = rows
+        self._binding.bind_ortvalue_input(FEATURES_KEPT, self._value(self._features_kept))
+
+    def _unbind_features(self) -> None:
+        """Leave the output out again: nobody reads it in the next step."""
+        self._binding.clear_binding_outputs()
+        self.cache.bind(self._binding)
+        self._keep_features(AS_MANY_AS_LOGITS)
+        self._features_bound = False
 
     def _output(self, keep: int) -> Any:
         """The buffer's first `keep` rows as an OrtValue. The buffer grows if a step keeps more rows than before."""
@@ -88,10 +138,17 @@ class FusedDraft(GraphSession):
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
         super().__init__(folder, manifest, provider, threads)
         self._outputs: dict[int, tuple[Ids, Floats, Any, Any]] = {}
+        self._features: Features = np.zeros((0, feature_columns(manifest)), feature_type(manifest))
+        self._features_bound = False
 
-    def step(self, ids: Sequence[int], draft_length: int) -> tuple[Ids, Floats]:
-        """See `DraftSession.step`. The graph appends the masks itself."""
+    def step(self, ids: Sequence[int], draft_length: int, features: Features | None = None) -> tuple[Ids, Floats]:
+        """See `DraftSession.step`. The graph appends the masks itself, with the last row of features."""
         require_drafts(ids, draft_length)
+        if features is not None:
+            require_features(ids, features)
+            self._bind_features(features, draft_length)
+        elif self._features_bound:
+            self._leave_out_features()
         drafts, probabilities, ids_value, probabilities_value = self._output(draft_length)
         self._binding.bind_ortvalue_output("draft_ids", ids_value)
         self._binding.bind_ortvalue_output("draft_probabilities", probabilities_value)
@@ -110,6 +167,26 @@ class FusedDraft(GraphSession):
 
     def _run_draft(self, ids: Sequence[int], draft_length: int) -> None:
         self._run(ids, len(ids) + draft_length - 1, "draft_length", draft_length)
+
+    def _bind_features(self, features: Features, draft_length: int) -> None:
+        """Feed these rows, and the last one again where the graph has more tokens (see `_feature_rows`)."""
+        rows = self._feature_rows(len(features), draft_length)
+        if rows > len(self._features):
+            self._features = np.zeros((rows, self._features.shape[1]), self._features.dtype)
+        self._features[: len(features)] = features
+        self._features[len(features) : rows] = features[-1]
+        self._binding.bind_ortvalue_input(FEATURES_INPUT, self._value(self._features[None, :rows]))
+        self._features_bound = True
+
+    def _feature_rows(self, real: int, draft_length: int) -> int:
+        """The rows of features that the graph reads in a step of so many real tokens."""
+        return real
+
+    def _leave_out_features(self) -> None:
+        """Feed what the graph has where the input is left out: one row of zeros, for all tokens."""
+        self._features[:1] = 0
+        self._binding.bind_ortvalue_input(FEATURES_INPUT, self._value(self._features[None, :1]))
+        self._features_bound = False
 
     def _output(self, draft_length: int) -> tuple[Ids, Floats, Any, Any]:
         if draft_length not in self._outputs:
@@ -142,3 +219,6 @@ class PortableDraft(PositionsSession, FusedDraft):
     def _run_draft(self, ids: Sequence[int], draft_length: int) -> None:
         tokens = [*ids, *mask_tokens(self.manifest, draft_length)]
         self._run(tokens, len(tokens), "logits_to_keep", draft_length)
+
+    def _feature_rows(self, real: int, draft_length: int) -> int:
+        return real + draft_length - 1

@@ -13,12 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pard_onnx.models.manifest import Manifest, StaticGraph
+from pard_onnx.runtime.providers.fit import FEATURES_INPUT, FEATURES_OUTPUT
 from pard_onnx.runtime.providers.opening import open_graph
 from pard_onnx.runtime.providers.table import Provider, onnxruntime
 from pard_onnx.runtime.providers.threads import Threads
 
 from .kv_cache import KvCache
-from .session import BoundSession, Floats, Ids, Rows, mask_tokens, require_drafts, require_kept, run_graph
+from .session import (
+    BoundSession,
+    Features,
+    Floats,
+    Ids,
+    Rows,
+    feature_type,
+    mask_tokens,
+    require_drafts,
+    require_feature_layers,
+    require_features,
+    require_kept,
+    run_graph,
+)
 
 GraphCall = tuple[StaticGraph, int]  # a graph, and the number of the step's tokens that it runs
 
@@ -55,6 +69,7 @@ class FixedGraph:
         self._ids: Ids = np.zeros((1, graph.width), np.int64)
         self._positions: Ids = np.zeros((1, graph.width), np.int64)
         self._inputs = {"input_ids": self._value(self._ids), "position_ids": self._value(self._positions)}
+        self._features: Features | None = None  # what is fed at present; None where nothing ever was
         self.outputs: dict[str, NDArray[Any]] = {}
         self.binding.bind_ortvalue_input("attention_mask", self._value(np.ones((1, rows), np.int64)))
         for name, array in outputs.items():
@@ -71,6 +86,19 @@ class FixedGraph:
         self.binding.clear_binding_outputs()
         for other, array in self.outputs.items():
             self.bind_output(other, array)
+
+    def feed_features(self, features: Features, row_type: np.dtype[Any]) -> None:
+        """Add these rows to the step's first tokens, and the last of them to the others."""
+        if self._features is None:
+            self._features = np.zeros((1, self.width, features.shape[1]), row_type)
+            self._inputs[FEATURES_INPUT] = self._value(self._features)
+        self._features[0, : len(features)] = features
+        self._features[0, len(features) :] = features[-1]
+
+    def leave_out_features(self) -> None:
+        """Add nothing to the next steps' tokens, as where the input is left out."""
+        if self._features is not None:
+            self._features[:] = 0
 
     def run(self, ids: Sequence[int], start: int, cache: KvCache) -> None:
         """Run a step of these tokens, whose KV rows begin at `start`."""
@@ -102,21 +130,25 @@ class FixedShapesSession(BoundSession):
             self._graphs[graph.width] = FixedGraph(path, graph, manifest.kv_rows, outputs, session)
         super().__init__(manifest, provider, [graph.binding for graph in self._graphs.values()])
 
-    def _run(self, tokens: Sequence[int], kept: int) -> list[NDArray[Any]]:
-        """Append the tokens; returns the last `kept` rows of each output, in buffers that the next step overwrites."""
+    def _run(self, tokens: Sequence[int], kept: int, features: Features | None = None) -> dict[str, NDArray[Any]]:
+        """Append the tokens; returns the rows of each output, the last `kept` ones at least, in buffers that the next
+        step overwrites. features: of a draft's tokens, see `DraftSession.step`."""
         start, end = self.length, self._end_of_step(len(tokens))
-        outputs: list[list[NDArray[Any]]] = []
+        outputs: dict[str, list[NDArray[Any]]] = {}
         calls = plan_calls(self.manifest.graphs, len(tokens), kept)
         for graph, count in calls:
-            fixed = self._graphs[graph.width]
-            fixed.run(tokens[start - self.length : start - self.length + count], start, self.cache)
+            fixed, first = self._graphs[graph.width], start - self.length
+            if features is None:
+                fixed.leave_out_features()
+            else:
+                rows = features[first : first + count]
+                fixed.feed_features(rows if len(rows) else features[-1:], feature_type(self.manifest))
+            fixed.run(tokens[first : first + count], start, self.cache)
             start += count
-            rows = [array[:count] for array in fixed.outputs.values()]
-            if rows:
-                outputs.append(rows if len(calls) == 1 else [array.copy() for array in rows])
+            for name, array in fixed.outputs.items():
+                outputs.setdefault(name, []).append(array[:count] if len(calls) == 1 else array[:count].copy())
         self.cache.length = end
-        parts = [column[0] if len(column) == 1 else np.concatenate(column) for column in zip(*outputs, strict=True)]
-        return [array[len(array) - kept :] for array in parts]
+        return {name: rows[0] if len(rows) == 1 else np.concatenate(rows) for name, rows in outputs.items()}
 
 
 class FixedShapesTarget(FixedShapesSession):
@@ -125,12 +157,28 @@ class FixedShapesTarget(FixedShapesSession):
     def __init__(self, folder: Path, manifest: Manifest, provider: Provider, threads: Threads) -> None:
         row = (manifest.spec.vocabulary.rows,)
         super().__init__(folder, manifest, provider, threads, {"logits": (np.float32, row)})
+        self._features_bound = False
 
-    def step(self, ids: Sequence[int], keep: int) -> Rows:
+    def step(self, ids: Sequence[int], keep: int, features: bool = False) -> Rows:
         """See `TargetSession.step`."""
         require_kept(ids, keep)
-        (logits,) = self._run(ids, keep)
-        return Rows(logits)
+        if features != self._features_bound:
+            require_feature_layers(self.manifest)
+            self._bind_features(features)
+        found = self._run(ids, keep)
+        return Rows(found["logits"][-keep:], found.get(FEATURES_OUTPUT))
+
+    def _bind_features(self, wanted: bool) -> None:
+        """Read the hidden states of the next steps' tokens, which graphs without logits give too; or no longer."""
+        width = len(self.manifest.feature_layers) * self.manifest.spec.hidden
+        for graph in self._graphs.values():
+            if wanted:
+                graph.bind_output(FEATURES_OUTPUT, np.empty((graph.width, width), feature_type(self.manifest)))
+            else:
+                graph.unbind_output(FEATURES_OUTPUT)
+        if not wanted:
+            self._bind_cache()
+        self._features_bound = wanted
 
 
 class FixedShapesDraft(FixedShapesSession):
@@ -140,11 +188,13 @@ class FixedShapesDraft(FixedShapesSession):
         outputs = {"draft_ids": (np.int64, ()), "draft_probabilities": (np.float32, ())}
         super().__init__(folder, manifest, provider, threads, outputs)  # type: ignore[arg-type]
 
-    def step(self, ids: Sequence[int], draft_length: int) -> tuple[Ids, Floats]:
+    def step(self, ids: Sequence[int], draft_length: int, features: Features | None = None) -> tuple[Ids, Floats]:
         """See `DraftSession.step`."""
         require_drafts(ids, draft_length)
-        drafts, probabilities, *_ = self._run([*ids, *mask_tokens(self.manifest, draft_length)], draft_length)
-        return drafts, probabilities
+        if features is not None:
+            require_features(ids, features)
+        found = self._run([*ids, *mask_tokens(self.manifest, draft_length)], draft_length, features)
+        return found["draft_ids"][-draft_length:], found["draft_probabilities"][-draft_length:]
 
     def logits(self, ids: Sequence[int], draft_length: int) -> Floats:
         """See `DraftSession.logits`."""
@@ -152,7 +202,8 @@ class FixedShapesDraft(FixedShapesSession):
         graphs = [graph for graph in self._graphs.values() if graph.outputs]
         for graph in graphs:
             graph.bind_output("logits", np.empty((graph.width, columns), np.float32))
-        logits: Floats = self._run([*ids, *mask_tokens(self.manifest, draft_length)], draft_length)[-1].copy()
+        found = self._run([*ids, *mask_tokens(self.manifest, draft_length)], draft_length)
+        logits: Floats = found["logits"][-draft_length:].copy()
         for graph in graphs:
             graph.unbind_output("logits")
         self._bind_cache()

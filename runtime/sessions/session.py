@@ -28,6 +28,7 @@ from .kv_cache import KvCache
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Features = NDArray[Any]  # hidden states of a target, in the type of its activations
 BeforeStep = Callable[[], None]  # is called before each step; if it raises an error, the step is not run
 
 
@@ -43,7 +44,9 @@ class Rows:
     """
 
     logits: Floats  # [kept, vocabulary rows]
-    features: Floats | None = None  # hidden states, [kept, width]; None where the graph does not give them
+    # Hidden states of all tokens of the step, [tokens, width], in the type of the graph's activations; None where
+    # nobody reads them
+    features: Features | None = None
 
     def copy(self) -> Rows:
         """The same rows in memory of their own."""
@@ -89,16 +92,23 @@ AnySession = TypeVar("AnySession", bound=Session)
 class TargetSession(Session, Protocol):
     """A target's session, as callers see it."""
 
-    def step(self, ids: Sequence[int], keep: int) -> Rows:
-        """Append ids to the cache; the rows of the last `keep` of them."""
+    def step(self, ids: Sequence[int], keep: int, features: bool = False) -> Rows:
+        """Append ids to the cache; the rows of the last `keep` of them.
+
+        features: whether the hidden states of all ids are read, which the graph gives if the manifest has
+        `feature_layers`.
+        """
         ...
 
 
 class DraftSession(Session, Protocol):
     """A draft's session, as callers see it."""
 
-    def step(self, ids: Sequence[int], draft_length: int) -> tuple[Ids, Floats]:
+    def step(self, ids: Sequence[int], draft_length: int, features: Features | None = None) -> tuple[Ids, Floats]:
         """Append ids and draft_length - 1 masks to the cache.
+
+        features: what is added to each id, [len(ids), columns] (see `feature_columns`); the masks take the last row.
+        None: nothing is added, which is all that a draft without this input can do.
 
         Returns the draft ids and their probabilities, [draft_length] each, in buffers that the next step of this draft
         length overwrites. `length` counts the masks: the caller rolls them back.
@@ -123,6 +133,29 @@ def require_drafts(ids: Sequence[int], draft_length: int) -> None:
         raise ValueError(f"a draft of {draft_length} tokens")
     if not ids:
         raise ValueError("a step needs at least one token")
+
+
+def require_features(ids: Sequence[int], features: Features) -> None:
+    """Raise ValueError if a draft's step does not have one row of features for each token."""
+    if len(features) != len(ids):
+        raise ValueError(f"{len(features)} rows of features for a step of {len(ids)} tokens")
+
+
+def require_feature_layers(manifest: Manifest) -> None:
+    """Raise ValueError for a target whose graph gives no hidden states; whoever opens a pair checks that before."""
+    if not manifest.feature_layers:
+        raise ValueError("the target's graph gives no hidden states")
+
+
+def feature_type(manifest: Manifest) -> np.dtype[Any]:
+    """The type in which a graph gives hidden states, or reads them: that of its activations."""
+    return np.dtype(manifest.recipe.floats)
+
+
+def feature_columns(manifest: Manifest) -> int:
+    """The columns of a draft's input of features: those of a token's feature, and one for a bias; 0 if it has none."""
+    pard = manifest.spec.pard
+    return pard.features.columns if pard and pard.features else 0
 
 
 def mask_tokens(manifest: Manifest, draft_length: int) -> list[int]:

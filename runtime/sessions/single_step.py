@@ -12,6 +12,7 @@ from .session import (
     AnySession,
     BeforeStep,
     DraftSession,
+    Features,
     Floats,
     Ids,
     Rows,
@@ -19,6 +20,7 @@ from .session import (
     do_nothing,
     mask_tokens,
     require_drafts,
+    require_features,
     require_kept,
 )
 
@@ -55,27 +57,31 @@ class SingleStep(Generic[AnySession]):
 class SingleStepTarget(SingleStep[TargetSession]):
     """A target's session."""
 
-    def step(self, ids: Sequence[int], keep: int) -> Rows:
+    def step(self, ids: Sequence[int], keep: int, features: bool = False) -> Rows:
         """See `TargetSession.step`."""
         require_kept(ids, keep)
-        logits, features = [], []
+        logits, read = [], []
         for index, token in enumerate(ids):
-            rows = self._session.step([token], 1)
+            rows = self._session.step([token], 1, features)
             if index >= len(ids) - keep:
                 logits.append(rows.logits.copy())
-                features += [] if rows.features is None else [rows.features.copy()]
-        return Rows(np.concatenate(logits), np.concatenate(features) if features else None)
+            if rows.features is not None:
+                read.append(rows.features.copy())
+        return Rows(np.concatenate(logits), np.concatenate(read) if read else None)
 
 
 class SingleStepDraft(SingleStep[DraftSession]):
     """A draft's session. The masks are fed as ordinary tokens."""
 
-    def step(self, ids: Sequence[int], draft_length: int) -> tuple[Ids, Floats]:
+    def step(self, ids: Sequence[int], draft_length: int, features: Features | None = None) -> tuple[Ids, Floats]:
         """See `DraftSession.step`."""
         require_drafts(ids, draft_length)
+        if features is not None:
+            require_features(ids, features)
         drafts, probabilities = [], []
-        for token in (*ids, *mask_tokens(self.manifest, draft_length)):
-            draft, probability = self._session.step([token], 1)
+        for index, token in enumerate((*ids, *mask_tokens(self.manifest, draft_length))):
+            row = None if features is None else features[min(index, len(features) - 1)][None]
+            draft, probability = self._session.step([token], 1, row)
             drafts.append(draft.copy())
             probabilities.append(probability.copy())
         return np.concatenate(drafts[-draft_length:]), np.concatenate(probabilities[-draft_length:])

@@ -177,11 +177,11 @@ def test_a_drafter_of_ones_own_reads_what_the_graph_gives(
     session = engine.models[0].session
     step = session.step
 
-    def with_features(ids: list[int], keep: int) -> Rows:
+    def with_features(ids: list[int], keep: int, wanted: bool = False) -> Rows:
         first = session.length
         rows = step(ids, keep)
         features = np.array([[first + index, token] for index, token in enumerate(ids)], np.float32)
-        return Rows(rows.logits, features[len(ids) - keep :])
+        return Rows(rows.logits, features)
 
     monkeypatch.setattr(session, "step", with_features)
     sequences = [started(engine, PROMPTS[turn]) for turn in (2, 3)]

@@ -25,6 +25,8 @@ class Shape:
     layers: int = 2
     kv_rows: int = 128 + 64
     mask_id: int = 281
+    features: tuple[int, ...] = ()  # layers whose hidden states the target gives, or the draft reads
+    bias: bool = False  # of the draft's projection of them
 
 
 class Graph:
@@ -60,11 +62,18 @@ def weights(shape: Shape, seed: int) -> dict[str, NDArray[np.float32]]:
     for i in range(shape.layers):
         out[f"qkv{i}"] = rng.normal(size=(shape.hidden, q + 2 * kv)) / shape.hidden**0.5
         out[f"o{i}"] = rng.normal(size=(q, shape.hidden)) / 2
+    columns = len(shape.features) * shape.hidden + shape.bias
+    out["projection"] = rng.normal(size=(columns, shape.hidden)) / (10 * shape.hidden**0.5)
     return {name: array.astype(np.float32) for name, array in out.items()}
 
 
-def layers(g: Graph, shape: Shape, w: dict[str, NDArray[np.float32]], ids: str, total: str, dtype: int) -> str:
-    """Embedding and attention layers: hidden rows [1, sequence, hidden]; `total` is int64 [1]."""
+def layers(
+    g: Graph, shape: Shape, w: dict[str, NDArray[np.float32]], ids: str, total: str, dtype: int, added: str = ""
+) -> list[str]:
+    """Embedding and attention layers: the hidden rows before each layer and after the last, [1, sequence, hidden].
+
+    total: int64 [1]. added: rows that are added to the embedding's.
+    """
     cast = np.float16 if dtype == FLOAT16 else np.float32
     one = g.constant("one32", np.array([1], np.int32))
     total32 = g.node("Cast", total, to=TensorProto.INT32)
@@ -74,6 +83,9 @@ def layers(g: Graph, shape: Shape, w: dict[str, NDArray[np.float32]], ids: str, 
     g.constant("cos", cos.astype(cast))
     g.constant("sin", sin.astype(cast))
     x = g.node("Gather", g.constant("embed", w["embed"].astype(cast)), ids)
+    if added:
+        x = g.node("Add", x, added)
+    states = [x]
     for i in range(shape.layers):
         qkv = g.node("MatMul", x, g.constant(f"qkv{i}", w[f"qkv{i}"].astype(cast)))
         attention = g.node(
@@ -94,7 +106,8 @@ def layers(g: Graph, shape: Shape, w: dict[str, NDArray[np.float32]], ids: str, 
             do_rotary=1,
         )
         x = g.node("Add", x, g.node("MatMul", attention, g.constant(f"o{i}", w[f"o{i}"].astype(cast))))
-    return x
+        states.append(x)
+    return states
 
 
 def head(g: Graph, shape: Shape, w: dict[str, NDArray[np.float32]], x: str, kept: str, output: str) -> str:
@@ -134,9 +147,25 @@ def mask_length(g: Graph) -> str:
 def target(shape: Shape, seed: int, dtype: int = FLOAT) -> ModelProto:
     g, w = Graph(), weights(shape, seed)
     g.constant("logits_to_keep", np.array([0], np.int64))
-    head(g, shape, w, layers(g, shape, w, "input_ids", mask_length(g), dtype), "logits_to_keep", "logits")
+    states = layers(g, shape, w, "input_ids", mask_length(g), dtype)
+    head(g, shape, w, states[-1], "logits_to_keep", "logits")
     keep = value("logits_to_keep", INT64, 1)
-    return model(g, shape, dtype, [keep], [value("logits", FLOAT, "batch", "kept", shape.rows)])
+    outputs = [value("logits", FLOAT, "batch", "kept", shape.rows)]
+    if shape.features:
+        wanted = [states[layer] for layer in shape.features]
+        hidden_states(g, g.node("Concat", *wanted, axis=2), "logits_to_keep")
+        outputs.append(value("hidden_states", dtype, "batch", "kept_features", len(wanted) * shape.hidden))
+    inputs = [keep, value("hidden_states_to_keep", INT64, 1)] if shape.features else [keep]
+    return model(g, shape, dtype, inputs, outputs)
+
+
+def hidden_states(g: Graph, rows: str, kept: str) -> None:
+    """The last `hidden_states_to_keep` rows (0 = all), or the last `kept` ones, as the output of this name."""
+    g.constant("hidden_states_to_keep", np.array([-1], np.int64))
+    stated = g.node("LessOrEqual", g.constant("none", np.array([0], np.int64)), "hidden_states_to_keep")
+    count = g.node("Where", stated, "hidden_states_to_keep", kept)
+    ends = [g.constant("last_row", np.array([2**62], np.int64)), g.constant("axis_of_rows", np.array([1], np.int64))]
+    g.node("Slice", rows, g.node("Neg", count), *ends, outputs=["hidden_states"])
 
 
 def draft(shape: Shape, seed: int, dtype: int = FLOAT) -> ModelProto:
@@ -146,7 +175,12 @@ def draft(shape: Shape, seed: int, dtype: int = FLOAT) -> ModelProto:
     row = g.constant("row", np.array([[shape.mask_id]], np.int64))
     ids = g.node("Concat", "input_ids", g.node("Expand", row, g.node("Concat", one, masks, axis=0)), axis=1)
     total = g.node("Add", mask_length(g), masks)
-    logits = head(g, shape, w, layers(g, shape, w, ids, total, dtype), "draft_length", "logits")
+    inputs = [value("draft_length", INT64, 1)]
+    added = ""
+    if shape.features:
+        added, feed = projected(g, shape, w, masks, dtype)
+        inputs.append(feed)
+    logits = head(g, shape, w, layers(g, shape, w, ids, total, dtype, added)[-1], "draft_length", "logits")
     g.node("ArgMax", logits, axis=2, keepdims=0, outputs=["draft_ids"])
     probabilities = g.node("Softmax", logits, axis=2)
     g.node(
@@ -161,9 +195,61 @@ def draft(shape: Shape, seed: int, dtype: int = FLOAT) -> ModelProto:
         value("draft_probabilities", FLOAT, "batch", "drafts"),
         value("logits", FLOAT, "batch", "drafts", shape.rows),
     ]
-    return model(g, shape, dtype, [value("draft_length", INT64, 1)], outputs)
+    return model(g, shape, dtype, inputs, outputs)
+
+
+def projected(g: Graph, shape: Shape, w: dict[str, NDArray[np.float32]], masks: str, dtype: int) -> tuple[str, object]:
+    """What is added to the rows of a draft's tokens and masks, and the graph's input of features."""
+    cast = np.float16 if dtype == FLOAT16 else np.float32
+    columns = len(shape.features) * shape.hidden + shape.bias
+    zeros = g.constant("target_features", np.zeros((1, 1, columns), cast))
+    rows = g.node("MatMul", zeros, g.constant("projection", w["projection"].astype(cast)))
+    axis1 = g.constant("axis_rows", np.array([1], np.int64))
+    end = g.constant("end_rows", np.array([2**62], np.int64))
+    last = g.node("Slice", rows, g.constant("last", np.array([-1], np.int64)), end, axis1)
+    sequence = g.node("Shape", "input_ids", start=1, end=2)
+    one = g.constant("one_row", np.array([1], np.int64))
+    real = g.node("Expand", rows, g.node("Concat", one, sequence, one, axis=0))  # a single row is every token's
+    repeated = g.node("Expand", last, g.node("Concat", one, masks, one, axis=0))
+    return g.node("Concat", real, repeated, axis=1), value("target_features", dtype, "batch", "fed", columns)
 
 
 def write(graph: ModelProto, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save(graph, folder / "model.onnx")
+
+
+def tokenwise(shape: Shape, role: str, width: int | None = None, outputs: bool = True) -> ModelProto:
+    """A model of the portable variant without attention, whose KV cache is left as it is: for what sessions do.
+
+    width, outputs: of a static graph, and whether it gives the outputs of its role. A target's features are its
+    embedding and the negative of it.
+    """
+    g, w, sequence = Graph(), weights(shape, 1), width or "sequence"
+    x = embedded = g.node("Gather", g.constant("embed", w["embed"]), "input_ids")
+    inputs, out = [value("position_ids", INT64, "batch", sequence)], []
+    columns = w["projection"].shape[0]
+    if role == "draft":
+        g.constant("target_features", np.zeros((1, 1, columns), np.float32))
+        x = g.node("Add", x, g.node("MatMul", "target_features", g.constant("projection", w["projection"])))
+        inputs.append(value("target_features", FLOAT, "batch", "fed", columns))
+    if width is None:
+        inputs.append(value("logits_to_keep", INT64, 1))
+        g.constant("logits_to_keep", np.array([0], np.int64))
+    kept = "logits_to_keep" if width is None else g.constant("all", np.array([shape.kv_rows], np.int64))
+    rows = value("logits", FLOAT, "batch", "kept", shape.rows)
+    if outputs:
+        logits = head(g, shape, w, x, kept, "logits")
+        out.append(rows)
+    if outputs and role == "draft":
+        g.node("ArgMax", logits, axis=2, keepdims=0, outputs=["draft_ids"])
+        g.node("ReduceMax", logits, g.constant("columns", np.array([2])), keepdims=0, outputs=["draft_probabilities"])
+        out += [value("draft_ids", INT64, "batch", "kept"), value("draft_probabilities", FLOAT, "batch", "kept")]
+    if role == "target":
+        hidden_states(g, g.node("Concat", embedded, g.node("Neg", embedded), axis=2), kept)
+        out.append(value("hidden_states", FLOAT, "batch", "kept_features", 2 * shape.hidden))
+        inputs.append(value("hidden_states_to_keep", INT64, 1))
+    for i in range(shape.layers):
+        for part in ("key", "value"):
+            g.node("Neg", g.node("Neg", f"past_key_values.{i}.{part}"), outputs=[f"present.{i}.{part}"])
+    return model(g, shape, FLOAT, inputs, out)

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pard_onnx.models.manifest import KV_MARGIN, File, Manifest, Source
 from pard_onnx.models.precision import recipe
-from pard_onnx.models.spec import ModelSpec, Pard, Rope, Vocabulary
+from pard_onnx.models.spec import ModelSpec, Pard, Rope, TargetFeatures, Vocabulary
 from pard_onnx.runtime.providers import discovery as installed
 from pard_onnx.runtime.providers import memory as device_memory
 from pard_onnx.runtime.tuning import self_check
@@ -63,6 +63,12 @@ def make_tokenizer() -> Callable[..., Tokenizer]:
     return tokenizer
 
 
+def features_of(shape: Any) -> TargetFeatures | None:
+    """What a draft of this shape reads of its target."""
+    width = len(shape.features) * shape.hidden
+    return TargetFeatures(shape.features, width, scale=1.0, bias=shape.bias) if shape.features else None
+
+
 def manifest(
     shape: Any, role: str, folder: Path, precision: str, eos: tuple[int, ...], dtype: str, template: str
 ) -> Manifest:
@@ -71,12 +77,13 @@ def manifest(
         kv_heads=shape.kv_heads, head_dim=shape.head_dim, norm_eps=1e-6, rope=Rope(100.0), qk_norm=False,
         qkv_bias=False, tied=False, max_positions=shape.kv_rows, dtype="float32",
         vocabulary=Vocabulary(shape.rows, shape.size, eos), chat_template=template,
-        pard=Pard(shape.mask_id) if role == "draft" else None,
+        pard=Pard(shape.mask_id, features=features_of(shape)) if role == "draft" else None,
     )  # fmt: skip
     return Manifest(
         role=role, spec=spec, precision=precision, recipe=recipe(precision), opset=21, attention="gqa",
         capacity=shape.kv_rows - KV_MARGIN, kv_rows=shape.kv_rows, kv_dtype=dtype,
         files=tuple(File.of(path) for path in sorted(folder.iterdir())), source=Source(f"toy-{role}"), tools=(),
+        feature_layers=shape.features if role == "target" else (),
     )  # fmt: skip
 
 
@@ -87,7 +94,7 @@ def write_artifact(toy: ModuleType) -> Callable[..., Path]:
     def write(
         folder: Path, role: str, *, seed: int = 1, precision: str = "fp32", eos: tuple[int, ...] = (),
         text: str = "the quick brown fox jumps over the lazy dog", dtype: str = "float32",
-        template: str = TEMPLATE, **shape: int,
+        template: str = TEMPLATE, **shape: Any,
     ) -> Path:  # fmt: skip
         wanted = toy.Shape(**shape)
         make = {"target": toy.target, "draft": toy.draft}[role]

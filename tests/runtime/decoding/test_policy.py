@@ -71,8 +71,9 @@ def fixed(k: int, world: World, machine: RoundCosts, tokens: int) -> float:
     return done / seconds
 
 
-def tuned(policy: Policy, world: World, machine: RoundCosts, tokens: int, seed: int = 1) -> float:
-    rng, done, seconds, lag = random.Random(seed), 0, 0.0, 1
+def tuned(policy: Policy, world: World, machine: RoundCosts, tokens: int, seed: int = 1, prompt: int = 1) -> float:
+    """Tokens a second; prompt: the tokens before them, which the draft has not read yet."""
+    rng, done, seconds, lag = random.Random(seed), 0, 0.0, prompt
     while done < tokens:
         request = policy.request([], lag, 32)
         matched = count = 0
@@ -81,7 +82,8 @@ def tuned(policy: Policy, world: World, machine: RoundCosts, tokens: int, seed: 
             _, count = policy.best_prefix(policy.drafts.estimate(said))
             matched = min(count, matching(true, rng))
             policy.observe_draft_round(policy.draft_costs(request.length + 2), said, count, matched)
-            seconds += machine.draft(min(lag, request.window or lag) + request.length - 1)
+            read = prompt + done if request.whole else min(lag, request.window or lag)
+            seconds += machine.draft(read + request.length - 1)
         else:
             policy.observe_plain_round()
         lag = matched + 1 if request else lag + 1
@@ -130,6 +132,39 @@ def test_a_new_text_gets_a_new_chance_that_costs_less_after_each_hopeless_one(ma
     tuned(policy, good, machine, 2000)
     policy.new_text()
     assert policy.request([], 3, 32) is not None
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+@pytest.mark.parametrize("world", [hopeless, liar])
+def test_after_a_hopeless_text_no_prompt_is_read_in_vain(world: World, machine: RoundCosts) -> None:
+    policy, plain, rates = Policy(machine), fixed(0, hopeless, machine, 100), []
+    for seed in range(12):
+        policy.new_text()
+        rates.append(tuned(policy, world, machine, 128, seed, prompt=300))
+    assert sum(rates[1:]) / 11 > 0.97 * plain
+
+
+def test_a_draft_that_pays_after_a_window_reads_the_whole_text_once() -> None:
+    policy, machine = Policy(MACHINES["a large target"]), MACHINES["a large target"]
+    policy.new_text()
+    tuned(policy, hopeless, machine, 500)
+    policy.new_text()
+    requests, lag = [], 500
+    for _ in range(60):
+        request = policy.request([], lag, 32)
+        lag = 4 if request else lag + 1
+        if request is None:
+            policy.observe_plain_round()
+            continue
+        requests.append(request)
+        chances = [0.9] * request.length
+        policy.observe_draft_round(policy.draft_costs(request.length + 2), chances, len(chances), len(chances))
+    assert requests[0].window and not requests[0].whole
+    assert [request.whole for request in requests].count(True) == 1
+    assert not any(request.window for request in requests[1:])
+    policy.new_text()
+    request = policy.request([], 500, 32)  # the next text is read from its beginning again
+    assert request and request.window is None and not request.whole
 
 
 def test_a_draft_that_has_much_to_catch_up_is_tried_after_a_window() -> None:
