@@ -1,16 +1,14 @@
 """`python -m pard_onnx COMMAND ...` runs pard-COMMAND, where the folder of the scripts is not on the path."""
 
-from __future__ import annotations
-
-from pard_onnx import entry_points  # before all others: it sets the signal handlers
-
-import sys  # isort: skip
+import sys
 
 COMMANDS = ("generate", "chat", "serve", "models", "export", "quantize", "bench", "demo", "doctor", "deploy")
 
 
 def main() -> None:
     """Ends the process with the command's exit code, or with 2 where there is no such command."""
+    from pard_onnx import entry_points  # sets the signal handlers, so not where this module is only imported
+
     if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
         name = sys.argv.pop(1)
         entry_points.run(f"{name}_command")

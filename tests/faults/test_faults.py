@@ -24,9 +24,10 @@ from pard_onnx.models.manifest import Source
 HERE = Path(__file__).parent
 KINDS = ("kill", "torn", "ENOSPC", "EIO", "short", "full", "broken")
 COMPILER = shutil.which("cc")
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or COMPILER is None, reason="needs Linux's LD_PRELOAD and a C compiler"
-)
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux" or COMPILER is None, reason="needs Linux's LD_PRELOAD and a C compiler"),
+    pytest.mark.timeout(3600),  # thousands of processes in the slow ones
+]
 Inject = Callable[..., list[dict[str, Any]]]
 
 

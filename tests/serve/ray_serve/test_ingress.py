@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("starlette")
-pytest.importorskip("ray", reason="ray is not installed; the extra ray has it")
+pytest.importorskip("ray.serve", reason="ray is not installed; the extra ray has it")
 
 import httpx
 

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 pytest.importorskip("starlette")
-ray = pytest.importorskip("ray", reason="ray is not installed; the extra ray has it")
+pytest.importorskip("ray.serve", reason="ray is not installed; the extra ray has it")
 openai = pytest.importorskip("openai", reason="the package openai is not installed; the extra dev has it")
 
 import httpx  # noqa: E402
 
 with warnings.catch_warnings():  # Ray defines its settings in a way that pydantic warns of
     warnings.simplefilter("ignore")
+    import ray
     from ray import serve
     from ray.cluster_utils import Cluster
 
