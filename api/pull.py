@@ -291,7 +291,7 @@ def pull_draft(library: Library, options: argparse.Namespace, target: Entry) -> 
             reasons.append(str(error))
     known = f" ({'; '.join(reasons)})" if reasons else ""
     newer = ", ".join(one.model for one in drafts_by_name(source, family, "pard2"))
-    more = f"; {newer} is published for it, which this package does not run yet" if newer else ""
+    more = f"; {newer} is published for it: give --draft and --for-draft with this name" if newer else ""
     warnings.warn(
         f"{target.name}: no published PARD draft was found for it{known}{more}; name one with --draft, or --no-draft "
         "for none",

@@ -20,7 +20,7 @@ class PublishedDraft:
     model: str  # hub id
     families: tuple[str, ...]  # of its targets: model_type in their config.json
     names: re.Pattern[str]  # found in the last part of the names of its targets
-    kind: Literal["pard", "pard2"] = "pard"  # pard2: reads the target's hidden states, which is not run here yet
+    kind: Literal["pard", "pard2"] = "pard"  # pard2: reads hidden states of its target
 
 
 def _draft(

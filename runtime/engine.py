@@ -12,7 +12,7 @@ from time import perf_counter
 from weakref import proxy
 
 from pard_onnx.models.checks import DRAFT_LIMIT
-from pard_onnx.models.errors import BadInput, Failure, PardWarning
+from pard_onnx.models.errors import BadInput, Failure, PardWarning, TooLong
 from pard_onnx.models.spec import TargetFeatures
 
 from . import kernels
@@ -23,6 +23,7 @@ from .decoding.guided import GuidedDrafter
 from .decoding.loop import Halted, Settings, Step, decode
 from .decoding.pard2 import RECOMPUTED, SOURCES, WAITING_BYTES, Pard2Drafter
 from .decoding.shared_ids import SharedIds
+from .embedding import Embedder, Pooling, Vector, last_layer
 from .forks import Process
 from .guided.matcher import Grammars, Matcher
 from .model import LoadedModel, longer_context
@@ -325,11 +326,48 @@ class Engine:
 
             return Opened(sequence, rounds(), (seat,))
 
-        with closing(Run(self._turns, ticket, OwnSequence(sequence), passage.ids, 0, opened)) as run:
+        self._read(sequence, passage.ids, ticket, opened)
+        return score_of(scorer.found, passage.first, top)
+
+    def embed(self, sequence: Sequence, ids: Tokens[int], pooling: Pooling) -> Vector:
+        """The vector of these tokens, [hidden]; see `Pair.embed`. sequence: is overwritten."""
+        self.require_room(ids)
+        (target, _), ticket = self.models, Ticket()
+        columns = last_layer(target.manifest, target.name)
+        ticket.check = stopwatch(ticket)
+        ticket.reader = get_ident()
+        embedder = Embedder(ids, pooling, columns, target.tuning.chunk, target.tuning.widths or ANY)
+
+        def opened(sequence: Sequence, _: int) -> Opened:
+            seat = TargetSeat(target.session, sequence.target, ticket.check, self._session_locks[0], features=True)
+
+            def rounds() -> Generator[Step, None, None]:
+                embedder.run(seat, lambda: self._turns.pass_on(ticket))
+                yield from ()
+
+            return Opened(sequence, rounds(), (seat,))
+
+        self._read(sequence, ids, ticket, opened)
+        return embedder.vector
+
+    def require_last_layer(self) -> None:
+        """BadInput for a target whose graph does not give what embeddings are made of."""
+        last_layer(self.target_manifest, self._target.name)
+
+    def require_room(self, ids: Tokens[int]) -> None:
+        """TooLong for more tokens than a sequence may hold."""
+        if len(ids) > self.capacity:
+            problem = f"the text has {len(ids)} tokens, but the capacity is {self.capacity}"
+            raise TooLong(f"{problem}; shorten it, or {self.longer_context}")
+
+    def _read(
+        self, sequence: Sequence, ids: Tokens[int], ticket: Ticket, opened: Callable[[Sequence, int], Opened]
+    ) -> None:
+        """Run what generates nothing to its end, in its place and its turns."""
+        with closing(Run(self._turns, ticket, OwnSequence(sequence), ids, 0, opened)) as run:
             run.begin()
             for _ in run.rounds():
                 pass
-        return score_of(scorer.found, passage.first, top)
 
     def stream(
         self,

@@ -24,6 +24,7 @@ from .engine import MAX_LIVE, Engine
 from .info import PairInfo, in_one_line, pair_info
 from .loading import DEFAULT_PROVIDER, Source, Wanted, open_pair
 from .options import OptionArguments, Options
+from .pair_embedding import PairEmbedding
 from .pair_scoring import PairScoring
 from .prefixes import CACHE_BYTES
 from .providers.choice import ProviderChoice
@@ -156,7 +157,7 @@ def source(role: Role, given: str | PathLike[str] | Pair) -> Source:
     return draft
 
 
-class Pair(PairScoring):
+class Pair(PairScoring, PairEmbedding):
     """A target, with or without a draft. Each `generate` starts afresh, a `chat` goes on; several may run at a time."""
 
     def __init__(self, engine: Engine) -> None:

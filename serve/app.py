@@ -17,9 +17,10 @@ from starlette.routing import Route
 from . import ollama, ollama_models
 from .chat import chat_completions
 from .completions import completions
+from .embeddings import embeddings, ollama_embed, ollama_embedding
 from .error_forms import error_response
 from .errors import ApiError
-from .facts import detokenize, embeddings, health, list_models, metrics, show_model, show_page, tokenize
+from .facts import detokenize, health, list_models, metrics, show_model, show_page, tokenize
 from .guard import Guard
 from .messages import count_tokens, messages
 from .metrics import Metrics
@@ -53,8 +54,8 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("/api/ps", "GET", ollama_models.running),
     ("/api/show", "POST", ollama_models.show),
     ("/api/version", "GET", ollama_models.version),
-    ("/api/embed", "POST", ollama_models.no_embeddings),
-    ("/api/embeddings", "POST", ollama_models.no_embeddings),
+    ("/api/embed", "POST", ollama_embed),
+    ("/api/embeddings", "POST", ollama_embedding),
     *((f"/api/{verb}", "POST", ollama_models.no_management) for verb in ("pull", "push", "create", "copy")),
     ("/api/delete", "DELETE", ollama_models.no_management),
 )

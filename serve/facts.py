@@ -14,7 +14,7 @@ from pard_onnx.runtime.asynchronous import in_worker
 
 from .chat import with_known_roles
 from .error_forms import speaks_anthropic
-from .errors import bad_field, unsupported
+from .errors import bad_field
 from .fields import DETOKENIZE, TOKENIZE, read_fields
 from .metrics import CONTENT_TYPE
 from .page import load_page
@@ -25,10 +25,6 @@ PAGE = load_page()
 # What those who cannot read a page are told, in the words that Ollama's clients look for
 RUNNING = "Ollama is running"
 READERS = ("text/html", "text/*", "*/*")
-NO_EMBEDDINGS = (
-    "embeddings: exported models give logits and no hidden states, so there is nothing to embed with; use a model "
-    "that was made for embeddings"
-)
 PAGE_SIZE, MOST_ON_PAGE = 20, 1000  # of models, as Anthropic has it
 
 
@@ -122,10 +118,6 @@ def described(service: Service, source: Source) -> dict[str, Any]:
     if loaded:
         out["max_model_len"] = loaded.pair.capacity
     return out
-
-
-async def embeddings(request: Request) -> Response:
-    raise unsupported(NO_EMBEDDINGS)
 
 
 async def tokenize(request: Request) -> Response:

@@ -9,6 +9,7 @@ from typing import Any
 from pard_onnx.models.checks import finite_number, nearest_name, require_whole, true_or_false
 from pard_onnx.models.errors import BadInput, shown
 from pard_onnx.models.logs import logger
+from pard_onnx.runtime.embedding import POOLINGS
 from pard_onnx.runtime.options import AUTO
 from pard_onnx.runtime.sampling.logprobs import MOST_TOP
 from pard_onnx.runtime.sampling.settings import MOST_SEED
@@ -347,6 +348,17 @@ RESPONSES = Form(
         "moderation": "the server does not moderate; leave it out",
     },
     {"response_format": "text.format"},
+)
+EMBEDDINGS = Form(
+    {
+        "model": Field(text),
+        "input": Field(anything),
+        "encoding_format": Field(one_of("float", "base64")),
+        "dimensions": Field(whole(1, MOST_WHOLE)),
+        "pooling": Field(one_of(*POOLINGS)),
+    },
+    frozenset(["user"]),
+    {},
 )
 TOKENIZE = Form(
     {

@@ -21,7 +21,6 @@ from pard_onnx.runtime.text.reasoning import thinking_of
 from pard_onnx.runtime.text.tool_formats import tool_format
 
 from .errors import bad_field, unsupported
-from .facts import NO_EMBEDDINGS
 from .fields import Field, Form, read_fields, text
 from .ollama import json_response, rfc3339
 from .ollama_requests import LATEST
@@ -62,10 +61,6 @@ async def show(request: Request) -> Response:
 
 async def version(request: Request) -> Response:
     return json_response({"version": installed_version("pard-onnx")})
-
-
-async def no_embeddings(request: Request) -> Response:
-    raise unsupported(NO_EMBEDDINGS)
 
 
 async def no_management(request: Request) -> Response:
