@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -363,7 +364,10 @@ def test_a_stream_that_fails_says_so(server: Served, monkeypatch: pytest.MonkeyP
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
 
 
-def test_clients_that_go_away_free_their_place(server: Served) -> None:
+def test_clients_that_go_away_free_their_place(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = server.pair.engine.models[0].session
+    step = session.step
+    monkeypatch.setattr(session, "step", lambda *of: time.sleep(0.005) or step(*of))  # so that it runs for seconds
     endless = {name: value for name, value in ENDLESS.items() if name not in ("messages", "max_tokens")}
     body = {"input": INPUT, "max_output_tokens": 1900, **endless}
     with pytest.raises(httpx.ReadTimeout):

@@ -119,7 +119,7 @@ class Proposer:
     def lag(self, committed: Sequence[int]) -> int:
         return 1
 
-    def propose(self, committed: Sequence[int], k: int, window: int | None = None) -> Proposal:
+    def propose(self, committed: Sequence[int], k: int, window: int | None = None, whole: bool = False) -> Proposal:
         return Proposal((2, 3, 1, 1, 1, 1)[:k], (0.9,) * min(k, 6), "pard")
 
     def refuse(self, count: int) -> None: ...
