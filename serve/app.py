@@ -14,18 +14,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from . import ollama, ollama_models
-from .chat import chat_completions
-from .completions import completions
-from .embeddings import embeddings, ollama_embed, ollama_embedding
+from .anthropic_api.messages import count_tokens, messages
 from .error_forms import error_response
 from .errors import ApiError
 from .facts import detokenize, health, list_models, metrics, show_model, show_page, tokenize
 from .guard import Guard
-from .messages import count_tokens, messages
 from .metrics import Metrics
+from .ollama_api import embeddings as ollama_embeddings
+from .ollama_api import generation as ollama_generation
+from .ollama_api import models as ollama_models
+from .openai_api.chat import chat_completions
+from .openai_api.completions import completions
+from .openai_api.embeddings import embeddings
+from .openai_api.responses import delete_response, responses, show_response
 from .registry import Registry
-from .responses import delete_response, responses, show_response
 from .service import Service
 from .settings import Settings
 from .sse import Disconnected
@@ -48,14 +50,14 @@ ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("/v1/embeddings", "POST", embeddings),
     ("/tokenize", "POST", tokenize),
     ("/detokenize", "POST", detokenize),
-    ("/api/chat", "POST", ollama.chat),
-    ("/api/generate", "POST", ollama.generate),
+    ("/api/chat", "POST", ollama_generation.chat),
+    ("/api/generate", "POST", ollama_generation.generate),
     ("/api/tags", "GET", ollama_models.tags),
     ("/api/ps", "GET", ollama_models.running),
     ("/api/show", "POST", ollama_models.show),
     ("/api/version", "GET", ollama_models.version),
-    ("/api/embed", "POST", ollama_embed),
-    ("/api/embeddings", "POST", ollama_embedding),
+    ("/api/embed", "POST", ollama_embeddings.embed),
+    ("/api/embeddings", "POST", ollama_embeddings.embedding),
     *((f"/api/{verb}", "POST", ollama_models.no_management) for verb in ("pull", "push", "create", "copy")),
     ("/api/delete", "DELETE", ollama_models.no_management),
 )

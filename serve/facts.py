@@ -12,11 +12,11 @@ from starlette.responses import JSONResponse, Response
 from pard_onnx.models.errors import shown
 from pard_onnx.runtime.asynchronous import in_worker
 
-from .chat import with_known_roles
 from .error_forms import speaks_anthropic
 from .errors import bad_field
 from .fields import DETOKENIZE, TOKENIZE, read_fields
 from .metrics import CONTENT_TYPE
+from .openai_api.chat import with_known_roles
 from .page import load_page
 from .service import Service
 from .sources import Source

@@ -26,7 +26,7 @@ from pard_onnx import Pair  # noqa: E402
 from pard_onnx.models.manifest import Manifest  # noqa: E402
 from pard_onnx.runtime.result import Chunk  # noqa: E402
 from pard_onnx.runtime.text.tool_calls import ToolCallDelta  # noqa: E402
-from pard_onnx.serve.messages import StreamedBlocks  # noqa: E402
+from pard_onnx.serve.anthropic_api.messages import StreamedBlocks  # noqa: E402
 from pard_onnx.serve.sources import Source  # noqa: E402
 
 MODEL = "demo"

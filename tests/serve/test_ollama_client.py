@@ -395,7 +395,7 @@ def test_an_error_in_a_stream_is_its_last_line(client: Any, monkeypatch: pytest.
         asked.append(part)
         return {} if len(asked) < 3 else {"logprobs": asked[99]}
 
-    monkeypatch.setattr("pard_onnx.serve.ollama.logprobs_of", fail)
+    monkeypatch.setattr("pard_onnx.serve.ollama_api.generation.logprobs_of", fail)
     with pytest.raises(ollama.ResponseError, match="IndexError, not foreseen") as error:
         list(client.chat(MODEL, MESSAGES, stream=True))
     assert error.value.status_code == -1  # the stream had begun

@@ -17,8 +17,8 @@ from test_bad_requests import BODIES, DEEP, HUGE, NO_NUMBERS, NO_TEXTS
 
 from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.text.tool_calls import ToolCall, ToolCallDelta
-from pard_onnx.serve.ollama import CallsInPieces, arguments_of, line
-from pard_onnx.serve.ollama_requests import CHATS, OPTIONS, PROMPTS, OllamaRequest, conversation, keep_alive
+from pard_onnx.serve.ollama_api.generation import CallsInPieces, arguments_of, line
+from pard_onnx.serve.ollama_api.requests import CHATS, OPTIONS, PROMPTS, OllamaRequest, conversation, keep_alive
 
 CHAT, GENERATE, SHOW = "/api/chat", "/api/generate", "/api/show"
 BAD_OPTIONS: dict[str, list[Any]] = {

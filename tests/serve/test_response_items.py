@@ -16,8 +16,8 @@ from pard_onnx.runtime.result import Chunk
 from pard_onnx.runtime.sampling.logprobs import TokenLogprob
 from pard_onnx.runtime.text.tool_calls import ToolCallDelta
 from pard_onnx.serve.errors import ApiError
-from pard_onnx.serve.response_input import MessageReader
-from pard_onnx.serve.response_output import Output
+from pard_onnx.serve.openai_api.response_input import MessageReader
+from pard_onnx.serve.openai_api.response_output import Output
 from pard_onnx.serve.response_store import ResponseStore, StoredResponse
 
 CALL = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}

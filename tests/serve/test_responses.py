@@ -22,7 +22,7 @@ from test_openai_client import SCHEMA, WAYS, options  # noqa: E402
 from test_replies import QUESTION, TOOLS  # noqa: E402
 from test_serving import ENDLESS  # noqa: E402
 
-from pard_onnx.serve.response_output import Output  # noqa: E402
+from pard_onnx.serve.openai_api.response_output import Output  # noqa: E402
 
 talker = test_replies.talker
 PATH = "/v1/responses"
@@ -383,7 +383,7 @@ def test_clients_that_go_away_free_their_place(server: Served, monkeypatch: pyte
 
 def test_a_stream_that_fails_before_there_is_a_response() -> None:
     from pard_onnx.serve.errors import bad_field
-    from pard_onnx.serve.responses import write_error
+    from pard_onnx.serve.openai_api.responses import write_error
 
     name, data = write_error(bad_field("input", "input: no")).decode().split("\n")[:2]
     event = require_event(json.loads(data.removeprefix("data: ")))

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings, and Ollama's /api/embed and /api/embeddings: texts as vectors."""
+"""POST /v1/embeddings: texts as vectors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter_ns
 from typing import Any
 
 from starlette.requests import Request
@@ -15,29 +14,13 @@ from starlette.responses import JSONResponse, Response
 from pard_onnx.models.errors import BadInput, PardError
 from pard_onnx.runtime.asynchronous import in_worker
 from pard_onnx.runtime.embedding import Vector
-
-from .errors import bad_field, unsupported
-from .fields import EMBEDDINGS, Field, Form, an_object, anything, flag, read_fields, text
-from .ollama import json_response
-from .ollama_requests import LATEST, keep_alive, name_of_model
-from .registry import OpenModel
-from .service import Service
-from .sse import unless_disconnected
+from pard_onnx.serve.errors import bad_field, unsupported
+from pard_onnx.serve.fields import EMBEDDINGS, read_fields
+from pard_onnx.serve.registry import OpenModel
+from pard_onnx.serve.service import Service
+from pard_onnx.serve.sse import unless_disconnected
 
 MOST_INPUTS = 2048  # texts of one request, as OpenAI has it
-POOLING = EMBEDDINGS.fields["pooling"]
-OLLAMA = {
-    "model": Field(name_of_model),
-    "keep_alive": Field(keep_alive),
-    "options": Field(an_object),
-    "pooling": POOLING,
-}
-EMBED = Form(
-    {**OLLAMA, "input": Field(anything), "truncate": Field(flag), "dimensions": EMBEDDINGS.fields["dimensions"]},
-    frozenset(),
-    {},
-)
-EMBEDDING = Form({**OLLAMA, "prompt": Field(text)}, frozenset(), {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +32,7 @@ class Embedded:
 
 
 async def embeddings(request: Request) -> Response:
-    """In OpenAI's form."""
+    """The vectors of the texts in `input`."""
     service = Service.of(request)
     own = read_fields(await service.body(request), EMBEDDINGS, strict=service.settings.strict).own
     given = as_texts("input", own.get("input"))
@@ -65,37 +48,6 @@ async def embeddings(request: Request) -> Response:
         ]
         usage = {"prompt_tokens": found.tokens, "total_tokens": found.tokens}
         return JSONResponse({"object": "list", "data": data, "model": model.name, "usage": usage})
-
-
-async def ollama_embed(request: Request) -> Response:
-    """In Ollama's form: one text or several."""
-    start, service = perf_counter_ns(), Service.of(request)
-    own = read_fields(await service.body(request), EMBED, strict=service.settings.strict).own
-    given = as_texts("input", own.get("input"))
-    async with service.model(ollama_model(own)) as model:
-        loaded = perf_counter_ns()
-        found = await unless_disconnected(request, embedded(model, "input", given, own, cut=own.get("truncate", True)))
-        seconds = {"total_duration": perf_counter_ns() - start, "load_duration": loaded - start}
-        vectors = [as_numbers(vector) for vector in found.vectors]
-        return json_response(
-            {"model": own["model"], "embeddings": vectors, **seconds, "prompt_eval_count": found.tokens}
-        )
-
-
-async def ollama_embedding(request: Request) -> Response:
-    """In Ollama's older form: one text."""
-    service = Service.of(request)
-    own = read_fields(await service.body(request), EMBEDDING, strict=service.settings.strict).own
-    async with service.model(ollama_model(own)) as model:
-        found = await unless_disconnected(request, embedded(model, "prompt", [own.get("prompt", "")], own, cut=True))
-        return json_response({"embedding": as_numbers(found.vectors[0])})
-
-
-def ollama_model(own: Any) -> str:
-    """The name of the model that a request in Ollama's form names."""
-    if "model" not in own:
-        raise bad_field("model", "model is required; GET /api/tags lists the models")
-    return str(own["model"]).removesuffix(LATEST)
 
 
 def as_texts(name: str, value: Any) -> list[Any]:

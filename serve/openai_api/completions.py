@@ -9,15 +9,15 @@ from typing import Any
 from pard_onnx.runtime.asynchronous import in_worker
 from pard_onnx.runtime.result import Result
 from pard_onnx.runtime.sampling.logprobs import LEAST, TokenLogprob
+from pard_onnx.serve.endpoint import GenerationEndpoint
+from pard_onnx.serve.errors import bad_field
+from pard_onnx.serve.fields import COMPLETION, MOST_CHOICES, Read
+from pard_onnx.serve.registry import OpenModel
+from pard_onnx.serve.service import Service, finish_reason, new_id, require_text
+from pard_onnx.serve.speculation import Progress, timings, usage, whole
+from pard_onnx.serve.sse import event
 
 from .chat import head
-from .endpoint import GenerationEndpoint
-from .errors import bad_field
-from .fields import COMPLETION, MOST_CHOICES, Read
-from .registry import OpenModel
-from .service import Service, finish_reason, new_id, require_text
-from .speculation import Progress, timings, usage, whole
-from .sse import event
 
 USUAL_TOKENS = 16  # OpenAI's default of this endpoint
 Plain = str | list[int]

@@ -11,9 +11,8 @@ from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.text.control_tokens import HANDLINGS
 from pard_onnx.runtime.text.overflow import OVERFLOWS
 from pard_onnx.runtime.text.tools import AUTO, NONE, REQUIRED
-
-from .errors import bad_field
-from .fields import (  # fmt: skip
+from pard_onnx.serve.errors import bad_field
+from pard_onnx.serve.fields import (  # fmt: skip
     COMMON,
     MOST_WHOLE,
     Field,
@@ -28,8 +27,9 @@ from .fields import (  # fmt: skip
     text,
     whole,
 )
-from .message_content import Conversation, Message, conversation, tools_of
-from .registry import OpenModel
+from pard_onnx.serve.registry import OpenModel
+
+from .content import Conversation, Message, conversation, tools_of
 
 SWITCH = "enable_thinking"  # the variable by which chat templates turn the thinking on and off
 OMITTED = "omitted"

@@ -9,14 +9,13 @@ from typing import Any
 
 from pard_onnx.runtime.result import Chunk, Result
 from pard_onnx.runtime.text.tool_calls import ToolCallDelta
-
-from .endpoint import GenerationEndpoint
-from .errors import bad_field
-from .fields import CHAT, Read
-from .registry import OpenModel
-from .service import Service, finish_reason, new_id, require_text
-from .speculation import Progress, timings, usage, whole
-from .sse import event
+from pard_onnx.serve.endpoint import GenerationEndpoint
+from pard_onnx.serve.errors import bad_field
+from pard_onnx.serve.fields import CHAT, Read
+from pard_onnx.serve.registry import OpenModel
+from pard_onnx.serve.service import Service, finish_reason, new_id, require_text
+from pard_onnx.serve.speculation import Progress, timings, usage, whole
+from pard_onnx.serve.sse import event
 
 Message = dict[str, Any]
 

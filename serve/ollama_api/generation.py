@@ -21,14 +21,14 @@ from pard_onnx.runtime.text.prompt import encode
 from pard_onnx.runtime.text.reasoning import ThinkingReader, thinking_of
 from pard_onnx.runtime.text.reply import reply_form
 from pard_onnx.runtime.text.tool_calls import ToolCall, ToolCallDelta
+from pard_onnx.serve.error_forms import ollama_error
+from pard_onnx.serve.errors import bad_field
+from pard_onnx.serve.registry import OpenModel
+from pard_onnx.serve.service import Service, finish_reason, require_text
+from pard_onnx.serve.speculation import whole
+from pard_onnx.serve.sse import EventStream, unless_disconnected
 
-from .error_forms import ollama_error
-from .errors import bad_field
-from .ollama_requests import Message, OllamaRequest
-from .registry import OpenModel
-from .service import Service, finish_reason, require_text
-from .speculation import whole
-from .sse import EventStream, unless_disconnected
+from .requests import Message, OllamaRequest
 
 LINES = "application/x-ndjson"
 SPACE = b" "  # JSON allows it before a value, so it keeps a connection alive

@@ -15,9 +15,21 @@ from pard_onnx.runtime.guided.grammar import Grammar
 from pard_onnx.runtime.sampling.logprobs import MOST_TOP
 from pard_onnx.runtime.sampling.settings import MOST_SEED
 from pard_onnx.runtime.text.overflow import DROP_OLDEST, turns_of
-
-from .errors import ApiError, bad_field
-from .fields import CHAT, MOST_WHOLE, Check, Field, Form, a_list, an_object, flag, read_fields, text, token_ids, whole
+from pard_onnx.serve.errors import ApiError, bad_field
+from pard_onnx.serve.fields import (
+    CHAT,
+    MOST_WHOLE,
+    Check,
+    Field,
+    Form,
+    a_list,
+    an_object,
+    flag,
+    read_fields,
+    text,
+    token_ids,
+    whole,
+)
 
 Message = dict[str, Any]
 LATEST = ":latest"  # the tag that names have in Ollama where none is given

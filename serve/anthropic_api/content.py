@@ -9,8 +9,7 @@ from typing import Any
 
 from pard_onnx.models.errors import BadInput, shown
 from pard_onnx.runtime.text.template import require_finite
-
-from .fields import a_list, an_object, text
+from pard_onnx.serve.fields import a_list, an_object, text
 
 Message = dict[str, Any]
 Block = dict[str, Any]

@@ -19,14 +19,14 @@ from pard_onnx.runtime.asynchronous import in_worker
 from pard_onnx.runtime.sampling.generation_config import read_sampling
 from pard_onnx.runtime.text.reasoning import thinking_of
 from pard_onnx.runtime.text.tool_formats import tool_format
+from pard_onnx.serve.errors import bad_field, unsupported
+from pard_onnx.serve.fields import Field, Form, read_fields, text
+from pard_onnx.serve.registry import OpenModel
+from pard_onnx.serve.service import Service
+from pard_onnx.serve.sources import Source
 
-from .errors import bad_field, unsupported
-from .fields import Field, Form, read_fields, text
-from .ollama import json_response, rfc3339
-from .ollama_requests import LATEST
-from .registry import OpenModel
-from .service import Service
-from .sources import Source
+from .generation import json_response, rfc3339
+from .requests import LATEST
 
 EVER = timedelta(days=292 * 365)  # Ollama's longest duration, which its programs show as "Forever"
 UNITS = ((1e9, "B", 1), (1e6, "M", 0), (1e3, "K", 0))

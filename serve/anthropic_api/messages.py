@@ -16,14 +16,14 @@ from starlette.types import Scope
 from pard_onnx.runtime.asynchronous import in_worker
 from pard_onnx.runtime.result import Chunk, Facts, Result
 from pard_onnx.runtime.text.tool_calls import ToolCallDelta
+from pard_onnx.serve.error_forms import anthropic_error
+from pard_onnx.serve.errors import ApiError
+from pard_onnx.serve.registry import OpenModel
+from pard_onnx.serve.service import Service, require_text
+from pard_onnx.serve.speculation import Progress, timings, whole
+from pard_onnx.serve.sse import EventStream, event, unless_disconnected
 
-from .error_forms import anthropic_error
-from .errors import ApiError
-from .message_fields import MessageRequest
-from .registry import OpenModel
-from .service import Service, require_text
-from .speculation import Progress, timings, whole
-from .sse import EventStream, event, unless_disconnected
+from .fields import MessageRequest
 
 Block = dict[str, Any]
 Event = dict[str, Any]

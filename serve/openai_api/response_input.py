@@ -7,8 +7,7 @@ from typing import Any
 
 from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import shown
-
-from .errors import bad_field
+from pard_onnx.serve.errors import bad_field
 
 Item = Mapping[str, Any]
 Message = dict[str, Any]

@@ -21,18 +21,18 @@ from pard_onnx.runtime.result import Result
 from pard_onnx.runtime.sampling.settings import Sampling
 from pard_onnx.runtime.text.overflow import DROP_OLDEST
 from pard_onnx.runtime.text.tools import AUTO, REQUIRED, Chosen, checked_choice
+from pard_onnx.serve.endpoint import GenerationEndpoint
+from pard_onnx.serve.errors import ApiError, bad_field
+from pard_onnx.serve.fields import RESPONSES, TEXT_LOGPROBS, Read
+from pard_onnx.serve.registry import OpenModel
+from pard_onnx.serve.response_store import StoredResponse
+from pard_onnx.serve.service import Service, finish_reason, require_text
+from pard_onnx.serve.speculation import timings, usage, whole
+from pard_onnx.serve.sse import event
 
 from .chat import with_known_roles
-from .endpoint import GenerationEndpoint
-from .errors import ApiError, bad_field
-from .fields import RESPONSES, TEXT_LOGPROBS, Read
-from .registry import OpenModel
 from .response_input import Message, MessageReader
 from .response_output import Event, Output
-from .response_store import StoredResponse
-from .service import Service, finish_reason, require_text
-from .speculation import timings, usage, whole
-from .sse import event
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 FUNCTION = "function"
