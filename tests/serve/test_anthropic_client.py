@@ -473,7 +473,7 @@ def test_a_busy_server_is_overloaded(demo: Source) -> None:
 
 
 def test_an_error_within_a_stream(server: Served, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pard_onnx.serve import messages
+    from pard_onnx.serve.anthropic_api import messages
 
     def fail(*_: object) -> dict[str, Any]:
         raise RuntimeError("secret")
