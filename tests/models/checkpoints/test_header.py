@@ -79,7 +79,9 @@ def test_changed_headers_are_read_only_where_the_library_reads_them(
         else:
             fact[key] = data.draw(VALUES)
     if data.draw(st.booleans()):
-        header["__metadata__"] = data.draw(st.sampled_from([{"format": "pt"}, {}, None, {"a": 1}, 3, {"a": None}]))
+        header["__metadata__"] = data.draw(
+            st.sampled_from([{"format": "pt"}, {}, None, {"a": 1}, 3, 0, "", [], False, {"a": None}])
+        )
     path = written(tmp_path / "model.safetensors", json.dumps(header), max(0, size + (more if more < 4 else 0)))
     assert not is_read(path) or library_reads(path) or _of_unknown_types(header)
     if changes == 0 and "__metadata__" not in header:
