@@ -61,7 +61,7 @@ def tensors(draw: st.DrawFn) -> tuple[dict[str, Facts], int]:
 VALUES = st.one_of(
     st.integers(-2, 40),
     st.sampled_from([None, True, False, "0", "4", 1.0, 0.5, [], {}, [0], [0, 4], 1 << 63, 1 << 64, "F32", "F8", "é"]),
-)
+).map(deepcopy)  # a list that is drawn twice may be put into itself
 
 
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
