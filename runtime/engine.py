@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from threading import get_ident
 from time import perf_counter
+from typing import Protocol
 from weakref import proxy
 
 from pard_onnx.models.checks import DRAFT_LIMIT
@@ -20,7 +21,7 @@ from .decoding.auto import DrafterFactory
 from .decoding.draft_mode import DEPENDENT, INDEPENDENT
 from .decoding.drafter import Drafter, DraftMemory, PardDrafter
 from .decoding.guided import GuidedDrafter
-from .decoding.loop import Halted, Settings, Step, decode
+from .decoding.loop import Halted, Settings, Step, TargetModel, decode
 from .decoding.pard2 import RECOMPUTED, SOURCES, WAITING_BYTES, Pard2Drafter
 from .decoding.shared_ids import SharedIds
 from .embedding import Embedder, Pooling, Vector, last_layer
@@ -58,6 +59,12 @@ WIDEST = DRAFT_LIMIT + 2  # a step of all drafts, padded
 Models = tuple[LoadedModel[TargetSession], LoadedModel[DraftSession] | None]
 MAX_LIVE = 4  # sequences that take turns: more of them make no text faster, as steps are not shared
 MakeDrafter = Callable[[Sequence, Options, Settings], Drafter]
+
+
+class Reader(Protocol):
+    """What reads given tokens with the target, and generates none: a `Scorer`, an `Embedder`."""
+
+    def run(self, target: TargetModel, between_steps: Callable[[], None]) -> None: ...
 
 
 class Engine:
@@ -312,42 +319,17 @@ class Engine:
         """
         passage.require_room(self.capacity, self.longer_context)
         require_ids(passage.ids, self.target_manifest.spec.vocabulary.size)
-        (target, _), ticket = self.models, Ticket()
-        ticket.check = stopwatch(ticket)
-        ticket.reader = get_ident()
-        scorer = self._scorer(passage, target.tuning.widths or ANY, max(top, 1))
-
-        def opened(sequence: Sequence, _: int) -> Opened:
-            seat = TargetSeat(target.session, sequence.target, ticket.check, self._session_locks[0])
-
-            def rounds() -> Generator[Step, None, None]:
-                scorer.run(seat, lambda: self._turns.pass_on(ticket))
-                yield from ()
-
-            return Opened(sequence, rounds(), (seat,))
-
-        self._read(sequence, passage.ids, ticket, opened)
+        scorer = self._scorer(passage, self.models[0].tuning.widths or ANY, max(top, 1))
+        self._read(sequence, passage.ids, scorer)
         return score_of(scorer.found, passage.first, top)
 
     def embed(self, sequence: Sequence, ids: Tokens[int], pooling: Pooling) -> Vector:
         """The vector of these tokens, [hidden]; see `Pair.embed`. sequence: is overwritten."""
         self.require_room(ids)
-        (target, _), ticket = self.models, Ticket()
-        columns = last_layer(target.manifest, target.name)
-        ticket.check = stopwatch(ticket)
-        ticket.reader = get_ident()
-        embedder = Embedder(ids, pooling, columns, target.tuning.chunk, target.tuning.widths or ANY)
-
-        def opened(sequence: Sequence, _: int) -> Opened:
-            seat = TargetSeat(target.session, sequence.target, ticket.check, self._session_locks[0], features=True)
-
-            def rounds() -> Generator[Step, None, None]:
-                embedder.run(seat, lambda: self._turns.pass_on(ticket))
-                yield from ()
-
-            return Opened(sequence, rounds(), (seat,))
-
-        self._read(sequence, ids, ticket, opened)
+        manifest, tuning = self.target_manifest, self.models[0].tuning
+        columns = last_layer(manifest, self._target.name)
+        embedder = Embedder(ids, pooling, columns, tuning.chunk, tuning.widths or ANY)
+        self._read(sequence, ids, embedder, features=True)
         return embedder.vector
 
     def require_last_layer(self) -> None:
@@ -360,10 +342,21 @@ class Engine:
             problem = f"the text has {len(ids)} tokens, but the capacity is {self.capacity}"
             raise TooLong(f"{problem}; shorten it, or {self.longer_context}")
 
-    def _read(
-        self, sequence: Sequence, ids: Tokens[int], ticket: Ticket, opened: Callable[[Sequence, int], Opened]
-    ) -> None:
-        """Run what generates nothing to its end, in its place and its turns."""
+    def _read(self, sequence: Sequence, ids: Tokens[int], reader: Reader, *, features: bool = False) -> None:
+        """Let the reader read these tokens, in its place and its turns. features: whether it reads hidden states."""
+        (target, _), ticket = self.models, Ticket()
+        ticket.check = stopwatch(ticket)
+        ticket.reader = get_ident()
+
+        def opened(sequence: Sequence, _: int) -> Opened:
+            seat = TargetSeat(target.session, sequence.target, ticket.check, self._session_locks[0], features=features)
+
+            def rounds() -> Generator[Step, None, None]:
+                reader.run(seat, lambda: self._turns.pass_on(ticket))
+                yield from ()
+
+            return Opened(sequence, rounds(), (seat,))
+
         with closing(Run(self._turns, ticket, OwnSequence(sequence), ids, 0, opened)) as run:
             run.begin()
             for _ in run.rounds():

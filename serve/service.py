@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -105,6 +106,15 @@ def require_text(result: Result) -> Result:
         message = "the time was over before the first token; send the request again later, or a shorter prompt"
         raise ApiError(503, message, SERVER, "timeout", headers={"Retry-After": "1"})
     return result
+
+
+def arguments_of(text: str) -> dict[str, Any] | None:
+    """The arguments of a call as an object; None for text that is none, as of a call that was cut short."""
+    try:
+        found = json.loads(text, parse_constant=str)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 # OpenAI has no other reasons: "length" is a text that could have gone on

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator
 from functools import partial
 from hashlib import blake2b
@@ -19,7 +18,7 @@ from pard_onnx.runtime.text.tool_calls import ToolCallDelta
 from pard_onnx.serve.error_forms import anthropic_error
 from pard_onnx.serve.errors import ApiError
 from pard_onnx.serve.registry import OpenModel
-from pard_onnx.serve.service import Service, require_text
+from pard_onnx.serve.service import Service, arguments_of, require_text
 from pard_onnx.serve.speculation import Progress, timings, whole
 from pard_onnx.serve.sse import EventStream, event, unless_disconnected
 
@@ -138,17 +137,8 @@ def content(result: Result, *, shows_thinking: bool) -> list[Block]:
     if result.text or not (blocks or result.tool_calls):
         blocks.append({"type": TEXT, "text": result.text})
     for call in result.tool_calls:
-        blocks.append({"type": TOOL, "id": call.id, "name": call.name, "input": arguments(call.arguments)})
+        blocks.append({"type": TOOL, "id": call.id, "name": call.name, "input": arguments_of(call.arguments) or {}})
     return blocks
-
-
-def arguments(written: str) -> dict[str, Any]:
-    """The arguments of a call; none of a call that was cut short."""
-    try:
-        found = json.loads(written)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def signature(thinking: str) -> str:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from time import perf_counter_ns
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pard_onnx.serve.errors import bad_field
 from pard_onnx.serve.fields import EMBEDDINGS, Field, Form, an_object, anything, flag, read_fields, text
 from pard_onnx.serve.openai_api.embeddings import as_numbers, as_texts, embedded
 from pard_onnx.serve.service import Service
 from pard_onnx.serve.sse import unless_disconnected
 
-from .generation import json_response
-from .requests import LATEST, keep_alive, name_of_model
+from .generation import json_response, kept_model
+from .requests import keep_alive, name_of_model, required_model
 
 COMMON = {
     "model": Field(name_of_model),
@@ -36,7 +34,7 @@ async def embed(request: Request) -> Response:
     start, service = perf_counter_ns(), Service.of(request)
     own = read_fields(await service.body(request), EMBED, strict=service.settings.strict).own
     given = as_texts("input", own.get("input"))
-    async with service.model(model_name(own)) as model:
+    async with kept_model(service, required_model(own), own.get("keep_alive")) as model:
         loaded = perf_counter_ns()
         found = await unless_disconnected(request, embedded(model, "input", given, own, cut=own.get("truncate", True)))
         seconds = {"total_duration": perf_counter_ns() - start, "load_duration": loaded - start}
@@ -50,13 +48,6 @@ async def embedding(request: Request) -> Response:
     """POST /api/embeddings, the older form: one text."""
     service = Service.of(request)
     own = read_fields(await service.body(request), EMBEDDING, strict=service.settings.strict).own
-    async with service.model(model_name(own)) as model:
+    async with kept_model(service, required_model(own), own.get("keep_alive")) as model:
         found = await unless_disconnected(request, embedded(model, "prompt", [own.get("prompt", "")], own, cut=True))
         return json_response({"embedding": as_numbers(found.vectors[0])})
-
-
-def model_name(own: Any) -> str:
-    """The name of the model that a request in Ollama's form names."""
-    if "model" not in own:
-        raise bad_field("model", "model is required; GET /api/tags lists the models")
-    return str(own["model"]).removesuffix(LATEST)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from time import perf_counter
@@ -24,11 +24,11 @@ from pard_onnx.runtime.text.tool_calls import ToolCall, ToolCallDelta
 from pard_onnx.serve.error_forms import ollama_error
 from pard_onnx.serve.errors import bad_field
 from pard_onnx.serve.registry import OpenModel
-from pard_onnx.serve.service import Service, finish_reason, require_text
+from pard_onnx.serve.service import Service, arguments_of, finish_reason, require_text
 from pard_onnx.serve.speculation import whole
 from pard_onnx.serve.sse import EventStream, unless_disconnected
 
-from .requests import Message, OllamaRequest
+from .requests import LATEST, Message, OllamaRequest
 
 LINES = "application/x-ndjson"
 SPACE = b" "  # JSON allows it before a value, so it keeps a connection alive
@@ -143,13 +143,8 @@ class Answer:
         parts = self.part(*ready.parted("", "", ended=True), calls.rest(result.tool_calls))
         yield line({**self.head(), **parts, **self.end(result, ready, loaded)})
 
-    @asynccontextmanager
-    async def model(self) -> AsyncIterator[OpenModel]:
-        """The model, loaded. It stays so for the time that the request asks for."""
-        async with self.service.model(self.wanted.name) as model:
-            if self.wanted.keep_alive is not None:
-                model.keep_alive = self.wanted.keep_alive
-            yield model
+    def model(self) -> AbstractAsyncContextManager[OpenModel]:
+        return kept_model(self.service, self.wanted.model, self.wanted.keep_alive)
 
     def head(self) -> dict[str, Any]:
         return {"model": self.wanted.model, "created_at": rfc3339(datetime.now(UTC))}
@@ -170,6 +165,15 @@ class Answer:
             "pard": whole(result),
         }
         return out if ready.ids is None else {**out, "context": [*ready.ids, *result.tokens]}
+
+
+@asynccontextmanager
+async def kept_model(service: Service, name: str, keep_alive: float | None) -> AsyncIterator[OpenModel]:
+    """The model that a client names, loaded. keep_alive: how long it then stays so; None: as before."""
+    async with service.model(name.removesuffix(LATEST)) as model:
+        if keep_alive is not None:
+            model.keep_alive = keep_alive
+        yield model
 
 
 def nanoseconds(seconds: float) -> int:
@@ -256,15 +260,6 @@ def next_turn(pair: Pair, wanted: OllamaRequest, encoded: Callable[[list[Message
 def described_call(number: int, call: ToolCall) -> dict[str, Any]:
     function = {"index": number, "name": call.name, "arguments": arguments_of(call.arguments) or {}}
     return {"id": call.id, "function": function}
-
-
-def arguments_of(text: str) -> dict[str, Any] | None:
-    """The arguments as an object; None for text that is none."""
-    try:
-        found = json.loads(text, parse_constant=str)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ from pard_onnx.serve.service import Service
 from pard_onnx.serve.sources import Source
 
 from .generation import json_response, rfc3339
-from .requests import LATEST
+from .requests import LATEST, NO_MODEL
 
 EVER = timedelta(days=292 * 365)  # Ollama's longest duration, which its programs show as "Forever"
 UNITS = ((1e9, "B", 1), (1e6, "M", 0), (1e3, "K", 0))
@@ -54,7 +54,7 @@ async def show(request: Request) -> Response:
     own = read_fields(await service.body(request), SHOW, strict=service.settings.strict).own
     name = own.get("model") or own.get("name")
     if not name:
-        raise bad_field("model", "model is required; GET /api/tags lists the models")
+        raise bad_field("model", NO_MODEL)
     source = await service.registry.find(name.removesuffix(LATEST))
     return json_response(await in_worker(lambda: shown_model(service, source)))
 

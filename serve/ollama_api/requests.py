@@ -33,6 +33,7 @@ from pard_onnx.serve.fields import (
 
 Message = dict[str, Any]
 LATEST = ":latest"  # the tag that names have in Ollama where none is given
+NO_MODEL = "model is required; GET /api/tags lists the models"
 LEVELS = ("low", "medium", "high", "max")  # of thinking
 # Go's notation of durations: "1h30m", "1.5s", "-1m"
 PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)", re.ASCII)
@@ -46,7 +47,7 @@ LONGEST = 1e9  # seconds, 31 years; longer is for ever
 
 def name_of_model(name: str, value: Any) -> str:
     if not text(name, value):
-        raise BadInput(f"{name} is required; GET /api/tags lists the models")
+        raise BadInput(NO_MODEL)
     return str(value)
 
 
@@ -238,10 +239,16 @@ class OllamaRequest:
         return cls(**common, messages=messages, context=context, tells_context=True)
 
 
+def required_model(own: Mapping[str, Any]) -> str:
+    """The model, as the client names it. ApiError (400) where it names none."""
+    if "model" not in own:
+        raise bad_field("model", NO_MODEL)
+    return str(own["model"])
+
+
 def common_fields(own: Mapping[str, Any], options: dict[str, Any], *, strict: bool) -> dict[str, Any]:
     """The fields that chats and prompts share. options: gets those that are options of a generation."""
-    if "model" not in own:
-        raise bad_field("model", "model is required; GET /api/tags lists the models")
+    model = required_model(own)
     chosen = read_fields(own.get("options", {}), OPTIONS, strict=strict)
     options |= chosen.options
     if chosen.own.get("num_predict", 0) > 0:  # -1 and -2: as far as the model goes
@@ -249,7 +256,7 @@ def common_fields(own: Mapping[str, Any], options: dict[str, Any], *, strict: bo
     if own.get("logprobs"):
         options["logprobs"] = own.get("top_logprobs", 0)
     return {
-        "model": own["model"],
+        "model": model,
         "options": options,
         "stream": own.get("stream", True),
         "think": own.get("think"),

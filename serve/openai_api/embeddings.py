@@ -71,8 +71,6 @@ async def embedded(model: OpenModel, name: str, given: list[Any], own: Any, *, c
     name: of their field; own: all fields. cut: whether of a text that is too long the beginning is taken.
     """
     pair, pooling = model.pair, own.get("pooling", "mean")
-    if own.get("keep_alive") is not None:
-        model.keep_alive = own["keep_alive"]
     try:
         pair.engine.require_last_layer()
     except BadInput as error:
@@ -88,7 +86,9 @@ async def embedded(model: OpenModel, name: str, given: list[Any], own: Any, *, c
             place = name if len(given) == 1 else f"{name}[{number}]"
             raise type(error)(f"{place}: {error}") from error
         texts.append(ids[: pair.capacity])
-    vectors = [await in_worker(partial(pair.embed, ids, pooling=pooling)) for ids in texts]
+    engine = pair.engine
+    sequence = engine.new_sequence()
+    vectors = [await in_worker(partial(engine.embed, sequence, ids, pooling)) for ids in texts]
     return Embedded(vectors, sum(map(len, texts)))
 
 
