@@ -17,19 +17,26 @@ from transformers import PreTrainedModel
 
 from .packing import IGNORE
 
+# What is learned is this share of the projection: its first steps are noise, and must be small beside embeddings.
+GAIN = 0.1
+
 
 class FeatureDraft(nn.Module):
     """A draft with the projection that adds the target's features to its embeddings.
 
-    The projection is zero at first: before training, this is the draft as it was.
+    What is learned is a projection of whitened features. Hidden states have a few columns that are a hundred times the
+    others, and no learning rate suits both. The two matrices are one after training (`projection`). It is zero at
+    first: before training, this is the draft as it was.
     """
 
-    def __init__(self, draft: PreTrainedModel, width: int, scale: float = 0.02) -> None:
-        """width: columns of a feature, that is layers times the target's hidden size. scale: of the projection."""
+    whitening: Tensor
+
+    def __init__(self, draft: PreTrainedModel, whitening: Tensor) -> None:
+        """whitening: see `whitening_of`, [width, width]; width: columns of a feature."""
         super().__init__()
         self.draft = draft
-        self.scale = scale
-        self.target_proj = nn.Linear(width, draft.config.hidden_size, bias=False, device=draft.device)
+        self.target_proj = nn.Linear(len(whitening), draft.config.hidden_size, bias=False, device=draft.device)
+        self.register_buffer("whitening", whitening.to(draft.device), persistent=False)
         nn.init.zeros_(self.target_proj.weight)
 
     def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, features: Tensor | None = None) -> Tensor:
@@ -40,10 +47,32 @@ class FeatureDraft(nn.Module):
         """
         embeddings = self.draft.get_input_embeddings()(ids)
         if features is not None:
-            embeddings = embeddings + self.scale * self.target_proj(features)
+            embeddings = embeddings + GAIN * self.target_proj(features.float() @ self.whitening)
         found = self.draft(inputs_embeds=embeddings, position_ids=positions, attention_mask=mask, use_cache=False)
         logits: Tensor = found.logits
         return logits
+
+    @torch.no_grad()
+    def projection(self, scale: float = 0.02) -> Tensor:
+        """What a checkpoint holds: `scale` times this matrix [hidden, width] projects features as they are."""
+        product: Tensor = self.target_proj.weight.float() @ self.whitening.T
+        return product * (GAIN / scale)
+
+
+@torch.no_grad()
+def whitening_of(features: Tensor, floor: float = 1e-3) -> Tensor:
+    """The matrix [width, width] by which features [..., width] become uncorrelated, of mean square 1.
+
+    Columns are first divided by their root mean square, since layers differ in size. floor: directions with a smaller
+    share of the mean variance than this are not enlarged further; they hold little but what a quantized target rounds
+    otherwise.
+    """
+    flat = features.flatten(0, -2).double()
+    sizes = flat.square().mean(0).sqrt().clamp_min(1e-6)
+    flat = flat / sizes
+    values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
+    roots = (values.clamp_min(0) + floor * values.mean()).rsqrt()
+    return ((vectors * roots) @ vectors.T / sizes[:, None]).float()
 
 
 @dataclass(frozen=True, slots=True)

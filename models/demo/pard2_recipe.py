@@ -27,10 +27,10 @@ from . import tokenizer
 from .recipe import DEVICE, MASK_ID, SEED, Ids, TrainingRecipe, save
 
 LAYERS = (-1, -3, -5)  # of the target's six: what the last norm gives, and what layers 4 and 2 leave
-SCALE = 0.02
+SCALE = 0.02  # of the projection, as published
 DROP = Drop(segments=16, ratio=0.7, floor=0.1)
 WITHOUT_FEATURES = 0.1  # the share of sequences that are read without features
-SCHEDULE = Schedule(steps=800, rate=2e-3)
+SCHEDULE = Schedule(steps=1200, rate=1e-3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,10 @@ class Pard2Recipe(TrainingRecipe):
 
     def pard2_draft(self, schedule: Schedule = SCHEDULE, rows: int = 8, length: int = 320) -> pard2.FeatureDraft:
         target, mixed = self.target(), self.mixed(length)
-        net = pard2.FeatureDraft(shipped(demo.DRAFT), len(LAYERS) * target.config.hidden_size, SCALE)
+        sample = torch.from_numpy(mixed(0, 8 * rows)).to(DEVICE)
+        net = pard2.FeatureDraft(
+            shipped(demo.DRAFT), pard2.whitening_of(pard2.read_target(target, sample, LAYERS).features)
+        )
 
         def batch(step: int) -> PackedBatch:
             return packed_batch(target, mixed(step, rows), step)
@@ -93,13 +96,13 @@ class Pard2Recipe(TrainingRecipe):
     def publish(self, folder: Path) -> None:
         """Write the draft as a checkpoint in the form of AMD's."""
         net = self.pard2_draft()
-        keys = {"pard2": True, "pard2_scale": net.scale, "pard2_proj_bias": False, "pard2_target_layers": list(LAYERS)}
+        keys = {"pard2": True, "pard2_scale": SCALE, "pard2_proj_bias": False, "pard2_target_layers": list(LAYERS)}
         net.draft.config.update({"spd_type": "pard2", "pard2_target_dim": net.target_proj.in_features, **keys})
         save(net.draft, folder)
         tokenizer.save(self.tokenizer(), folder)
         projection = folder / "pard_warp_model" / "model.safetensors"
         projection.parent.mkdir(exist_ok=True)
-        weight = net.target_proj.weight.detach().to("cpu", torch.bfloat16).contiguous()
+        weight = net.projection(SCALE).to("cpu", torch.bfloat16).contiguous()
         save_file({"target_proj.weight": weight}, projection, {"format": "pt"})
 
 

@@ -28,8 +28,9 @@ def model(vocabulary: int = 128, hidden: int = 32, seed: int = 0) -> Qwen2ForCau
 
 @pytest.fixture(scope="module")
 def draft() -> pard2.FeatureDraft:
-    net = pard2.FeatureDraft(model(), width=2 * 24, scale=0.5)
-    torch.nn.init.normal_(net.target_proj.weight, std=0.5)
+    whitening = torch.randn(48, 48, generator=torch.Generator().manual_seed(2))
+    net = pard2.FeatureDraft(model(), whitening)
+    torch.nn.init.normal_(net.target_proj.weight, std=1.0)
     return net.eval()
 
 
@@ -63,13 +64,13 @@ def test_training_reads_what_the_draft_reads_at_run_time(draft, target):
         logits = draft(packed.ids, packed.positions, packed.mask, features)
         hidden = target(input_ids=torch.from_numpy(packed.tokens), output_hidden_states=True).hidden_states
         hidden = torch.cat([hidden[layer] for layer in LAYERS], dim=-1)
-        base = draft.draft
+        base, projection = draft.draft, draft.projection(scale=0.02)
         for row, one in enumerate(packed.packs):
             for at, (segment, last) in enumerate(zip(one.segments, one.bases, strict=True)):
                 ids = [*packed.tokens[row, : last + 1], *[MASK] * segment]
                 before = [torch.zeros(48), *hidden[row, :last]]
                 read = torch.stack([*before, *[before[-1]] * segment])
-                embeddings = base.get_input_embeddings()(torch.tensor(ids)) + 0.5 * read @ draft.target_proj.weight.T
+                embeddings = base.get_input_embeddings()(torch.tensor(ids)) + 0.02 * read @ projection.T
                 expected = base(inputs_embeds=embeddings[None]).logits[0, -1]
                 torch.testing.assert_close(logits[row, at], expected, rtol=1e-3, atol=1e-3)
     assert logits.std() > 0.5  # far above the tolerance
@@ -100,7 +101,7 @@ def test_the_loss_is_the_papers_word_for_word(draft, target):
 
 def test_a_new_projection_changes_nothing(target):
     packed = Packed(target)
-    net = pard2.FeatureDraft(model(), width=48)
+    net = pard2.FeatureDraft(model(), torch.eye(48))
     with torch.inference_mode():
         features = pard2.packed_features(packed.reading, packed.bases)
         with_features = net(packed.ids, packed.positions, packed.mask, features)
@@ -109,7 +110,7 @@ def test_a_new_projection_changes_nothing(target):
 
 def test_every_part_learns(target):
     packed = Packed(target)
-    net = pard2.FeatureDraft(model(), width=48)
+    net = pard2.FeatureDraft(model(), torch.eye(48))
     logits = net(packed.ids, packed.positions, packed.mask, pard2.packed_features(packed.reading, packed.bases))
     pard2.loss(logits, packed.labels, packed.positions, packed.bases, packed.reading).backward()
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in net.parameters())
@@ -121,3 +122,13 @@ def test_the_draft_that_says_what_the_target_says_has_no_loss(target):
     told = packed.reading.logits.gather(1, packed.positions[..., None].expand(-1, -1, 140))
     found = pard2.loss(told, packed.labels, packed.positions, packed.bases, packed.reading, ce_share=0.0)
     assert found.item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_whitened_features_are_uncorrelated_whatever_their_sizes():
+    rng = torch.Generator().manual_seed(0)
+    mixed = torch.randn(20, 500, 6, generator=rng) @ torch.randn(6, 6, generator=rng) + 3
+    features = mixed * torch.tensor([1.0, 100, 0.1, 1, 30, 5])
+    white = (features @ pard2.whitening_of(features, floor=0.0)).flatten(0, 1)
+    torch.testing.assert_close(white.T @ white / len(white), torch.eye(6), rtol=0, atol=1e-2)
+    bounded = (features @ pard2.whitening_of(features, floor=1e-2)).flatten(0, 1)
+    assert 0.05 < (bounded.T @ bounded / len(bounded)).diagonal().min() < 1 - 1e-4
