@@ -20,9 +20,12 @@ from rich.table import Table
 
 from pard_onnx import load
 from pard_onnx.benchmarks.trial import accepted_length
-from pard_onnx.export_command import main as export_main
+from pard_onnx.cli import export_job
+from pard_onnx.export.job import Job
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.demo import corpus
-from pard_onnx.models.precision import PRECISIONS
+from pard_onnx.models.hub import resolve_checkpoint
+from pard_onnx.models.precision import PRECISIONS, Precision
 from pard_onnx.runtime.decoding.draft_mode import DraftMode
 
 
@@ -50,12 +53,12 @@ def draftings(pard2: str) -> list[Drafting]:
     ]
 
 
-def exported(output: Path, model: str, precision: str, *options: str) -> Path:
-    """An export in `output`, made now if it does not exist."""
+def exported(parent: Path, model: str, precision: Precision, layers: tuple[int, ...] = ()) -> Path:
+    """An export in `parent`, made now if it does not exist; a target's with hidden states of these layers."""
+    output = parent / Path(model).name
     if not output.exists():
-        command = ["--model", model, "--precision", precision, "--no-verify", "--output", str(output), *options]
-        if code := export_main(command):
-            raise SystemExit(code)
+        folder, source = resolve_checkpoint(model)
+        export_job(Job(Checkpoint.open(folder), source, output, precision, feature_layers=layers, verify=False))
     return output
 
 
@@ -71,12 +74,12 @@ def main() -> None:
     options = parser.parse_args()
     heads, rows = prompts(options.prompts), {}
     with tempfile.TemporaryDirectory() as scratch:
+        parent = Path(scratch)
+        spec = Checkpoint.open(resolve_checkpoint(options.pard2)[0]).spec
+        layers = spec.pard.features.layers if spec.pard and spec.pard.features else ()
+        target = exported(parent, "demo-target", options.precision, layers)
         for one in draftings(options.pard2):
-            draft = exported(Path(scratch, Path(one.draft).name), one.draft, options.draft_precision)
-            # Each draft on a target of its own: only one of the drafts reads features.
-            target = exported(
-                Path(scratch, f"for-{draft.name}"), "demo-target", options.precision, "--for-draft", str(draft)
-            )
+            draft = exported(parent, one.draft, options.draft_precision)
             with load(target, draft, draft_mode=one.mode, cache_bytes=0) as pair:
                 lengths = {n: accepted_length(pair, heads, options.max_new_tokens, n) for n in options.lengths}
                 rows[one.name] = lengths
