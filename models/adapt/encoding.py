@@ -98,7 +98,9 @@ class Encoder:
         return out
 
 
-def own_sample(prompt: Sequence[int], reply: Sequence[int], longest: int) -> Sample:
-    """The sample of a prompt and a reply whose ids are known."""
-    ids = np.array([*prompt, *reply], np.int64)[:longest]
-    return Sample(ids, np.arange(len(ids)) >= len(prompt))
+def sample_of(ids: Sequence[int], replies: Sequence[tuple[int, int]], longest: int) -> Sample:
+    """The sample of ids whose replies are known: of each its first token, and the one after its last."""
+    within = np.zeros(len(ids), np.bool_)
+    for begin, end in replies:
+        within[begin:end] = True
+    return Sample(np.array(ids, np.int64)[:longest], within[:longest])
