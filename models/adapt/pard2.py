@@ -1,0 +1,110 @@
+"""PARD-2's training (arXiv 2605.08632, section 3): a parallel draft that reads its target learns what the target says.
+
+A token of a packed sequence counts with the probability that the target's decoding comes to it: the product of the
+target's probabilities of the real tokens that its masks skip (confidence-adaptive tokens, CAT). It learns a little from
+the real token and mostly from the target's whole distribution. Now and then a sequence is read without features, so
+that the same weights are also a draft that reads tokens alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, pad
+from transformers import PreTrainedModel
+
+from .packing import IGNORE
+
+
+class FeatureDraft(nn.Module):
+    """A draft with the projection that adds the target's features to its embeddings.
+
+    The projection is zero at first: before training, this is the draft as it was.
+    """
+
+    def __init__(self, draft: PreTrainedModel, width: int, scale: float = 0.02) -> None:
+        """width: columns of a feature, that is layers times the target's hidden size. scale: of the projection."""
+        super().__init__()
+        self.draft = draft
+        self.scale = scale
+        self.target_proj = nn.Linear(width, draft.config.hidden_size, bias=False, device=draft.device)
+        nn.init.zeros_(self.target_proj.weight)
+
+    def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, features: Tensor | None = None) -> Tensor:
+        """Logits, [batch, tokens, vocabulary].
+
+        ids, positions: [batch, tokens]. mask: added to attention scores, [batch, 1, tokens, tokens]. features: what
+        each token reads of its target, [batch, tokens, width]; zeros for a token that reads nothing.
+        """
+        embeddings = self.draft.get_input_embeddings()(ids)
+        if features is not None:
+            embeddings = embeddings + self.scale * self.target_proj(features)
+        found = self.draft(inputs_embeds=embeddings, position_ids=positions, attention_mask=mask, use_cache=False)
+        logits: Tensor = found.logits
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class TargetReading:
+    """What a target says about real tokens [batch, n]."""
+
+    features: Tensor  # of the token before each token, [batch, n, width]; zeros for the first token
+    logits: Tensor  # of the token after each token, [batch, n, vocabulary]
+    log_gold: Tensor  # log-probability of each token after those before it, [batch, n]; 0 for the first token
+
+
+@torch.no_grad()
+def read_target(target: PreTrainedModel, ids: Tensor, layers: tuple[int, ...]) -> TargetReading:
+    """Run the target over ids [batch, n]. layers: indices of transformers' `hidden_states`, from the end."""
+    found = target(input_ids=ids, use_cache=False, output_hidden_states=True)
+    features = torch.cat([found.hidden_states[layer] for layer in layers], dim=-1)
+    log_probabilities = log_softmax(found.logits[:, :-1].float(), dim=-1)
+    log_gold = log_probabilities.gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return TargetReading(pad(features[:, :-1], (0, 0, 1, 0)), found.logits, pad(log_gold, (1, 0)))
+
+
+def packed_features(reading: TargetReading, bases: Tensor) -> Tensor:
+    """The features of packed tokens, [batch, tokens, width]: masks repeat those of the real token that they follow.
+
+    bases: the real token of each packed token, [batch, tokens].
+    """
+    return rows(reading.features, bases)
+
+
+def token_weights(reading: TargetReading, positions: Tensor, bases: Tensor) -> Tensor:
+    """The probability that the target goes on from each token's base with the real tokens up to its position.
+
+    positions, bases: [batch, tokens], and so is the result; 1 for real tokens, whose base is their position.
+    """
+    total = reading.log_gold.cumsum(dim=1)
+    return (total.gather(1, positions) - total.gather(1, bases)).exp()
+
+
+def loss(
+    logits: Tensor,
+    labels: Tensor,
+    positions: Tensor,
+    bases: Tensor,
+    reading: TargetReading,
+    ce_share: float = 0.1,
+    kl_share: float = 1.0,
+) -> Tensor:
+    """ce_share times the weighted mean cross-entropy, and kl_share times that of KL(target || draft); in nats.
+
+    logits: the draft's, [batch, tokens, vocabulary]. labels: the real token after each token, or IGNORE; positions and
+    bases: as in `PackedSequence`; each [batch, tokens].
+    """
+    counted = labels != IGNORE
+    weights = token_weights(reading, positions, bases)[counted]
+    drafted = log_softmax(logits[counted].float(), dim=-1)
+    wanted = rows(reading.logits, positions)[counted][:, : logits.shape[-1]]  # ids that both have
+    divergence = kl_div(drafted, log_softmax(wanted.float(), dim=-1), reduction="none", log_target=True).sum(-1)
+    surprise = cross_entropy(drafted, labels[counted], reduction="none")  # of log-probabilities: normalized already
+    return ((ce_share * surprise + kl_share * divergence) * weights).sum() / weights.sum().clamp_min(1e-6)
+
+
+def rows(values: Tensor, index: Tensor) -> Tensor:
+    """values [batch, n, width] at index [batch, tokens]: [batch, tokens, width]."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
