@@ -89,7 +89,9 @@ def parser() -> argparse.ArgumentParser:
 
 def add_start(out: argparse.ArgumentParser) -> None:
     group = out.add_argument_group("what the draft is made of")
-    draft = "a small model of the target's family, or a PARD draft to train on: a hub id, a checkpoint folder, a GGUF file"
+    draft = (
+        "a small model of the target's family, or a PARD draft to train on: a hub id, a checkpoint folder, a GGUF file"
+    )
     group.add_argument("--draft", metavar="ID_OR_DIR", help=draft)
     group.add_argument("--shallow", type=int, metavar="N", help="instead: N layers of the target itself")
     group.add_argument("--layers", choices=CHOICES, default="even", help="which ones (default: even, over all)")
@@ -103,14 +105,22 @@ def add_start(out: argparse.ArgumentParser) -> None:
 
 def add_data(out: argparse.ArgumentParser) -> None:
     group = out.add_argument_group("data")
-    forms = "JSON lines of conversations (AMD's, OpenAI's, ShareGPT's) or texts, plain text, or ORG/NAME[:SPLIT] of the hub"
+    forms = (
+        "JSON lines of conversations (AMD's, OpenAI's, ShareGPT's) or texts, plain text, or ORG/NAME[:SPLIT] of the hub"
+    )
     group.add_argument("--data", nargs="+", required=True, metavar="F", help=forms)
-    group.add_argument("--held-out", type=int, metavar="N", help=f"samples to measure with (default: 5 %%, at most {HELD_OUT})")
+    group.add_argument(
+        "--held-out", type=int, metavar="N", help=f"samples to measure with (default: 5 %%, at most {HELD_OUT})"
+    )
     group.add_argument("--self-distill", action="store_true", help="let the target write all replies anew")
     exported = f"the exported target that writes them (default: --target is exported to {WRITER_PRECISION})"
     group.add_argument("--exported", metavar="DIR", help=exported)
-    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="of these replies; 0 is greedy (default)")
-    group.add_argument("--max-new-tokens", type=int, default=NEW_TOKENS, metavar="N", help=f"of one (default: {NEW_TOKENS})")
+    group.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="of these replies; 0 is greedy (default)"
+    )
+    group.add_argument(
+        "--max-new-tokens", type=int, default=NEW_TOKENS, metavar="N", help=f"of one (default: {NEW_TOKENS})"
+    )
     add_template_arguments(group)
 
 
@@ -157,7 +167,9 @@ def require_sense(options: argparse.Namespace) -> None:
     if missing and options.target is None:
         raise BadInput(f"{missing[0]}: of which target? name it with --target ID_OR_DIR")
     if options.exported is not None and not options.self_distill:
-        raise BadInput(f"--exported {options.exported}: writes the replies of --self-distill; add that, or leave it out")
+        raise BadInput(
+            f"--exported {options.exported}: writes the replies of --self-distill; add that, or leave it out"
+        )
     if options.shallow is not None:
         require_whole("--shallow", options.shallow, 1)
     if options.held_out is not None:
@@ -266,7 +278,7 @@ def require_same_tokens(target: Checkpoint, draft: Checkpoint) -> None:
 
 
 def prepared(plan: Plan, longest: int, work: Path) -> SampleStore:
-    """The samples in the work folder; made now if they are not there. Raises BadInput, also for data without replies."""
+    """The samples in the work folder; made now if they are not there. BadInput for data without a single reply."""
     options = plan.options
     key = key_of(plan, longest)
     folder = work / f"samples-{key[:16]}"
@@ -282,8 +294,8 @@ def prepared(plan: Plan, longest: int, work: Path) -> SampleStore:
     store = SampleStore(folder)
     if not len(store):
         raise BadInput(
-            f"--data {' '.join(plan.data.names)}: {store.facts.documents} documents, and none has a reply to learn from; "
-            "give conversations with an assistant's messages, or let the target write them with --self-distill"
+            f"--data {' '.join(plan.data.names)}: {store.facts.documents} documents, and none has a reply to learn "
+            "from; give conversations with an assistant's messages, or let the target write them with --self-distill"
         )
     return store
 
@@ -335,7 +347,9 @@ def distilled(plan: Plan, work: Path, progress: Progress) -> Distiller:
     pair = load(exported_target(plan, work), None)
     try:
         if difference := first_difference(pair.engine.text.vocabulary(), plan.text().vocabulary()):
-            raise other_tokenizer(options.exported or str(plan.target and plan.target.path), plan.source.model, *difference)
+            raise other_tokenizer(
+                options.exported or str(plan.target and plan.target.path), plan.source.model, *difference
+            )
         text = pair.engine.text
         end = end_of_reply(text, plan.base.spec.vocabulary.eos_ids)
         write = partial(written, pair, end, options)
@@ -472,7 +486,9 @@ def outcome_lines(plan: Plan, outcome: Outcome) -> list[str]:
 def say(plan: Plan, facts: dict[str, Any], lines: Sequence[str]) -> None:
     if plan.options.json:
         mask = {"id": plan.mask.id, "rows": plan.mask.rows, "note": plan.mask.note}
-        print(json.dumps({"output": str(plan.output), "work": str(plan.work), "mask_token": mask, **facts}, default=str))
+        print(
+            json.dumps({"output": str(plan.output), "work": str(plan.work), "mask_token": mask, **facts}, default=str)
+        )
         return
     console = Console(highlight=False, soft_wrap=True, markup=False)
     for line in lines:
