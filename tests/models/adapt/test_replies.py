@@ -39,7 +39,8 @@ MISTRAL = (
 # As Qwen3's: thinking in the last reply alone
 THINKING = (
     "{% for m in messages %}{% set text = m.content %}"
-    "{% if m.role == 'assistant' and not loop.last %}{% set text = text.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{% if m.role == 'assistant' and not loop.last %}{% set text = text.split('</think>')[-1].lstrip('\n') %}"
+    "{% endif %}"
     "{% if m.role == 'assistant' and loop.last and '</think>' not in text %}"
     "{% set text = '<think>\n\n</think>\n\n' + text %}{% endif %}"
     "{{ '<|im_start|>' + m.role + '\n' + text + '<|im_end|>\n' }}{% endfor %}"
