@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,13 +30,15 @@ from pard_onnx.export.job import Job
 from pard_onnx.models.adapt.documents import DataSet, Document, open_data
 from pard_onnx.models.adapt.encoding import Encoder
 from pard_onnx.models.adapt.samples import Counts, SampleStore, write_samples
-from pard_onnx.models.adapt.self_distill import Distiller, Reply
+from pard_onnx.models.adapt.self_distill import Distiller, Ends, Reply
 from pard_onnx.models.atomic import recover
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.vocabulary import FILE as TOKENIZER_FILE
 from pard_onnx.models.checks import Progress, finite_number, require_whole
-from pard_onnx.models.errors import BadInput
-from pard_onnx.models.hub import resolve_checkpoint
+from pard_onnx.models.errors import BadArtifact, BadInput
+from pard_onnx.models.folder_files import read_file
+from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
+from pard_onnx.models.manifest import FILE_NAME as MANIFEST
 from pard_onnx.models.manifest import Source
 from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
 from pard_onnx.runtime.model import other_tokenizer
@@ -53,6 +55,7 @@ CHOICES = ("first", "last", "even")
 HELD_OUT, HELD_OUT_SHARE = 64, 20  # samples at most, and one of so many
 WRITER_PRECISION = "int8"  # of an exported target that writes replies: it says nearly what the floats say
 NEW_TOKENS = 512  # of a reply
+MOST_MANIFEST = 1 << 26  # bytes
 VERSION = 1  # of how samples are made; another one makes them anew
 # The options that are fields of `Settings`, by their names there: type, metavar, help
 SETTINGS: dict[str, tuple[type, str, str]] = {
@@ -335,30 +338,36 @@ def digest(facts: object) -> str:
 def replies_key(plan: Plan) -> str:
     """A digest of all that the target's replies depend on."""
     options = plan.options
-    writer = options.exported or [str(plan.target.path if plan.target else ""), WRITER_PRECISION]
-    facts = [VERSION, plan.data.digest, writer, options.temperature, options.max_new_tokens, options.seed or 0]
-    return digest([*facts, template_arguments(options)])
+    facts = [VERSION, plan.data.digest, writer_key(plan), options.temperature, options.max_new_tokens]
+    return digest([*facts, options.seed or 0, template_arguments(options)])
+
+
+def writer_key(plan: Plan) -> str:
+    """A digest of the model that writes replies: of its manifest, or of the target's files by their times."""
+    if plan.options.exported is not None:
+        manifest = resolve_artifact(plan.options.exported) / MANIFEST
+        return hashlib.sha256(read_file(manifest, MOST_MANIFEST, BadArtifact)).hexdigest()
+    assert plan.target is not None
+    path = plan.target.path.resolve()
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return digest([WRITER_PRECISION, *((str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in files)])
 
 
 def distilled(plan: Plan, work: Path, progress: Progress) -> Distiller:
     """The target's replies to all documents, in a file of the work folder."""
     options, documents = plan.options, list(plan.data.read())
     work.mkdir(parents=True, exist_ok=True)
-    pair = load(exported_target(plan, work), None)
-    try:
-        if difference := first_difference(pair.engine.text.vocabulary(), plan.text().vocabulary()):
-            raise other_tokenizer(
-                options.exported or str(plan.target and plan.target.path), plan.source.model, *difference
-            )
-        text = pair.engine.text
-        end = end_of_reply(text, plan.base.spec.vocabulary.eos_ids)
-        write = partial(written, pair, end, options)
+    writer = exported_target(plan, work)
+    with load(writer, None) as pair:
+        text, eos_ids = pair.engine.text, plan.base.spec.vocabulary.eos_ids
+        if difference := first_difference(text.vocabulary(), plan.text().vocabulary()):
+            raise other_tokenizer(writer, plan.source.model, *difference)
+        ends = Ends(end_of_reply(text, eos_ids), eos_ids[0] if len(eos_ids) == 1 else None)
         file = work / f"replies-{replies_key(plan)[:16]}.jsonl"
-        found = Distiller(text, write, file, options.seed or 0, template_arguments(options))
+        write = partial(written, pair, options)
+        found = Distiller(text, write, file, options.seed or 0, ends, template_arguments(options))
         found.run(documents, progress)
-        return found
-    finally:
-        pair.close()
+    return found
 
 
 def exported_target(plan: Plan, work: Path) -> str:
@@ -366,7 +375,7 @@ def exported_target(plan: Plan, work: Path) -> str:
     if plan.options.exported is not None:
         return str(plan.options.exported)
     assert plan.target is not None and plan.target_source is not None
-    output = work / f"target-{WRITER_PRECISION}"
+    output = work / f"target-{WRITER_PRECISION}-{writer_key(plan)[:8]}"
     recover(output)
     if not output.exists():
         print(f"exporting {plan.target_source.model} to {WRITER_PRECISION}", file=sys.stderr)
@@ -374,23 +383,23 @@ def exported_target(plan: Plan, work: Path) -> str:
     return str(output)
 
 
-def written(pair: Pair, end: int | None, options: argparse.Namespace, prompt: Sequence[int], seed: int) -> Reply:
+def written(pair: Pair, options: argparse.Namespace, prompt: Sequence[int], seed: int) -> Reply:
     """What the target writes after the ids of a prompt."""
     sampling: dict[str, Any] = {"temperature": options.temperature, "seed": seed} if options.temperature else {}
     found = pair.generate(list(prompt), max_new_tokens=options.max_new_tokens, **sampling)
-    ended = found.finish_reason == "stop"
-    return Reply([*found.tokens, *([end] if ended and end is not None else [])], found.text, ended)
+    return Reply(found.tokens, found.text, found.finish_reason == "stop")
 
 
 def end_of_reply(text: Text, eos_ids: Sequence[int]) -> int | None:
-    """The EOS token that ends a reply: the one that the chat template writes after one, or the first of several."""
+    """The EOS token that ends a reply: the one that the chat template writes after one, or the only one."""
     if text.has_template:
         messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-        ids = text.encode_chat(messages, {"add_generation_prompt": False})
-        found = [id_ for id_ in ids if id_ in eos_ids]
-        if found:
-            return found[-1]
-    return next(iter(eos_ids), None)
+        with suppress(BadInput):  # a template may want other messages
+            ids = text.encode_chat(messages, {"add_generation_prompt": False})
+            found = [id_ for id_ in ids if id_ in eos_ids]
+            if found:
+                return found[-1]
+    return eos_ids[0] if len(eos_ids) == 1 else None
 
 
 # Training

@@ -17,7 +17,7 @@ from pard_onnx.models.folder_files import has_file, read_file
 
 from .start import Start
 
-WEIGHTS = "model.safetensors"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -41,6 +41,8 @@ def write_draft(start: Start, folder: Path, *, replace: bool = False) -> None:
         copy_tokenizer(start.source, partial)
         tensors = {name: value.detach().to("cpu", dtype).contiguous() for name, value in model.named_parameters()}
         save_file(tensors, partial / WEIGHTS, {"format": "pt"})
+        # safetensors lets the owner alone read its files
+        (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)
 
 
 def draft_config(model: PreTrainedModel, start: Start) -> Any:

@@ -30,9 +30,17 @@ PROMPT_TOKENS = 64  # of a plain text, which the target goes on from
 class Reply:
     """What a target wrote after a prompt."""
 
-    ids: Sequence[int]  # with the token that ended it, if one did
+    ids: Sequence[int]  # without the token that ended it
     text: str
     is_whole: bool  # False: it is as long as a reply may be, and goes on
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """The tokens that end what a target writes, where one is known: a model may end by several."""
+
+    chat: int | None  # a reply
+    text: int | None  # a text
 
 
 Write = Callable[[Sequence[int], int], Reply]  # of a prompt's ids, by a seed; raises TooLong
@@ -56,6 +64,7 @@ class Distiller:
     write: Write
     file: Path
     seed: int
+    ends: Ends
     arguments: Mapping[str, object] = field(default_factory=dict)
 
     def run(self, documents: Sequence[Document], progress: Progress = no_progress) -> None:
@@ -106,7 +115,7 @@ class Distiller:
             return self._conversation(number, document)
         prompt = self.text.encode(document.text[: 64 * PROMPT_TOKENS])[:PROMPT_TOKENS]
         reply = self.write(prompt, self._seed(number, 0))
-        return {"text": reply.text, "samples": [_joined(prompt, reply.ids)]}
+        return {"text": reply.text, "samples": [_joined(prompt, reply, self.ends.text)]}
 
     def _conversation(self, number: int, document: Document) -> dict[str, Any]:
         """The conversation with the target's own replies: each is written after those before it."""
@@ -126,7 +135,7 @@ class Distiller:
                 reply = self.write(prompt, self._seed(number, turn))
             except TooLong:
                 break
-            ids, spans = _joined(prompt, reply.ids)
+            ids, spans = _joined(prompt, reply, self.ends.chat)
             if samples and prompt[: len(samples[-1][0])] == samples[-1][0]:
                 spans = samples.pop()[1] + spans
             samples.append((ids, spans))
@@ -139,5 +148,6 @@ class Distiller:
         return self.seed + number * TURNS + turn
 
 
-def _joined(prompt: Sequence[int], reply: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
-    return [*prompt, *reply], [(len(prompt), len(prompt) + len(reply))]
+def _joined(prompt: Sequence[int], reply: Reply, end: int | None) -> tuple[list[int], list[tuple[int, int]]]:
+    ids = [*prompt, *reply.ids, *([end] if reply.is_whole and end is not None else [])]
+    return ids, [(len(prompt), len(ids))]

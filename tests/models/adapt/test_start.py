@@ -38,21 +38,18 @@ def reference(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", ARCHITECTURES)
-def test_a_start_computes_what_its_layers_compute_in_transformers(family: str, tied: bool, tmp_path: Path) -> None:
-    folder = write(tmp_path / "model", family, layers=4, tied=tied, dtype="bfloat16")
-    whole = reference(folder)
-    assert torch.equal(logits(start_from(folder).model), logits(whole))
-    for choose, layers in (("first", [0, 1]), ("last", [2, 3]), ("even", [0, 3])):
-        start = shallow(folder, 2, choose)
-        kept = reference(folder)
-        kept.model.layers = torch.nn.ModuleList([kept.model.layers[index] for index in layers])
-        if family == "gemma3_text":  # whose kinds of layers stand in the config
-            kept.config.layer_types = [kept.config.layer_types[index] for index in layers]
-        kept.config.num_hidden_layers = 2
-        assert torch.equal(logits(start.model), logits(kept)), choose
-        assert start.note == f"layers {layers[0]}, {layers[1]} of the 4 of model"
+def test_a_start_computes_what_its_layers_compute_in_transformers(family: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", family, layers=4, tied=family in ("qwen2", "gemma3_text"), dtype="bfloat16")
+    kept = reference(folder)
+    assert torch.equal(logits(start_from(folder).model), logits(kept))
+    start = shallow(folder, 2, "even")
+    kept.model.layers = torch.nn.ModuleList([kept.model.layers[index] for index in (0, 3)])
+    if family == "gemma3_text":  # whose kinds of layers stand in the config
+        kept.config.layer_types = [kept.config.layer_types[index] for index in (0, 3)]
+    kept.config.num_hidden_layers = 2
+    assert torch.equal(logits(start.model), logits(kept))
+    assert start.note == "layers 0, 3 of the 4 of model"
 
 
 @given(st.integers(1, 80).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total))))
