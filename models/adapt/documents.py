@@ -43,7 +43,7 @@ CONVERSATIONS = ("messages", "conversation", "conversations")
 REPLIES = ("completion", "response")
 KEYS = (*CONVERSATIONS, "prompt", "text")
 LINE = 1 << 26  # characters; a longer line is no conversation
-SPLIT = re.compile(r"(?P<name>[^:]+)(:(?P<split>[\w.\[\]%+-]+))?")
+SPLIT = re.compile(r"(?P<name>[^:]+)(:(?P<split>.+))?")
 
 Message = dict[str, Any]
 
@@ -83,7 +83,7 @@ def _open_one(name: str) -> DataSet:
     path = Path(name).expanduser()
     if path.is_file():
         return DataSet((name,), _file_digest(path), lambda: _file_documents(path))
-    if path.is_dir():
+    if name and path.is_dir():  # Path("") is the current folder
         raise BadInput(f"--data {name}: is a folder; name its files, JSON lines or plain text")
     match = SPLIT.fullmatch(name)
     if not match or not HUB_ID.fullmatch(match["name"]) or path.suffix in JSON_ENDINGS:
