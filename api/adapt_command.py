@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from pard_onnx.cli import (
 from pard_onnx.export.job import Job
 from pard_onnx.models.adapt.documents import DataSet, Document, open_data
 from pard_onnx.models.adapt.encoding import Encoder
-from pard_onnx.models.adapt.samples import Counts, SampleStore, write_samples
+from pard_onnx.models.adapt.samples import Counts, Sample, SampleStore, write_samples
 from pard_onnx.models.adapt.self_distill import Distiller, Ends, Reply
 from pard_onnx.models.atomic import recover
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
@@ -293,14 +293,20 @@ def prepared(plan: Plan, longest: int, work: Path) -> SampleStore:
                 samples = distilled(plan, work, progress).samples(longest, counts)
             else:
                 samples = encoder_of(plan, longest, counts).samples(counted(plan.data, progress))
-            write_samples(folder, samples, counts)
-    store = SampleStore(folder)
-    if not len(store):
+            write_samples(folder, some(samples, plan, counts), counts)
+    return SampleStore(folder)
+
+
+def some(samples: Iterable[tuple[int, Sample]], plan: Plan, counts: Counts) -> Iterator[tuple[int, Sample]]:
+    """The samples; BadInput where there is none, so that nothing is written."""
+    found = 0
+    for found, one in enumerate(samples, 1):
+        yield one
+    if not found:
         raise BadInput(
-            f"--data {' '.join(plan.data.names)}: {store.facts.documents} documents, and none has a reply to learn "
-            "from; give conversations with an assistant's messages, or let the target write them with --self-distill"
+            f"--data {' '.join(plan.data.names)}: {counts.documents} documents, and none has a reply to learn from; give "
+            "conversations with an assistant's messages, or let the target write them with --self-distill"
         )
-    return store
 
 
 def encoder_of(plan: Plan, longest: int, counts: Counts) -> Encoder:
