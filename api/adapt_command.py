@@ -40,6 +40,7 @@ from pard_onnx.models.folder_files import read_file
 from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
 from pard_onnx.models.manifest import FILE_NAME as MANIFEST
 from pard_onnx.models.manifest import Source
+from pard_onnx.models.precision import Precision
 from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
 from pard_onnx.runtime.model import other_tokenizer
 from pard_onnx.runtime.pair import Pair, load
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 METHODS = ("pard", "pard2")
 CHOICES = ("first", "last", "even")
 HELD_OUT, HELD_OUT_SHARE = 64, 20  # samples at most, and one of so many
-WRITER_PRECISION = "int8"  # of an exported target that writes replies: it says nearly what the floats say
+WRITER_PRECISION: Precision = "int8"  # of an exported target that writes replies: it says nearly what the floats say
 NEW_TOKENS = 512  # of a reply
 MOST_MANIFEST = 1 << 26  # bytes
 VERSION = 1  # of how samples are made; another one makes them anew
@@ -124,7 +125,7 @@ def add_data(out: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-new-tokens", type=int, default=NEW_TOKENS, metavar="N", help=f"of one (default: {NEW_TOKENS})"
     )
-    add_template_arguments(group)
+    add_template_arguments(out)
 
 
 def add_training(out: argparse.ArgumentParser) -> None:
@@ -299,13 +300,15 @@ def prepared(plan: Plan, longest: int, work: Path) -> SampleStore:
 
 def some(samples: Iterable[tuple[int, Sample]], plan: Plan, counts: Counts) -> Iterator[tuple[int, Sample]]:
     """The samples; BadInput where there is none, so that nothing is written."""
-    found = 0
-    for found, one in enumerate(samples, 1):
-        yield one
-    if not found:
+    is_empty = True
+    for sample in samples:
+        is_empty = False
+        yield sample
+    if is_empty:
+        names = " ".join(plan.data.names)
         raise BadInput(
-            f"--data {' '.join(plan.data.names)}: {counts.documents} documents, and none has a reply to learn from; give "
-            "conversations with an assistant's messages, or let the target write them with --self-distill"
+            f"--data {names}: {counts.documents} documents, and none has a reply to learn from; give conversations "
+            "with an assistant's messages, or let the target write them with --self-distill"
         )
 
 

@@ -177,11 +177,12 @@ def _give_row(model: PreTrainedModel, mask: MaskToken, size: int) -> None:
 
     size: ids that have a token. A row that was never trained may be of any length.
     """
-    embedding: Any = model.get_input_embeddings()
+    net: Any = model  # whose methods have no types
+    embedding = net.get_input_embeddings()
     before = embedding.weight.shape[0]
     if mask.rows > before:
-        model.resize_token_embeddings(mask.rows, mean_resizing=False)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        net.resize_token_embeddings(mask.rows, mean_resizing=False)
+    embedding, head = net.get_input_embeddings(), net.get_output_embeddings()
     matrices: dict[int, Any] = {id(matrix): matrix for matrix in (embedding.weight, head.weight)}
     with torch.no_grad():
         for matrix in matrices.values():
