@@ -1,9 +1,9 @@
-"""The mean accepted length of the shipped pair on held-out prompts, by draft length.
+"""The mean accepted length of the shipped drafts on held-out prompts, by draft length.
 
     python benchmarks/measures/accepted_length.py [--precision fp32] [--draft-precision fp32] [--lengths 4 8 12]
 
 The prompts are documented functions of the standard library's held-out modules, which the pair was not trained on, up
-to and including their docstrings. A mean is over all rounds of all prompts.
+to and including their docstrings. A mean is over all rounds of all prompts. --pard2 takes another PARD-2 checkpoint.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from rich.table import Table
 
 from pard_onnx import load
 from pard_onnx.benchmarks.trial import accepted_length
-from pard_onnx.cli import exported_demo_model
+from pard_onnx.export_command import main as export_main
 from pard_onnx.models.demo import corpus
 from pard_onnx.models.precision import PRECISIONS
+from pard_onnx.runtime.decoding.draft_mode import DraftMode
 
 
 def prompts(count: int) -> list[str]:
@@ -31,27 +33,59 @@ def prompts(count: int) -> list[str]:
     return list(islice(turns, count))
 
 
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """A row of the table: a draft in one of its modes."""
+
+    name: str
+    draft: str  # what the export command takes
+    mode: DraftMode = "auto"
+
+
+def draftings(pard2: str) -> list[Drafting]:
+    return [
+        Drafting("PARD", "demo-draft"),
+        Drafting("PARD-2, target-independent", pard2, "target-independent"),
+        Drafting("PARD-2, target-dependent", pard2, "target-dependent"),
+    ]
+
+
+def exported(output: Path, model: str, precision: str, *options: str) -> Path:
+    """An export in `output`, made now if it does not exist."""
+    if not output.exists():
+        command = ["--model", model, "--precision", precision, "--no-verify", "--output", str(output), *options]
+        if code := export_main(command):
+            raise SystemExit(code)
+    return output
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--draft-precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--pard2", default="demo-pard2-draft", metavar="MODEL")
     parser.add_argument("--lengths", type=int, nargs="+", default=[4, 8, 12])
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    heads, rows = prompts(options.prompts), {}
     with tempfile.TemporaryDirectory() as scratch:
-        target = exported_demo_model("demo-target", Path(scratch), options.precision)
-        draft = exported_demo_model("demo-draft", Path(scratch), options.draft_precision)
-        with load(target, draft, cache_bytes=0) as pair:
-            heads = prompts(options.prompts)
-            rows = {n: accepted_length(pair, heads, options.max_new_tokens, n) for n in options.lengths}
+        for one in draftings(options.pard2):
+            draft = exported(Path(scratch, Path(one.draft).name), one.draft, options.draft_precision)
+            # Each draft on a target of its own: only one of the drafts reads features.
+            target = exported(
+                Path(scratch, f"for-{draft.name}"), "demo-target", options.precision, "--for-draft", str(draft)
+            )
+            with load(target, draft, draft_mode=one.mode, cache_bytes=0) as pair:
+                lengths = {n: accepted_length(pair, heads, options.max_new_tokens, n) for n in options.lengths}
+                rows[one.name] = lengths
     if options.json:
         print(json.dumps(rows))
         return
-    table = Table("K", "mean accepted length", title=f"{options.prompts} held-out prompts")
-    for length, mean in rows.items():
-        table.add_row(str(length), f"{mean:.2f}")
+    table = Table("draft", *(f"K = {n}" for n in options.lengths), title=f"{options.prompts} held-out prompts")
+    for name, means in rows.items():
+        table.add_row(name, *(f"{mean:.2f}" for mean in means.values()))
     Console().print(table)
 
 

@@ -30,7 +30,7 @@ LAYERS = (-1, -3, -5)  # of the target's six: what the last norm gives, and what
 SCALE = 0.02
 DROP = Drop(segments=16, ratio=0.7, floor=0.1)
 WITHOUT_FEATURES = 0.1  # the share of sequences that are read without features
-SCHEDULE = Schedule(steps=900, rate=2e-3)
+SCHEDULE = Schedule(steps=800, rate=2e-3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,10 @@ class Pard2Recipe(TrainingRecipe):
     def target(self, schedule: Schedule | None = None) -> Qwen2ForCausalLM:
         return shipped(demo.TARGET).eval().requires_grad_(False)
 
-    def pard2_draft(self, schedule: Schedule = SCHEDULE, rows: int = 16, length: int = 320) -> pard2.FeatureDraft:
+    def replies(self, total: int = 400_000, rows: int = 128, prompt: int = 64, new: int = 192) -> Ids:
+        return TrainingRecipe.replies(self, total, rows, prompt, new)  # `super` knows no dataclass with slots
+
+    def pard2_draft(self, schedule: Schedule = SCHEDULE, rows: int = 8, length: int = 320) -> pard2.FeatureDraft:
         target, mixed = self.target(), self.mixed(length)
         net = pard2.FeatureDraft(shipped(demo.DRAFT), len(LAYERS) * target.config.hidden_size, SCALE)
 

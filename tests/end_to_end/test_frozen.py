@@ -17,7 +17,18 @@ from pard_onnx.runtime import kernels
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-SOURCES = ("api", "benchmarks", "export", "models", "quantize", "runtime", "pyproject.toml", "setup.py", "README.md")
+SOURCES = (
+    "api",
+    "benchmarks",
+    "export",
+    "models",
+    "quantize",
+    "runtime",
+    "serve",
+    "pyproject.toml",
+    "setup.py",
+    "README.md",
+)
 PROMPT = "def read_lines(path):\n"
 APP = """import dataclasses
 import json
