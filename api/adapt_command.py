@@ -435,7 +435,8 @@ def train(plan: Plan, settings: Settings, store: SampleStore) -> None:
     outcome = adapt(start, training, held_out, settings, plan.work / "training", target)
     if not is_main_process():
         return
-    write_draft(start, plan.output, replace=plan.options.force)
+    projection = Path(outcome.projection) if outcome.projection else None
+    write_draft(start, plan.output, projection, replace=plan.options.force)
     write_card(plan.output, outcome, settings, facts_of(plan, start, store))
     say(plan, {"outcome": asdict(outcome)}, outcome_lines(plan, outcome))
 
@@ -462,7 +463,7 @@ def dry_run(plan: Plan, settings: Settings, scratch: Path) -> None:
     start = plan.start()
     target = loaded_model(plan.target) if settings.method == "pard2" and plan.target else None
     found = estimate(start, settings, target)
-    facts["memory"] = asdict(found)
+    facts["memory"] = asdict(found) | {"total": found.total, "fits": found.fits}
     say(plan, facts, [f"draft: {start.note}", mask_line(plan), line, f"memory: {found}", f"would write {plan.output}"])
 
 
