@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from pard_onnx.models.records import from_json, to_json
 from .outcome import TrainingState
 
 NAME = re.compile(r"checkpoint-(\d+)")
+# accelerate warns of tied weights at each checkpoint, which are written once and loaded for both
+logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 PARTIAL, STATE, BEST = "checkpoint.partial", "state.json", "best.safetensors"
 
 

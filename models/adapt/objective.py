@@ -119,7 +119,7 @@ def feature_layers(layers: int) -> tuple[int, ...]:
     """
     if layers >= 24:
         return (-1, -8, -16, -24)
-    return tuple(sorted({-1 - round(part * layers / 4) for part in range(4)}, reverse=True))
+    return tuple(sorted({max(-1 - round(part * layers / 4), -layers) for part in range(4)}, reverse=True))
 
 
 def text_places(packed: PackedSequence) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -74,6 +74,8 @@ def adapt(
         if report is None:
             report = stack.enter_context(shown_progress()) if run.accelerator.is_main_process else no_report
         outcome = run.to_end(report)
+        if settings.recompute:
+            start.model.activation_checkpointing_disable()
     return outcome
 
 
@@ -123,7 +125,7 @@ class Training:
             target.eval().requires_grad_(False)
         found = objective(settings, accelerator.device, target)
         if settings.recompute:
-            start.model.gradient_checkpointing_enable({"use_reentrant": False})
+            start.model.activation_checkpointing_enable({"use_reentrant": False})
         inner = found.network(start.model)
         inner.train()
         names = [name for name, _ in inner.named_parameters()]
