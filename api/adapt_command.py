@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from pard_onnx.models.adapt.documents import DataSet, Document, open_data
 from pard_onnx.models.adapt.encoding import Encoder
 from pard_onnx.models.adapt.samples import Counts, Sample, SampleStore, write_samples
 from pard_onnx.models.adapt.self_distill import Distiller, Ends, Reply
+from pard_onnx.models.adapt.settings import CHOICES, Settings
 from pard_onnx.models.atomic import recover
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.vocabulary import FILE as TOKENIZER_FILE
@@ -48,31 +49,34 @@ from pard_onnx.runtime.text.tokenizer import Text, first_difference
 
 if TYPE_CHECKING:
     from pard_onnx.models.adapt.run import Outcome
-    from pard_onnx.models.adapt.settings import Settings
     from pard_onnx.models.adapt.start import Start
 
-METHODS = ("pard", "pard2")
-CHOICES = ("first", "last", "even")
+LAYERS = ("first", "last", "even")
 HELD_OUT, HELD_OUT_SHARE = 64, 20  # samples at most, and one of so many
 WRITER_PRECISION: Precision = "int8"  # of an exported target that writes replies: it says nearly what the floats say
 NEW_TOKENS = 512  # of a reply
 MOST_MANIFEST = 1 << 26  # bytes
 VERSION = 1  # of how samples are made; another one makes them anew
-# The options that are fields of `Settings`, by their names there: type, metavar, help
-SETTINGS: dict[str, tuple[type, str, str]] = {
-    "draft_length": (int, "K", "tokens that the draft proposes in a pass"),
-    "ratio": (float, "X", "the share of masks that each further position keeps of the one before (COD)"),
-    "floor": (float, "X", "the least share that a position keeps"),
-    "rate": (float, "X", "the peak learning rate"),
-    "epochs": (float, "N", "passes over the data"),
-    "steps": (int, "N", "steps of the optimizer, instead of epochs"),
-    "sequence_tokens": (int, "N", "tokens of a sample at most"),
-    "batch_tokens": (int, "N", "tokens of a step of the optimizer"),
-    "seed": (int, "N", "of the order of the data, the masks, and replies of --self-distill"),
-    "precision": (str, "NAME", "in which the training computes: auto, fp32 or bf16"),
-    "save_every": (int, "N", "steps from one checkpoint to the next"),
-    "evaluate_every": (int, "N", "steps from one measurement on held-out samples to the next"),
-    "patience": (int, "N", "measurements without a gain after which the training ends"),
+# The options that are fields of `Settings`: metavar, help
+SETTINGS = {
+    "draft_length": ("K", "tokens that the draft proposes in a pass"),
+    "ratio": ("X", "the share of masks that each further position keeps of the one before (COD)"),
+    "floor": ("X", "the least share that a position keeps"),
+    "rate": ("X", "the peak learning rate"),
+    "warmup": ("X", "the share of the steps over which the rate rises"),
+    "weight_decay": ("X", "of AdamW"),
+    "epochs": ("N", "passes over the data"),
+    "steps": ("N", "steps of the optimizer, instead of epochs"),
+    "sequence_tokens": ("N", "tokens of a sample at most"),
+    "batch_tokens": ("N", "tokens of a step of the optimizer"),
+    "seed": ("N", "of the order of the data, of masks, and of replies of --self-distill"),
+    "precision": (None, "in which the training computes; auto is bf16 on a GPU that has it, else fp32"),
+    "attention": (None, "how masked attention is computed; auto is the fastest on the device"),
+    "recompute": (None, "compute activations again in the backward pass, which takes less memory and more time"),
+    "freeze_embedding": (None, "train the layers, not the embedding"),
+    "save_every": ("N", "steps from one checkpoint to the next"),
+    "evaluate_every": ("N", "steps from one measurement on held-out samples to the next"),
+    "patience": ("N", "measurements without a gain after which the training ends"),
 }
 
 
@@ -98,11 +102,10 @@ def add_start(out: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--draft", metavar="ID_OR_DIR", help=draft)
     group.add_argument("--shallow", type=int, metavar="N", help="instead: N layers of the target itself")
-    group.add_argument("--layers", choices=CHOICES, default="even", help="which ones (default: even, over all)")
+    group.add_argument("--layers", choices=LAYERS, default="even", help="which ones (default: even, over all)")
     target = "the model that the draft is for; needed by --shallow, --self-distill and --method pard2"
     group.add_argument("--target", metavar="ID_OR_DIR", help=target)
     group.add_argument("--mask-token", type=int, metavar="ID", help="default: an unused id is found, or a row is added")
-    group.add_argument("--freeze-embedding", action="store_true", help="train the layers, not the embedding")
     for part, name in (("", "target"), ("draft-", "draft")):
         group.add_argument(f"--{part}revision", metavar="NAME", help=f"branch, tag or commit of the {name}'s hub id")
 
@@ -129,11 +132,18 @@ def add_data(out: argparse.ArgumentParser) -> None:
 
 
 def add_training(out: argparse.ArgumentParser) -> None:
-    group = out.add_argument_group("training", "defaults are those of PARD's authors where they published them")
+    group = out.add_argument_group("training")
     own = "pard, or pard2: weighs tokens by the target's confidence and reads its hidden states (default: pard)"
-    group.add_argument("--method", choices=METHODS, default=METHODS[0], help=own)
-    for name, (kind, metavar, text) in SETTINGS.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
+    group.add_argument("--method", choices=CHOICES["method"], default="pard", help=own)
+    defaults = {field.name: field.default for field in fields(Settings)}
+    for name, (metavar, text) in SETTINGS.items():
+        default, option = defaults[name], f"--{name.replace('_', '-')}"
+        if default is False:
+            group.add_argument(option, action="store_true", help=text)
+            continue
+        kind = int if default is None else type(default)
+        shown = "" if default is None else f" (default: {default})"
+        group.add_argument(option, type=kind, metavar=metavar, choices=CHOICES.get(name), help=text + shown)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,8 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     require_sense(options)
+    settings = settings_of(options)
     with adapt_extra():
-        settings = settings_of(options)
         plan = planned(options)
     if options.dry_run:
         with tempfile.TemporaryDirectory() as scratch:
@@ -184,10 +194,8 @@ def require_sense(options: argparse.Namespace) -> None:
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    from pard_onnx.models.adapt.settings import Settings
-
     given = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
-    return Settings(method=options.method, freeze_embedding=options.freeze_embedding, **given)
+    return Settings(method=options.method, **given)
 
 
 @contextmanager

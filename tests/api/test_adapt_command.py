@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,23 +17,13 @@ from tiny import CHAT_TEMPLATE, edit_json, write
 from pard_onnx import load
 from pard_onnx.adapt_command import end_of_reply, main
 from pard_onnx.models.adapt.samples import SampleStore
+from pard_onnx.models.adapt.settings import Settings
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.runtime.text.tokenizer import Text
 
 CHATS = [
     {"conversation": [{"human": f"a{n}", "assistant": f"b{n}"}, {"human": "c", "assistant": "d"}]} for n in range(6)
 ]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """As `models.adapt.settings` has it."""
-
-    method: str
-    freeze_embedding: bool = False
-    sequence_tokens: int = 1024
-    draft_length: int = 8
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,7 +64,6 @@ class Trainer:
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     found = Trainer()
     names = {
-        "settings": {"Settings": Settings},
         "run": {"adapt": found.adapt, "Outcome": Outcome},
         "memory": {"estimate": lambda *_: Memory()},
         "card": {"write_card": found.write_card},
@@ -194,6 +183,8 @@ def test_options_that_do_not_fit(
     assert "--temperature must be at least 0" in refused(*small, "--temperature", -1)
     assert "--temperature must be a finite number" in refused(*small, "--temperature", "nan")
     assert "--held-out must be at least 1" in refused(*small, "--held-out", 0)
+    assert "patience must be at least 1, not 0" in refused(*small, "--patience", 0)
+    assert "rate must be a finite number" in refused(*small, "--rate", "nan")
     assert "--mask-token 7: " in refused(*small, "--mask-token", 7)
     assert "none would be left to train on" in refused(*small, "--held-out", 6)
     assert "there is no such file" in refused("--draft", draft, "--data", "none.jsonl")
@@ -273,4 +264,4 @@ def test_the_target_is_exported_for_its_replies(trainer: Trainer, tmp_path: Path
     assert run(*words, "--output", tmp_path / "out", "--temperature", 0.7, "--held-out", 1) == 0
     (folder,) = (tmp_path / "out.work").glob("target-int8-*")
     assert (folder / "pard_onnx.json").is_file()
-    assert replace(trainer.calls[0].settings) == Settings("pard")
+    assert trainer.calls[0].settings == Settings()

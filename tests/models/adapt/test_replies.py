@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import CHAT_TEMPLATE, edit_json, write
 from transformers import PreTrainedTokenizerFast
@@ -27,6 +27,10 @@ TAGGED = (
     "{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}"
     "{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# The end of a turn is no part of what the template marks
+CONTENT_TAGGED = TAGGED.replace(
+    "{{ m.content + '<|im_end|>' }}{% endgeneration %}", "{{ m.content }}{% endgeneration %}{{ '<|im_end|>' }}"
 )
 LLAMA3 = (
     "{% for m in messages %}{{ '[head]' + m.role + '[/head]\n\n' + m.content | trim + '<|im_end|>' }}{% endfor %}"
@@ -106,6 +110,7 @@ def replies(folder: Path, sample: Sample) -> list[str]:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
+@settings(max_examples=40)
 @given(pairs=PAIRS)
 def test_each_reply_is_its_content_and_the_end_that_the_model_writes(
     name: str, pairs: list[tuple[str, str]], folder: Path
@@ -124,6 +129,7 @@ def test_each_reply_is_its_content_and_the_end_that_the_model_writes(
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
+@settings(max_examples=40)
 @given(pairs=PAIRS)
 def test_a_sample_is_the_prompt_of_each_turn_and_its_reply(
     name: str, pairs: list[tuple[str, str]], folder: Path
@@ -140,20 +146,23 @@ def test_a_sample_is_the_prompt_of_each_turn_and_its_reply(
     assert begins == prompts
 
 
+@pytest.mark.parametrize("template", [TAGGED, CONTENT_TAGGED], ids=["with the end", "without"])
+@settings(max_examples=40)
 @given(pairs=PAIRS)
 def test_templates_that_mark_replies_are_read_as_transformers_reads_them(
-    pairs: list[tuple[str, str]], folder: Path
+    template: str, pairs: list[tuple[str, str]], folder: Path
 ) -> None:
     reference: Any = PreTrainedTokenizerFast.from_pretrained(folder)
     messages = list(conversation(pairs))
     wanted = reference.apply_chat_template(
-        messages, chat_template=TAGGED, return_assistant_tokens_mask=True, return_dict=True
+        messages, chat_template=template, return_assistant_tokens_mask=True, return_dict=True
     )
-    (found,) = samples(folder, TAGGED, messages)
+    (found,) = samples(folder, template, messages)
     assert found.ids.tolist() == wanted["input_ids"]
     assert found.replies.tolist() == [bool(one) for one in wanted["assistant_masks"]]
 
 
+@settings(max_examples=40)
 @given(pairs=PAIRS)
 def test_the_tokens_are_those_of_transformers(pairs: list[tuple[str, str]], folder: Path) -> None:
     reference: Any = PreTrainedTokenizerFast.from_pretrained(folder)

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pard_onnx.models.adapt.samples import Counts, Sample, SampleStore, write_samples
@@ -28,6 +28,7 @@ def stored(folder: Path, samples: list[tuple[int, Sample]]) -> SampleStore:
     return SampleStore(folder)
 
 
+@settings(max_examples=25)  # each writes to the disk
 @given(lengths=LENGTHS)
 def test_what_was_written_is_read(lengths: list[tuple[int, int]]) -> None:
     samples = made(lengths)
@@ -45,6 +46,7 @@ def test_what_was_written_is_read(lengths: list[tuple[int, int]]) -> None:
         assert facts.reply_tokens == sum(one.replies.sum() for _, one in samples)
 
 
+@settings(max_examples=25)  # each writes to the disk
 @given(lengths=LENGTHS, held_out=st.integers(0, 12))
 def test_the_split_holds_out_whole_documents(lengths: list[tuple[int, int]], held_out: int) -> None:
     samples = [(source, Sample(np.full(n, source), np.ones(n, np.bool_))) for source, n in lengths]

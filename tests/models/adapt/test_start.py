@@ -40,16 +40,16 @@ def reference(folder: Path) -> Any:
 
 @pytest.mark.parametrize("family", ARCHITECTURES)
 def test_a_start_computes_what_its_layers_compute_in_transformers(family: str, tmp_path: Path) -> None:
-    folder = write(tmp_path / "model", family, layers=4, tied=family in ("qwen2", "gemma3_text"), dtype="bfloat16")
+    folder = write(tmp_path / "model", family, layers=5, tied=family in ("qwen2", "gemma3_text"), dtype="bfloat16")
     kept = reference(folder)
     assert torch.equal(logits(start_from(folder).model), logits(kept))
-    start = shallow(folder, 2, "even")
-    kept.model.layers = torch.nn.ModuleList([kept.model.layers[index] for index in (0, 3)])
+    start = shallow(folder, 3, "even")
+    kept.model.layers = torch.nn.ModuleList([kept.model.layers[index] for index in (0, 2, 4)])
     if family == "gemma3_text":  # whose kinds of layers stand in the config
-        kept.config.layer_types = [kept.config.layer_types[index] for index in (0, 3)]
-    kept.config.num_hidden_layers = 2
+        kept.config.layer_types = [kept.config.layer_types[index] for index in (0, 2, 4)]
+    kept.config.num_hidden_layers = 3
     assert torch.equal(logits(start.model), logits(kept))
-    assert start.note == "layers 0, 3 of the 4 of model"
+    assert start.note == "layers 0, 2, 4 of the 5 of model"
 
 
 @given(st.integers(1, 80).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total))))
@@ -83,6 +83,8 @@ def test_rows_are_added_where_no_id_is_free(tied: bool, tmp_path: Path) -> None:
     start = start_from(folder)
     assert (start.mask_id, start.model.config.vocab_size) == (300, 320)  # the next multiple of 64
     assert start.model.get_input_embeddings().weight.shape[0] == start.model.get_output_embeddings().weight.shape[0]
+    for module in (start.model.get_input_embeddings(), start.model.get_output_embeddings()):
+        assert torch.allclose(module.weight[300:], module.weight[:300].mean(0).expand(20, -1), atol=1e-6)
     assert torch.equal(logits(start.model), logits(reference(folder)))
     write_draft(start, tmp_path / "draft")
     spec = Checkpoint.open(tmp_path / "draft").spec
