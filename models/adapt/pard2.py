@@ -9,6 +9,7 @@ that the same weights are also a draft that reads tokens alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,16 +33,20 @@ class FeatureDraft(nn.Module):
         self.target_proj = nn.Linear(width, draft.config.hidden_size, bias=False, device=draft.device)
         nn.init.zeros_(self.target_proj.weight)
 
-    def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, features: Tensor | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, positions: Tensor, mask: Tensor | None, features: Tensor | None = None, **options: Any
+    ) -> Tensor:
         """Logits, [batch, tokens, vocabulary].
 
         ids, positions: [batch, tokens]. mask: added to attention scores, [batch, 1, tokens, tokens]. features: what
-        each token reads of its target, [batch, tokens, width]; zeros for a token that reads nothing.
+        each token reads of its target, [batch, tokens, width]; zeros for a token that reads nothing. options: of the
+        draft's own `forward`.
         """
         embeddings = self.draft.get_input_embeddings()(ids)
         if features is not None:
             embeddings = embeddings + self.scale * self.target_proj(features)
-        found = self.draft(inputs_embeds=embeddings, position_ids=positions, attention_mask=mask, use_cache=False)
+        inputs = {"inputs_embeds": embeddings, "position_ids": positions, "attention_mask": mask, "use_cache": False}
+        found = self.draft(**inputs, **options)
         logits: Tensor = found.logits
         return logits
 
