@@ -436,8 +436,9 @@ def train(plan: Plan, settings: Settings, store: SampleStore) -> None:
     if not is_main_process():
         return
     projection = Path(outcome.projection) if outcome.projection else None
-    write_draft(start, plan.output, projection, replace=plan.options.force)
-    write_card(plan.output, outcome, settings, facts_of(plan, start, store))
+    facts = facts_of(plan, start, store)
+    card = partial(write_card, outcome=outcome, settings=settings, facts=facts)
+    write_draft(start, plan.output, projection, card, replace=plan.options.force)
     say(plan, {"outcome": asdict(outcome)}, outcome_lines(plan, outcome))
 
 

@@ -1,7 +1,7 @@
 """The files of a training: its last checkpoint, written whole or not at all, and the best weights so far.
 
-    checkpoint-STEP/   accelerate's state of model and optimizer, and state.json; the one before goes when this is whole
-    best.safetensors   the trained weights at the best evaluation, whose step is in its metadata
+checkpoint-STEP/   accelerate's state of model and optimizer, and state.json; the one before goes when this is whole
+best.safetensors   the trained weights at the best evaluation, whose step is in its metadata
 """
 
 from __future__ import annotations

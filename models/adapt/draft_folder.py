@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,18 @@ MOST_COPIED = 1 << 26  # bytes of a file
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def write_draft(start: Start, folder: Path, projection: Path | None = None, *, replace: bool = False) -> None:
+def write_draft(
+    start: Start,
+    folder: Path,
+    projection: Path | None = None,
+    write_card: Callable[[Path], None] = lambda folder: None,
+    *,
+    replace: bool = False,
+) -> None:
     """Write the adapted model as a PARD draft, whole or not at all. Raises OSError.
 
-    projection: the file of a PARD-2 draft's projection, whose facts the model's config has.
+    projection: the file of a PARD-2 draft's projection, whose facts the model's config has. write_card: writes further
+    files to the folder before it gets its place.
     """
     model, dtype = start.model, DTYPES[start.dtype]
     with atomic_folder(folder, replace=replace) as partial:
@@ -52,6 +60,7 @@ def write_draft(start: Start, folder: Path, projection: Path | None = None, *, r
         if projection is not None:
             (partial / PROJECTION_FOLDER).mkdir()
             _save(load_file(projection), partial / PROJECTION_FOLDER / WEIGHTS, dtype, mode)
+        write_card(partial)
 
 
 def _save(tensors: Mapping[str, torch.Tensor], file: Path, dtype: torch.dtype, mode: int) -> None:

@@ -29,11 +29,13 @@ CHATS = [
 @dataclass(frozen=True)
 class Outcome:
     mean_accepted: float = 2.5
+    projection: str | None = None
 
 
 @dataclass(frozen=True)
 class Memory:
     total: int = 7
+    fits: bool = True
 
 
 class Trainer:
@@ -143,7 +145,11 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
     assert "data: 6 documents, 6 samples" in shown and "total=7" in shown
     assert run("--draft", draft, "--data", data, "--dry-run", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["mask_token"]["id"] == 300 and facts["samples"]["samples"] == 6 and facts["memory"] == {"total": 7}
+    assert (
+        facts["mask_token"]["id"] == 300
+        and facts["samples"]["samples"] == 6
+        and facts["memory"] == {"total": 7, "fits": True}
+    )
     assert sorted(tmp_path.rglob("*")) == before and not trainer.calls
 
 
@@ -255,6 +261,21 @@ def test_the_end_of_a_reply_is_the_templates(tmp_path: Path) -> None:
     assert end_of_reply(Text(folder, CHAT_TEMPLATE.replace("<|im_end|>", "<|endoftext|>")), (297, 299)) == 297
     assert end_of_reply(Text(folder, None), (297, 299)) is None
     assert end_of_reply(Text(folder, "{{ raise_exception('no') }}"), (298,)) == 298
+
+
+@pytest.mark.parametrize("method", ["pard", pytest.param("pard2", marks=pytest.mark.slow)])
+def test_a_real_training_ends_in_a_draft(
+    method: str, draft: Path, target: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    words = ["--draft", draft, "--target", target, "--data", data, "--output", output, "--method", method]
+    words += ["--steps", 2, "--draft-length", 3, "--sequence-tokens", 64, "--batch-tokens", 64, "--held-out", 1]
+    assert run(*words, "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["outcome"]["steps"] == 2 and (output / "README.md").is_file()
+    spec = Checkpoint.open(output).spec
+    assert spec.pard is not None and spec.pard.spd_type == method
+    assert (spec.pard.features is not None) == (method == "pard2")
 
 
 @pytest.mark.slow
