@@ -48,7 +48,7 @@ from pard_onnx.runtime.pair import Pair, load
 from pard_onnx.runtime.text.tokenizer import Text, first_difference
 
 if TYPE_CHECKING:
-    from pard_onnx.models.adapt.run import Outcome
+    from pard_onnx.models.adapt.outcome import Outcome
     from pard_onnx.models.adapt.start import Start
 
 LAYERS = ("first", "last", "even")

@@ -13,7 +13,7 @@ import quantized
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import ARCHITECTURES, edit_json, write
+from tiny import ARCHITECTURES, edit_json, make_pard2, write
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -187,6 +187,20 @@ def test_other_names_of_the_mask_are_removed(tmp_path: Path) -> None:
     write_draft(start_from(folder, 301), tmp_path / "draft")
     config = json.loads((tmp_path / "draft" / "config.json").read_text(encoding="utf-8"))
     assert config["pard_token"] == 301 and "mask_token_id" not in config
+
+
+def test_a_pard2_draft_that_is_trained_without_its_projection_reads_tokens_alone(tmp_path: Path) -> None:
+    folder = make_pard2(write(tmp_path / "model", role="draft"), file="pard_warp_model/model.safetensors")
+    write_draft(start_from(folder), tmp_path / "draft")
+    spec = Checkpoint.open(tmp_path / "draft").spec
+    assert spec.pard is not None and (spec.pard.spd_type, spec.pard.features) == ("pard", None)
+
+
+def test_a_finished_projection_is_the_drafts(tmp_path: Path) -> None:
+    folder = make_pard2(write(tmp_path / "model", role="draft"), file="pard_warp_model/model.safetensors")
+    write_draft(start_from(folder), tmp_path / "draft", folder / "pard_warp_model" / "model.safetensors")
+    found, wanted = (Checkpoint.open(one).spec.pard for one in (tmp_path / "draft", folder))
+    assert found == wanted and found is not None and found.features is not None
 
 
 def test_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
