@@ -2,7 +2,7 @@
 
 import sys
 
-COMMANDS = ("generate", "chat", "serve", "models", "export", "quantize", "bench", "demo", "doctor", "deploy")
+COMMANDS = ("generate", "chat", "serve", "models", "adapt", "export", "quantize", "bench", "demo", "doctor", "deploy")
 
 
 def main() -> None:

@@ -26,6 +26,10 @@ from pard_onnx.standard_streams import flushed  # noqa: E402
 SMALL, LEAST = 4 << 30, 96 << 20
 
 
+def adapt() -> NoReturn:
+    run("adapt_command")
+
+
 def export() -> NoReturn:
     run("export_command")
 

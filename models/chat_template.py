@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -38,6 +39,8 @@ from .template_budget import (
 from .template_calls import OpaqueNamespace, counted_filters, counted_tests, spend_on_call
 
 LONGEST = 1_000_000  # characters of a template; real ones have up to 20 thousand
+# What stands before and after the body of each `{% generation %}` that is rendered; training looks for the bodies
+GENERATION_MARKS = ContextVar("generation_marks", default=("", ""))
 
 
 def warn_of_template(template: str | None, folder: Path) -> None:
@@ -208,8 +211,9 @@ class GenerationTag(Extension):
         return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
 
     def _body(self, caller: Macro) -> str:
+        before, after = GENERATION_MARKS.get()
         text: str = caller()
-        return text
+        return f"{before}{text}{after}"
 
 
 @lru_cache(maxsize=1)

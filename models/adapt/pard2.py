@@ -9,6 +9,7 @@ that the same weights are also a draft that reads tokens alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,46 +18,56 @@ from transformers import PreTrainedModel
 
 from .packing import IGNORE
 
-# What is learned is this share of the projection: its first steps are noise, and must be small beside embeddings.
-GAIN = 0.1
-
 
 class FeatureDraft(nn.Module):
     """A draft with the projection that adds the target's features to its embeddings.
 
-    What is learned is a projection of whitened features. Hidden states have a few columns that are a hundred times the
-    others, and no learning rate suits both. The two matrices are one after training (`projection`). It is zero at
-    first: before training, this is the draft as it was.
+    The projection is zero at first: before training, this is the draft as it was. Where features are whitened, what is
+    learned is a projection of the whitened ones, and the two matrices are one after training (`projection`).
     """
 
-    whitening: Tensor
+    whitening: Tensor | None
 
-    def __init__(self, draft: PreTrainedModel, whitening: Tensor) -> None:
-        """whitening: see `whitening_of`, [width, width]; width: columns of a feature."""
+    def __init__(
+        self, draft: PreTrainedModel, width: int, scale: float = 0.02, whitening: Tensor | None = None
+    ) -> None:
+        """width: columns of a feature, that is layers times the target's hidden size. scale: of the projection.
+
+        whitening: of features, [width, width] (`whitening_of`); None: they are read as they are.
+        """
         super().__init__()
         self.draft = draft
-        self.target_proj = nn.Linear(len(whitening), draft.config.hidden_size, bias=False, device=draft.device)
-        self.register_buffer("whitening", whitening.to(draft.device), persistent=False)
+        self.scale = scale
+        self.target_proj = nn.Linear(width, draft.config.hidden_size, bias=False, device=draft.device)
+        self.register_buffer("whitening", whitening, persistent=False)
         nn.init.zeros_(self.target_proj.weight)
 
-    def forward(self, ids: Tensor, positions: Tensor, mask: Tensor, features: Tensor | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, positions: Tensor, mask: Tensor | None, features: Tensor | None = None, **options: Any
+    ) -> Tensor:
         """Logits, [batch, tokens, vocabulary].
 
         ids, positions: [batch, tokens]. mask: added to attention scores, [batch, 1, tokens, tokens]. features: what
-        each token reads of its target, [batch, tokens, width]; zeros for a token that reads nothing.
+        each token reads of its target, [batch, tokens, width]; zeros for a token that reads nothing. options: of the
+        draft's own `forward`.
         """
         embeddings = self.draft.get_input_embeddings()(ids)
         if features is not None:
-            embeddings = embeddings + GAIN * self.target_proj(features.float() @ self.whitening)
-        found = self.draft(inputs_embeds=embeddings, position_ids=positions, attention_mask=mask, use_cache=False)
+            if self.whitening is not None:
+                features = features.float() @ self.whitening
+            embeddings = embeddings + self.scale * self.target_proj(features)
+        inputs = {"inputs_embeds": embeddings, "position_ids": positions, "attention_mask": mask, "use_cache": False}
+        found = self.draft(**inputs, **options)
         logits: Tensor = found.logits
         return logits
 
     @torch.no_grad()
-    def projection(self, scale: float = 0.02) -> Tensor:
+    def projection(self, scale: float) -> Tensor:
         """What a checkpoint holds: `scale` times this matrix [hidden, width] projects features as they are."""
-        product: Tensor = self.target_proj.weight.float() @ self.whitening.T
-        return product * (GAIN / scale)
+        weight = self.target_proj.weight.float()
+        if self.whitening is not None:
+            weight = weight @ self.whitening.T
+        return weight * (self.scale / scale)
 
 
 @torch.no_grad()

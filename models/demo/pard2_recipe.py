@@ -28,6 +28,8 @@ from .recipe import DEVICE, MASK_ID, SEED, Ids, TrainingRecipe, save
 
 LAYERS = (-1, -3, -5)  # of the target's six: what the last norm gives, and what layers 4 and 2 leave
 SCALE = 0.02  # of the projection, as published
+# The same while it is trained: the first steps are noise, which must be small beside embeddings.
+GAIN = 0.1
 DROP = Drop(segments=16, ratio=0.7, floor=0.1)
 WITHOUT_FEATURES = 0.1  # the share of sequences that are read without features
 SCHEDULE = Schedule(steps=1200, rate=1e-3)
@@ -82,10 +84,8 @@ class Pard2Recipe(TrainingRecipe):
 
     def pard2_draft(self, schedule: Schedule = SCHEDULE, rows: int = 8, length: int = 320) -> pard2.FeatureDraft:
         target, mixed = self.target(), self.mixed(length)
-        sample = torch.from_numpy(mixed(0, 8 * rows)).to(DEVICE)
-        net = pard2.FeatureDraft(
-            shipped(demo.DRAFT), pard2.whitening_of(pard2.read_target(target, sample, LAYERS).features)
-        )
+        sample = pard2.read_target(target, torch.from_numpy(mixed(0, 8 * rows)).to(DEVICE), LAYERS).features
+        net = pard2.FeatureDraft(shipped(demo.DRAFT), sample.shape[-1], GAIN, pard2.whitening_of(sample))
 
         def batch(step: int) -> PackedBatch:
             return packed_batch(target, mixed(step, rows), step)

@@ -145,11 +145,15 @@ class Text:
         """The ids of a text, without special tokens before or after it; those in it are encoded."""
         return self._ids(text, self._tokenizer, UNBOUNDED, add_special_tokens=False)
 
+    def offsets(self, text: str, *, add_special_tokens: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text, as of `tokenize`, and the characters that each stands for: its first, and the one after
+        its last. A token that the tokenizer adds stands for none."""
+        require_unicode(text)
+        found = self._tokenizer.encode(text, add_special_tokens)
+        return found.ids, found.offsets
+
     def _ids(self, text: str, tokenizer: GuardedTokenizer, bounds: Bounds, *, add_special_tokens: bool) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # half a surrogate pair, from a command line in another encoding
-            raise BadInput(f"the prompt is not valid Unicode: {error}") from error
+        require_unicode(text)
         bounds.require_room(tokenizer.fewest_tokens(text))
         ids: list[int] = tokenizer.encode(text, add_special_tokens, bounds.deadline).ids
         return ids
@@ -203,6 +207,14 @@ class Text:
     def stream(self, prompt: Sequence[int]) -> Detokenizer:
         """Decodes the tokens that follow a prompt, one by one."""
         return Detokenizer(self, prompt)
+
+
+def require_unicode(text: str) -> None:
+    """BadInput for half a surrogate pair, which a command line in another encoding may have."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"the prompt is not valid Unicode: {error}") from error
 
 
 def first_difference(ours: Mapping[str, int], theirs: Mapping[str, int]) -> tuple[int, str | None, str | None] | None:

@@ -46,7 +46,7 @@ def test_every_public_name_can_be_imported() -> None:
 def test_every_script_sets_its_handlers_first() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     source = (ROOT / "api" / "entry_points.py").read_text(encoding="utf-8")
-    assert len(scripts) == 10
+    assert len(scripts) == 11
     for script, target in scripts.items():
         name = script.removeprefix("pard-")
         assert target == f"pard_onnx.entry_points:{name}"

@@ -29,7 +29,7 @@ def model(vocabulary: int = 128, hidden: int = 32, seed: int = 0) -> Qwen2ForCau
 @pytest.fixture(scope="module")
 def draft() -> pard2.FeatureDraft:
     whitening = torch.randn(48, 48, generator=torch.Generator().manual_seed(2))
-    net = pard2.FeatureDraft(model(), whitening)
+    net = pard2.FeatureDraft(model(), 48, scale=0.1, whitening=whitening)
     torch.nn.init.normal_(net.target_proj.weight, std=1.0)
     return net.eval()
 
@@ -101,7 +101,7 @@ def test_the_loss_is_the_papers_word_for_word(draft, target):
 
 def test_a_new_projection_changes_nothing(target):
     packed = Packed(target)
-    net = pard2.FeatureDraft(model(), torch.eye(48))
+    net = pard2.FeatureDraft(model(), 48)
     with torch.inference_mode():
         features = pard2.packed_features(packed.reading, packed.bases)
         with_features = net(packed.ids, packed.positions, packed.mask, features)
@@ -110,7 +110,7 @@ def test_a_new_projection_changes_nothing(target):
 
 def test_every_part_learns(target):
     packed = Packed(target)
-    net = pard2.FeatureDraft(model(), torch.eye(48))
+    net = pard2.FeatureDraft(model(), 48)
     logits = net(packed.ids, packed.positions, packed.mask, pard2.packed_features(packed.reading, packed.bases))
     pard2.loss(logits, packed.labels, packed.positions, packed.bases, packed.reading).backward()
     assert all(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in net.parameters())

@@ -1,0 +1,255 @@
+"""`Document`: one conversation or text of a data set, and the forms in which data sets hold them.
+
+A line of JSON has one of these keys (or is an item of a JSON array in a file of its own):
+
+conversation     AMD's form: pairs {"human": ..., "assistant": ...}, as many as there are
+messages         OpenAI's form: {"role": ..., "content": ...}, with `tools` beside it where there are some
+conversations    ShareGPT's form: {"from": "human" | "gpt" | "system", "value": ...}
+prompt           a question, for replies that the target writes; with `completion` or `response` beside it, a pair
+text             plain text
+
+Any other file is one plain text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pard_onnx.models.checks import nearest_name
+from pard_onnx.models.errors import BadInput, shown
+from pard_onnx.models.hub import HUB_ID
+
+JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
+ROLE = re.compile(r"[\w.-]+( [\w.-]+)*")  # no place for a special token or a line end
+SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function": "tool",
+}
+CONVERSATIONS = ("messages", "conversation", "conversations")
+REPLIES = ("completion", "response")
+KEYS = (*CONVERSATIONS, "prompt", "text")
+LINE = 1 << 26  # characters; a longer line is no conversation
+SPLIT = re.compile(r"(?P<name>[^:]+)(:(?P<split>.+))?")
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A conversation, or a text without turns."""
+
+    place: str  # where it stands, for errors
+    messages: tuple[Message, ...] = ()
+    text: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """What a user named as data: files, or a data set of the hub."""
+
+    names: tuple[str, ...]
+    digest: str  # of the content
+    read: Callable[[], Iterator[Document]]  # from the beginning, at each call; raises BadInput
+
+
+def open_data(names: Sequence[str]) -> DataSet:
+    """The data of these files and data sets of the hub (`org/name`, `org/name:split`). Raises BadInput."""
+    parts = [_open_one(name) for name in names]
+    digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
+
+    def read() -> Iterator[Document]:
+        for part in parts:
+            yield from part.read()
+
+    return DataSet(tuple(names), digest, read)
+
+
+def _open_one(name: str) -> DataSet:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return DataSet((name,), _file_digest(path), lambda: _file_documents(path))
+    if name and path.is_dir():  # Path("") is the current folder
+        raise BadInput(f"--data {name}: is a folder; name its files, JSON lines or plain text")
+    match = SPLIT.fullmatch(name)
+    if not match or not HUB_ID.fullmatch(match["name"]) or path.suffix in JSON_ENDINGS:
+        raise BadInput(
+            f"--data {name}: there is no such file; name one of JSON lines, or a data set of the hub, ORG/NAME"
+        )
+    return _hub_data(name, match["name"], match["split"] or "train")
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadInput(f"--data {path}: cannot be read: {error.strerror}") from error
+
+
+def _hub_data(name: str, repository: str, split: str) -> DataSet:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise BadInput(
+            f'--data {name}: a data set of the hub needs the datasets package; run: pip install "pard-onnx[adapt]"'
+        ) from error
+    try:
+        found: Any = load_dataset(repository, split=split)
+    except Exception as error:  # of many kinds: its own, huggingface_hub's, the network's
+        raise BadInput(
+            f"--data {name}: cannot be loaded from the hub: {error}; download it and name its file"
+        ) from error
+
+    def read() -> Iterator[Document]:
+        for number, row in enumerate(found, 1):
+            yield document_of(row, f"{name} row {number}")
+
+    facts = f"{repository} {split} {getattr(found, '_fingerprint', '')} {len(found)}"
+    return DataSet((name,), hashlib.sha256(facts.encode()).hexdigest(), read)
+
+
+# Files
+
+
+def _file_documents(path: Path) -> Iterator[Document]:
+    try:
+        if path.suffix.lower() not in JSON_ENDINGS:
+            text = path.read_text(encoding="utf-8-sig")
+            if text.strip():
+                yield Document(str(path), text=text)
+            return
+        with path.open(encoding="utf-8-sig") as file:
+            first = next((line for line in file if line.strip()), "")
+            file.seek(0)
+            if first.lstrip().startswith("["):
+                yield from _array_documents(path, file.read())
+            else:
+                yield from _line_documents(path, file)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 text: {error}; save it as UTF-8") from error
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _array_documents(path: Path, whole: str) -> Iterator[Document]:
+    for number, value in enumerate(_parsed(whole.removeprefix("\ufeff"), str(path)), 1):
+        yield document_of(value, f"{path} item {number}")
+
+
+def _line_documents(path: Path, lines: Iterator[str]) -> Iterator[Document]:
+    for number, line in enumerate(lines, 1):
+        place = f"{path} line {number}"
+        if len(line) > LINE:
+            raise BadInput(f"{place}: has {len(line)} characters; a line is one conversation or text: make it several")
+        if line.strip("\ufeff \t\r\n"):
+            yield document_of(_parsed(line.removeprefix("\ufeff"), place), place)
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{place}: is not JSON ({error}); correct it or remove it") from None
+
+
+# Forms
+
+
+def document_of(value: Any, place: str) -> Document:
+    """The document that one object of a data set holds. Raises BadInput, naming its place."""
+    if not isinstance(value, Mapping):
+        raise BadInput(f"{place}: is {shown(value)}; it must be an object with one of the keys {', '.join(KEYS)}")
+    key = next((key for key in KEYS if value.get(key) is not None), None)
+    if key is None:
+        near = nearest_name(next(iter(value), ""), KEYS)
+        meant = f"; is {shown(next(iter(value)))} meant as {near}?" if near else ""
+        raise BadInput(f"{place}: has none of the keys {', '.join(KEYS)}{meant}")
+    if key == "text":
+        return Document(place, text=_text(value["text"], place, "text"))
+    if key == "prompt":
+        return Document(place, _prompted(value, place))
+    items = _as_list(value[key], place, key)
+    messages = [message for item in items for message in _messages_of(item, place)]
+    if isinstance(system := value.get("system"), str) and system and messages and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    tools = _as_list(value["tools"], place, "tools") if value.get("tools") else []
+    if not all(isinstance(tool, Mapping) for tool in tools):
+        raise BadInput(f"{place}: tools are a list of objects in OpenAI's form, not {shown(value['tools'])}")
+    return Document(place, tuple(messages), tools=tuple(tools))
+
+
+def _prompted(value: Mapping[str, Any], place: str) -> tuple[Message, ...]:
+    """`prompt`, a text or messages, and the reply beside it, if there is one."""
+    prompt = value["prompt"]
+    if isinstance(prompt, str):
+        messages = [{"role": "user", "content": prompt}]
+    else:
+        messages = [message for item in _as_list(prompt, place, "prompt") for message in _messages_of(item, place)]
+    for key in REPLIES:
+        reply = value.get(key)
+        if isinstance(reply, str):
+            return (*messages, {"role": "assistant", "content": reply})
+        if reply is not None:
+            return (*messages, *(one for item in _as_list(reply, place, key) for one in _messages_of(item, place)))
+    return tuple(messages)
+
+
+def _messages_of(item: Any, place: str) -> list[Message]:
+    """The messages that one item of a conversation stands for, whatever form it has."""
+    if isinstance(item, Mapping) and item.get("role") is not None:
+        return [_message(item, place)]
+    if isinstance(item, Mapping) and item.get("from") is not None:
+        role = SPEAKERS.get(str(item["from"]).lower())
+        if role is None:
+            raise BadInput(f"{place}: a turn is from {shown(item['from'])}; known are {', '.join(SPEAKERS)}")
+        return [{"role": role, "content": _text(item.get("value"), place, "value")}]
+    pairs = (("system", "system"), ("human", "user"), ("assistant", "assistant"))
+    found = [(role, item[key]) for key, role in pairs if item.get(key) is not None] if isinstance(item, Mapping) else []
+    if not found:
+        raise BadInput(
+            f'{place}: a turn is {shown(item)}; it must be {{"role", "content"}}, {{"human", "assistant"}} or '
+            '{"from", "value"}'
+        )
+    return [{"role": role, "content": _text(text, place, role)} for role, text in found]
+
+
+def _message(item: Mapping[str, Any], place: str) -> Message:
+    role, content = item["role"], item.get("content")
+    if not isinstance(role, str) or not ROLE.fullmatch(role):
+        raise BadInput(f"{place}: the role of a message is a word such as user or assistant, not {shown(role)}")
+    if not isinstance(content, str | list | None):
+        raise BadInput(f"{place}: the content of a message is text or a list of parts, not {shown(content)}")
+    if isinstance(content, str):
+        _text(content, place, "content")
+    return {key: value for key, value in item.items() if value is not None}
+
+
+def _text(value: Any, place: str, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadInput(f"{place}: {name} must be text, not {shown(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"{place}: {name} is not valid Unicode: {error}; remove half surrogate pairs") from error
+    return value
+
+
+def _as_list(value: Any, place: str, name: str) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise BadInput(f"{place}: {name} must be a list, not {shown(value)}")
+    return list(value)
