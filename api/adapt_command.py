@@ -435,7 +435,8 @@ def train(plan: Plan, settings: Settings, store: SampleStore) -> None:
     outcome = adapt(start, training, held_out, settings, plan.work / "training", target)
     if not is_main_process():
         return
-    write_draft(start, plan.output, replace=plan.options.force)
+    projection = Path(outcome.projection) if outcome.projection else None
+    write_draft(start, plan.output, replace=plan.options.force, projection=projection)
     write_card(plan.output, outcome, settings, facts_of(plan, start, store))
     say(plan, {"outcome": asdict(outcome)}, outcome_lines(plan, outcome))
 

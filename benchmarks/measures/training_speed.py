@@ -88,7 +88,7 @@ def sequences(way: Way, samples: Sequence[Sample], settings: Settings, mask_id: 
     out = []
     for group in groups:
         rng = np.random.default_rng(0)
-        # Where all tokens are replies, each has masks; the labels of prompts are learned then, which costs a little more
+        # Where all tokens are replies, each has masks. Prompts are learned then too, which costs a little more
         parts = [(one.ids, np.ones_like(one.replies) if way.everywhere else one.replies) for one in group]
         out.append(pack_samples(parts, mask_id, drop, rng))
     return out
@@ -159,7 +159,8 @@ def main() -> None:
     settings = Settings(draft_length=arguments.draft_length, sequence_tokens=arguments.tokens, precision=precision)
     samples = samples_of(arguments.samples, arguments.tokens)
     rows = measured(start, settings, samples, arguments.repeats)
-    title = f"{start.note}, K = {settings.draft_length}, {sum(len(one.ids) for one in samples)} tokens, {device} {precision}"
+    real = sum(len(one.ids) for one in samples)
+    title = f"{start.note}, K = {settings.draft_length}, {real} tokens, {device} {precision}"
     table = Table("way", "tokens/s", "beside the reference", "packed tokens", "s/step", "TFLOP/s", title=title)
     for row in rows:
         numbers = (f"{row.tokens_per_second / rows[0].tokens_per_second:.2f}x", f"{row.packed_tokens:,}")

@@ -1,7 +1,7 @@
 """The files of a training: its last checkpoint, written whole or not at all, and the best weights so far.
 
-    checkpoint-STEP/   accelerate's state of model and optimizer, and state.json; the one before goes when this is whole
-    best.safetensors   the trained weights at the best evaluation, whose step is in its metadata
+checkpoint-STEP/   accelerate's state of model and optimizer, and state.json; the one before goes when this is whole
+best.safetensors   the trained weights at the best evaluation, whose step is in its metadata
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -68,16 +69,19 @@ class Checkpoints:
         path = found[-1][1]
         try:
             read = read_json(path / STATE)
-        except (OSError, ValueError) as error:
-            raise BadInput(f"{path}: is no checkpoint ({error}); remove it, and an earlier one is used") from error
+            facts, state = dict(read["facts"]), from_json(TrainingState, read["state"])
+        except (OSError, TypeError, ValueError, KeyError) as error:
+            raise BadInput(f"{path}: is no checkpoint ({error}); remove {self.folder} to begin anew") from error
         for name, value in self.facts.items():
-            if read["facts"].get(name) != value:
+            if facts.get(name) != value:
                 raise BadInput(
-                    f"{self.folder}: has a checkpoint whose {name} is {read['facts'].get(name)!r}, not {value!r}; go on "
-                    "with that one, or remove the folder to begin anew"
+                    f"{self.folder}: has a checkpoint whose {name} is {facts.get(name)}, not {value}; go on with that "
+                    "one, or remove the folder to begin anew"
                 )
-        state = from_json(TrainingState, read["state"], context=f"{path / STATE}: ")
-        self.accelerator.load_state(str(path))
+        try:
+            self.accelerator.load_state(str(path))
+        except (OSError, RuntimeError, ValueError, SafetensorError, UnpicklingError) as error:
+            raise BadInput(f"{path}: is damaged ({error}); remove {self.folder} to begin anew") from error
         return state
 
     def save_best(self, net: nn.Module, names: list[str], step: int) -> None:

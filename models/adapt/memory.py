@@ -136,9 +136,7 @@ def _changes(settings: Settings) -> Iterator[tuple[str, Settings]]:
         yield " ".join(names), settings
 
 
-def _advice(
-    model: PreTrainedModel, settings: Settings, target: PreTrainedModel | None, device: torch.device
-) -> str:
+def _advice(model: PreTrainedModel, settings: Settings, target: PreTrainedModel | None, device: torch.device) -> str:
     for names, changed in _changes(settings):
         found = _estimate(model, changed, target, device)
         if found.fits:

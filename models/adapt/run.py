@@ -218,14 +218,14 @@ class Training:
         return Report(state.step, steps, loss, by_position, (state.tokens - before.tokens) / seconds, left, found)
 
     def _no_number(self, step: int, number: int, packed: PackedSequence) -> Failure:
-        """The error for a loss or gradient that is no number: it names the samples of the sequence that it comes from."""
+        """The error for a loss or gradient that is no number: it names the samples that it comes from."""
         group = self.order.groups(step)[number]
         bad = [int(one) for one in group if not self._is_finite(int(one))]
         names = ", ".join(map(str, (bad or group.tolist())[:6]))
         kind = "sample" if bad else "the sequence of samples"
         return Failure(
-            f"step {step + 1}: the loss is no finite number, from {kind} {names}; {self.checkpoints.last}: lower --rate, "
-            "take --precision fp32, or remove the sample, and train again"
+            f"step {step + 1}: the loss is no finite number, from {kind} {names}; {self.checkpoints.last}: lower "
+            "--rate, take --precision fp32, or remove the sample, and train again"
         )
 
     @torch.no_grad()

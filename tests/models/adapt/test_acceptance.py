@@ -43,7 +43,9 @@ def greedy_text(model: Any, prompt: list[int], mask_id: int, count: int, rng: An
     text = list(prompt)
     while len(text) < len(prompt) + count:
         found, _ = proposals(model, text, mask_id)
-        text += [int(one) if rng.random() < 0.8 else int(rng.integers(0, 290)) for one in found[: rng.integers(1, K + 1)]]
+        text += [
+            int(one) if rng.random() < 0.8 else int(rng.integers(0, 290)) for one in found[: rng.integers(1, K + 1)]
+        ]
     return text[: len(prompt) + count]
 
 
@@ -77,7 +79,9 @@ def test_the_mean_accepted_length_is_that_of_rounds_one_after_another(pair: Any,
                 continue
             found, _ = proposals(start.model, ids[:place], start.mask_id)
             count = 0
-            while place + count < len(ids) and replies[place + count] and count < K and found[count] == ids[place + count]:
+            while (
+                place + count < len(ids) and replies[place + count] and count < K and found[count] == ids[place + count]
+            ):
                 count += 1
             count += place + count < len(ids) and replies[place + count]  # the target's own token
             rounds, tokens, place = rounds + 1, tokens + count, place + count
@@ -128,7 +132,14 @@ def test_the_card_says_what_was_trained(tmp_path: Path) -> None:
     write_card(tmp_path, OUTCOME, SETTINGS, {"target": "org/|evil`\n# x", "data": ["a.jsonl", "b"], "samples": 12})
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "\n# A PARD draft for org/\\|evil\\` # x\n" in text
-    for part in ("**2.75**", "| 2 | 50.0% | 40.0% |", "1.84 are expected", "| data | a.jsonl, b |", "1:07 h", "stopped"):
+    for part in (
+        "**2.75**",
+        "| 2 | 50.0% | 40.0% |",
+        "1.84 are expected",
+        "| data | a.jsonl, b |",
+        "1:07 h",
+        "stopped",
+    ):
         assert part in text
     for name in ("draft\\_length | 4", "rate | 0.0002", "(training.svg)"):
         assert name in text

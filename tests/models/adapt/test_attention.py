@@ -47,9 +47,7 @@ def test_every_form_is_each_sample_and_base_alone(family: str, tmp_path: Path, m
     packed = pack_samples(samples, MASK, Drop(4, 0.8, 0.3), np.random.default_rng(1))
     with torch.inference_mode():
         found = {form: run(model, padded(packed) if form == "flex" else packed, form) for form in FORMS}
-        for row, (sample, segment, base) in enumerate(
-            zip(packed.samples, packed.segments, packed.bases, strict=True)
-        ):
+        for row, (sample, segment, base) in enumerate(zip(packed.samples, packed.segments, packed.bases, strict=True)):
             run_time = [*samples[sample][0][: base + 1], *[MASK] * segment]
             expected = model(input_ids=torch.tensor([run_time]), use_cache=False).logits[0, -1]
             for form in FORMS:
