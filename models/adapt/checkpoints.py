@@ -53,9 +53,7 @@ class Checkpoints:
         if main:
             write_json(partial / STATE, {"facts": self.facts, "state": to_json(state)})
             put_folder(partial, self.folder / f"checkpoint-{state.step}")
-            for step, path in self._found():
-                if step != state.step:
-                    remove_folder(path)
+            self._keep(state.step)
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> TrainingState:
@@ -82,6 +80,8 @@ class Checkpoints:
             self.accelerator.load_state(str(path))
         except (OSError, RuntimeError, ValueError, SafetensorError, UnpicklingError) as error:
             raise BadInput(f"{path}: is damaged ({error}); remove {self.folder} to begin anew") from error
+        if self.accelerator.is_main_process:  # where a process was killed while it wrote the last one
+            self._keep(state.step)
         return state
 
     def save_best(self, net: nn.Module, names: list[str], step: int) -> None:
@@ -105,6 +105,13 @@ class Checkpoints:
         """The last good checkpoint, for messages."""
         found = self._found()
         return f"the last good checkpoint is that of step {found[-1][0]} in {self.folder}" if found else "there is none"
+
+    def _keep(self, step: int) -> None:
+        """Remove all checkpoints but that of `step`, and one that is not whole."""
+        shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
+        for other, path in self._found():
+            if other != step:
+                remove_folder(path)
 
     def _found(self) -> list[tuple[int, Path]]:
         """The whole checkpoints, the latest last."""
