@@ -11,12 +11,11 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from pard_onnx.models.atomic import atomic_file, put_folder, remove_folder
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.json_files import read_json, write_json
 from pard_onnx.models.records import from_json, to_json
+from pard_onnx.models.system_errors import is_out_of_memory
 
 from .outcome import TrainingState
 
@@ -78,7 +78,9 @@ class Checkpoints:
                 )
         try:
             self.accelerator.load_state(str(path))
-        except (OSError, RuntimeError, ValueError, SafetensorError, UnpicklingError) as error:
+        except Exception as error:  # torch raises errors of all kinds for a damaged file
+            if is_out_of_memory(error):
+                raise
             raise BadInput(f"{path}: is damaged ({error}); remove {self.folder} to begin anew") from error
         if self.accelerator.is_main_process:  # where a process was killed while it wrote the last one
             self._keep(state.step)

@@ -307,3 +307,14 @@ def test_two_processes_learn_what_one_learns(folder: Path, tmp_path: Path) -> No
     one, two = (load_file(tmp_path / name / "best.safetensors") for name in ("whole", "two"))
     for name, weights in one.items():
         torch.testing.assert_close(two[name], weights, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin", "state.json"])
+@pytest.mark.parametrize("content", [b"", b"half a file", None])
+def test_a_damaged_checkpoint_is_refused(folder: Path, tmp_path: Path, file: str, content: bytes | None) -> None:
+    with pytest.raises(Interrupted):
+        trained(folder, tmp_path, report=at_step(2))
+    path = tmp_path / "checkpoint-2" / file
+    path.write_bytes(path.read_bytes()[:-40] if content is None else content)
+    with pytest.raises(BadInput, match=r"checkpoint-2: is .* remove .* to begin anew"):
+        trained(folder, tmp_path)
