@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def chunk_spans(packed: PackedSequence, size: int = CHUNK) -> list[tuple[slice, 
     edges = [0, *(np.flatnonzero(np.diff(packed.samples)) + 1).tolist(), len(packed.ids)]
     out: list[tuple[slice, tuple[slice, ...]]] = []
     begin = 0  # of whole samples that are not in a chunk yet
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         if begin < start and stop - begin > size:
             out.append((slice(begin, start), (slice(begin, start),)))
             begin = start

@@ -41,8 +41,8 @@ def card_text(outcome: Outcome, settings: Settings, facts: Mapping[str, object],
         *FRONT_MATTER,
         f"# A PARD draft for {_cell(name)}",
         "",
-        "A parallel draft for speculative decoding ([PARD](https://arxiv.org/abs/2504.18583)), trained with `pard-adapt` of "
-        "pard-onnx. `pard-export --model` takes this folder.",
+        "A parallel draft for speculative decoding ([PARD](https://arxiv.org/abs/2504.18583)), trained with "
+        "`pard-adapt` of pard-onnx. `pard-export --model` takes this folder.",
         "",
         *_table(("fact", "value"), [(key.replace("_", " "), value) for key, value in facts.items()]),
         "",
@@ -67,8 +67,8 @@ def acceptance_lines(found: Acceptance | None) -> list[str]:
     if found is None or not found.rounds:
         return ["It was not measured: no samples with replies were held out."]
     lines = [
-        f"Mean accepted length: **{found.mean_accepted:.2f}** tokens a round, over {found.rounds:,} rounds that take the "
-        "held-out replies as what the target says.",
+        f"Mean accepted length: **{found.mean_accepted:.2f}** tokens a round, over {found.rounds:,} rounds that take "
+        "the held-out replies as what the target says.",
         "",
     ]
     rows: list[tuple[object, ...]] = [

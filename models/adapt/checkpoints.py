@@ -23,6 +23,7 @@ from pard_onnx.models.atomic import atomic_file, put_folder, remove_folder
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.json_files import read_json, write_json
 from pard_onnx.models.records import from_json, to_json
+from pard_onnx.models.system_errors import is_out_of_memory
 
 from .outcome import TrainingState
 
@@ -52,9 +53,7 @@ class Checkpoints:
         if main:
             write_json(partial / STATE, {"facts": self.facts, "state": to_json(state)})
             put_folder(partial, self.folder / f"checkpoint-{state.step}")
-            for step, path in self._found():
-                if step != state.step:
-                    remove_folder(path)
+            self._keep(state.step)
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> TrainingState:
@@ -68,16 +67,23 @@ class Checkpoints:
         path = found[-1][1]
         try:
             read = read_json(path / STATE)
-        except (OSError, ValueError) as error:
-            raise BadInput(f"{path}: is no checkpoint ({error}); remove it, and an earlier one is used") from error
+            facts, state = dict(read["facts"]), from_json(TrainingState, read["state"])
+        except (OSError, TypeError, ValueError, KeyError) as error:
+            raise BadInput(f"{path}: is no checkpoint ({error}); remove {self.folder} to begin anew") from error
         for name, value in self.facts.items():
-            if read["facts"].get(name) != value:
+            if facts.get(name) != value:
                 raise BadInput(
-                    f"{self.folder}: has a checkpoint whose {name} is {read['facts'].get(name)!r}, not {value!r}; go on "
-                    "with that one, or remove the folder to begin anew"
+                    f"{self.folder}: has a checkpoint whose {name} is {facts.get(name)}, not {value}; go on with that "
+                    "one, or remove the folder to begin anew"
                 )
-        state = from_json(TrainingState, read["state"], context=f"{path / STATE}: ")
-        self.accelerator.load_state(str(path))
+        try:
+            self.accelerator.load_state(str(path))
+        except Exception as error:  # torch raises errors of all kinds for a damaged file
+            if is_out_of_memory(error):
+                raise
+            raise BadInput(f"{path}: is damaged ({error}); remove {self.folder} to begin anew") from error
+        if self.accelerator.is_main_process:  # where a process was killed while it wrote the last one
+            self._keep(state.step)
         return state
 
     def save_best(self, net: nn.Module, names: list[str], step: int) -> None:
@@ -101,6 +107,13 @@ class Checkpoints:
         """The last good checkpoint, for messages."""
         found = self._found()
         return f"the last good checkpoint is that of step {found[-1][0]} in {self.folder}" if found else "there is none"
+
+    def _keep(self, step: int) -> None:
+        """Remove all checkpoints but that of `step`, and one that is not whole."""
+        shutil.rmtree(self.folder / PARTIAL, ignore_errors=True)
+        for other, path in self._found():
+            if other != step:
+                remove_folder(path)
 
     def _found(self) -> list[tuple[int, Path]]:
         """The whole checkpoints, the latest last."""

@@ -69,7 +69,7 @@ class Pard:
 
 
 class Pard2(Pard):
-    """PARD-2: what the target says about the real tokens weighs and teaches. The target reads each sample as it comes."""
+    """PARD-2: what the target says about the real tokens weighs and teaches; it reads each sample as it comes."""
 
     def __init__(self, settings: Settings, device: torch.device, target: PreTrainedModel) -> None:
         super().__init__(settings, device)

@@ -82,7 +82,7 @@ class PackedSequence:
         return self.visible(slice(None), np.arange(len(self.ids)))
 
     def visible(self, queries: slice, keys: NDArray[np.int64], window: int | None = None) -> NDArray[np.bool_]:
-        """The rows `queries` and the columns `keys` of the mask. window: positions that a token sees, itself included."""
+        """The rows `queries` and the columns `keys` of the mask. window: positions that a token sees, with its own."""
         position, base, segment = (one[queries, None] for one in (self.positions, self.bases, self.segments))
         prefix = (self.segments[keys] == 0) & (self.positions[keys] <= base)
         # The chain of a base begins at its real token, which the prefix has too.

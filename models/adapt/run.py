@@ -218,14 +218,14 @@ class Training:
         return Report(state.step, steps, loss, by_position, (state.tokens - before.tokens) / seconds, left, found)
 
     def _no_number(self, step: int, number: int, packed: PackedSequence) -> Failure:
-        """The error for a loss or gradient that is no number: it names the samples of the sequence that it comes from."""
+        """The error for a loss or gradient that is no number: it names the samples that it comes from."""
         group = self.order.groups(step)[number]
         bad = [int(one) for one in group if not self._is_finite(int(one))]
         names = ", ".join(map(str, (bad or group.tolist())[:6]))
         kind = "sample" if bad else "the sequence of samples"
         return Failure(
-            f"step {step + 1}: the loss is no finite number, from {kind} {names}; {self.checkpoints.last}: lower --rate, "
-            "take --precision fp32, or remove the sample, and train again"
+            f"step {step + 1}: the loss is no finite number, from {kind} {names}; {self.checkpoints.last}: lower "
+            "--rate, take --precision fp32, or remove the sample, and train again"
         )
 
     @torch.no_grad()
@@ -254,7 +254,7 @@ class Training:
         keys = {"pard2": True, "pard2_scale": net.scale, "pard2_proj_bias": False, "pard2_target_layers": layers}
         net.draft.config.update({"spd_type": "pard2", "pard2_target_dim": net.target_proj.in_features, **keys})
         if self.accelerator.is_main_process:
-            weight = net.target_proj.weight.detach().to("cpu", torch.float32).contiguous()
+            weight = net.projection(net.scale).cpu().contiguous()
             with atomic_file(path) as file:
                 file.write(save({"target_proj.weight": weight}, {"format": "pt"}))
         return path

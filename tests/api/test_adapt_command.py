@@ -286,3 +286,15 @@ def test_the_target_is_exported_for_its_replies(trainer: Trainer, tmp_path: Path
     (folder,) = (tmp_path / "out.work").glob("target-int8-*")
     assert (folder / "pard_onnx.json").is_file()
     assert trainer.calls[0].settings == Settings()
+
+
+@pytest.mark.parametrize("method", ["pard", "pard2"])
+def test_a_whole_training(draft: Path, target: Path, data: Path, tmp_path: Path, method: str) -> None:
+    """Without the stand-in: what it writes is a draft that the exporter opens."""
+    pytest.importorskip("accelerate")
+    words = ("--draft", draft, "--target", target, "--data", data, "--method", method, "--output", tmp_path / "out")
+    assert run(*words, "--steps", 2, "--draft-length", 3, "--sequence-tokens", 64, "--batch-tokens", 64) == 0
+    found = Checkpoint.open(tmp_path / "out").as_role("draft")
+    assert found.spec.pard is not None
+    assert (found.spec.pard.features is not None) == (method == "pard2")
+    assert "mean accepted length" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8").lower()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -267,3 +268,53 @@ def test_every_sample_is_learned_once_an_epoch() -> None:
 
 def test_a_sample_that_is_too_long_has_a_sequence_of_its_own() -> None:
     assert [one.tolist() for one in filled(np.arange(3), np.array([5, 50, 4]), 10)] == [[0, 2], [1]]
+
+
+PROCESSES = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+sys.path[:0] = sys.argv[3:]
+import torch
+torch.set_num_threads(1)
+from test_run import SETTINGS, trained
+start, outcome = trained(Path(sys.argv[1]), Path(sys.argv[2]), replace(SETTINGS, batch_tokens=80))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="accelerate launch on CPUs")
+def test_two_processes_learn_what_one_learns(folder: Path, tmp_path: Path) -> None:
+    """Two processes take one sequence of a step each; one process takes both."""
+    trained(folder, tmp_path / "whole")
+    script = tmp_path / "script.py"
+    script.write_text(PROCESSES)
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parents[1] / "support")]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command = [*launch, "--mixed_precision", "no", "--main_process_port", "0", "--dynamo_backend", "no"]
+    subprocess.run([*command, str(script), str(folder), str(tmp_path / "two"), *paths], check=True, timeout=300)
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"checkpoint-6", "best.safetensors"}
+    one, two = (load_file(tmp_path / name / "best.safetensors") for name in ("whole", "two"))
+    for name, weights in one.items():
+        torch.testing.assert_close(two[name], weights, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin", "state.json"])
+@pytest.mark.parametrize("content", [b"", b"half a file", None])
+def test_a_damaged_checkpoint_is_refused(folder: Path, tmp_path: Path, file: str, content: bytes | None) -> None:
+    with pytest.raises(Interrupted):
+        trained(folder, tmp_path, report=at_step(2))
+    path = tmp_path / "checkpoint-2" / file
+    path.write_bytes(path.read_bytes()[:-40] if content is None else content)
+    with pytest.raises(BadInput, match=r"checkpoint-2: is .* remove .* to begin anew"):
+        trained(folder, tmp_path)
