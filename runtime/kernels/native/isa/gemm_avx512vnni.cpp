@@ -1,4 +1,6 @@
 // AVX-512 with VNNI: 16 outputs a register, dot products of four inputs in one instruction.
+#include "isa/architecture.h"
+#if defined(PARD_X86_64)
 #define PARD_TARGET "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma"
 #include <immintrin.h>
 #include <string.h>
@@ -107,3 +109,4 @@ const Isa AVX512_VNNI = {"avx512-vnni", Avx512Vnni::HIGHEST_TILE, cpu_has_avx512
 
 }  // namespace pard
 #include "isa/target_end.h"
+#endif
