@@ -18,7 +18,7 @@ namespace {
 
 using namespace pard;
 
-const char* const NAMES[] = {"avx512-vnni", "avx-vnni", "avx2", "reference"};
+const char* const NAMES[] = {"avx512-vnni", "avx-vnni", "avx2", "neon-i8mm", "neon-dotprod", "reference"};
 
 std::mt19937 generator;
 

@@ -10,6 +10,8 @@ namespace {
 
 #if defined(PARD_X86_64)
 const Isa* const BEST_FIRST[] = {&AVX512_VNNI, &AVX_VNNI, &AVX2, &REFERENCE};
+#elif defined(PARD_AARCH64)
+const Isa* const BEST_FIRST[] = {&NEON_I8MM, &NEON_DOTPROD, &REFERENCE};
 #else
 const Isa* const BEST_FIRST[] = {&REFERENCE};
 #endif

@@ -20,6 +20,8 @@ namespace {
 struct Avx2 : Vector256 {
   template <int BITS, size_t ROWS>
   struct Sum;
+  template <int BITS, size_t ROWS>
+  using Sums = VectorSums<Avx2, BITS, ROWS>;
 };
 
 template <size_t ROWS>

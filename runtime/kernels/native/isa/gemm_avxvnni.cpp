@@ -19,6 +19,8 @@ namespace {
 struct AvxVnni : Vector256 {
   template <int BITS, size_t ROWS>
   struct Sum;
+  template <int BITS, size_t ROWS>
+  using Sums = VectorSums<AvxVnni, BITS, ROWS>;
 };
 
 template <size_t ROWS>
