@@ -1,5 +1,5 @@
-// NEON with matrix products of int8 (i8mm, optional from Armv8.2 on): one instruction multiplies 8 inputs of two outputs by those of
-// two rows. Weight levels are unsigned, so levels of 8 bits are as they are.
+// NEON with matrix products of int8 (i8mm, optional from Armv8.2 on): one instruction multiplies 8 inputs of two outputs
+// by those of two rows. Weight levels are unsigned, so levels of 8 bits are as they are.
 #include "isa/architecture.h"
 #if defined(PARD_AARCH64)
 #define PARD_TARGET "arch=armv8.2-a+dotprod+i8mm"
@@ -69,12 +69,14 @@ struct MatrixSums {
     int8x16_t inputs[PAIRS];
     load(rows, rows + R * GROUP, inputs);
     for (size_t v = 0; v < V; ++v) {
+      Neon::keep_loads();
       const uint8x16_t bytes = vld1q_u8(weights + v * 16);
       if constexpr (BITS == 4)
         multiply(vandq_u8(bytes, vdupq_n_u8(15)), vshrq_n_u8(bytes, 4), inputs, v, sums);
       else
         multiply(bytes, vld1q_u8(weights + LINE + v * 16), inputs, v, sums);
     }
+    Neon::keep_loads();
   }
 
   // Two groups of each row, rows in pairs; nothing beyond the last row is read.
@@ -111,6 +113,8 @@ struct MatrixSums {
 };
 
 struct NeonI8mm : Neon {
+  static constexpr size_t HIGHEST_TILE = 4;  // 32 registers: 16 sums, 8 weights; 6 rows spill
+
   // A matrix product of one row does no more than a dot product.
   template <int BITS, size_t R>
   using Sums = std::conditional_t<R == 1, LaneSums<MixedDot, BITS, R>, MatrixSums<BITS, R>>;

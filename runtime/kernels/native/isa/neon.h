@@ -18,6 +18,8 @@ struct Neon {
 
   static void prefetch(const uint8_t* at) { __builtin_prefetch(at); }
   static void prefetch_far(const uint8_t* at) { __builtin_prefetch(at, 0, 2); }
+  // Loads stay on their side of it: GCC would load several lines at once, more than there are registers.
+  static void keep_loads() { __asm__ volatile("" ::: "memory"); }
   static Float zero() { return vdupq_n_f32(0); }
   static Float load(const float* at) { return vld1q_f32(at); }
   static Float load_halves(const uint8_t* at) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(at))); }
@@ -108,13 +110,18 @@ struct LaneSums {
     if constexpr (BITS == 4) {
       const Groups second(rows + R * GROUP);
       for (size_t v = 0; v < V; ++v) {
+        Neon::keep_loads();
         const uint8x16_t bytes = vld1q_u8(weights + v * 16);
         multiply<0>(vandq_u8(bytes, vdupq_n_u8(15)), first, v, sums);
         multiply<CHAINS - 1>(vshrq_n_u8(bytes, 4), second, v, sums);
       }
     } else {
-      for (size_t v = 0; v < V; ++v) multiply<0>(D::byte_levels(vld1q_u8(weights + v * 16)), first, v, sums);
+      for (size_t v = 0; v < V; ++v) {
+        Neon::keep_loads();
+        multiply<0>(D::byte_levels(vld1q_u8(weights + v * 16)), first, v, sums);
+      }
     }
+    Neon::keep_loads();
   }
 
   template <size_t CHAIN, size_t ROW = 0>
