@@ -13,8 +13,13 @@ struct Neon {
   using Int = int32x4_t;
   using Float = float32x4_t;
   static constexpr size_t LANES = 4;
-  static constexpr size_t HIGHEST_TILE = 6;      // 32 registers: 24 sums, weights, activations; the results spill
-  static constexpr size_t ROWS = 6, WIDEST = 4;  // of attention: 24 sums
+  static constexpr size_t HIGHEST_TILE = 6;  // 32 registers: 24 sums, weights, activations; the results spill
+#if defined(__clang__)
+  static constexpr size_t ROWS = 6;  // of attention: 24 sums
+#else
+  static constexpr size_t ROWS = 4;  // GCC 12 writes the sums of more rows to memory in every turn of the loop
+#endif
+  static constexpr size_t WIDEST = 4;
 
   static void prefetch(const uint8_t* at) { __builtin_prefetch(at); }
   static void prefetch_far(const uint8_t* at) { __builtin_prefetch(at, 0, 2); }
