@@ -15,8 +15,9 @@ from pathlib import Path
 
 from pard_onnx.models.errors import BadInput
 
-ISAS = ("avx512-vnni", "avx-vnni", "avx2", "reference")
+ISAS = ("avx512-vnni", "avx-vnni", "avx2", "neon-i8mm", "neon-dotprod", "reference")
 PORTABLE = "reference"  # simple and slow code for any processor: used only if PARD_ONNX_KERNEL selects it
+MACHINES = ("x86_64", "amd64", "aarch64", "arm64")  # that have an instruction set of these, as `platform` names them
 VARIABLE, OFF = "PARD_ONNX_KERNEL", "off"
 LIBRARY = Path(__file__).with_name("_cpu.dll" if os.name == "nt" else "_cpu.so")
 
@@ -48,7 +49,7 @@ def problem() -> str | None:
 
     They are not where PARD_ONNX_KERNEL switches them off, nor on processors for which there are none.
     """
-    if os.environ.get(VARIABLE) == OFF or platform.machine().lower() not in ("x86_64", "amd64") or load() is not None:
+    if os.environ.get(VARIABLE) == OFF or platform.machine().lower() not in MACHINES or load() is not None:
         return None
     again = "pip install --force-reinstall --no-deps --no-cache-dir --no-binary pard-onnx pard-onnx"
     fix = f"install a C++ compiler, then run: {again}"

@@ -122,7 +122,9 @@ def test_the_variable(kernel_variable: SetVariable, isas: list[str]) -> None:
     assert kernels.library() == kernels.LIBRARY
 
 
-@pytest.mark.skipif(shutil.which("c++") is None or platform.machine() != "x86_64", reason="nothing to build with")
+@pytest.mark.skipif(
+    shutil.which("c++") is None or platform.machine().lower() not in kernels.MACHINES, reason="nothing to build with"
+)
 def test_built() -> None:
     """Or else all tests of the kernels would be skipped without a word."""
     assert kernels.load() is not None

@@ -22,7 +22,7 @@ void multiply_add(const float* a, size_t a_stride, const float* b, size_t b_stri
     typename S::Float line[W];
     for (size_t w = 0; w < W; ++w) line[w] = S::load(b + w * S::LANES);
     for (size_t r = 0; r < R; ++r) {
-      const typename S::Float x = S::broadcast(a[r * a_stride + k]);
+      const auto x = S::factor(a[r * a_stride + k]);
       for (size_t w = 0; w < W; ++w) sums[r][w] = S::fma(x, line[w], sums[r][w]);
     }
   }

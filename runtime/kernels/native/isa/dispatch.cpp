@@ -3,11 +3,15 @@
 #include <atomic>
 #include <cstring>
 
+#include "isa/architecture.h"
+
 namespace pard {
 namespace {
 
-#if defined(__x86_64__) || defined(_M_X64)
+#if defined(PARD_X86_64)
 const Isa* const BEST_FIRST[] = {&AVX512_VNNI, &AVX_VNNI, &AVX2, &REFERENCE};
+#elif defined(PARD_AARCH64)
+const Isa* const BEST_FIRST[] = {&NEON_I8MM, &NEON_DOTPROD, &REFERENCE};
 #else
 const Isa* const BEST_FIRST[] = {&REFERENCE};
 #endif

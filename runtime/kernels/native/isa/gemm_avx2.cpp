@@ -1,5 +1,7 @@
 // AVX2 with FMA. Its byte products add pairs into 16 bits, which saturate: levels of 0..15 leave room for the
 // eight products of four lines (8 * 2 * 15 * 127 < 32768), and weights of 8 bits go in two halves.
+#include "isa/architecture.h"
+#if defined(PARD_X86_64)
 #define PARD_TARGET "avx2,fma,f16c"
 #include <immintrin.h>
 #include <string.h>
@@ -18,6 +20,8 @@ namespace {
 struct Avx2 : Vector256 {
   template <int BITS, size_t ROWS>
   struct Sum;
+  template <int BITS, size_t ROWS>
+  using Sums = VectorSums<Avx2, BITS, ROWS>;
 };
 
 template <size_t ROWS>
@@ -69,3 +73,4 @@ const Isa AVX2 = {"avx2", Avx2::HIGHEST_TILE, cpu_has_avx2, quantize<Avx2>, mult
 
 }  // namespace pard
 #include "isa/target_end.h"
+#endif

@@ -1,4 +1,6 @@
 // AVX-512 with VNNI: 16 outputs a register, dot products of four inputs in one instruction.
+#include "isa/architecture.h"
+#if defined(PARD_X86_64)
 #define PARD_TARGET "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma"
 #include <immintrin.h>
 #include <string.h>
@@ -23,6 +25,8 @@ struct Avx512Vnni {
 
   template <int BITS, size_t ROWS>
   struct Sum;
+  template <int BITS, size_t ROWS>
+  using Sums = VectorSums<Avx512Vnni, BITS, ROWS>;
 
   static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
   static void prefetch_far(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1); }
@@ -34,6 +38,7 @@ struct Avx512Vnni {
   static void store(float* at, Float x) { _mm512_storeu_ps(at, x); }
   static Int broadcast(int32_t x) { return _mm512_set1_epi32(x); }
   static Float broadcast(float x) { return _mm512_set1_ps(x); }
+  static Float factor(float x) { return broadcast(x); }  // of fma, as its first operand
   static Int widen(const uint8_t* at) { return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))); }
   static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
   static Int add(Int a, Int b) { return _mm512_add_epi32(a, b); }
@@ -107,3 +112,4 @@ const Isa AVX512_VNNI = {"avx512-vnni", Avx512Vnni::HIGHEST_TILE, cpu_has_avx512
 
 }  // namespace pard
 #include "isa/target_end.h"
+#endif

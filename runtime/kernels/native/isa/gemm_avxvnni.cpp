@@ -1,4 +1,6 @@
 // AVX-VNNI: the dot product instruction of client processors without AVX-512.
+#include "isa/architecture.h"
+#if defined(PARD_X86_64)
 #define PARD_TARGET "avx2,fma,f16c,avxvnni"
 #include <immintrin.h>
 #include <string.h>
@@ -17,6 +19,8 @@ namespace {
 struct AvxVnni : Vector256 {
   template <int BITS, size_t ROWS>
   struct Sum;
+  template <int BITS, size_t ROWS>
+  using Sums = VectorSums<AvxVnni, BITS, ROWS>;
 };
 
 template <size_t ROWS>
@@ -52,3 +56,4 @@ const Isa AVX_VNNI = {"avx-vnni", AvxVnni::HIGHEST_TILE, cpu_has_avx_vnni,
 
 }  // namespace pard
 #include "isa/target_end.h"
+#endif

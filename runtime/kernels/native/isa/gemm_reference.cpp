@@ -90,6 +90,7 @@ struct Scalar {
   static Float load(const float* at) { return *at; }
   static void store(float* at, Float x) { *at = x; }
   static Float broadcast(float x) { return x; }
+  static Float factor(float x) { return x; }
   static Float add(Float a, Float b) { return a + b; }
   static Float multiply(Float a, Float b) { return a * b; }
   static Float divide(Float a, Float b) { return a / b; }

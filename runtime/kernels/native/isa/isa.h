@@ -71,6 +71,8 @@ struct Isa {
   void (*attend)(const QueryRows&);
 };
 
-extern const Isa REFERENCE, AVX2, AVX_VNNI, AVX512_VNNI;
+extern const Isa REFERENCE;
+extern const Isa AVX2, AVX_VNNI, AVX512_VNNI;     // on x86-64
+extern const Isa NEON_DOTPROD, NEON_I8MM;  // on Arm
 
 }  // namespace pard

@@ -24,6 +24,7 @@ struct Vector256 {
   static void store(float* at, Float x) { _mm256_storeu_ps(at, x); }
   static Int broadcast(int32_t x) { return _mm256_set1_epi32(x); }
   static Float broadcast(float x) { return _mm256_set1_ps(x); }
+  static Float factor(float x) { return broadcast(x); }  // of fma, as its first operand
   static Int widen(const uint8_t* at) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))); }
   static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
   static Int add(Int a, Int b) { return _mm256_add_epi32(a, b); }

@@ -32,18 +32,20 @@ inline int32_t load_group(const int8_t* levels) {
 // a minimum for each block is added.
 enum class Zero { middle, points, minimums };
 
-// R rows times one panel, over all blocks. Every output is one chain of fused multiply-adds in block order,
-// whatever R is: so a row does not depend on its neighbours. One panel at a time, as one stream of weights is what
-// memory serves best: two or four side by side were a quarter slower at 1..6 rows.
-template <class S, int BITS, Zero ZERO, size_t R>
-struct Panel {
+// The whole-number sums of R rows times one panel, where an instruction multiplies a vector of weight levels by the
+// same four activations: a Sum of the instruction set for each row and vector. An instruction set's `Sums` is this, or
+// has the same members.
+template <class S, int BITS, size_t R>
+struct VectorSums {
   using Int = typename S::Int;
-  using Float = typename S::Float;
   using Sum = typename S::template Sum<BITS, R>;
   static constexpr size_t V = PANEL / S::LANES;       // vectors
   static constexpr size_t STEPS = BITS == 4 ? 2 : 1;  // groups of activations a line takes
+  static constexpr size_t LINES = 1;                  // of weights that `add` takes
+  static constexpr int LOWEST_LEVEL = 0;              // of weights, as the instructions read them
+  using State = Sum[R][V];
 
-  static void line(const uint8_t* weights, const int8_t* rows, Sum (&sums)[R][V]) {
+  static void add(const uint8_t* weights, const int8_t* rows, State& sums) {
     typename Sum::Levels levels[V];
     S::prefetch(weights + PREFETCH);
     for (size_t v = 0; v < V; ++v) levels[v] = Sum::load(weights + v * (LINE / V));
@@ -53,13 +55,29 @@ struct Panel {
       for (size_t v = 0; v < V; ++v) sums[r][v].add(levels[v], groups);
     }
   }
+};
 
-  static void start(const Tile& tile, size_t panel, size_t b, Sum (&sums)[R][V]) {
+// R rows times one panel, over all blocks. Every output is one chain of fused multiply-adds in block order,
+// whatever R is: so a row does not depend on its neighbours. One panel at a time, as one stream of weights is what
+// memory serves best: two or four side by side were a quarter slower at 1..6 rows.
+template <class S, int BITS, Zero ZERO, size_t R>
+struct Panel {
+  using Int = typename S::Int;
+  using Float = typename S::Float;
+  using Sums = typename S::template Sums<BITS, R>;
+  using State = typename Sums::State;
+  static constexpr size_t V = PANEL / S::LANES;       // vectors
+  static constexpr size_t STEPS = BITS == 4 ? 2 : 1;  // groups of activations a line takes
+
+  static void start(const Tile& tile, size_t panel, size_t b, State& sums) {
     const int32_t* offsets = tile.rows.offsets + b * R;
     for (size_t v = 0; v < V; ++v) {
       if constexpr (ZERO == Zero::points) {
-        const Int zeros = S::widen(tile.zeros + (panel * tile.blocks + b) * PANEL + v * S::LANES);
+        Int zeros = S::widen(tile.zeros + (panel * tile.blocks + b) * PANEL + v * S::LANES);
+        if constexpr (Sums::LOWEST_LEVEL != 0) zeros = S::add(zeros, S::broadcast(int32_t{Sums::LOWEST_LEVEL}));
         for (size_t r = 0; r < R; ++r) sums[r][v].start(S::multiply_int(S::broadcast(offsets[r]), zeros));
+      } else if constexpr (Sums::LOWEST_LEVEL != 0) {  // what is zero among the levels is read as 0
+        for (size_t r = 0; r < R; ++r) sums[r][v].start(S::broadcast(int32_t{0}));
       } else {
         for (size_t r = 0; r < R; ++r) sums[r][v].start(S::broadcast(offsets[r]));
       }
@@ -77,7 +95,7 @@ struct Panel {
   static void add_minimums(const uint8_t* line, const float* block_sums, Float (&out)[R][V]) {
     for (size_t v = 0; v < V; ++v) {
       const Float minimum = S::load_halves(line + (PANEL + v * S::LANES) * sizeof(uint16_t));
-      for (size_t r = 0; r < R; ++r) out[r][v] = S::fma(minimum, S::broadcast(block_sums[r]), out[r][v]);
+      for (size_t r = 0; r < R; ++r) out[r][v] = S::fma(minimum, S::factor(block_sums[r]), out[r][v]);
     }
   }
 
@@ -89,11 +107,12 @@ struct Panel {
     for (size_t r = 0; r < R; ++r)
       for (size_t v = 0; v < V; ++v) out[r][v] = S::zero();
     for (size_t b = 0; b < tile.blocks; ++b) {
-      Sum sums[R][V];
+      State sums;
       start(tile, panel, b, sums);
       size_t l = 0;
       do {
-        for (size_t u = 0; u < UNROLL; ++u) line(weights + u * LINE, rows + u * STEPS * R * GROUP, sums);
+        for (size_t u = 0; u < UNROLL; u += Sums::LINES)
+          Sums::add(weights + u * LINE, rows + u * STEPS * R * GROUP, sums);
         for (size_t r = 0; r < R; ++r)
           for (size_t v = 0; v < V; ++v) sums[r][v].flush();
         weights += UNROLL * LINE;
@@ -103,7 +122,7 @@ struct Panel {
       for (size_t v = 0; v < V; ++v) {
         const Float scale = load_scale(weights, v);
         for (size_t r = 0; r < R; ++r)
-          out[r][v] = S::fma(S::multiply(S::to_float(sums[r][v].total()), scale), S::broadcast(scales[r]), out[r][v]);
+          out[r][v] = S::fma(S::multiply(S::to_float(sums[r][v].total()), scale), S::factor(scales[r]), out[r][v]);
       }
       if constexpr (ZERO == Zero::minimums) add_minimums(weights, tile.rows.sums + b * R, out);
       weights += LINE;

@@ -1,8 +1,9 @@
+#include "isa/architecture.h"
+#if defined(PARD_X86_64)
 #include "isa/cpu.h"
 
 #include <cstdint>
 
-#if defined(__x86_64__) || defined(_M_X64)
 #if defined(_MSC_VER)
 #include <intrin.h>
 #else
@@ -71,14 +72,6 @@ bool cpu_has_avx2() { return features().avx2; }
 bool cpu_has_avx_vnni() { return features().avx_vnni; }
 bool cpu_has_avx512_vnni() { return features().avx512_vnni; }
 
-}  // namespace pard
-
-#else
-
-namespace pard {
-bool cpu_has_avx2() { return false; }
-bool cpu_has_avx_vnni() { return false; }
-bool cpu_has_avx512_vnni() { return false; }
 }  // namespace pard
 
 #endif
