@@ -354,7 +354,7 @@ def _sync(descriptor: int) -> None:
 def _sync_path(path: Path) -> None:
     try:
         # Windows writes a file to the disk only for who may change it
-        descriptor = os.open(path, OPEN if WINDOWS else os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, OPEN if WINDOWS else os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     except PermissionError:  # it cannot be read, so is none that was written here
         return
     try:

@@ -16,7 +16,15 @@ from .errors import BadInput
 LONGEST_NAME = 255  # bytes; the limit of most file systems
 # Devices of Windows, in every folder and with any ending; superscript digits count as digits
 DEVICES = frozenset(
-    ("CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", *(f"{kind}{n}" for kind in ("COM", "LPT") for n in "123456789¹²³"))
+    (
+        "CON",
+        "PRN",
+        "AUX",
+        "NUL",
+        "CONIN$",
+        "CONOUT$",
+        *(f"{kind}{n}" for kind in ("COM", "LPT") for n in "123456789¹²³"),
+    )
 )
 KINDS = (
     (stat.S_ISDIR, "a folder"),
