@@ -155,7 +155,7 @@ def _of_text(node: ast.Call, name: str, owner: str, given: dict[str | None, ast.
         node.args[mode_at] if name in ("open", "fdopen") and len(node.args) > mode_at else None
     )
     if name in ("open", "fdopen"):
-        if is_method and mode is None:
+        if is_method and mode is None and (node.args or given):
             return  # an `open` of this package's classes, or of zipfile: none has a mode
         if not (isinstance(mode, ast.Constant) and isinstance(mode.value, str)):
             if mode is not None:
@@ -215,6 +215,7 @@ def test_every_place_that_windows_does_not_have_is_guarded() -> None:
         ("open(path)", "text without encoding"),
         ("open(path, 'w', encoding='utf-8')", "text with the system's line ends"),
         ("path.open('r')", "text without encoding"),
+        ("path.open()", "text without encoding"),
         ("path.read_text()", "text without encoding"),
         ("path.write_text('x', encoding='utf-8')", "text with the system's line ends"),
         ("subprocess.run(command, text=True)", "text without encoding"),

@@ -77,6 +77,17 @@ class Wine:
             self._install_python()
         self._install_package()
 
+    def build_fuzzers(self) -> Path:
+        """The folder with the programs of fuzz/, without sanitizers."""
+        out = self.folder / "fuzzers"
+        out.mkdir(exist_ok=True)
+        fuzz, library = ROOT / "fuzz", sorted(NATIVE.rglob("*.cpp"))
+        parts = [fuzz / f"{name}.cpp" for name in ("main", "operators", "fake_ort", "allocations", "coverage")]
+        for program, own in (("operators", parts), ("shapes", [fuzz / "shapes.cpp", fuzz / "coverage.cpp"])):
+            zig("c++", "-std=c++17", "-O1", "-ffp-contract=off", f"-I{NATIVE}", f"-I{fuzz}", "-o",
+                out / f"{program}.exe", *own, *library, tools=self.folder / "tools")  # fmt: skip
+        return out
+
     def _install_python(self) -> None:
         downloads = self.folder / "downloads"
         _pip("download", "--quiet", "--only-binary=:all:", "--platform=win_amd64", f"--python-version={VERSION}",
