@@ -337,7 +337,7 @@ def as_on_windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         call = getattr(Path, name)
 
         def guarded(path: Path, *arguments: Any, **named: Any) -> Any:
-            opened = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if os.path.lexists(link)]
+            opened = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if os.path.lexists(link)]
             if any(Path(one).is_relative_to(path.resolve()) for one in opened if one.startswith("/")):
                 refused.append(f"{name} {path.name}")
                 raise sharing_violation()
@@ -406,7 +406,7 @@ def test_windows_renames_what_is_in_use_for_a_moment(
     assert names(tmp_path) == ["out"] and next(refusals, None) is None
 
 
-@pytest.mark.parametrize("windows", [True, False])
+@pytest.mark.parametrize("windows", sorted({True, atomic.WINDOWS}))
 def test_what_stays_in_use_is_an_error_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: bool
 ) -> None:

@@ -266,10 +266,26 @@ def test_a_record_is_json(library: Library) -> None:
     assert written == {"pulled": "org/big", "revision": None, "options": [], "draft": "small", "no_draft": False}
 
 
-@pytest.mark.parametrize("ending", ["", ".txt", " ", ".", " .txt", ".a.b", ":x"])
-@pytest.mark.parametrize(
-    "device", [*["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "COM1", "com9", "LPT1", "lpt9", "COM²", "LPT³", "COM0", "Nul"], "model"]
+RESERVED = (
+    "CON",
+    "PRN",
+    "aux",
+    "Nul",
+    "CONIN$",
+    "CONOUT$",
+    "COM1",
+    "com9",
+    "LPT1",
+    "lpt9",
+    "COM²",
+    "LPT³",
+    "COM0",
+    "model",
 )
+
+
+@pytest.mark.parametrize("ending", ["", ".txt", " ", ".", " .txt", ".a.b", ":x"])
+@pytest.mark.parametrize("device", RESERVED)
 def test_names_that_windows_reserves_are_not_plain(device: str, ending: str) -> None:
     reserved = getattr(ntpath, "isreserved", None) or (lambda name: PureWindowsPath(name).is_reserved())  # Python 3.13
     if reserved(device + ending):

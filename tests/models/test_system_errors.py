@@ -61,7 +61,7 @@ def test_what_cannot_be_written(number: int, kind: type[Exception], advice: str)
 def test_what_a_program_uses_on_windows(number: int) -> None:
     error = OSError(errno.EACCES, "used by another process")
     error.winerror = number  # type: ignore[attr-defined,unused-ignore]
-    with pytest.raises(BadInput, match="close the programs that use it, or choose another place$"):
+    with pytest.raises(BadInput, match=r"close the programs that use it, or choose another place$"):
         raise write_error("a/file", error, "choose another place")
 
 
