@@ -39,6 +39,7 @@ END = b"\0"  # of the name in a lock file, which no name contains
 WINDOWS = sys.platform == "win32"
 OPEN = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of file systems without it
+HELD = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK, 0)  # by another process; 0 is Wine's number for it
 BUSY = (5, 32)  # Windows' numbers of errors for what a process has open: access denied, sharing violation
 BUSY_SECONDS, BUSY_PAUSE = 2.0, 0.02  # how long such a renaming is tried again, and the time between two attempts
 SETTLING = 60.0  # seconds: on Windows a complete file is unlocked for a moment before it is renamed
@@ -227,7 +228,7 @@ def _lock(descriptor: int) -> bool | None:
     try:
         _take_lock(descriptor)
     except OSError as error:
-        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK) else None
+        return False if error.errno in HELD else None
     return True
 
 
