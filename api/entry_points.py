@@ -85,10 +85,10 @@ def imported(command: str) -> Any:
 
 def prepare_for_small_memory() -> None:
     """Where the address space is limited, let numpy take little of it. OSError if there is too little."""
-    try:
-        import resource
-    except ImportError:  # Windows, which has no such limit
+    if sys.platform == "win32":  # which has no such limit
         return
+    import resource
+
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY or limit > SMALL:
         return

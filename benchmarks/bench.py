@@ -101,13 +101,13 @@ def with_predictions(
 
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
-PEAK_ONLY = "5"  # resets the peak resident set size only, see proc(5)
+PEAK_ONLY = b"5"  # resets the peak resident set size only, see proc(5)
 
 
 def reset_peak() -> bool:
     """Forget earlier peaks of memory; False if the system cannot, and peaks are those of the process's whole life."""
     try:
-        CLEAR.write_text(PEAK_ONLY)
+        CLEAR.write_bytes(PEAK_ONLY)
     except OSError:
         return False
     return True
@@ -116,7 +116,7 @@ def reset_peak() -> bool:
 def peak_bytes() -> int:
     """The most resident memory that this process has held."""
     if STATUS.exists():
-        fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
+        fields = dict(line.split(":", 1) for line in STATUS.read_text("utf-8").splitlines() if ":" in line)
         return 1024 * int(fields["VmHWM"].split()[0])
     if sys.platform == "win32":
         import psutil

@@ -21,15 +21,27 @@ bool is_refused(size_t bytes) {
 
 // Exactly as large as asked for, so that AddressSanitizer sees one step beyond.
 void* allocated(size_t bytes, size_t alignment) {
+  if (is_refused(bytes)) return nullptr;
+#if defined(_WIN32)
+  return _aligned_malloc(bytes ? bytes : 1, alignment);
+#else
   void* out = nullptr;
-  if (is_refused(bytes) || posix_memalign(&out, alignment, bytes ? bytes : 1)) return nullptr;
-  return out;
+  return posix_memalign(&out, alignment, bytes ? bytes : 1) ? nullptr : out;
+#endif
 }
 
 void* demanded(size_t bytes, size_t alignment) {
   void* out = allocated(bytes, alignment);
   if (!out) throw std::bad_alloc();
   return out;
+}
+
+void freed(void* at) {
+#if defined(_WIN32)
+  _aligned_free(at);
+#else
+  std::free(at);
+#endif
 }
 
 constexpr size_t DEFAULT = __STDCPP_DEFAULT_NEW_ALIGNMENT__;
@@ -56,11 +68,11 @@ void* operator new(size_t bytes, std::align_val_t to) { return demanded(bytes, s
 void* operator new[](size_t bytes, std::align_val_t to) { return demanded(bytes, static_cast<size_t>(to)); }
 void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return allocated(bytes, DEFAULT); }
 void* operator new[](size_t bytes, const std::nothrow_t&) noexcept { return allocated(bytes, DEFAULT); }
-void operator delete(void* at) noexcept { std::free(at); }
-void operator delete[](void* at) noexcept { std::free(at); }
-void operator delete(void* at, size_t) noexcept { std::free(at); }
-void operator delete[](void* at, size_t) noexcept { std::free(at); }
-void operator delete(void* at, std::align_val_t) noexcept { std::free(at); }
-void operator delete[](void* at, std::align_val_t) noexcept { std::free(at); }
-void operator delete(void* at, size_t, std::align_val_t) noexcept { std::free(at); }
-void operator delete[](void* at, size_t, std::align_val_t) noexcept { std::free(at); }
+void operator delete(void* at) noexcept { freed(at); }
+void operator delete[](void* at) noexcept { freed(at); }
+void operator delete(void* at, size_t) noexcept { freed(at); }
+void operator delete[](void* at, size_t) noexcept { freed(at); }
+void operator delete(void* at, std::align_val_t) noexcept { freed(at); }
+void operator delete[](void* at, std::align_val_t) noexcept { freed(at); }
+void operator delete(void* at, size_t, std::align_val_t) noexcept { freed(at); }
+void operator delete[](void* at, size_t, std::align_val_t) noexcept { freed(at); }

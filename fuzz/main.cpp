@@ -19,9 +19,11 @@
 #include <string>
 #include <vector>
 
+#if !defined(_WIN32)
 #include <sanitizer/common_interface_defs.h>
 #include <sys/time.h>
 #include <unistd.h>
+#endif
 
 #include "allocations.h"
 #include "coverage.h"
@@ -60,16 +62,25 @@ void save_crash() {
   current = nullptr;
 }
 
+#if defined(_WIN32)
+void crashed(int) { save_crash(); }
+
+void watch_crashes() {
+  for (const int number : {SIGABRT, SIGSEGV, SIGILL, SIGFPE}) std::signal(number, crashed);
+}
+
+void watch(unsigned) {}  // whoever runs the program has a limit of its own
+#else
 void stop(int) {
   std::fprintf(stderr, "an input takes too long\n");
   save_crash();
   _exit(1);
 }
 
-Input valid_input() {
-  Input out(8 + below(200));
-  for (uint8_t& byte : out) byte = static_cast<uint8_t>(below(4) ? below(KEPT) : below(4));
-  return out;
+void watch_crashes() {
+  std::signal(SIGALRM, stop);
+  std::signal(SIGPROF, stop);
+  __sanitizer_set_death_callback(save_crash);
 }
 
 // Gives what follows so many times the longest time; 0: any.
@@ -78,6 +89,13 @@ void watch(unsigned times) {
   left.it_value.tv_sec = times * LONGEST_SECONDS;
   setitimer(ITIMER_PROF, &left, nullptr);
   alarm(times * LONGEST_WAIT);
+}
+#endif
+
+Input valid_input() {
+  Input out(8 + below(200));
+  for (uint8_t& byte : out) byte = static_cast<uint8_t>(below(4) ? below(KEPT) : below(4));
+  return out;
 }
 
 void mutate(Input& input, const std::vector<Input>& corpus) {
@@ -185,9 +203,7 @@ int main(int count, char** arguments) {
     else read_corpus(name, corpus);
   }
   generator.seed(seed);
-  std::signal(SIGALRM, stop);
-  std::signal(SIGPROF, stop);
-  __sanitizer_set_death_callback(save_crash);
+  watch_crashes();
   std::sort(corpus.begin(), corpus.end(),
             [](const Input& a, const Input& b) { return a.size() != b.size() ? a.size() < b.size() : a < b; });
   corpus.erase(std::unique(corpus.begin(), corpus.end()), corpus.end());

@@ -17,8 +17,9 @@
 #include <string>
 #include <thread>
 
+#if !defined(_WIN32)
 #include <sys/stat.h>
-#include <unistd.h>
+#endif
 
 #include "allocations.h"
 #include "fake_ort.h"
@@ -133,8 +134,10 @@ struct Case {
 
 const std::string& folder() {
   static const std::string path = [] {
-    std::string name = (std::filesystem::temp_directory_path() / "pard-fuzz-XXXXXX").string();
-    if (!mkdtemp(name.data())) std::abort();
+    std::random_device entropy;
+    std::string name;
+    do name = (std::filesystem::temp_directory_path() / ("pard-fuzz-" + std::to_string(entropy()))).string();
+    while (!std::filesystem::create_directory(name));
     static struct Removed {
       std::string path;
       ~Removed() {
@@ -142,7 +145,9 @@ const std::string& folder() {
         std::filesystem::remove_all(path, ignored);
       }
     } removed{name};
+#if !defined(_WIN32)  // where a pipe is no file
     mkfifo((name + "/pipe").c_str(), 0600);
+#endif
     return name;
   }();
   return path;
@@ -204,8 +209,9 @@ void write_file(Case& c, const std::string& content) {
   c.attribute("weights_file", std::move(name));
   std::ofstream(path, std::ios::binary).write(content.data(), static_cast<std::streamsize>(content.size()));
   const int64_t size = c.bytes.near(static_cast<int64_t>(content.size()));
+  std::error_code ignored;  // no file is that large: it stays as it is
   if (size != static_cast<int64_t>(content.size()) && size >= 0)
-    if (truncate(path.c_str(), size)) return;  // no file is that large: it stays as it is
+    std::filesystem::resize_file(path, static_cast<uintmax_t>(size), ignored);
 }
 
 using Calls = std::vector<OrtKernelContext>;
@@ -372,7 +378,9 @@ Outcome run(const uint8_t* data, size_t size, const char* isa, size_t threads) {
 
 }  // namespace fuzz
 
+#if !defined(_WIN32)  // where the standard library is linked into the program, with one of its own
 unsigned std::thread::hardware_concurrency() noexcept { return fuzz::hardware_threads; }
+#endif
 
 namespace {
 size_t valid = 0;

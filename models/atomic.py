@@ -39,6 +39,9 @@ END = b"\0"  # of the name in a lock file, which no name contains
 WINDOWS = sys.platform == "win32"
 OPEN = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # of file systems without it
+HELD = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK, 0)  # by another process; 0 is Wine's number for it
+BUSY = (5, 32)  # Windows' numbers of errors for what a process has open: access denied, sharing violation
+BUSY_SECONDS, BUSY_PAUSE = 2.0, 0.02  # how long such a renaming is tried again, and the time between two attempts
 SETTLING = 60.0  # seconds: on Windows a complete file is unlocked for a moment before it is renamed
 
 if sys.platform == "win32":
@@ -70,8 +73,11 @@ def atomic_file(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
             _sync(descriptor)
             if WINDOWS:  # which renames no open file
                 file.close()
-            scratch.replace(path)
+            _rename(scratch, path)
         except BaseException:
+            with suppress(OSError):
+                if WINDOWS:  # which removes no open file
+                    file.close()
             with suppress(OSError):
                 scratch.unlink()
             raise
@@ -118,7 +124,7 @@ def remove_folder(folder: Path) -> None:
         sweep(folder.parent)
         descriptor, lock = _locked_file(folder.parent, ".lock")
         try:
-            folder.rename(lock.with_suffix(".partial"))
+            _rename(folder, lock.with_suffix(".partial"))
             sync_folder(folder.parent)
         finally:
             _settle(descriptor, lock)
@@ -132,12 +138,12 @@ def put_folder(complete: Path, folder: Path) -> None:
     _sync_tree(complete)
     with naming(folder):
         if not os.path.lexists(folder):
-            complete.rename(folder)
+            _rename(complete, folder)
         elif exchange(complete, folder):
             remove_folder(complete)
         else:
             remove_folder(folder)
-            complete.rename(folder)
+            _rename(complete, folder)
         sync_folder(folder.parent)
 
 
@@ -222,7 +228,7 @@ def _lock(descriptor: int) -> bool | None:
     try:
         _take_lock(descriptor)
     except OSError as error:
-        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK) else None
+        return False if error.errno in HELD else None
     return True
 
 
@@ -259,7 +265,7 @@ def _settle(descriptor: int, lock: Path) -> None:
         if old.is_dir():
             folder = lock.with_name(_read_name(descriptor))
             if not os.path.lexists(folder):
-                old.rename(folder)
+                _rename(old, folder)
                 sync_folder(lock.parent)
         for path in (old, partial):
             shutil.rmtree(path, ignore_errors=True)
@@ -296,7 +302,7 @@ def _put(partial: Path, folder: Path, lock: int, *, replace: bool) -> None:
     """Rename a complete folder to its place. A folder that it replaces has a scratch name afterwards."""
     if not os.path.lexists(folder):
         try:
-            partial.rename(folder)
+            _rename(partial, folder)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder)) from None
@@ -311,8 +317,26 @@ def _put(partial: Path, folder: Path, lock: int, *, replace: bool) -> None:
         name = name[os.write(lock, name) :]
     _sync(lock)
     sync_folder(folder.parent)  # the lock file's name too, before it is needed
-    folder.rename(partial.with_suffix(OLD))
-    partial.rename(folder)
+    _rename(folder, partial.with_suffix(OLD))
+    _rename(partial, folder)
+
+
+def _rename(old: Path, new: Path) -> None:
+    """Rename a file, which may replace another one, or a folder, which may not.
+
+    Windows refuses this while a process has the file, or one in the folder, open. Virus scanners and indexers do so for
+    a moment after a file was written, and readers of a file while they read: the renaming is tried again for a moment.
+    """
+    end = time.monotonic() + (BUSY_SECONDS if WINDOWS else 0.0)
+    is_folder = old.is_dir()
+    while True:
+        try:
+            old.rename(new) if is_folder else old.replace(new)
+            return
+        except OSError as error:
+            if getattr(error, "winerror", None) not in BUSY or time.monotonic() > end:
+                raise
+        time.sleep(BUSY_PAUSE)
 
 
 def _sync(descriptor: int) -> None:
@@ -331,7 +355,7 @@ def _sync(descriptor: int) -> None:
 def _sync_path(path: Path) -> None:
     try:
         # Windows writes a file to the disk only for who may change it
-        descriptor = os.open(path, OPEN if WINDOWS else os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, OPEN if WINDOWS else os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     except PermissionError:  # it cannot be read, so is none that was written here
         return
     try:

@@ -81,7 +81,7 @@ def distrust(facts: os.stat_result, *, of_root: bool = False) -> str | None:
 
     of_root: whether it may also belong to root, who can write everything in any case.
     """
-    if os.name != "posix":
+    if sys.platform == "win32":  # where folders of a user are the user's own by their access lists
         return None
     if facts.st_uid != os.geteuid() and not (of_root and facts.st_uid == 0):
         return f"belongs to another user (id {facts.st_uid})"

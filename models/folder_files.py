@@ -14,8 +14,18 @@ from pathlib import Path
 from .errors import BadInput
 
 LONGEST_NAME = 255  # bytes; the limit of most file systems
-# Devices of Windows, in every folder and with any ending
-DEVICES = frozenset(("CON", "PRN", "AUX", "NUL", *(f"{kind}{n}" for kind in ("COM", "LPT") for n in range(1, 10))))
+# Devices of Windows, in every folder and with any ending; superscript digits count as digits
+DEVICES = frozenset(
+    (
+        "CON",
+        "PRN",
+        "AUX",
+        "NUL",
+        "CONIN$",
+        "CONOUT$",
+        *(f"{kind}{n}" for kind in ("COM", "LPT") for n in "123456789¹²³"),
+    )
+)
 KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a FIFO"),

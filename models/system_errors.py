@@ -21,6 +21,14 @@ STOPS = {
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ENFILE: "close other programs",
 }
+# The same by Windows' own numbers, of errors that have no errno of their own
+WINDOWS_ADVICE = {
+    32: "close the programs that use it",  # ERROR_SHARING_VIOLATION
+    33: "close the programs that use it",  # ERROR_LOCK_VIOLATION
+    206: "take a shorter path, or enable long paths in Windows",  # ERROR_FILENAME_EXCED_RANGE
+    1224: "close the programs that use it",  # ERROR_USER_MAPPED_FILE
+}
+NO_COMMIT = 1455  # ERROR_COMMITMENT_LIMIT: Windows' paging file is too small
 DETAIL = 160  # characters of a library's own words
 # What torch, ONNX Runtime, numpy, Python's threads, the loader of libraries, CUDA, HIP, Direct3D and Dawn report
 MEMORY = re.compile(
@@ -41,13 +49,13 @@ def write_error(path: str | os.PathLike[str], error: Exception, elsewhere: str) 
 
 def write_problem(path: str | os.PathLike[str], error: Exception, elsewhere: str) -> str:
     """What could not be written, why, and what to do."""
-    advice = STOPS.get(error.errno or 0) if isinstance(error, OSError) else None
+    advice = _advice(error)
     return f"{os.fspath(path)}: cannot be written: {reason(error)}; " + (f"{advice}, or " if advice else "") + elsewhere
 
 
 def os_error_line(error: OSError) -> str:
     """The error with its file and, if it is a known one, what to do."""
-    advice = STOPS.get(error.errno or 0)
+    advice = _advice(error)
     place = f"{Path(os.fsdecode(error.filename))}: " if isinstance(error.filename, (str, bytes)) else ""
     return f"{place}{reason(error)}" + (f"; {advice}" if advice else "")
 
@@ -82,10 +90,19 @@ def out_of_memory(error: BaseException) -> Failure:
     )
 
 
+def _advice(error: Exception) -> str | None:
+    """What to do about a known error of the system."""
+    if not isinstance(error, OSError):
+        return None
+    return STOPS.get(error.errno or 0) or WINDOWS_ADVICE.get(getattr(error, "winerror", None) or 0)
+
+
 def _memory_error(error: BaseException | None) -> BaseException | None:
     """The error, or the nearest of those that it was raised for, that says that memory ran out."""
     while error is not None:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        if isinstance(error, MemoryError) or getattr(error, "winerror", None) == NO_COMMIT:
+            return error
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
             return error
         if MEMORY.search(str(error)):
             return error

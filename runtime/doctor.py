@@ -206,7 +206,7 @@ def graphics_memory() -> tuple[str, ...]:
     out = []
     for file in sorted(GRAPHICS.glob("card*/device/mem_info_vram_total")):
         try:
-            out.append(f"GPU: {file.parts[-3]}, {int(file.read_text()) / 2**30:.1f} GiB of its own")
+            out.append(f"GPU: {file.parts[-3]}, {int(file.read_text('utf-8')) / 2**30:.1f} GiB of its own")
         except (OSError, ValueError):
             continue
     return tuple(out)
@@ -221,7 +221,7 @@ def host_memory() -> HostMemory:
     except (OSError, ValueError):
         return HostMemory(None, None)
     try:
-        lines = MEMINFO.read_text().splitlines()
+        lines = MEMINFO.read_text("utf-8").splitlines()
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
         return HostMemory(total, available)
     except (OSError, StopIteration, ValueError):
@@ -238,7 +238,7 @@ def memory_limit() -> int | None:
 def cgroup_limits(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
     """The limits of this process's control groups, version 1 or 2, and of those around them."""
     try:
-        lines = groups.read_text().splitlines()
+        lines = groups.read_text("utf-8", "surrogateescape").splitlines()
     except OSError:
         return
     for line in lines:
@@ -250,7 +250,7 @@ def cgroup_limits(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path
         for folder in (inner, *inner.parents):
             if folder.is_relative_to(root):
                 with suppress(OSError, ValueError):  # "max", or a group that is not visible in a container
-                    yield int((folder / file).read_text())
+                    yield int((folder / file).read_text("utf-8"))
 
 
 def windows_memory() -> HostMemory:

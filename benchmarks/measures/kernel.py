@@ -71,7 +71,7 @@ def kernel_variable(value: str | None) -> Iterator[None]:
 def private_memory() -> int | None:
     if not SMAPS.exists():
         return None
-    lines = [line.split() for line in SMAPS.read_text().splitlines()]
+    lines = [line.split() for line in SMAPS.read_text("utf-8").splitlines()]
     return sum(int(line[1]) for line in lines if line[0] == "Private_Dirty:") >> 10
 
 

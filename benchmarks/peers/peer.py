@@ -244,7 +244,9 @@ def missing(peer: Peer, python: Path | None = None) -> str | None:
     """What the peer needs and its environment lacks, with the command that installs it; None if nothing is missing."""
     interpreter = python or Path(sys.executable)
     try:
-        probe = subprocess.run([interpreter, "-c", PROBE, *peer.modules], capture_output=True, text=True, timeout=60)
+        probe = subprocess.run(
+            [interpreter, "-c", PROBE, *peer.modules], capture_output=True, encoding="utf-8", timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BadInput(f"{interpreter}: is no Python that can be run: {error}") from error
     return None if probe.stdout.strip() == "[]" else f"{peer.modules[-1]} is not installed; run: {peer.install}"

@@ -80,7 +80,7 @@ def kill(process: subprocess.Popen[Any]) -> None:
     """End the worker and its child processes, if it still runs."""
     if process.poll() is not None:
         return
-    if os.name == "posix":
+    if sys.platform != "win32":
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
     process.kill()

@@ -119,7 +119,7 @@ def end_with_parent() -> None:
 
 def own_stdout() -> TextIO:
     """The real stdout, for events only; all other output of this process, also from C code, then goes to stderr."""
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
     os.dup2(2, 1)
     sys.stdout = sys.stderr
     return events
@@ -194,11 +194,11 @@ def peak_bytes() -> int | None:
     """The most resident memory that this process has held; None if the system does not report it."""
     status = Path("/proc/self/status")
     if status.exists():  # getrusage would count memory of the parent process before the start
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        fields = dict(line.split(":", 1) for line in status.read_text("utf-8").splitlines() if ":" in line)
         return 1024 * int(fields["VmHWM"].split()[0])
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         return None
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import exp, sqrt
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -223,7 +223,7 @@ def divergences(reference: Doubles, model: Doubles) -> Doubles:
 
 
 def score_rows(
-    rows: Iterable[TextRows], size: int, *, keep: BinaryIO | None = None, against: BinaryIO | None = None
+    rows: Iterable[TextRows], size: int, *, keep: IO[bytes] | None = None, against: IO[bytes] | None = None
 ) -> tuple[Fidelity, ...]:
     """Score a model's rows over the first `size` ids, which are the tokenizer's.
 

@@ -147,7 +147,7 @@ def save(net: Qwen2ForCausalLM, folder: Path) -> None:
     net.config.save_pretrained(folder)
     eos = [tokenizer.SIZE - 1, tokenizer.SIZE - 3]  # <|im_end|>, <|endoftext|>
     generation = {"do_sample": False, "eos_token_id": eos, "pad_token_id": tokenizer.SIZE - 3}
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", newline="\n")
+    (folder / "generation_config.json").write_bytes(json.dumps(generation, indent=2).encode() + b"\n")
     weights = {n: p.detach().to("cpu", torch.bfloat16).contiguous() for n, p in net.named_parameters()}
     save_tensors(weights, folder / "model.safetensors", {"format": "pt"})
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
-from typing import Any, BinaryIO, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +130,7 @@ class SpooledRows:
 class Spool:
     """A `Prepared` that is filled matrix by matrix and keeps packed matrices in a file until they are exported."""
 
-    file: BinaryIO  # open for reading and writing
+    file: IO[bytes]  # open for reading and writing
     _formats: dict[str, Format] = field(default_factory=dict)
     _rows: dict[str, list[SpooledRows]] = field(default_factory=dict)
     _errors: dict[str, RoundingError] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
@@ -39,12 +40,12 @@ class Bytes:
 
 def limit_memory() -> None:
     """Not where the system has no such limit (Windows, and macOS, which ignores it)."""
-    try:
-        import resource
+    if sys.platform == "win32":
+        return
+    import resource
 
+    with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    except (ImportError, OSError, ValueError):
-        pass
 
 
 def problem_of(grammar: str, tokenizer: Any, limits: Any, make: Callable[..., Any]) -> str:

@@ -44,7 +44,7 @@ def physical_cores() -> int:
         return 0
     cpus = os.sched_getaffinity(0)
     try:
-        return len({Path(SIBLINGS.format(cpu)).read_text() for cpu in cpus})
+        return len({Path(SIBLINGS.format(cpu)).read_text("utf-8") for cpu in cpus})
     except OSError:
         return len(cpus)
 

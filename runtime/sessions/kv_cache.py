@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Sequence
 from math import prod
-from sys import platform
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ class KvCache:
     def bytes(self) -> int:
         """The memory that the cache takes: of the rows that were ever written. Windows takes the memory of all rows."""
         _, heads, rows, size = self._shape
-        written = rows if platform == "win32" else max(self._longest, self.length)
+        written = rows if sys.platform == "win32" else max(self._longest, self.length)
         return len(self._names) * heads * written * size * self._type.itemsize
 
     def set_length(self, length: int) -> None:
@@ -109,7 +109,7 @@ def lazy_zeros(count: int, shape: tuple[int, ...], type_: np.dtype[Any]) -> list
     freed arrays, which malloc clears by writing to all of it. Windows, which assigns all memory at once, has no such
     mapping.
     """
-    if not hasattr(mmap, "MAP_PRIVATE"):
+    if sys.platform == "win32":
         return [np.zeros(shape, type_) for _ in range(count)]
     size = prod(shape)
     stride = -(-size * type_.itemsize // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -38,7 +38,7 @@ Record = TypeVar("Record")
 def processor() -> str:
     """The processor's name and features; its architecture where the system does not say them."""
     with suppress(OSError):
-        lines = CPUINFO.read_text(errors="replace").splitlines()
+        lines = CPUINFO.read_text("utf-8", "replace").splitlines()
         found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         if words := [found[name] for name in ("model name", "flags", "Features") if name in found]:
             return "\n".join(words)
@@ -50,7 +50,7 @@ def drivers() -> tuple[str, ...]:
     found = [platform.release(), platform.version()]
     for path in DRIVERS:
         with suppress(OSError):
-            found.append(path.read_text(errors="replace"))
+            found.append(path.read_text("utf-8", "replace"))
     return tuple(found)
 
 

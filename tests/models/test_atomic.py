@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -326,3 +326,97 @@ def test_a_folder_that_cannot_be_removed_is_swept_later(tmp_path: Path, monkeypa
     with atomic_file(tmp_path / "file"):
         pass
     assert names(tmp_path) == ["file", "out"]
+
+
+@pytest.fixture
+def as_on_windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Files that this process has open are neither removed nor renamed, nor is what holds them. Yields what was."""
+    refused: list[str] = []
+
+    def guard(name: str) -> None:
+        call = getattr(Path, name)
+
+        def guarded(path: Path, *arguments: Any, **named: Any) -> Any:
+            opened = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if os.path.lexists(link)]
+            if any(Path(one).is_relative_to(path.resolve()) for one in opened if one.startswith("/")):
+                refused.append(f"{name} {path.name}")
+                raise sharing_violation()
+            return call(path, *arguments, **named)
+
+        monkeypatch.setattr(Path, name, guarded)
+
+    for name in ("unlink", "rename", "replace", "rmdir"):
+        guard(name)
+    monkeypatch.setattr(atomic, "WINDOWS", True)
+    return refused
+
+
+def sharing_violation() -> PermissionError:
+    error = PermissionError(errno.EACCES, "The process cannot access the file because it is being used")
+    error.winerror = 32  # type: ignore[attr-defined,unused-ignore]
+    return error
+
+
+@linux
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("kind", ["file", "folder", "exclusive", "removed"])
+def test_windows_removes_and_renames_no_open_file(
+    tmp_path: Path, as_on_windows: list[str], kind: str, fails: bool
+) -> None:
+    place = tmp_path / "out"
+    old = folder_with(place, "old") if kind in ("folder", "removed") else place
+    contexts: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+        "file": lambda: atomic_file(place),
+        "folder": lambda: atomic_folder(place, replace=True),
+        "exclusive": lambda: atomic.exclusive(place),
+        "removed": nullcontext,
+    }
+    with suppress(ZeroDivisionError), contexts[kind]():
+        if kind == "removed":
+            atomic.remove_folder(old)
+        if fails:
+            raise ZeroDivisionError
+    assert not as_on_windows
+    assert names(tmp_path) == (["out"] if kind == "folder" or (kind == "file" and not fails) else [])
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_windows_renames_what_is_in_use_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    refusals = iter([sharing_violation(), sharing_violation()])
+
+    def busy(call: Callable[..., Path]) -> Callable[..., Path]:
+        def renamed(path: Path, target: Path) -> Path:
+            if path.suffix == ".partial" and (error := next(refusals, None)):
+                raise error
+            return call(path, target)
+
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", busy(Path.rename))
+    monkeypatch.setattr(Path, "replace", busy(Path.replace))
+    monkeypatch.setattr(atomic, "WINDOWS", True)
+    if kind == "file":
+        with atomic_file(tmp_path / "out") as file:
+            file.write(b"new")
+    else:
+        with atomic_folder(tmp_path / "out") as folder:
+            (folder / "new").touch()
+    assert names(tmp_path) == ["out"] and next(refusals, None) is None
+
+
+@pytest.mark.parametrize("windows", sorted({True, atomic.WINDOWS}))
+def test_what_stays_in_use_is_an_error_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: bool
+) -> None:
+    def refuse(path: Path, target: Path) -> Path:
+        raise sharing_violation()
+
+    (tmp_path / "out").write_text("old")
+    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(atomic, "WINDOWS", windows)
+    monkeypatch.setattr(atomic, "BUSY_SECONDS", 0.05)
+    with pytest.raises(PermissionError), atomic_file(tmp_path / "out") as file:
+        file.write(b"new")
+    assert (tmp_path / "out").read_text() == "old" and names(tmp_path) == ["out"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import ntpath
 import os
 import shutil
 import subprocess
 import sys
 import threading
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ from pard_onnx import load
 from pard_onnx.models import library as module
 from pard_onnx.models.atomic import exclusive, put_folder, remove_folder
 from pard_onnx.models.errors import BadArtifact, BadInput, Failure, PardWarning
-from pard_onnx.models.folder_files import DEVICES
+from pard_onnx.models.folder_files import DEVICES, is_plain_name
 from pard_onnx.models.hub import own_draft, resolve_artifact
 from pard_onnx.models.library import Entry, Library, Record, is_name, require_name
 from pard_onnx.models.manifest import FILE_NAME, RECORD
@@ -263,3 +264,31 @@ def test_a_folder_takes_the_place_of_another(exchanges: bool, tmp_path: Path, mo
 def test_a_record_is_json(library: Library) -> None:
     written = json.loads((library.folder / "big" / RECORD).read_text())
     assert written == {"pulled": "org/big", "revision": None, "options": [], "draft": "small", "no_draft": False}
+
+
+RESERVED = (
+    "CON",
+    "PRN",
+    "aux",
+    "Nul",
+    "CONIN$",
+    "CONOUT$",
+    "COM1",
+    "com9",
+    "LPT1",
+    "lpt9",
+    "COM²",
+    "LPT³",
+    "COM0",
+    "model",
+)
+
+
+@pytest.mark.parametrize("ending", ["", ".txt", " ", ".", " .txt", ".a.b", ":x"])
+@pytest.mark.parametrize("device", RESERVED)
+def test_names_that_windows_reserves_are_not_plain(device: str, ending: str) -> None:
+    reserved = getattr(ntpath, "isreserved", None) or (lambda name: PureWindowsPath(name).is_reserved())  # Python 3.13
+    if reserved(device + ending):
+        assert not is_plain_name(device + ending)
+    elif not ending:
+        assert is_plain_name(device)

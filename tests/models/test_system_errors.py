@@ -57,6 +57,20 @@ def test_what_cannot_be_written(number: int, kind: type[Exception], advice: str)
         raise error
 
 
+@pytest.mark.parametrize("number", [32, 33, 1224])
+def test_what_a_program_uses_on_windows(number: int) -> None:
+    error = OSError(errno.EACCES, "used by another process")
+    error.winerror = number  # type: ignore[attr-defined,unused-ignore]
+    with pytest.raises(BadInput, match=r"close the programs that use it, or choose another place$"):
+        raise write_error("a/file", error, "choose another place")
+
+
+def test_a_small_paging_file_on_windows_is_a_lack_of_memory() -> None:
+    error = OSError(errno.EINVAL, "The paging file is too small for this operation to complete")
+    error.winerror = 1455  # type: ignore[attr-defined,unused-ignore]
+    assert is_out_of_memory(error)
+
+
 def test_errors_of_writing_get_the_name_of_the_file() -> None:
     with pytest.raises(OSError) as found, naming("here"):
         raise OSError(errno.ENOSPC, "full")
