@@ -80,7 +80,10 @@ class JoinedFeaturesPass(ir.passes.InPlacePass):
         shape = ir.Shape(["feature_batch", "feature_rows", features.columns])
         given = ir.Value(name=TARGET_FEATURES, shape=shape, type=embeddings.type)
         mask = constant(MASK_FEATURE, self.mask_feature.astype(embeddings.dtype.numpy()))
-        masked = ir.node("Equal", [ids, constant(f"{SUM}.mask", np.array(self.mask_id))])
+        # Devices have no Equal: an id is the mask's where the square of their difference is at most 0
+        apart = ir.node("Sub", [ids, constant(f"{SUM}.mask", np.array(self.mask_id))])
+        square = ir.node("Mul", [apart.outputs[0], apart.outputs[0]])
+        masked = ir.node("LessOrEqual", [square.outputs[0], constant(f"{SUM}.zero", np.array(0))])
         column = ir.node("Unsqueeze", [masked.outputs[0], constant(f"{SUM}.column", np.array([-1]))])
         rows = ir.node("Where", [column.outputs[0], mask, given], name=SUM)  # 1
         attributes = {"scale": features.scale, "width": features.width, "bias": int(features.bias)}
@@ -93,7 +96,7 @@ class JoinedFeaturesPass(ir.passes.InPlacePass):
             use.node.replace_input_with(use.idx, joined.outputs[0])
         for use in residual:  # 3
             use.node.replace_input_with(use.idx, (normed if features.norm_before_residual else projected).outputs[0])
-        graph.insert_after(node, [masked, column, rows, projected, normed])
+        graph.insert_after(node, [apart, square, masked, column, rows, projected, normed])
         graph.insert_after(norm, joined)
         graph.inputs.append(given)
         return ir.passes.PassResult(model, modified=True)
