@@ -44,7 +44,8 @@ def eagle_config(config: Config) -> tuple[Config, bool]:
     inner = config.inside(INNER).values if kind else {}
     if kind and not inner:
         raise config.fault(INNER, "is missing")
-    joined = {**{RESIDUAL: bool(kind)}, **inner, **{k: v for k, v in values.items() if k not in ("model_type", INNER)}}
+    own = {key: value for key, value in values.items() if value is not None and key not in ("model_type", INNER)}
+    joined = {**{RESIDUAL: bool(kind)}, **inner, **own}
     joined["model_type"] = inner.get("model_type") if kind else values.get("model_type")
     if all(joined.get(key) is None for key in MASK_KEYS):
         raise config.fault(
@@ -62,7 +63,7 @@ def eagle_tensors(folder: Path, found: Mapping[str, Tensor]) -> dict[str, Tensor
         plain = name.removeprefix("model.").replace("midlayer.", "layers.0.")
         if plain in MAPS:
             raise BadCheckpoint(
-                f"{folder}: tensor {name}: a P-EAGLE draft with a vocabulary of its own is not supported yet; take one "
+                f"{folder}: tensor {plain}: a P-EAGLE draft with a vocabulary of its own is not supported yet; take one "
                 "with its target's"
             )
         if plain == "fc.weight":

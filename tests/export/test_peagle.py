@@ -34,7 +34,9 @@ def published(folder: Path, ids: NDArray[np.int64], features: NDArray[np.float32
     """The logits of the ids and of masks after them: masks have `mask_hidden` where ids have features."""
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = LlamaConfig(**{k: v for k, v in raw.get("transformer_layer_config", raw).items() if k != "model_type"})
-    held = {name.replace("midlayer.", "layers.0."): value for name, value in load_file(folder / "model.safetensors").items()}
+    held = {
+        name.replace("midlayer.", "layers.0."): value for name, value in load_file(folder / "model.safetensors").items()
+    }
     hidden = torch.cat([torch.from_numpy(features), held["mask_hidden"].reshape(1, -1).expand(masks, -1)])
     hidden = functional.linear(hidden, held["fc.weight"])
     embedded = held["embed_tokens.weight"][torch.tensor([*ids, *[MASK] * masks])]
@@ -49,7 +51,9 @@ def published(folder: Path, ids: NDArray[np.int64], features: NDArray[np.float32
         else:
             x = norm(hidden, part["input_layernorm.weight"], epsilon)
         heads = [
-            functional.linear(x, part[f"self_attn.{n}_proj.weight"]).view(1, len(x), -1, config.head_dim).transpose(1, 2)
+            functional.linear(x, part[f"self_attn.{n}_proj.weight"])
+            .view(1, len(x), -1, config.head_dim)
+            .transpose(1, 2)
             for n in "qkv"
         ]
         q, k = apply_rotary_pos_emb(heads[0], heads[1], cos, sin)
