@@ -74,8 +74,8 @@ def layers_of_draft(name: str, target: ModelSpec) -> Layers | None:
         raise BadInput(f"{name}: reads layer {max(features.layers)} of its target; this one has {target.layers} layers")
     if features.join == "concat" and spec.vocabulary.rows != target.vocabulary.rows:
         raise BadInput(
-            f"{name}: its vocabulary has {spec.vocabulary.rows} rows, this target's has {target.vocabulary.rows}: it is "
-            "the draft of another target"
+            f"{name}: its vocabulary has {spec.vocabulary.rows} rows, this target's has {target.vocabulary.rows}: it "
+            "is the draft of another target"
         )
     layers = features.layers_of(target.layers)
     _require_layers(name, layers, target)

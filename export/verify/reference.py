@@ -2,7 +2,7 @@
 
 The weights are those that transformers' own loading puts into its model. This package's reader has no part in it, so
 whatever it misreads (a dropped head, a wrong tie, exchanged matrices) makes the graphs differ from the reference.
-This package itself reads four things: the integers of a quantized checkpoint, since transformers needs a GPU or
+This package itself reads five things: P-EAGLE drafts; the integers of a quantized checkpoint, since transformers needs a GPU or
 further packages for them; an exported folder, which has no checkpoint; what an adapter adds to the loaded weights; and
 GGUF files that transformers does not read, or not within the memory of an export (`_reads_gguf`).
 
@@ -152,7 +152,10 @@ def _by_kind(spec: ModelSpec, inputs: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _loaded_model(checkpoint: Checkpoint) -> Any:
-    """transformers' model, or a P-EAGLE draft's, which it does not have. Parameters on the meta device, and integers beside safetensors, are read by this package."""
+    """transformers' model, or that of a P-EAGLE draft, which transformers does not have.
+
+    Parameters on the meta device, and integers beside safetensors, are read by this package.
+    """
     unread = checkpoint.file and not _reads_gguf(checkpoint.file, checkpoint)
     if unread or (checkpoint.folder / FILE_NAME).is_file() or joins_features(checkpoint.spec):
         return model_without_weights(checkpoint, "eager", torch.float32)

@@ -19,9 +19,9 @@ from . import adapter as adapters
 from . import config as configs
 from .adapter import Adapter
 from .config import MASK_KEYS, Config
+from .eagle import eagle_config, eagle_facts, eagle_tensors
 from .gguf.checkpoint import GGUF, GgufCheckpoint
 from .gguf.types import GgufMatrix
-from .eagle import eagle_config, eagle_facts, eagle_tensors
 from .layer_attention import attention_of, ropes_of
 from .projection import read_projection
 from .quantization import KEY, PackedMatrix, QuantizationConfig, is_required, packed_matrix, quantization_of

@@ -45,7 +45,7 @@ def eagle_config(config: Config) -> tuple[Config, bool]:
     if kind and not inner:
         raise config.fault(INNER, "is missing")
     own = {key: value for key, value in values.items() if value is not None and key not in ("model_type", INNER)}
-    joined = {**{RESIDUAL: bool(kind)}, **inner, **own}
+    joined = {RESIDUAL: bool(kind), **inner, **own}
     joined["model_type"] = inner.get("model_type") if kind else values.get("model_type")
     if all(joined.get(key) is None for key in MASK_KEYS):
         raise config.fault(
@@ -63,13 +63,13 @@ def eagle_tensors(folder: Path, found: Mapping[str, Tensor]) -> dict[str, Tensor
         plain = name.removeprefix("model.").replace("midlayer.", "layers.0.")
         if plain in MAPS:
             raise BadCheckpoint(
-                f"{folder}: tensor {plain}: a P-EAGLE draft with a vocabulary of its own is not supported yet; take one "
-                "with its target's"
+                f"{folder}: tensor {plain}: a P-EAGLE draft with a vocabulary of its own is not supported yet; take "
+                "one with its target's"
             )
         if plain == "fc.weight":
             plain = f"{PROJECTION}.weight"
         elif plain == MASK_FEATURE and isinstance(tensor, TensorEntry):
-            tensor = replace(tensor, shape=tuple(size for size in tensor.shape if size != 1))  # noqa: PLW2901
+            tensor = replace(tensor, shape=tuple(size for size in tensor.shape if size != 1))
         elif plain not in (HEAD, MASK_FEATURE):
             plain = f"model.{plain}"
         renamed[plain] = tensor
@@ -86,9 +86,9 @@ def eagle_facts(config: Config, spec: ModelSpec) -> Pard:
     rows = config.integer(VOCABULARY, spec.vocabulary.rows)
     if rows != spec.vocabulary.rows:
         raise config.fault(
-            VOCABULARY, f"is {rows}, and vocab_size {spec.vocabulary.rows}; a draft with a vocabulary of its own is not "
-            "supported yet"
-        )  # fmt: skip
+            VOCABULARY,
+            f"is {rows}, and vocab_size {spec.vocabulary.rows}; a vocabulary of the draft's own is not supported yet",
+        )
     nested = config.inside("eagle_config")
     if not nested.flag("use_aux_hidden_state", default=True):
         raise nested.fault("use_aux_hidden_state", f"is false; only drafts that read {FEATURES} layers are supported")
