@@ -2,9 +2,9 @@
 
 The weights are those that transformers' own loading puts into its model. This package's reader has no part in it, so
 whatever it misreads (a dropped head, a wrong tie, exchanged matrices) makes the graphs differ from the reference.
-This package itself reads five things: P-EAGLE drafts; the integers of a quantized checkpoint, since transformers needs a
-GPU or further packages for them; an exported folder, which has no checkpoint; what an adapter adds to the loaded weights;
-and GGUF files that transformers does not read, or not within the memory of an export (`_reads_gguf`).
+This package itself reads five things: P-EAGLE drafts; the integers of a quantized checkpoint, since transformers needs
+a GPU or further packages for them; an exported folder, which has no checkpoint; what an adapter adds to the loaded
+weights; and GGUF files that transformers does not read, or not within the memory of an export (`_reads_gguf`).
 
 transformers maps safetensors files into memory. Every module computes in float32 from blocks of rows of its weights, so
 neither a whole model nor a whole matrix in float32 is ever in memory, but for small GGUF files.
