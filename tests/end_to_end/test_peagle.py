@@ -12,9 +12,8 @@ from pard_onnx.export_command import main as export_main
 PROMPTS = ("def the quick brown fox", "return self import for value in range: " * 12)
 
 
-@pytest.mark.parametrize(
-    "precision", ["int4", pytest.param("int8", marks=pytest.mark.slow), pytest.param("fp32", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["int4", "int8", "fp32"])
 def test_a_p_eagle_draft_changes_no_text(precision: str, tmp_path: Path, tiny: Callable[..., Path]) -> None:
     """Its target is of another family and has other layers and another size than the draft."""
     target = tiny(tmp_path / "target", "qwen3", "target", hidden=128, layers=4)

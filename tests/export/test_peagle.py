@@ -90,7 +90,7 @@ def logits(folder: Path, features: NDArray[np.float32] | None) -> NDArray[Any]:
 @pytest.mark.parametrize(
     ("before", "speculators", "device"),
     (
-        (False, False, "cpu"),
+        pytest.param(False, False, "cpu", marks=slow),
         (True, True, "cpu"),
         pytest.param(True, False, "webgpu", marks=slow),
         pytest.param(False, True, "webgpu", marks=slow),
