@@ -121,6 +121,7 @@ def request_from_options(
     """
     from pard_onnx.quantize.quantizer import QuantizationRequest
 
+    pard = checkpoint.spec.pard
     named = [name for name in QUANTIZATION_OPTIONS if getattr(options, name) is not None]
     if options.recipe is None and (checkpoint.quantization or precision not in ("int4", "int8")):
         if named:
@@ -130,7 +131,9 @@ def request_from_options(
                 f"--{option} {value}: {held or f'{precision} rounds no weights to fewer bits'}; leave it out"
             )
         return None
-    default: Quality = DEFAULT_QUALITY if "int8" in device.precisions else "fast"
+    # Text shows nothing of the hidden states that such a draft reads beside it
+    joined = pard is not None and pard.features is not None and pard.features.join == "concat"
+    default: Quality = DEFAULT_QUALITY if "int8" in device.precisions and not joined else "fast"
     recipe = recipe_from_options(options, precision, checkpoint.spec.role, default)
     if options.precision not in (None, recipe.precision):
         raise BadInput(f"--precision {options.precision} beside --recipe {recipe.name}, which is {recipe.precision}")

@@ -17,7 +17,7 @@ Layers = tuple[int, ...]
 
 
 def add_features(out: argparse.ArgumentParser) -> None:
-    group = out.add_argument_group("target of a draft that reads its hidden states (PARD-2)")
+    group = out.add_argument_group("target of a draft that reads its hidden states (PARD-2, P-EAGLE)")
     layers = (
         "an extra output with hidden states of these layers, as --features=-1,-8,-16,-24 (-1: after the last norm), "
         "or of those that a draft reads: its checkpoint, exported folder or hub id"
@@ -62,7 +62,7 @@ def layers_of_draft(name: str, target: ModelSpec) -> Layers | None:
     features = spec.pard.features
     if features is None:
         return None
-    if spec.family != target.family:
+    if features.join == "add" and spec.family != target.family:
         raise BadInput(f"{name}: is a draft for {spec.family} targets; this one is {target.family}")
     if features.width != len(features.layers) * target.hidden:
         size = features.width // len(features.layers)
@@ -70,8 +70,16 @@ def layers_of_draft(name: str, target: ModelSpec) -> Layers | None:
             f"{name}: reads {len(features.layers)} hidden states of {size} numbers; this target's have "
             f"{target.hidden}: it is the draft of another target"
         )
-    _require_layers(name, features.layers, target)
-    return features.layers
+    if max(features.layers) >= target.layers:
+        raise BadInput(f"{name}: reads layer {max(features.layers)} of its target; this one has {target.layers} layers")
+    if features.join == "concat" and spec.vocabulary.rows != target.vocabulary.rows:
+        raise BadInput(
+            f"{name}: its vocabulary has {spec.vocabulary.rows} rows, this target's has {target.vocabulary.rows}: it "
+            "is the draft of another target"
+        )
+    layers = features.layers_of(target.layers)
+    _require_layers(name, layers, target)
+    return layers
 
 
 def _require_layers(source: str, layers: Layers, target: ModelSpec) -> None:

@@ -61,7 +61,7 @@ def _ranges(manifest: Manifest) -> Iterator[Range]:
     yield from (("feature_layers", layer, -spec.layers - 1, -1) for layer in manifest.feature_layers)
     if spec.pard and (features := spec.pard.features):
         yield "spec.pard.features.width", features.width, 1, MOST["hidden"]
-        yield from (("spec.pard.features.layers", layer, -MOST["layers"], -1) for layer in features.layers)
+        yield from (("spec.pard.features.layers", layer, -MOST["layers"], MOST["layers"]) for layer in features.layers)
     yield from (("spec.attention.window", layer.window, 1, LARGE) for layer in spec.attention)
     yield "kv_rows", manifest.kv_rows, 1, MOST_ROWS
     yield from (("graphs.width", graph.width, 1, MOST_WIDTH) for graph in manifest.graphs)

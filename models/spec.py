@@ -7,6 +7,9 @@ from typing import Literal
 
 Role = Literal["target", "draft"]
 PROJECTION = "target_proj"  # the name of the matrix that TargetFeatures are multiplied by
+FEATURE_NORM = "model.layers.0.hidden_norm"  # of the product, where features are joined by "concat"
+MASK_FEATURE = "mask_hidden"  # a mask's learned feature there
+FeatureJoin = Literal["add", "concat"]
 Rotary = Literal["rope", "window_rope"]  # a field of ModelSpec
 
 
@@ -69,21 +72,30 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class TargetFeatures:
-    """The hidden states of its target that a draft reads (PARD-2: arXiv 2605.08632, AMD-AGI/PARD).
+    """The hidden states of its target that a draft reads with each token: those of the token before it.
 
-    The draft adds scale * projection(feature of the token before) to each token's embedding.
+    join "add", of PARD-2 (arXiv 2605.08632, AMD-AGI/PARD): scale * projection(feature) is added to the embedding.
+    join "concat", of P-EAGLE (vLLM, speculators): projection(feature) is what the layers' residual stream begins with,
+    and the first layer's attention reads the embedding and the projection, each after a norm of its own, side by side.
+    Masks have a learned feature there.
     """
 
     layers: tuple[int, ...]  # in the order of concatenation: -1 is after the last norm, -j the residual stream after
-    # layer (number of layers) + 1 - j
+    # layer (number of layers) + 1 - j; j >= 0, of P-EAGLE: the residual stream before layer j
     width: int  # of one token's feature: len(layers) * the target's hidden size
     scale: float = 0.02
     bias: bool = False  # whether the projection has one
+    join: FeatureJoin = "add"
+    norm_before_residual: bool = False  # of "concat": whether the residual stream begins with the normed projection
 
     @property
     def columns(self) -> int:
         """Columns of the draft's input `target_features`: with a bias, the last one is multiplied by it."""
         return self.width + int(self.bias)
+
+    def layers_of(self, target_layers: int) -> tuple[int, ...]:
+        """The layers counted from the end of a target with so many layers, as in `Manifest.feature_layers`."""
+        return tuple(layer - target_layers - 1 if layer >= 0 else layer for layer in self.layers)
 
 
 @dataclass(frozen=True, slots=True)

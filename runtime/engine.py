@@ -22,7 +22,7 @@ from .decoding.draft_mode import DEPENDENT, INDEPENDENT
 from .decoding.drafter import Drafter, DraftMemory, PardDrafter
 from .decoding.guided import GuidedDrafter
 from .decoding.loop import Halted, Settings, Step, TargetModel, decode
-from .decoding.pard2 import RECOMPUTED, SOURCES, WAITING_BYTES, Pard2Drafter
+from .decoding.pard2 import READERS, RECOMPUTED, WAITING_BYTES, Pard2Drafter
 from .decoding.shared_ids import SharedIds
 from .embedding import Embedder, Pooling, Vector, last_layer
 from .forks import Process
@@ -188,7 +188,8 @@ class Engine:
             return Pard2Drafter(
                 seat, self._features, memory=memory, shared=shared, between_chunks=between_chunks, recomputed=recomputed
             )
-        source = SOURCES[False] if self.draft_mode else "pard"
+        pard = self.draft_manifest.spec.pard if self.draft_manifest else None
+        source = f"{READERS[pard.features.join]}-independent" if pard and pard.features else "pard"
         return PardDrafter(seat, memory=memory, shared=shared, between_chunks=between_chunks, source=source)
 
     def settings(self, options: Options) -> Settings:

@@ -56,7 +56,7 @@ class Stats(Facts):
     tokens_per_second: float
     time_to_first_token: float  # seconds
     # By round, what drafted: "pard", "pard2" (with the target's hidden states), "pard2-independent" (without them),
-    # "lookup", "grammar" or "none"
+    # "p-eagle" and "p-eagle-independent", "lookup", "grammar" or "none"
     sources: tuple[str, ...]
     ahead: int  # rounds in which the next round was drafted while the target verified, on a device of the draft's own
     ahead_used: int  # of these rounds, those whose guess of the target's next token was right

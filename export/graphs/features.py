@@ -1,4 +1,4 @@
-"""Hidden states of a target in the graphs of a target and of the draft that reads them (PARD-2).
+"""Hidden states of a target in the graphs of a target and of the draft that reads them (PARD-2, P-EAGLE).
 
 A target's output `hidden_states` [batch, rows, columns] has the hidden states of some layers side by side, of as many
 last rows of the step as there are logits, or as the overridable input `hidden_states_to_keep` [1] says: a prompt's
@@ -15,14 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from pard_onnx.models.manifest import StaticGraph
-from pard_onnx.models.spec import TargetFeatures
+from pard_onnx.models.spec import FEATURE_NORM, MASK_FEATURE, TargetFeatures
 
 from .tape import DOMAIN, HIDDEN_STATES, TARGET_FEATURES, constant, register
 
 TO_KEEP = "hidden_states_to_keep"
-SUM = "target_features.sum"  # the name of the node that adds projected features to the embeddings
+SUM = "target_features.sum"  # the name of the node whose last input has a row of features for each token
 LIKE_LOGITS = -1
 
 
@@ -54,6 +55,53 @@ class FeaturesPass(ir.passes.InPlacePass):
         return ir.passes.PassResult(model, modified=True)
 
 
+@dataclass
+class JoinedFeaturesPass(ir.passes.InPlacePass):
+    """Lets projected features stand beside the embeddings in the first layer (P-EAGLE). Runs after SkipNormPass.
+
+    1. A mask's row of `target_features` is the learned `mask_feature`, whatever was fed.
+    2. The first layer's q, k and v read [norm(embedding), norm(projection)].
+    3. Its residual sum takes the projection in the embedding's place, after its norm with `norm_before_residual`.
+    """
+
+    features: TargetFeatures
+    mask_id: int
+    mask_feature: NDArray[np.float32]  # [columns]
+    epsilon: float
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        graph, features = model.graph, self.features
+        node = next(n for n in graph if (n.domain, n.op_type) == (DOMAIN, "Embedding"))
+        embeddings, ids = node.outputs[0], node.inputs[0]
+        norm = next(n for n in embeddings.consumers() if (n.domain, n.op_type) == (DOMAIN, "Norm"))
+        residual = [use for use in embeddings.uses() if use.node is not norm]
+        attention = list(norm.outputs[0].uses())
+        assert embeddings.dtype is not None
+        shape = ir.Shape(["feature_batch", "feature_rows", features.columns])
+        given = ir.Value(name=TARGET_FEATURES, shape=shape, type=embeddings.type)
+        mask = constant(MASK_FEATURE, self.mask_feature.astype(embeddings.dtype.numpy()))
+        # Devices have no Equal: an id is the mask's where the square of their difference is at most 0
+        apart = ir.node("Sub", [ids, constant(f"{SUM}.mask", np.array(self.mask_id))])
+        square = ir.node("Mul", [apart.outputs[0], apart.outputs[0]])
+        masked = ir.node("LessOrEqual", [square.outputs[0], constant(f"{SUM}.zero", np.array(0))])
+        column = ir.node("Unsqueeze", [masked.outputs[0], constant(f"{SUM}.column", np.array([-1]))])
+        rows = ir.node("Where", [column.outputs[0], mask, given], name=SUM)  # 1
+        attributes = {"scale": features.scale, "width": features.width, "bias": int(features.bias)}
+        projected = ir.node("Projection", [rows.outputs[0]], attributes, domain=DOMAIN)
+        normed = ir.node("Norm", projected.outputs, {"name": FEATURE_NORM, "epsilon": self.epsilon}, domain=DOMAIN)
+        joined = ir.node("Concat", [norm.outputs[0], normed.outputs[0]], {"axis": -1})
+        for value in (rows.outputs[0], projected.outputs[0], normed.outputs[0], joined.outputs[0]):
+            value.type = embeddings.type
+        for use in attention:  # 2
+            use.node.replace_input_with(use.idx, joined.outputs[0])
+        for use in residual:  # 3
+            use.node.replace_input_with(use.idx, (normed if features.norm_before_residual else projected).outputs[0])
+        graph.insert_after(node, [apart, square, masked, column, rows, projected, normed])
+        graph.insert_after(norm, joined)
+        graph.inputs.append(given)
+        return ir.passes.PassResult(model, modified=True)
+
+
 def repeat_for_masks(graph: ir.Graph, ids: ir.Value, masks: ir.Value) -> None:
     """Give each token of a step its projected feature, and masks that of the last token.
 
@@ -61,7 +109,8 @@ def repeat_for_masks(graph: ir.Graph, ids: ir.Value, masks: ir.Value) -> None:
     """
     tape = ir.tape.Tape()
     total = next(node for node in graph if node.name == SUM)
-    rows = total.inputs[1]
+    place = len(total.inputs) - 1  # the features are the last input of either node
+    rows = total.inputs[place]
     one, last, end, axis = (
         constant(f"{SUM}.{name}", np.array([number]))
         for name, number in (("one", 1), ("last", -1), ("end", 2**62), ("axis", 1))
@@ -70,7 +119,7 @@ def repeat_for_masks(graph: ir.Graph, ids: ir.Value, masks: ir.Value) -> None:
     repeated = tape.op("Expand", [
         tape.op("Slice", [rows, last, end, axis]), tape.op("Concat", [one, masks, one], {"axis": 0})
     ])  # fmt: skip
-    total.replace_input_with(1, tape.op("Concat", [tokens, repeated], {"axis": 1}))
+    total.replace_input_with(place, tape.op("Concat", [tokens, repeated], {"axis": 1}))
     graph.insert_before(total, tape.nodes)
     register(graph)
 

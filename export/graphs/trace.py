@@ -33,7 +33,7 @@ import torch
 from optimum.exporters.tasks import TasksManager
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AttentionInterface, AutoConfig
+from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from pard_onnx.models.checkpoints.config import transformers_refusals
@@ -41,7 +41,7 @@ from pard_onnx.models.devices import FUSED_OPSET
 from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.families import FAMILIES, Family
 from pard_onnx.models.spec import ModelSpec
-from pard_onnx.quantize.calibration.layers import rotary_tables
+from pard_onnx.quantize.calibration.layers import rotary_tables, transformers_config
 
 from .attention import LayerCaches, Variant, table_name
 from .tape import DOMAIN, FEATURE_ROWS, HIDDEN_STATES
@@ -221,7 +221,7 @@ def trace(
     """
     with transformers_refusals(folder):
         # The dtype that was understood: transformers refuses some names that tools write
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, dtype=spec.dtype)
+        config = transformers_config(folder, spec)
     config.vocab_size = spec.vocabulary.rows  # an adapter may have resized the embedding
     name = f"pard_onnx_{variant.name}"
     AttentionInterface.register(name, variant.attend)

@@ -8,12 +8,14 @@ import onnx_ir as ir
 import torch
 
 from pard_onnx.export.job import Job
+from pard_onnx.models.checkpoints.tensors import read_tensor
 from pard_onnx.models.checks import Progress
 from pard_onnx.models.manifest import GRAPH
+from pard_onnx.models.spec import MASK_FEATURE, Pard, TargetFeatures
 from pard_onnx.quantize.packing.prepared import Formats
 
 from .attention import VARIANTS
-from .features import FeaturesPass
+from .features import FeaturesPass, JoinedFeaturesPass
 from .fuse import PackQkvPass, SkipNormPass
 from .layout import LayoutPass
 from .plain_attention import PlainAttentionPass
@@ -35,13 +37,21 @@ def traced_trunk(job: Job, formats: Formats, progress: Progress) -> ir.Model:
     _set_tables(trace_.model.graph, trace_.tables, floats)
     passes: list[ir.passes.InPlacePass] = [LayoutPass(), PackQkvPass(formats), SkipNormPass()]
     if spec.pard and spec.pard.features:
-        passes.append(FeaturesPass(spec.pard.features))
+        passes.append(features_pass(job, spec.pard, spec.pard.features))
     if form.attention == "portable":
         passes.append(PlainAttentionPass(spec, rows, form.device.write, bool(job.graphs()), form.opset))
         passes.append(PlainGeluPass(form.opset))
     for step in passes:
         step(trace_.model)
     return trace_.model
+
+
+def features_pass(job: Job, pard: Pard, features: TargetFeatures) -> ir.passes.InPlacePass:
+    """The pass that lets a draft read features, by how they are joined with its embeddings."""
+    if features.join == "add":
+        return FeaturesPass(features)
+    mask = read_tensor(job.checkpoint.tensors[MASK_FEATURE])
+    return JoinedFeaturesPass(features, pard.mask_id, mask, job.checkpoint.spec.norm_eps)
 
 
 def role_graphs(job: Job, trunk: ir.Model) -> Iterator[tuple[str, ir.Model]]:

@@ -2,9 +2,9 @@
 
 The weights are those that transformers' own loading puts into its model. This package's reader has no part in it, so
 whatever it misreads (a dropped head, a wrong tie, exchanged matrices) makes the graphs differ from the reference.
-This package itself reads four things: the integers of a quantized checkpoint, since transformers needs a GPU or
-further packages for them; an exported folder, which has no checkpoint; what an adapter adds to the loaded weights; and
-GGUF files that transformers does not read, or not within the memory of an export (`_reads_gguf`).
+This package itself reads five things: P-EAGLE drafts; the integers of a quantized checkpoint, since transformers needs
+a GPU or further packages for them; an exported folder, which has no checkpoint; what an adapter adds to the loaded
+weights; and GGUF files that transformers does not read, or not within the memory of an export (`_reads_gguf`).
 
 transformers maps safetensors files into memory. Every module computes in float32 from blocks of rows of its weights, so
 neither a whole model nor a whole matrix in float32 is ever in memory, but for small GGUF files.
@@ -47,8 +47,8 @@ from pard_onnx.models.checkpoints.tensors import Tensor as Stored
 from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.models.families import shapes
 from pard_onnx.models.manifest import FILE_NAME
-from pard_onnx.models.spec import PROJECTION, ModelSpec
-from pard_onnx.quantize.calibration.layers import model_without_weights
+from pard_onnx.models.spec import MASK_FEATURE, PROJECTION, ModelSpec, TargetFeatures
+from pard_onnx.quantize.calibration.layers import joins_features, model_without_weights
 from pard_onnx.quantize.packing.imported import imported_matrices
 
 # Without types of their own
@@ -96,6 +96,8 @@ class _Loaded:
     model: Any
 
     def __call__(self, ids: Tensor, features: Tensor | None = None, **inputs: Tensor) -> Tensor:
+        if features is None and joins_features(self.checkpoint.spec):
+            features = torch.zeros(*ids.shape, self._features.columns)
         with torch.inference_mode():
             read = {"input_ids": ids} if features is None else {"inputs_embeds": self._embedded(ids, features)}
             found: Tensor = self.model(**read, use_cache=False, **_by_kind(self.checkpoint.spec, inputs)).logits
@@ -107,16 +109,28 @@ class _Loaded:
         return torch.cat([states[layer] for layer in layers], dim=-1).float()
 
     def _embedded(self, ids: Tensor, features: Tensor) -> Tensor:
-        """embed(token) + scale * projection(feature), the published rule; the last column multiplies the bias."""
-        pard = self.checkpoint.spec.pard
-        assert pard is not None and pard.features is not None
-        used, tensors = pard.features, self.checkpoint.tensors
+        """embed(token) + scale * projection(feature), the published rule; the last column multiplies the bias.
+
+        Of a draft that joins them otherwise, both side by side, with the learned feature at its masks.
+        """
+        used, tensors, pard = self._features, self.checkpoint.tensors, self.checkpoint.spec.pard
+        if pard is not None and used.join == "concat":
+            masks = (ids == pard.mask_id)[..., None]
+            features = torch.where(masks, torch.from_numpy(read_tensor(tensors[MASK_FEATURE])), features)
         weight = torch.from_numpy(read_tensor(tensors[f"{PROJECTION}.weight"]))
         projected = functional.linear(features[..., : used.width], weight)
         if used.bias:
             projected += features[..., used.width :] * torch.from_numpy(read_tensor(tensors[f"{PROJECTION}.bias"]))
-        found: Tensor = self.model.get_input_embeddings()(ids) + used.scale * projected
-        return found
+        embedded: Tensor = self.model.get_input_embeddings()(ids)
+        if used.join == "concat":
+            return torch.cat([embedded, projected], dim=-1)
+        return embedded + used.scale * projected
+
+    @property
+    def _features(self) -> TargetFeatures:
+        pard = self.checkpoint.spec.pard
+        assert pard is not None and pard.features is not None
+        return pard.features
 
 
 def reference_logits(checkpoint: Checkpoint, ids: Tensor, **inputs: Tensor) -> Tensor:
@@ -138,8 +152,12 @@ def _by_kind(spec: ModelSpec, inputs: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _loaded_model(checkpoint: Checkpoint) -> Any:
-    """transformers' model. Parameters on the meta device, and integers beside safetensors, are read by this package."""
-    if (checkpoint.folder / FILE_NAME).is_file() or (checkpoint.file and not _reads_gguf(checkpoint.file, checkpoint)):
+    """transformers' model, or that of a P-EAGLE draft, which transformers does not have.
+
+    Parameters on the meta device, and integers beside safetensors, are read by this package.
+    """
+    unread = checkpoint.file and not _reads_gguf(checkpoint.file, checkpoint)
+    if unread or (checkpoint.folder / FILE_NAME).is_file() or joins_features(checkpoint.spec):
         return model_without_weights(checkpoint, "eager", torch.float32)
     load = _load_around_integers if checkpoint.quantization and checkpoint.file is None else _load_floats
     with transformers_refusals(checkpoint.path), _quietly():

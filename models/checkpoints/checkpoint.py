@@ -19,6 +19,7 @@ from . import adapter as adapters
 from . import config as configs
 from .adapter import Adapter
 from .config import MASK_KEYS, Config
+from .eagle import eagle_config, eagle_facts, eagle_tensors
 from .gguf.checkpoint import GGUF, GgufCheckpoint
 from .gguf.types import GgufMatrix
 from .layer_attention import attention_of, ropes_of
@@ -76,9 +77,11 @@ class Checkpoint:
         if folder.is_dir():
             require_files(folder, BadCheckpoint)
         _refuse_adapter_as_model(folder)
-        config = configs.read_config(folder)
+        config, parallel_eagle = eagle_config(configs.read_config(folder))
         family = configs.family_of(config)
         found: dict[str, Tensor] = dict(find_tensors(folder))
+        if parallel_eagle:
+            found = eagle_tensors(folder, found)
         tied = config.flag("tie_word_embeddings", family.tied)
         if EMBEDDING not in found and HEAD in found and tied:
             found[EMBEDDING] = found[HEAD]  # transformers ties in both directions
@@ -88,7 +91,9 @@ class Checkpoint:
             config, found = _with_adapter(config, found, merging, quantization, tied=tied)
         stored = found[EMBEDDING].dtype if EMBEDDING in found else "F32"
         spec = _spec(config, family, _tokenizer_folder(folder, merging), configs.dtype_of(config, stored))
-        if spec.pard and (projection := read_projection(config)):
+        if parallel_eagle:
+            spec = replace(spec, pard=eagle_facts(config, spec))
+        elif spec.pard and (projection := read_projection(config)):
             spec = replace(spec, pard=replace(spec.pard, spd_type="pard2", features=projection.features))
             found |= projection.tensors
         if spec.tied and _holds_another_head(folder, spec, found, quantization):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pard_onnx.models.spec import PROJECTION, ModelSpec
+from pard_onnx.models.spec import FEATURE_NORM, MASK_FEATURE, PROJECTION, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +94,10 @@ def shapes(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
 
     One by one: a config may claim any number of layers.
     """
+    joined = spec.pard is not None and spec.pard.features is not None and spec.pard.features.join == "concat"
     yield "model.embed_tokens.weight", (spec.vocabulary.rows, spec.hidden)
     for index in range(spec.layers):
-        for name, shape in _layer(spec).items():
+        for name, shape in _layer(spec, 2 * spec.hidden if joined and index == 0 else spec.hidden).items():
             yield f"model.layers.{index}.{name}", shape
     yield "model.norm.weight", (spec.hidden,)
     if not spec.tied:
@@ -105,14 +106,18 @@ def shapes(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{PROJECTION}.weight", (spec.hidden, features.width)
         if features.bias:
             yield f"{PROJECTION}.bias", (spec.hidden,)
+        if joined:
+            yield f"{FEATURE_NORM}.weight", (spec.hidden,)
+            yield MASK_FEATURE, (features.width,)
 
 
-def _layer(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+def _layer(spec: ModelSpec, attention_input: int) -> dict[str, tuple[int, ...]]:
+    """attention_input: columns of what q, k and v are projected from."""
     queries, keys = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
     widths = {"q": queries, "k": keys, "v": keys}
     before, *after = spec.norms
     found: dict[str, tuple[int, ...]] = {f"{before}.weight": (spec.hidden,)}
-    found |= {f"self_attn.{name}_proj.weight": (width, spec.hidden) for name, width in widths.items()}
+    found |= {f"self_attn.{name}_proj.weight": (width, attention_input) for name, width in widths.items()}
     if spec.qkv_bias:
         found |= {f"self_attn.{name}_proj.bias": (width,) for name, width in widths.items()}
     if spec.qk_norm:

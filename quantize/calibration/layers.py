@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from pard_onnx.models.checkpoints.checkpoint import EMBEDDING, Checkpoint
-from pard_onnx.models.checkpoints.config import transformers_refusals
+from pard_onnx.models.checkpoints.config import read_config, transformers_refusals
+from pard_onnx.models.checkpoints.eagle import eagle_config
 from pard_onnx.models.checkpoints.layer_attention import KINDS
 from pard_onnx.models.checkpoints.tensors import read_tensor, require_finite, row_blocks
+from pard_onnx.models.errors import BadInput
 from pard_onnx.models.families import FAMILIES
 from pard_onnx.models.spec import ModelSpec, Rotary
 from pard_onnx.quantize.packing.imported import imported_matrices
@@ -31,6 +35,7 @@ GROUPS = (
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
+NOT_OF_LLAMA = ("dtype", "torch_dtype", "architectures", "auto_map")  # keys that are not passed on
 Group = tuple[str, ...]
 SIDE = 1024  # of the square blocks of a Gram matrix; blocks below the diagonal are copied, not computed
 
@@ -52,6 +57,11 @@ class Layers:
     """The hidden states [1, S, hidden] of every row, before the layer that runs next."""
 
     def __init__(self, checkpoint: Checkpoint, rows: Sequence[CalibrationRow]) -> None:
+        if joins_features(checkpoint.spec):
+            raise BadInput(
+                f"{checkpoint.path}: calibration text shows nothing of the hidden states that a P-EAGLE draft reads; "
+                "take --quality fast, which reads no text"
+            )
         self.checkpoint = checkpoint
         self.model = model_without_weights(checkpoint, "sdpa", torch.float32)
         self.hidden = [states[None] for states in _embedded(checkpoint, rows)]
@@ -224,7 +234,7 @@ def model_without_weights(checkpoint: Checkpoint, attention: str, dtype: torch.d
     """
     with transformers_refusals(checkpoint.folder):
         # The dtype that was understood: transformers refuses some names that tools write
-        config = AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True, dtype=checkpoint.spec.dtype)
+        config = transformers_config(checkpoint.folder, checkpoint.spec)
         config.vocab_size = checkpoint.spec.vocabulary.rows  # an adapter may have resized the embedding
         build = TasksManager.get_model_class_for_task(
             "text-generation", framework="pt", model_type=checkpoint.spec.family
@@ -232,10 +242,46 @@ def model_without_weights(checkpoint: Checkpoint, attention: str, dtype: torch.d
         with torch.device("meta"):
             model = build.from_config(config, attn_implementation=attention, dtype=dtype).eval()
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    if joins_features(checkpoint.spec):
+        _join_features(model.model.layers[0], checkpoint.spec)
     embedding = FAMILIES[checkpoint.spec.family].embedding
     if embedding is not None:
         setattr(model.model.embed_tokens, embedding.buffer, torch.tensor(checkpoint.spec.embedding_scale))
     return model
+
+
+def _join_features(layer: Any, spec: ModelSpec) -> None:
+    """Let a Llama's first layer read [embedding, projected features], as EAGLE-3's does in vLLM."""
+    assert spec.pard is not None and spec.pard.features is not None
+    normed_residual = spec.pard.features.norm_before_residual
+    for name in ("q_proj", "k_proj", "v_proj"):
+        before = getattr(layer.self_attn, name)
+        wider = nn.Linear(2 * spec.hidden, before.out_features, bias=False, device="meta", dtype=before.weight.dtype)
+        setattr(layer.self_attn, name, wider)
+    layer.hidden_norm = deepcopy(layer.input_layernorm)
+
+    def forward(states: Tensor, **inputs: Any) -> Tensor:
+        embedded, features = states.chunk(2, dim=-1)
+        normed = layer.hidden_norm(features)
+        joined = torch.cat([layer.input_layernorm(embedded), normed], dim=-1)
+        inner: Tensor = (normed if normed_residual else features) + layer.self_attn(hidden_states=joined, **inputs)[0]
+        output: Tensor = inner + layer.mlp(layer.post_attention_layernorm(inner))
+        return output
+
+    layer.forward = forward
+
+
+def transformers_config(folder: Path, spec: ModelSpec) -> Any:
+    """transformers' config of a checkpoint; of a P-EAGLE draft, that of the Llama whose layers it has."""
+    if joins_features(spec):
+        values = {k: v for k, v in eagle_config(read_config(folder))[0].values.items() if k not in NOT_OF_LLAMA}
+        return AutoConfig.for_model(**values, dtype=spec.dtype)
+    return AutoConfig.from_pretrained(folder, local_files_only=True, dtype=spec.dtype)
+
+
+def joins_features(spec: ModelSpec) -> bool:
+    """Whether the first layer reads features beside embeddings."""
+    return spec.pard is not None and spec.pard.features is not None and spec.pard.features.join == "concat"
 
 
 def rotary_tables(module: nn.Module, spec: ModelSpec, positions: Tensor) -> dict[Rotary, tuple[Tensor, Tensor]]:

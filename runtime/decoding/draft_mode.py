@@ -66,7 +66,7 @@ def mismatch(target: Manifest, draft: Manifest, wanted: TargetFeatures, names: t
     """Why the target does not give what the draft reads, and what to do; None if it does."""
     ours, theirs = names
     another = "take a draft that was trained for this target"
-    if target.spec.family != draft.spec.family:
+    if wanted.join == "add" and target.spec.family != draft.spec.family:
         families = f"a {draft.spec.family}, but {ours} is a {target.spec.family}"
         return f"{theirs}: reads the hidden states of {families}; {another}"
     width = len(wanted.layers) * target.spec.hidden
@@ -75,9 +75,12 @@ def mismatch(target: Manifest, draft: Manifest, wanted: TargetFeatures, names: t
             f"{theirs}: reads {wanted.width} numbers a token, but {len(wanted.layers)} layers of {ours} have {width}; "
             f"{another}"
         )
-    if target.feature_layers == wanted.layers:
+    if max(wanted.layers) >= target.spec.layers:
+        return f"{theirs}: reads layer {max(wanted.layers)}, but {ours} has {target.spec.layers} layers; {another}"
+    wanted_layers = wanted.layers_of(target.spec.layers)
+    if target.feature_layers == wanted_layers:
         return None
-    layers = ",".join(map(str, wanted.layers))
+    layers = ",".join(map(str, wanted_layers))
     given = "none" if not target.feature_layers else ",".join(map(str, target.feature_layers))
     return (
         f"{theirs}: reads the target's hidden states of layers {layers}, but {ours} was exported with {given}; export "

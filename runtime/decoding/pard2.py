@@ -22,7 +22,7 @@ from pard_onnx.runtime.tuning.steps import PREFILL_CHUNK
 from .drafter import DraftMemory, DraftModel, PardDrafter
 from .shared_ids import SharedIds
 
-SOURCES = {True: "pard2", False: "pard2-independent"}  # in `Stats.sources`, by whether the draft reads features
+READERS = {"add": "pard2", "concat": "p-eagle"}  # in `Stats.sources`, by how the draft joins features and embeddings
 # Of the tokens that the draft has read, so many have their features kept: a conversation is often cut a few tokens
 # before its end, where the text of a reply tokenizes to other ids than were generated.
 KEPT_BEHIND = 16
@@ -57,7 +57,7 @@ class Pard2Drafter(PardDrafter):
         other tokens would leave other rows, so that the text would depend on it. waiting_bytes: of the features that
         wait for the draft.
         """
-        super().__init__(model, chunk, memory, shared, between_chunks, SOURCES[True])
+        super().__init__(model, chunk, memory, shared, between_chunks, READERS[features.join])
         self._features = features
         self._recomputed = recomputed
         self._most_waiting = max(chunk, waiting_bytes // (4 * features.width))  # tokens

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import make_pard2
+from tiny import make_pard2, make_peagle
 
 from pard_onnx.export.exporter import Job, export
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
@@ -18,7 +18,8 @@ FORM = frozenset(("attention", "floats", "opset", "static", "draft_length"))
 def exported(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]) -> Callable[..., tuple[Path, Path]]:
     """exported(family, role, precision, device=..., **options) -> (checkpoint, artifact folder).
 
-    options: form's and tiny's; feature_layers: of a target; pard2: make_pard2's options, of a draft.
+    options: form's and tiny's; feature_layers: of a target; pard2, peagle: make_pard2's and make_peagle's
+    options, of a draft.
     """
     made: dict[str, tuple[Path, Path]] = {}
 
@@ -31,9 +32,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[..., Path]
             verify = bool(options.pop("verify", True))
             layers = tuple(options.pop("feature_layers", ()))  # type: ignore[call-overload]
             projection = options.pop("pard2", None)
+            eagle = options.pop("peagle", None)
             checkpoint = tiny(root / "checkpoint", family, role, **options)
             if projection is not None:
                 make_pard2(checkpoint, **projection)  # type: ignore[arg-type]
+            if eagle is not None:
+                make_peagle(checkpoint, **eagle)  # type: ignore[arg-type]
             export(
                 Job(
                     Checkpoint.open(checkpoint),

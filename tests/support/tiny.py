@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # the tokenizer's last ids, in this order
@@ -209,6 +210,47 @@ def make_pard2(
         torch.save({name: torch.from_numpy(array).to(kind) for name, array in tensors.items()}, path)
     else:
         save_safetensors(path, tensors, stored)
+    return folder
+
+
+def make_peagle(
+    folder: Path,
+    *,
+    layers: Sequence[int] = (0, 1, 2),
+    target_hidden: int = 64,
+    norm_before_residual: bool = False,
+    speculators: bool = False,
+    seed: int = 7,
+) -> Path:
+    """Make the llama draft in `folder` a P-EAGLE draft with random weights, in vLLM's or in speculators' layout."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rng, hidden, width = np.random.default_rng(seed), config["hidden_size"], len(layers) * target_hidden
+    tensors = {name.removeprefix("model."): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    tensors.setdefault("lm_head.weight", tensors["embed_tokens.weight"][::-1].copy())
+    for name in ("q_proj", "k_proj", "v_proj"):
+        key = f"layers.0.self_attn.{name}.weight"
+        tensors[key] = np.concatenate([tensors[key], rng.normal(0, 0.12, tensors[key].shape)], 1).astype(np.float32)
+    tensors["layers.0.hidden_norm.weight"] = rng.normal(1, 0.2, hidden).astype(np.float32)
+    tensors["fc.weight"] = rng.normal(0, 0.1, (hidden, width)).astype(np.float32)
+    tensors["mask_hidden"] = rng.normal(0, 1, (1, 1, width)).astype(np.float32)
+    if not speculators:
+        tensors = {name.replace("layers.0.", "midlayer."): tensor for name, tensor in tensors.items()}
+    own = {
+        "eagle_aux_hidden_state_layer_ids": list(layers),
+        "target_hidden_size": target_hidden,
+        "norm_before_residual": norm_before_residual,
+        "draft_vocab_size": config["vocab_size"],
+        "ptd_token_id": config.pop("pard_token"),
+    }
+    config.pop("spd_type", None)
+    config["tie_word_embeddings"] = False
+    config["architectures"] = ["LlamaForCausalLMEagle3"]
+    if speculators:
+        inner = {key: value for key, value in config.items() if key != "architectures"}
+        config = {"architectures": ["PEagleSpeculator"], "speculators_model_type": "peagle"}
+        config |= {"model_type": "speculator_model", "tie_word_embeddings": False, "transformer_layer_config": inner}
+    save_json(folder / "config.json", config | own)
+    save_safetensors(folder / "model.safetensors", tensors)
     return folder
 
 
