@@ -1,6 +1,5 @@
 """The platforms that wheels are built for: a row each."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -4,8 +4,8 @@
     python packaging/wheels.py dist [--platform TAG ...]
 
 zig compiles for every platform on any machine. The wheels differ in the library of kernels alone: the package is built
-once, from the sdist. Nothing is written to the folder unless every check has passed. The same sources give the same bytes; all
-files have the time SOURCE_DATE_EPOCH, or that of the last commit.
+once, from the sdist. Nothing is written to the folder unless every check has passed. The same sources give the same
+bytes; the time of all files is SOURCE_DATE_EPOCH, or the last commit's.
 """
 
 import argparse
