@@ -38,6 +38,7 @@ def check_library(path: Path, platform: Platform) -> None:
     """Refused unless the library is one for this platform that exports and needs what it should, and nothing else."""
     import lief
 
+    lief.logging.disable()  # it complains of signatures that zig makes
     found = lief.parse(str(path))
     system = platform.system
     if found is None or found.format.name != system.format:
