@@ -130,3 +130,35 @@ def test_another_choice_is_refused(tree: Path) -> None:
     done = build(tree, PARD_ONNX_BUILD_KERNELS="yes")
     assert done.returncode != 0
     assert "PARD_ONNX_BUILD_KERNELS=yes: takes auto, required, off" in done.stderr
+
+
+ON_A_MAC = """
+import os, sys, setuptools
+setuptools.setup = lambda **_: None
+names = {"__file__": "setup.py"}
+exec(compile(open("setup.py").read(), "setup.py", "exec"), names)
+sys.platform = "darwin"
+names["platform"].machine = lambda: "arm64"
+names["get_platform"] = lambda: os.environ.get("_PYTHON_HOST_PLATFORM", "macosx-10.13-universal2")
+print(names["target_machine"](), os.environ["_PYTHON_HOST_PLATFORM"] if names["get_platform"]()[-1] != "2" else "")
+print(os.environ.get("ARCHFLAGS"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "machine", "host", "used"),
+    [
+        (None, "arm64", "macosx-10.13-arm64", "-arch arm64"),
+        ("-arch x86_64", "x86_64", "macosx-10.13-x86_64", "-arch x86_64"),
+        ("-arch arm64 -arch x86_64", "universal2", "", "-arch arm64 -arch x86_64"),
+    ],
+)
+def test_on_macos_the_library_is_for_one_processor(
+    tree: Path, flags: str | None, machine: str, host: str, used: str
+) -> None:
+    """Under a Python for two processors; as far as it can be tried elsewhere."""
+    environment = {name: value for name, value in os.environ.items() if name != "ARCHFLAGS"}
+    environment |= {"ARCHFLAGS": flags} if flags else {}
+    command = [sys.executable, "-c", ON_A_MAC]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [f"{machine} {host}", used], done.stderr
