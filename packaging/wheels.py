@@ -62,7 +62,7 @@ def build_package(folder: Path, epoch: int) -> tuple[Path, Path]:
     """The sdist, and the wheel without kernels that is built from it."""
     copy_sources(folder / "source")
     environment = {"SOURCE_DATE_EPOCH": str(epoch), "PARD_ONNX_BUILD_KERNELS": "off"}
-    command = (sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(folder / "source"))
+    command = (sys.executable, "-P", "-m", "build", "--no-isolation", "--outdir", str(folder), str(folder / "source"))
     output_of(*command, **environment)
     [sdist], [wheel] = folder.glob("*.tar.gz"), folder.glob("*.whl")
     return sdist, wheel
