@@ -95,7 +95,8 @@ def pe_facts(pe: Any) -> dict[str, Any]:
         "machine": pe.header.machine.name,
         "exports": {entry.name for entry in pe.get_export().entries},
         "needs": [library.name for library in pe.imports],
-        "faults": [f"lacks {', '.join(sorted(lacking))}"] * bool(lacking),
+        "faults": [f"lacks {', '.join(sorted(lacking))}"] * bool(lacking)
+        + ["contains the time of its build"] * all(one.type.name != "REPRO" for one in pe.debug),
     }
 
 

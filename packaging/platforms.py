@@ -52,7 +52,8 @@ MACOS = System(
     r"@rpath/_cpu\.so|/usr/lib/libSystem\.B\.dylib",
     rf"_{CXX_OPERATORS}|__mh_dylib_header|___dso_handle",
 )
-WINDOWS = System("PE", "_cpu.dll", (), r"(?i:kernel32|ntdll|api-ms-win-crt-[\w-]+)\.dll")
+# /Brepro: a digest where the linker would write the time of the build
+WINDOWS = System("PE", "_cpu.dll", ("-Wl,/Brepro",), r"(?i:kernel32|ntdll|api-ms-win-crt-[\w-]+)\.dll")
 
 X86_64 = {"ELF": "X86_64", "PE": "AMD64", "MACHO": "X86_64"}
 AARCH64 = {"ELF": "AARCH64", "PE": "ARM64", "MACHO": "ARM64"}

@@ -69,7 +69,7 @@ def test_an_unpacked_sdist_elsewhere_gives_the_same_bytes(built: Path, tmp_path:
     [tree] = tmp_path.glob("pard_onnx-*")
     cache = str(tmp_path / "zig")
     environment = {"SOURCE_DATE_EPOCH": str(epoch), "ZIG_GLOBAL_CACHE_DIR": cache, "ZIG_LOCAL_CACHE_DIR": cache}
-    tags = [PLATFORMS[-1].tag, PURE]
+    tags = ["win_amd64", PURE]
     options = [option for tag in tags for option in ("--platform", tag)]
     command = [sys.executable, str(tree / "packaging/wheels.py"), str(tmp_path / "again"), *options]
     subprocess.run(command, env=os.environ | environment, cwd=tmp_path, check=True)
