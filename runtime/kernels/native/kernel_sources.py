@@ -13,7 +13,6 @@ FOLDER = Path(__file__).parent
 # What every architecture builds: the operators, packing, and the portable kernels
 COMMON_SOURCES = (
     "attention/attention.cpp",
-    "isa/cpu.cpp",
     "isa/dispatch.cpp",
     "isa/gemm_reference.cpp",
     "matmul/matmul.cpp",
@@ -51,9 +50,13 @@ ARCHITECTURES = (
     Architecture(
         "x86_64",
         frozenset({"amd64", "x64"}),
-        {"isa/gemm_avx2.cpp": (), "isa/gemm_avx512vnni.cpp": (), "isa/gemm_avxvnni.cpp": ()},
+        {"isa/cpu_x86.cpp": (), "isa/gemm_avx2.cpp": (), "isa/gemm_avx512vnni.cpp": (), "isa/gemm_avxvnni.cpp": ()},
     ),
-    Architecture("aarch64", frozenset({"arm64"}), {}),
+    Architecture(
+        "aarch64",
+        frozenset({"arm64"}),
+        {"isa/cpu_arm.cpp": (), "isa/gemm_dotprod.cpp": (), "isa/gemm_i8mm.cpp": ()},
+    ),
 )
 
 
