@@ -106,7 +106,8 @@ def rounds(engine: Engine, mode: str, settings: Settings, accepted: int, context
     if mode == DEPENDENT:
         drafter = engine._pard(seat, sequence.memory, do_nothing)
     reads = drafter.seen is not None
-    place = TargetSeat(target.session, sequence.target, do_nothing, SessionLock(), features=reads)
+    columns = engine._columns if reads else None
+    place = TargetSeat(target.session, sequence.target, do_nothing, SessionLock(), features=reads, columns=columns)
     return decode(place, drafter, sequence.tokens, settings, FixedAcceptance(accepted))
 
 
