@@ -31,7 +31,8 @@ from pard_onnx.runtime.engine import Engine
 from pard_onnx.runtime.model import SessionLock
 from pard_onnx.runtime.pair import load
 from pard_onnx.runtime.run import DraftSeat, TargetSeat
-from pard_onnx.runtime.sampling.sampler import Greedy, Logits
+from pard_onnx.runtime.sampling.edits import Logits
+from pard_onnx.runtime.sampling.sampler import Greedy
 from pard_onnx.runtime.sessions.session import do_nothing
 from pard_onnx.runtime.tuning.steps import ANY
 
@@ -147,7 +148,7 @@ def report(options: argparse.Namespace) -> None:
     k = require_whole("--draft-length", options.draft_length, 1)
     accepted = require_whole("--accepted", options.accepted, 1, k + 1)
     repeat, context = require_whole("--repeat", options.repeat, 2), require_whole("--context", options.context, 1)
-    with load(*options.pair, threads=options.threads, draft_mode=DEPENDENT, cache_bytes=0) as pair:
+    with load(options.pair[0], options.pair[1], threads=options.threads, draft_mode=DEPENDENT, cache_bytes=0) as pair:
         most = pair.capacity - (repeat + WARM_UP + 2) * accepted - k
         if context > most:
             raise BadInput(
