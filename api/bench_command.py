@@ -1,4 +1,4 @@
-"""`pard-bench`: plain decoding and PARD side by side, step costs, and other libraries on the same prompts."""
+"""`pard-bench`: plain decoding and drafts side by side, step costs, and other libraries on the same prompts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pard_onnx.benchmarks import display
 from pard_onnx.benchmarks.bench import Bench, reset_peak, summarize_trial, ways, with_predictions
+from pard_onnx.benchmarks.drafters import drafters, labels, ways_of
 from pard_onnx.benchmarks.measures.step_costs import CONTEXT, Curve, measure_folder, parse_contexts
 from pard_onnx.benchmarks.peers.comparison import PeerSelection, TaskOptions, compare, select_peers
 from pard_onnx.benchmarks.peers.peer import PEERS
 from pard_onnx.benchmarks.trial import (
+    OWN,
     PLAIN,
     SHIPPED,
     DecodingRequest,
@@ -43,6 +45,9 @@ from pard_onnx.runtime.providers.threads import physical_cores
 def parser() -> argparse.ArgumentParser:
     out = Parser(prog="pard-bench", description="Measure plain decoding and PARD, interleaved prompt by prompt.")
     out.add_argument("--pair", nargs=2, action="append", default=[], metavar=("TARGET", "DRAFT"), help="repeatable")
+    out.add_argument("--target", metavar="TARGET", help="with --draft: drafts side by side, and lookup")
+    modes = "repeatable; a PARD-2 draft in both modes, unless --draft-mode names one"
+    out.add_argument("--draft", action="append", default=[], metavar="DRAFT", help=modes)
     out.add_argument("--prompts", type=Path, action="append", metavar="F.jsonl", help="repeatable; default: 24 shipped")
     out.add_argument("--limit", type=int, metavar="N", help="the first N prompts of each file")
     length = out.add_mutually_exclusive_group()
@@ -73,8 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace) -> None:
     """Check all options, then measure."""
-    if not options.pair and not options.cost:
-        raise BadInput("name a pair: --pair TARGET DRAFT, or folders: --cost DIR")
+    require_models(options)
     require_whole("--max-new-tokens", options.max_new_tokens, 2)  # rates are of the tokens after the first
     if options.limit is not None:
         require_whole("--limit", options.limit, 1)
@@ -86,9 +90,12 @@ def measure(options: argparse.Namespace) -> None:
     if options.peers and sampling_arguments(options):
         raise BadInput("--peers decode greedily; leave the sampling options out")
     wanted = rivals_from_options(options) if options.peers else None
+    if options.draft:
+        labels(options.draft)
     console = Console(highlight=False, quiet=options.json)
     curves = [curve for name in options.cost or [] for curve in measured_curves(name, contexts or (CONTEXT,), options)]
     benches = [one for pair in options.pair for one in benches_of_pair(pair, sets, lengths, options, console, wanted)]
+    compared = list(comparisons(sets, lengths, options, console)) if options.draft else []
     if options.cost is not None:
         context = contexts[0] if contexts else None
         benches, more = with_predictions(benches, lambda name, at: measured_curves(name, (at,), options)[0], context)
@@ -96,11 +103,26 @@ def measure(options: argparse.Namespace) -> None:
         console.print(display.curves_table(curves))
         for one in benches:
             console.print(display.predictions_table(one.title, one.predictions, one.ways))
-    if options.plot and benches:
-        display.save_plot(options.plot, benches)
+    if options.plot and (benches or compared):
+        display.save_plot(options.plot, [*benches, *compared])
     if options.json:
-        print(json.dumps(report(benches, curves, options)))
-    require_agreement(benches)
+        print(json.dumps(report(benches, compared, curves, options)))
+    require_agreement([*benches, *compared])
+
+
+def require_models(options: argparse.Namespace) -> None:
+    """Raise BadInput where nothing is named to measure, or only a part of it."""
+    if options.target is not None and not options.draft:
+        raise BadInput(f"--target {options.target}: has no draft to measure; add --draft DRAFT, once for each draft")
+    if options.draft and options.target is None:
+        raise BadInput(f"--draft {options.draft[0]}: has no target; add --target TARGET")
+    if not options.pair and not options.draft and not options.cost:
+        raise BadInput(
+            "name a pair: --pair TARGET DRAFT, drafts of one target: --target TARGET --draft DRAFT --draft DRAFT, or "
+            "folders: --cost DIR"
+        )
+    if options.peers and not options.pair:
+        raise BadInput(f"--peers {options.peers}: other libraries are measured beside a pair; name it with --pair")
 
 
 def request_from_options(options: argparse.Namespace) -> DecodingRequest:
@@ -141,15 +163,35 @@ def benches_of_pair(
     with load(target, draft, cache_bytes=0, **load_arguments(options)) as pair:  # each way reads the whole prompt
         for prompts in sets:
             with progress_bar(prompts.name) as tick:
-                trial = run_trial(pair, prompts.prompts, ways(lengths), request, tick)
-            one = summarize_trial(pair, prompts, trial)
+                trial = run_trial({OWN: pair}, prompts.prompts, ways(lengths), request, tick)
+            one = summarize_trial(pair, pair.draft_name or "", prompts, trial)
             show(console, one)
             yield with_rivals(wanted, one, pair, prompts, trial, options, console) if wanted else one
 
 
-def show(console: Console, one: Bench) -> None:
+def comparisons(
+    sets: Sequence[PromptSet], lengths: Sequence[int], options: argparse.Namespace, console: Console
+) -> Iterator[Bench]:
+    """The drafts of one target side by side: one bench for each prompt set."""
+    request = request_from_options(options)
+    reset_peak()
+    with drafters(options.target, options.draft, options.draft_mode, load_arguments(options)) as pairs:
+        found = ways_of(pairs, lengths)
+        names = ", ".join(dict.fromkeys(way.drafter for way in found if way.drafter != OWN))
+        for prompts in sets:
+            with progress_bar(prompts.name) as tick:
+                trial = run_trial(pairs, prompts.prompts, found, request, tick)
+            one = summarize_trial(pairs[OWN], names, prompts, trial)
+            show(console, one, positions=True)
+            yield one
+
+
+def show(console: Console, one: Bench, *, positions: bool = False) -> None:
+    """Print the tables of a bench. positions: with the acceptance by position of each way with drafts."""
     console.print(display.rates_table(f"{one.title}, {one.prompt_count} prompts", one.ways))
     console.print(display.rounds_table(one.rounds))
+    if positions:
+        console.print(display.positions_table(one.rounds))
     console.print(f"kernel {one.kernel}, peak memory {one.peak_bytes / 2**20:.0f} MiB\n")
 
 
@@ -166,7 +208,7 @@ def with_rivals(
     task = TaskOptions(options.max_new_tokens, options.threads or physical_cores(), options.chat)
     with stages() as tick:
         found = tuple(compare(wanted, pair, prompts, trial, task, tick))
-    again = run_trial(pair, prompts.prompts, [PLAIN], request_from_options(options))
+    again = run_trial({OWN: pair}, prompts.prompts, [PLAIN], request_from_options(options))
     drift = speed_up([decode_work(r) for r in again.results[PLAIN]], [decode_work(r) for r in trial.results[PLAIN]])
     console.print(display.peers_table(one.title, found, drift.value))
     return replace(one, rivals=found, drift=drift.value)
@@ -191,7 +233,9 @@ def progress_bar(name: str) -> Iterator[Count]:
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
-def report(benches: Sequence[Bench], measured: Sequence[Curve], options: argparse.Namespace) -> dict[str, Any]:
+def report(
+    benches: Sequence[Bench], compared: Sequence[Bench], measured: Sequence[Curve], options: argparse.Namespace
+) -> dict[str, Any]:
     return {
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -206,6 +250,7 @@ def report(benches: Sequence[Bench], measured: Sequence[Curve], options: argpars
         "provider": options.provider,
         "max_new_tokens": options.max_new_tokens,
         "pairs": [asdict(one) for one in benches],
+        "comparisons": [asdict(one) for one in compared],
         "curves": [asdict(curve) for curve in measured],
     }
 
@@ -217,7 +262,7 @@ def onnxruntime_version() -> str:
 
 
 def require_agreement(benches: Sequence[Bench]) -> None:
-    """Failure if PARD's tokens differ from plain decoding's in a bench that must be exact."""
+    """Failure if a draft's tokens differ from plain decoding's in a bench that must be exact."""
     for one in filter(lambda one: one.exact, benches):
         for way in one.rounds:
             if way.agreement < 1:

@@ -48,7 +48,7 @@ def feature_layers_from_options(options: argparse.Namespace, checkpoint: Checkpo
         if read is None:
             raise BadInput(f"--features {features}: this draft reads no hidden states of its target; leave it out")
         layers = read
-    if found and found != layers:
+    if not set(found) <= set(layers):
         raise BadInput(f"--features={features} beside --for-draft {draft}, which reads {text_of(found)}; name one")
     return layers
 

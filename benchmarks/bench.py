@@ -1,4 +1,5 @@
-"""A pair on a prompt set: the summary of a trial, the rates that step costs predict, and the memory used."""
+"""A pair on a prompt set, or several drafts of one target: the summary of a trial, the rates that step costs predict,
+and the memory used."""
 
 from __future__ import annotations
 
@@ -19,10 +20,10 @@ from .trial import PLAIN, REFERENCE, TUNED, PromptSet, Summary, Trial, Way, pard
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """One pair on one prompt set."""
+    """One pair, or the drafts of one target, on one prompt set."""
 
     target: str
-    draft: str
+    draft: str  # the drafters of a comparison, separated by commas
     prompts: str
     prompt_count: int
     ways: tuple[Summary, ...]
@@ -49,18 +50,30 @@ class Bench:
         """The summaries of all ways with drafts."""
         return [way for way in self.ways if way.draft_length]
 
+    @property
+    def by_drafter(self) -> dict[str, list[Summary]]:
+        """The summaries of fixed draft lengths by the label of their drafter; of a pair, the label is its title."""
+        found: dict[str, list[Summary]] = {}
+        for way in self.fixed:
+            found.setdefault(way.drafter or self.title, []).append(way)
+        return found
+
+    def tuned(self, drafter: str) -> Summary:
+        """Self-tuned decoding with one of `by_drafter`."""
+        return next(way for way in self.ways if way.draft_length == AUTO and drafter in (way.drafter, self.title))
+
 
 def ways(lengths: Sequence[int]) -> list[Way]:
     """The ways of a bench: plain decoding, exact plain decoding, self-tuned drafts and these draft lengths."""
     return [PLAIN, REFERENCE, TUNED, *map(pard_way, lengths)]
 
 
-def summarize_trial(pair: Pair, prompts: PromptSet, trial: Trial) -> Bench:
-    """The summary of a trial of the pair on a prompt set."""
+def summarize_trial(pair: Pair, draft: str, prompts: PromptSet, trial: Trial) -> Bench:
+    """The summary of a trial on a prompt set. pair: with the trial's target; draft: see `Bench`."""
     sizes = [r.stats.prompt_tokens + r.stats.new_tokens / 2 for found in trial.results.values() for r in found]
     return Bench(
         target=pair.target_name,
-        draft=pair.draft_name or "",
+        draft=draft,
         prompts=prompts.name,
         prompt_count=len(prompts.prompts),
         ways=tuple(summarize(trial, way) for way in trial.results),

@@ -21,6 +21,7 @@ from .bench import Bench
 from .trial import Ratio, Summary
 
 STEPS = (1, 9, 16)  # tokens: of plain decoding; to verify eight drafts; of a draft after an accepted long proposal
+MOST_POSITIONS = 16  # columns of acceptance; --json has all
 REASON = 200  # characters of a peer's error message that a table shows; --json has the whole
 
 
@@ -53,6 +54,18 @@ def rounds_table(rows: Sequence[Summary]) -> Table:
         shares = (row.shares.draft, row.shares.verify, row.shares.other)
         cells = (f"{row.mean_accepted:.2f}", f"{1000 * row.round_seconds:.2f}", *(f"{100 * s:.1f}" for s in shares))
         out.add_row(row.name, *cells)
+    return out
+
+
+def positions_table(rows: Sequence[Summary]) -> Table:
+    """The acceptance of each way by position in the draft, as far as the longest fixed draft goes."""
+    fixed = (len(row.acceptance) for row in rows if row.draft_length != AUTO)
+    longest = min(MOST_POSITIONS, max(fixed, default=MOST_POSITIONS))
+    caption = f"accepted at each position, of the drafts that reach it, %; positions 1 to {longest}"
+    out = new_table("acceptance", ("way", *map(str, range(1, longest + 1))), caption)
+    for row in rows:
+        cells = [f"{100 * share:.0f}" for share in row.acceptance[:longest]]
+        out.add_row(row.name, *cells, *[""] * (longest - len(cells)))
     return out
 
 
@@ -188,15 +201,17 @@ def save_plot(path: Path, benches: Sequence[Bench]) -> None:
 
     figure, (speed, acceptance, split) = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for one in benches:
-        _draw_speed_up(speed, one)
-        longest = max(one.fixed, key=lambda row: len(row.acceptance))
-        positions = range(1, len(longest.acceptance) + 1)
-        acceptance.plot(positions, longest.acceptance, marker="o", label=one.title)
-    _draw_split(split, benches[0].fixed)
+        for label, rows in one.by_drafter.items():
+            _draw_speed_up(speed, one, label, rows)
+            longest = max(rows, key=lambda row: len(row.acceptance))
+            positions = range(1, len(longest.acceptance) + 1)
+            acceptance.plot(positions, longest.acceptance, marker="o", label=label)
+    label, rows = next(iter(benches[0].by_drafter.items()))
+    _draw_split(split, rows)
     speed.axhline(1, color="grey", linewidth=0.8)
     speed.set(title="Speed-up over plain decoding", xlabel="draft length K", ylabel="times")
     acceptance.set(title="Acceptance", xlabel="position in the draft", ylabel="share accepted", ylim=(0, 1))
-    split.set(title=f"Where the time goes: {benches[0].title}", xlabel="draft length K", ylabel="ms a round")
+    split.set(title=f"Where the time goes: {label}", xlabel="draft length K", ylabel="ms a round")
     for axes in (speed, acceptance, split):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
@@ -204,15 +219,15 @@ def save_plot(path: Path, benches: Sequence[Bench]) -> None:
     pyplot.close(figure)
 
 
-def _draw_speed_up(axes: Any, one: Bench) -> None:
-    """Measured speed-ups with intervals; dashed: those that step costs predict, over measured plain decoding."""
-    lengths = [row.draft_length for row in one.fixed]
-    values = [row.speed_up.value for row in one.fixed]
-    below = [row.speed_up.value - row.speed_up.low for row in one.fixed]
-    above = [row.speed_up.high - row.speed_up.value for row in one.fixed]
-    line = axes.errorbar(lengths, values, yerr=(below, above), marker="o", capsize=3, label=one.title)
-    tuned = next(way for way in one.ways if way.draft_length == AUTO)
-    axes.axhline(tuned.speed_up.value, color=line[0].get_color(), linestyle=":", label="auto")
+def _draw_speed_up(axes: Any, one: Bench, label: str, rows: Sequence[Summary]) -> None:
+    """Measured speed-ups of one drafter with intervals; dashed: those that step costs predict, over measured plain
+    decoding."""
+    lengths = [row.draft_length for row in rows]
+    values = [row.speed_up.value for row in rows]
+    below = [row.speed_up.value - row.speed_up.low for row in rows]
+    above = [row.speed_up.high - row.speed_up.value for row in rows]
+    line = axes.errorbar(lengths, values, yerr=(below, above), marker="o", capsize=3, label=label)
+    axes.axhline(one.tuned(label).speed_up.value, color=line[0].get_color(), linestyle=":", label="auto")
     if one.predictions:
         plain = one.ways[0].decode_tokens_per_second
         predicted = [row.tokens_per_second / plain for row in one.predictions if row.draft_length in lengths]

@@ -19,6 +19,7 @@ from pard_onnx.runtime.result import Result
 WARM_UP_TOKENS = 16
 SEED = 0  # of drawn tokens, unless the request has one
 Progress = Callable[[int, int], None]  # (done, total)
+OWN = ""  # the drafter of a trial's only pair, and of plain decoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Way:
     name: str
     draft_length: int | Literal["auto"]  # 0: plain decoding
     exact: bool  # whether the tokens are guaranteed to be those of exact plain decoding
+    drafter: str = OWN  # which pair of a trial of several decodes so
 
 
 PLAIN = Way("plain", 0, exact=False)  # the fastest way without drafts: steps of one token
@@ -35,13 +37,13 @@ REFERENCE = Way("plain, exact", 0, exact=True)  # PARD's tokens must equal these
 TUNED = Way("auto", AUTO, exact=True)
 
 
-def pard_way(draft_length: int) -> Way:
-    return Way(f"PARD K={draft_length}", draft_length, exact=True)
+def pard_way(draft_length: int, drafter: str = OWN) -> Way:
+    return Way(f"{drafter or 'PARD'} K={draft_length}", draft_length, exact=True, drafter=drafter)
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a pair wrote for a set of prompts."""
+    """What a pair, or several of one target, wrote for a set of prompts."""
 
     prompts: tuple[str, ...]
     results: dict[Way, tuple[Result, ...]]  # in the order of the prompts
@@ -68,18 +70,24 @@ def accepted_length(pair: Pair, prompts: Sequence[str], max_new_tokens: int, dra
 
 
 def run_trial(
-    pair: Pair, prompts: Sequence[str], ways: Sequence[Way], request: DecodingRequest, progress: Progress | None = None
+    pairs: Mapping[str, Pair],
+    prompts: Sequence[str],
+    ways: Sequence[Way],
+    request: DecodingRequest,
+    progress: Progress | None = None,
 ) -> Trial:
     """Decode with all ways, after a warm-up.
 
-    Every way decodes a prompt before any decodes the next one, so that a slow minute of the machine affects all ways.
+    pairs: by the drafters of the ways; all of one target. Every way decodes a prompt before any decodes the next one,
+    so that a slow minute of the machine affects all ways.
     """
+    short = replace(request, max_new_tokens=min(WARM_UP_TOKENS, request.max_new_tokens))
     for way in ways:
-        decode(pair, prompts[0], way, replace(request, max_new_tokens=min(WARM_UP_TOKENS, request.max_new_tokens)))
+        decode(pairs[way.drafter], prompts[0], way, short)
     results: dict[Way, list[Result]] = {way: [] for way in ways}
     turns = list(interleaved(prompts, ways))
     for done, (prompt, way) in enumerate(turns, 1):
-        results[way].append(decode(pair, prompt, way, request))
+        results[way].append(decode(pairs[way.drafter], prompt, way, request))
         if progress:
             progress(done, len(turns))
     return Trial(tuple(prompts), {way: tuple(found) for way, found in results.items()})
@@ -154,6 +162,7 @@ class Summary:
     """One way of decoding in numbers, over all prompts of a trial."""
 
     name: str
+    drafter: str
     draft_length: int | Literal["auto"]
     exact: bool
     new_tokens: int
@@ -185,6 +194,7 @@ def summarize(trial: Trial, way: Way) -> Summary:
     accepted = [count for r in results for count in r.stats.accepted]
     return Summary(
         name=way.name,
+        drafter=way.drafter,
         draft_length=way.draft_length,
         exact=way.exact,
         new_tokens=sum(r.stats.new_tokens for r in results),

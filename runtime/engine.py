@@ -18,7 +18,7 @@ from pard_onnx.models.spec import TargetFeatures
 
 from . import kernels
 from .decoding.auto import DrafterFactory
-from .decoding.draft_mode import DEPENDENT, INDEPENDENT
+from .decoding.draft_mode import DEPENDENT, INDEPENDENT, columns_to_read
 from .decoding.drafter import Drafter, DraftMemory, PardDrafter
 from .decoding.guided import GuidedDrafter
 from .decoding.loop import Halted, Settings, Step, TargetModel, decode
@@ -95,6 +95,7 @@ class Engine:
         self._models: Models | None = (target, draft)
         self._shared = shared
         self._features = features
+        self._columns = columns_to_read(features, target.manifest) if features else None
         self._target = target.artifact
         self._drafters = DrafterFactory(
             target.tuning.costs,
@@ -294,13 +295,14 @@ class Engine:
             if matcher:
                 drafter = GuidedDrafter(drafter, matcher)
             reads = drafter.seen is not None
-            seat = TargetSeat(target.session, sequence.target, before_step, self._session_locks[0], features=reads)
+            lock, columns = self._session_locks[0], self._columns if reads else None
+            seat = TargetSeat(target.session, sequence.target, before_step, lock, features=reads, columns=columns)
             limited = replace(settings, max_new_tokens=most)
             rounds = decode(seat, drafter, sequence.tokens, limited, choose, is_complete, pass_on)
             if logged:
                 rounds = with_logprobs(rounds, logged)
             if scorer:
-                rounds = with_prompt(rounds, seat, scorer, pass_on)
+                rounds = with_prompt(rounds, seat, scorer, pass_on, drafter if reads else None)
             return Opened(sequence, rounds, (seat, draft_seat) if draft_seat else (seat,))
 
         return opened

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Generic, Protocol
 
+from .decoding.draft_mode import Columns
 from .decoding.loop import FinishReason, Halted, Step
 from .model import SessionLock
 from .sequence import Sequence
@@ -188,15 +189,19 @@ class TargetSeat(Seat[TargetSession]):
         lock: SessionLock,
         *,
         features: bool = False,
+        columns: Columns | None = None,
     ) -> None:
-        """features: whether the drafter reads the target's hidden states; otherwise no step gives them."""
+        """features: whether the drafter reads the target's hidden states; otherwise no step gives them. columns: those
+        of them that it reads, see `columns_to_read`."""
         super().__init__(session, cache, before_step, lock)
-        self._features = features
+        self._features, self._columns = features, columns
 
     def step(self, ids: Tokens[int], keep: int) -> Rows:
         with self._lock:
             self._session.attach(self._cache, self._before_step)
             rows = self._session.step(ids, keep, True) if self._features else self._session.step(ids, keep)
+            if self._columns is not None and rows.features is not None:
+                rows = Rows(rows.logits, rows.features[:, self._columns])
             return rows.copy() if self._lock.lent else rows  # another engine's step may follow at once
 
 

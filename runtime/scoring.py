@@ -10,10 +10,11 @@ from time import perf_counter
 
 from pard_onnx.models.errors import BadInput, TooLong
 
-from .decoding.loop import Halted, PromptLogprobs, Step, TargetModel, padded_step
+from .decoding.drafter import Drafter, NoDraft
+from .decoding.loop import Halted, PromptLogprobs, Step, TargetModel, go_on, padded_step
 from .sampling.logprobs import LogprobChooser, RowLogprobs, TokenLogprob
 from .sampling.sampler import require_finite
-from .sessions.session import do_nothing
+from .sessions.session import Rows, do_nothing
 from .tuning.steps import Widths
 
 SCORED_BYTES = 1 << 25  # of a step's logits, of which a whole prompt would have gigabytes
@@ -81,26 +82,39 @@ class Scorer:
         """Whether all tokens are scored."""
         return self._passage.first + len(self.found) == len(self._passage.ids)
 
-    def run(self, target: TargetModel, between_steps: Callable[[], None] = do_nothing) -> None:
+    def run(
+        self, target: TargetModel, between_steps: Callable[[], None] = do_nothing, drafter: Drafter | None = None
+    ) -> None:
         """Score what is left. The target's cache holds the beginning of the ids, and afterwards all but the last.
 
-        between_steps: is called between two steps, when other sequences may use the model.
+        between_steps: is called between two steps, when other sequences may use the model. drafter: of a generation
+        that goes on from these rows; it reads the features of these tokens.
         """
         ids, form = self._passage.ids, self._form
         row = self._passage.first + len(self.found) - 1  # the row of the token before the next one to score
-        target.rollback(min(target.length, row))
-        while target.length < row:
-            padded_step(target, ids[target.length : min(row, target.length + form.chunk)], 1, form.widths)
+        drafter = drafter or NoDraft()
+        go_on(target, drafter, min(target.length, row))
+
+        def step(fed: Tokens[int], keep: int) -> Rows:
+            rows = padded_step(target, fed, keep, form.widths)
+            drafter.saw(fed, rows.features)
+            return rows
+
+        def after_step() -> None:  # other sequences' steps may overwrite the rows
+            drafter.keep_up(ids)
             between_steps()
+
+        while target.length < row:
+            step(ids[target.length : min(row, target.length + form.chunk)], 1)
+            after_step()
         while (start := target.length) < len(ids) - 1:
             fed = ids[start : min(start + form.scored, len(ids) - 1)]
-            found = padded_step(target, fed, len(fed), form.widths).logits
             scored: list[TokenLogprob] = []
-            for position, logits in enumerate(found, start + 1):
+            for position, logits in enumerate(step(fed, len(fed)).logits, start + 1):
                 require_finite(float(logits.max()), position)
                 scored.append(self._rows.of(logits, ids[position]))
             self.found += scored
-            between_steps()
+            after_step()
 
     def take_prompt(self) -> PromptLogprobs | None:
         """Those of a prompt, whose first token has none: once, when all are there."""
@@ -115,13 +129,17 @@ def with_prompt(
     target: TargetModel,
     scorer: Scorer,
     between_steps: Callable[[], None] = do_nothing,
+    drafter: Drafter | None = None,
 ) -> Generator[Step, None, None]:
-    """The rounds, of which the first has the log probabilities of the prompt; they are computed before it."""
+    """The rounds, of which the first has the log probabilities of the prompt; they are computed before it.
+
+    drafter: of the rounds, if it reads the target's features.
+    """
     with closing(rounds):
         start = perf_counter()
         if not scorer.is_complete:
             with suppress(Halted):  # the rounds end before their first step then, and say why
-                scorer.run(target, between_steps)
+                scorer.run(target, between_steps, drafter)
         seconds = perf_counter() - start
         for step in rounds:
             found = scorer.take_prompt()

@@ -4,6 +4,7 @@ Helper modules are in tests/support, which is on pytest's `pythonpath`.
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from toy_artifacts import (  # noqa: F401 fixtures, which pytest finds here
     write_artifact,
 )
 
+import pard_onnx.models
 from pard_onnx.export_command import main as export_main
+
+DEMO_FEATURES = (-1, -3, -5)  # layers of the shipped target
 
 # Every run of the default profile tries the same examples, so that no result depends on luck; `explore` looks for new
 # ones. A profile is chosen by --hypothesis-profile or the environment variable HYPOTHESIS_PROFILE.
@@ -61,6 +65,29 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str]
         out = root / f"{name}-{precision}"
         if not out.exists():
             assert export_main(["--model", name, "--precision", precision, "--output", str(out)]) == 0
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pard2_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """pard2_folder(role, precision): the shipped target with features, or the draft with a projection of them."""
+    root, demo = tmp_path_factory.mktemp("pard2"), Path(pard_onnx.models.__path__[0]) / "demo"
+
+    def make(role: str, precision: str) -> Path:
+        out = root / f"{role}-{precision}"
+        if out.exists():
+            return out
+        model = ["--model", "demo-target", f"--features={','.join(map(str, DEMO_FEATURES))}"]
+        if role == "draft":
+            copy = root / "checkpoint"
+            if not copy.exists():
+                shutil.copytree(demo / "draft", copy)
+                checkpoints.make_pard2(copy, layers=DEMO_FEATURES, target_hidden=256, scale=0.02, bias=True)
+            model = ["--model", str(copy)]
+        fast = ["--quality", "fast"] if precision != "fp32" else []
+        assert export_main([*model, "--precision", precision, *fast, "--no-verify", "--output", str(out)]) == 0
         return out
 
     return make

@@ -55,7 +55,7 @@ def compare_drafts(
 def results(pair: Pair, prompts: Sequence[str]) -> Sequence[Result]:
     """The results of decoding the prompts with DRAFTS drafts a round."""
     way = pard_way(DRAFTS)
-    return run_trial(pair, prompts, [way], DecodingRequest(NEW_TOKENS)).results[way]
+    return run_trial({way.drafter: pair}, prompts, [way], DecodingRequest(NEW_TOKENS)).results[way]
 
 
 def overhead_seconds(found: Sequence[Result]) -> float:

@@ -10,11 +10,15 @@ from __future__ import annotations
 import warnings
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadArtifact, BadInput, PardWarning, shown
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.spec import TargetFeatures
 
+Columns = slice | NDArray[np.intp]  # of an array, as an index
 DraftMode = Literal["auto", "target-dependent", "target-independent"]
 AUTO_MODE: DraftMode = "auto"
 DEPENDENT: DraftMode = "target-dependent"
@@ -62,6 +66,21 @@ def features_to_read(
     return None
 
 
+def columns_to_read(features: TargetFeatures, target: Manifest) -> Columns | None:
+    """The columns of the target's `hidden_states` that hold these features; None for all of them as they are.
+
+    A target may give more layers than the draft reads, and in another order: it may serve several drafts.
+    """
+    given, hidden = target.feature_layers, target.spec.hidden
+    layers = features.layers_of(target.spec.layers)
+    if layers == given:
+        return None
+    places = [given.index(layer) for layer in layers]
+    if places == list(range(places[0], places[0] + len(places))):
+        return slice(places[0] * hidden, (places[-1] + 1) * hidden)
+    return np.concatenate([np.arange(place * hidden, (place + 1) * hidden) for place in places])
+
+
 def mismatch(target: Manifest, draft: Manifest, wanted: TargetFeatures, names: tuple[str, str]) -> str | None:
     """Why the target does not give what the draft reads, and what to do; None if it does."""
     ours, theirs = names
@@ -78,11 +97,12 @@ def mismatch(target: Manifest, draft: Manifest, wanted: TargetFeatures, names: t
     if max(wanted.layers) >= target.spec.layers:
         return f"{theirs}: reads layer {max(wanted.layers)}, but {ours} has {target.spec.layers} layers; {another}"
     wanted_layers = wanted.layers_of(target.spec.layers)
-    if target.feature_layers == wanted_layers:
+    if set(wanted_layers) <= set(target.feature_layers):
         return None
     layers = ",".join(map(str, wanted_layers))
     given = "none" if not target.feature_layers else ",".join(map(str, target.feature_layers))
+    both = ",".join(map(str, dict.fromkeys((*wanted_layers, *target.feature_layers))))
     return (
         f"{theirs}: reads the target's hidden states of layers {layers}, but {ours} was exported with {given}; export "
-        f"it again: pard-export --model {target.source.model} --features={layers}"
+        f"it again: pard-export --model {target.source.model} --features={both}"
     )

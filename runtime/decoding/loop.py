@@ -154,6 +154,15 @@ def certain_rows(target: TargetModel, drafter: Drafter, committed: Sequence[int]
     return min(target.length, len(committed) - 1, target.length if drafter.seen is None else drafter.seen)
 
 
+def go_on(target: TargetModel, drafter: Drafter, computed: int) -> None:
+    """Begin where the target's cache has rows already, of which `computed` may stay: fewer do where the drafter wants
+    the features of their tokens. `saw` goes on with the token at the cache's end."""
+    drafter.begin(computed)
+    target.rollback(computed if drafter.seen is None else min(computed, drafter.seen))
+    if drafter.seen is not None and drafter.seen > target.length:
+        drafter.rollback(target.length)  # `saw` repeats those tokens
+
+
 def prefill(
     target: TargetModel,
     drafter: Drafter,
@@ -162,10 +171,7 @@ def prefill(
     between_chunks: Callable[[], None] = do_nothing,
 ) -> None:
     """Bring the target's cache up to `committed` but for its last tokens, at most a chunk of them."""
-    drafter.begin(min(target.length, len(committed) - 1))
-    target.rollback(certain_rows(target, drafter, committed))  # one row must be computed to choose from
-    if drafter.seen is not None and drafter.seen > target.length:
-        drafter.rollback(target.length)  # `saw` repeats those tokens
+    go_on(target, drafter, min(target.length, len(committed) - 1))  # one row must be computed to choose from
     while len(committed) - target.length > settings.chunk:
         first = target.length
         ids = committed[first : first + settings.chunk]

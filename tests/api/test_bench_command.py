@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pard_onnx.bench_command import main
+from pard_onnx.benchmarks.drafters import labels
 
 Folder = Callable[[str, str], Path]
 WAYS = ["plain", "plain, exact", "auto", "PARD K=2", "PARD K=3"]
@@ -25,7 +26,7 @@ def short(pair: list[str]) -> list[str]:
 def test_a_sweep_as_json(short: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*short, "--sweep-k", "2..3", "--cost", "--json"]) == 0
     out = json.loads(capsys.readouterr().out)
-    assert set(out) == {"machine", "versions", "provider", "max_new_tokens", "pairs", "curves"}
+    assert set(out) == {"machine", "versions", "provider", "max_new_tokens", "pairs", "comparisons", "curves"}
     (one,) = out["pairs"]
     assert [way["name"] for way in one["ways"]] == WAYS
     assert [way["agreement"] for way in one["ways"][1:]] == [1, 1, 1, 1]
@@ -50,6 +51,92 @@ def test_tables_and_a_plot(short: list[str], tmp_path: Path, capsys: pytest.Capt
     out = capsys.readouterr().out
     assert "PARD K=4" in out and "speed-up" in out and "accepted by position" in out and "peak memory" in out
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def drafts(demo_folder: Folder, pard2_folder: Folder) -> list[str]:
+    """A target that gives features, a PARD draft and a PARD-2 draft."""
+    names = str(demo_folder("demo-draft", "int8")), str(pard2_folder("draft", "int4"))
+    return ["--target", str(pard2_folder("target", "int4")), "--draft", names[0], "--draft", names[1]]
+
+
+def test_drafts_side_by_side(
+    drafts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("COLUMNS", "160")
+    short = ["--limit", "2", "--max-new-tokens", "24", "--sweep-k", "2..3", "--plot", str(tmp_path / "speed.svg")]
+    assert main([*drafts, *short]) == 0
+    out = capsys.readouterr().out
+    labels = ["demo-draft-int8", "draft-int4 (dependent)", "draft-int4 (independent)"]
+    acceptance = out[out.index("acceptance") :].splitlines()
+    for label in ["lookup", *(f"{label} {how}" for label in labels for how in ("K=2", "K=3", "auto"))]:
+        assert any(line.strip().startswith(label) for line in acceptance), label
+    assert "<svg" in (tmp_path / "speed.svg").read_text(encoding="utf-8")
+    assert main([*drafts, *short[:4], "--draft-length", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (one,) = found["comparisons"]
+    assert found["pairs"] == [] and one["draft"] == ", ".join(["lookup", *labels])
+    ways = {way["name"]: way for way in one["ways"]}
+    assert list(ways)[:3] == ["plain", "plain, exact", "lookup"] and len(ways) == 3 + 2 * len(labels)
+    assert all(way["agreement"] == 1 for way in one["ways"][1:])
+    assert [way["drafter"] for way in one["ways"][3:]] == [label for label in labels for _ in range(2)]
+    for label in labels:
+        assert len(ways[f"{label} K=3"]["acceptance"]) == 3
+    pard2 = [ways[f"{label} K=3"]["mean_accepted"] for label in labels[1:]]
+    assert pard2[0] != pard2[1]  # a random projection: the modes propose other tokens
+
+
+@pytest.mark.parametrize("mode", ["target-dependent", "target-independent"])
+def test_drafts_in_one_mode(drafts: list[str], mode: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*drafts, "--draft-mode", mode, "--limit", "1", "--max-new-tokens", "6", "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)["comparisons"]
+    assert one["draft"] == f"lookup, demo-draft-int8, draft-int4 ({mode.removeprefix('target-')})"
+
+
+def test_drafts_beside_a_target_that_gives_no_features(
+    demo_folder: Folder, drafts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    drafts[1] = str(demo_folder("demo-target", "int4"))
+    short = ["--limit", "1", "--max-new-tokens", "6", "--json"]
+    assert main([*drafts, *short]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["comparisons"][0]["draft"] == "lookup, demo-draft-int8, draft-int4 (independent)"
+    assert "was exported with none" in err and "pard-export" in err
+    assert main([*drafts, *short, "--draft-mode", "target-independent"]) == 0
+    assert "was exported with none" not in capsys.readouterr().err  # nobody asked for them
+    assert main([*drafts, *short, "--draft-mode", "target-dependent"]) == 2
+    assert "was exported with none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("drafts", "expected"),
+    [
+        (["a/x", "b/y"], ["x", "y"]),
+        (["a/x", "b/x"], ["a/x", "b/x"]),
+        (["q/a/x", "b/x", "a/x"], ["q/a/x", "b/x", "a/x"]),
+        (["lookup"], ["draft lookup"]),
+        (["a/lookup"], ["a/lookup"]),
+    ],
+)
+def test_labels_tell_drafts_apart(drafts: list[str], expected: list[str]) -> None:
+    assert labels(drafts) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target", "t"], "--target t: has no draft to measure; add --draft DRAFT"),
+        (["--draft", "d"], "--draft d: has no target; add --target TARGET"),
+        (["--target", "t", "--draft", "a/d", "--draft", "a/./d"], "--draft a/./d: is given twice; name each draft"),
+        (["--target", "t", "--draft", "d", "--peers", "all"], "--peers all: other libraries are measured beside a p"),
+        (["--target", "nowhere", "--draft", "d"], "nowhere"),
+    ],
+)
+def test_bad_comparisons(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(options) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and message in err
 
 
 def test_costs_of_a_lone_folder(demo_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +222,7 @@ def test_bad_options(pair: list[str], options: list[str], message: str, capsys: 
 
 def test_neither_pair_nor_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
-    assert "name a pair: --pair TARGET DRAFT" in capsys.readouterr().err
+    assert "name a pair: --pair TARGET DRAFT, drafts of one target: --target" in capsys.readouterr().err
 
 
 def test_a_context_that_does_not_fit(demo_folder: Folder, capsys: pytest.CaptureFixture[str]) -> None:

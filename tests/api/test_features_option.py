@@ -91,6 +91,12 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> str:
     return line
 
 
+def test_more_layers_than_the_draft_reads(target: Path, draft: Path) -> None:
+    """Also in another order: the draft's columns are chosen where it runs."""
+    make_pard2(draft, layers=(-1, -3))
+    assert layers(target, "--features=-3,-2,-1", "--for-draft", str(draft)) == (-3, -2, -1)
+
+
 def test_contradictions_are_refused(target: Path, draft: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = refused(capsys, str(target), "--features=-1", "--for-draft", str(draft))
     assert "--features=-1 beside --for-draft" in both and "which reads -1,-2,-3" in both

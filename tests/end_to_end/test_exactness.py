@@ -1,18 +1,14 @@
 """On quantized targets, drafts change neither a token nor a bit of the logits that it was chosen from."""
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import make_pard2
 
-import pard_onnx.models
 from pard_onnx import Pair, load
 from pard_onnx.benchmarks.trial import SHIPPED, read_prompts
-from pard_onnx.export_command import main as export_main
 from pard_onnx.models.demo import corpus
 from pard_onnx.runtime import engine
 from pard_onnx.runtime.decoding.ahead import AheadPolicy
@@ -20,7 +16,6 @@ from pard_onnx.runtime.sampling.sampler import Chooser, Logits, chooser
 
 Folder = Callable[[str, str], Path]
 Read = dict[int, tuple[int, bytes]]  # by position: the token, and the logits that it was chosen from
-FEATURES = (-1, -3, -5)  # layers of the shipped target
 SAMPLED = {"temperature": 0.9, "top_p": 0.95, "repetition_penalty": 1.1, "seed": 5}
 
 
@@ -74,29 +69,6 @@ def test_drafts_change_no_bit(
     with load(demo_folder("demo-target", precision), demo_folder("demo-draft", "int8")) as pair:
         ways = [{}, {"draft_length": 7}, {"lookup": False}, {"draft_length": 4}]
         require_equal(pair, read_prompts(SHIPPED, 4).prompts, 48, ways, monkeypatch)
-
-
-@pytest.fixture(scope="session")
-def pard2_folder(demo_folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """pard2_folder(role, precision): the shipped target with features, or the draft with a projection of them."""
-    root, demo = tmp_path_factory.mktemp("pard2"), Path(pard_onnx.models.__path__[0]) / "demo"
-
-    def make(role: str, precision: str) -> Path:
-        out = root / f"{role}-{precision}"
-        if out.exists():
-            return out
-        model = ["--model", "demo-target", f"--features={','.join(map(str, FEATURES))}"]
-        if role == "draft":
-            copy = root / "checkpoint"
-            if not copy.exists():
-                shutil.copytree(demo / "draft", copy)
-                make_pard2(copy, layers=FEATURES, target_hidden=256, scale=0.02, bias=True)
-            model = ["--model", str(copy)]
-        fast = ["--quality", "fast"] if precision != "fp32" else []
-        assert export_main([*model, "--precision", precision, *fast, "--no-verify", "--output", str(out)]) == 0
-        return out
-
-    return make
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 
 from pard_onnx import BadArtifact, BadInput, Pair, PardWarning, load
 from pard_onnx.models.manifest import Manifest
+from pard_onnx.runtime import engine
 from pard_onnx.runtime.decoding.drafter import DraftMemory
-from pard_onnx.runtime.decoding.pard2 import KEPT_BEHIND
+from pard_onnx.runtime.decoding.pard2 import KEPT_BEHIND, Pard2Drafter
 from pard_onnx.runtime.options import Options
 from pard_onnx.runtime.prefixes import CACHE_BYTES
 
@@ -230,8 +232,7 @@ def test_a_target_without_features(without: Path, folders: tuple[Path, Path], re
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"features": (-2, -1)}, "layers -2,-1, but .* was exported with -1,-2; export it again"),
-        ({"features": (-1,)}, "layers -1, but .* was exported with -1,-2"),
+        ({"features": (-2, -3)}, "layers -2,-3, but .* was exported with -1,-2; export it again: .*=-2,-3,-1, or"),
         ({"hidden": 48}, "reads 96 numbers a token, but 2 layers of .* have 64; take a draft"),
     ],
 )
@@ -241,8 +242,51 @@ def test_a_draft_of_other_layers_or_of_a_target_of_another_size(
     draft = make("-".join(map(str, options.values())), "draft", **options)
     with pytest.raises(BadArtifact, match=problem):
         load(folders[0], draft, threads=1, draft_mode="target-dependent")
-    with pytest.warns(PardWarning, match=problem), load(folders[0], draft, threads=1) as pair:
+    with pytest.warns(PardWarning, match=problem.removesuffix(", or")), load(folders[0], draft, threads=1) as pair:
         assert pair.info().draft_mode == "target-independent"
+
+
+@pytest.mark.parametrize("layers", [(-2, -1), (-1,), (-2,), (-3, -1), (-1, -3), (-2, -3)])
+@pytest.mark.parametrize("length", [1, 4, "auto"])
+def test_a_target_that_gives_more_layers_or_in_another_order(
+    make: Callable[..., Path], layers: tuple[int, ...], length: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The draft is fed the columns of its own layers, in its own order."""
+    given = (-1, -2, -3)
+    target = make(f"wide {layers} {length}", "target", features=given)
+    draft = make(f"narrow {layers} {length}", "draft", features=layers, bias=True, rows=284)
+    hidden = Manifest.read(target).spec.hidden
+    with load(target, draft, threads=1, draft_mode="target-dependent") as pair, load(target, threads=1) as alone:
+        expected = alone.generate(PROMPT, max_new_tokens=30, draft_length=0).tokens
+        with recorded(pair, monkeypatch) as fed:
+            found = pair.generate(PROMPT, max_new_tokens=30, draft_length=length)
+        assert found.tokens == expected
+        whole = features_of(alone, [*PROMPT, *found.tokens])
+        mine = np.concatenate([whole[:, given.index(one) * hidden :][:, :hidden] for one in layers], axis=1)
+        checked = 0
+        for position, _, row in fed.rows:
+            if position and row is not None:
+                np.testing.assert_allclose(row[:-1], mine[position - 1], rtol=1e-3, atol=1e-3)
+                checked += 1
+        assert checked > len(PROMPT) or length == "auto"
+
+
+@pytest.mark.parametrize("waiting", [1 << 30, 1])
+@pytest.mark.parametrize("length", [1, 4])
+def test_a_prompt_whose_log_probabilities_are_asked_for(
+    pair: Pair, reference: Pair, monkeypatch: pytest.MonkeyPatch, length: int, waiting: int
+) -> None:
+    """The steps that score the prompt give its features, and all rows that the draft is fed have theirs."""
+    monkeypatch.setattr(engine, "Pard2Drafter", partial(Pard2Drafter, waiting_bytes=waiting))
+    options: dict[str, Any] = {"max_new_tokens": 30, "draft_length": length, "prompt_logprobs": 2, "logprobs": 1}
+    expected = reference.generate(PROMPT, **{**options, "draft_length": 0})
+    for _ in range(2):  # the second begins with the rows of the first
+        with recorded(pair, monkeypatch) as fed:
+            found = pair.generate(PROMPT, **options)
+        assert found.tokens == expected.tokens
+        assert found.prompt_logprobs == expected.prompt_logprobs and found.logprobs == expected.logprobs
+        assert len(fed.rows) > 30
+        assert fed.check(reference, [*PROMPT, *found.tokens]) == []
 
 
 def test_another_family(folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

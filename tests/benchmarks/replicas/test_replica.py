@@ -22,10 +22,11 @@ from pard_onnx.models import demo
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint, read_tensor
 from pard_onnx.models.checkpoints.vocabulary import FILE as TOKENIZER
 from pard_onnx.models.errors import BadInput
-from pard_onnx.models.spec import ModelSpec
+from pard_onnx.models.spec import ModelSpec, TargetFeatures
 
 TARGET = Geometry("qwen2", 6, 256, 4, 2, 128, 768, 2176, True, 1e6, 2048)
 DRAFT = Geometry("qwen2", 4, 128, 2, 1, 64, 512, 2048, True, 1e6, 2048)
+PARD2 = ["--like", "Qwen2.5-0.5B", "--role", "pard2-draft"]
 CASES = {
     "as it is": ("target", TARGET),
     "2 copies": ("target", replace(TARGET, hidden=512)),
@@ -52,9 +53,9 @@ def logits_of_demo() -> Callable[[str, torch.Tensor], torch.Tensor]:
     return lambda role, ids: logits(models[role], ids)
 
 
-def make(monkeypatch: pytest.MonkeyPatch, output: Path, role: str, like: Geometry) -> Checkpoint:
+def make(monkeypatch: pytest.MonkeyPatch, output: Path, role: str, like: Geometry, *more: str) -> Checkpoint:
     monkeypatch.setitem(GEOMETRIES, "Small", like)
-    assert replica.main(["--like", "Small", "--role", role, "--output", str(output)]) == 0
+    assert replica.main(["--like", "Small", "--role", role, *more, "--output", str(output)]) == 0
     return Checkpoint.open(output)
 
 
@@ -87,6 +88,42 @@ def test_logits_are_the_demo_models(
     torch.testing.assert_close(found[..., :kept], expected[..., :kept], rtol=1e-4, atol=1e-4)
     padding = found.softmax(-1)[..., kept:].sum(-1)
     assert padding.max() < 1e-4
+
+
+def test_a_draft_that_reads_hidden_states_is_the_draft(
+    tmp_path: Path,
+    text: torch.Tensor,
+    logits_of_demo: Callable[[str, torch.Tensor], torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The projection has the true shape, and results that change nothing."""
+    like = replace(DRAFT, hidden=256)
+    made = make(monkeypatch, tmp_path / "out", "pard2-draft", like, "--reads", "Qwen2.5-7B")
+    assert made.spec.pard
+    assert made.spec.pard.features == TargetFeatures((-1, -8, -16, -24), 4 * 3584)
+    assert made.spec == replica.with_features(
+        replica.widened_spec(Checkpoint.open(demo.DRAFT).spec, like), "Qwen2.5-7B"
+    )
+    expected, found = logits_of_demo("draft", text), logits(load(tmp_path / "out"), text)
+    kept = used_rows(made.spec)
+    torch.testing.assert_close(found[..., :kept], expected[..., :kept], rtol=1e-4, atol=1e-4)
+    matrix = read_tensor(made.tensors["target_proj.weight"])
+    assert matrix.shape == (256, 4 * 3584) and (matrix != 0).mean() > 0.99
+    assert np.abs(matrix).max() * matrix.shape[1] * 1e6 < 1e-15  # with features of any size
+
+
+@pytest.mark.parametrize("family", replica.ARCHITECTURES)
+def test_random_weights_in_any_family(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    like = Geometry(family, 3, 192, 6, 2, 64, 320, 2200, False, 5e5, 4096)
+    monkeypatch.setitem(GEOMETRIES, "Deep", replace(like, layers=23))
+    made = make(monkeypatch, tmp_path / "target", "target", like, "--random")
+    assert made.spec == replica.random_spec(Checkpoint.open(demo.TARGET).spec, like)
+    found = logits(load(tmp_path / "target"), torch.arange(100, 140)[None])
+    assert found.isfinite().all() and found.std() > 1e-3
+    matrices = [read_tensor(entry).tobytes() for entry in made.tensors.values() if len(entry.shape) == 2]
+    assert len(set(matrices)) == len(matrices)
+    draft = make(monkeypatch, tmp_path / "draft", "pard2-draft", like, "--random", "--reads", "Deep").spec
+    assert draft.pard and draft.pard.features and draft.pard.features.width == 4 * 192
 
 
 def test_what_contributes_nothing_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +177,7 @@ def test_shares_are_powers_of_two_that_sum_to_one(copies: int) -> None:
     [
         ("target", ["Qwen2.5-1.5B", "Qwen2.5-3B", "Qwen2.5-7B"]),
         ("draft", ["Qwen2.5-0.5B"]),
+        ("pard2-draft", ["Qwen2.5-0.5B"]),
         ("ar-draft", ["Qwen2.5-0.5B"]),
     ],
 )
@@ -163,6 +201,18 @@ def fits(name: str, role: str, small: ModelSpec) -> bool:
         (["--like", "Llama-3.2-1B"], "family llama is not qwen2, head_dim 64 is not 128, rope_theta 500000.0 is not"),
         (["--like", "Qwen2.5-0.5B"], "head_dim 64 is not 128, hidden size 896 is no multiple of 256; possible: Qwen"),
         (["--like", "Qwen2.5-3B", "--role", "draft"], "the demo draft cannot be made so: head_dim 128 is not 64"),
+        (["--like", "Llama-3.2-1B"], "or any with --random"),
+        (["--like", "Qwen2.5-0.5B", "--role", "pard2-draft"], "--role pard2-draft without --reads; name the target"),
+        (["--like", "Qwen2.5-0.5B", "--role", "draft", "--reads", "Qwen2.5-7B"], "--role draft with --reads; leave it"),
+        (
+            [*PARD2, "--reads", "Qwen3-8B"],
+            "--reads Qwen3-8B: is a qwen3, and the draft a qwen2; name one of its family",
+        ),
+        ([*PARD2, "--reads", "Qwen2.5-7b"], "--reads 'Qwen2.5-7b': no such geometry; the nearest known one is"),
+        (
+            ["--like", "Llama-3.2-1B", "--role", "pard2-draft", "--random", "--reads", "Llama-3.2-1B"],
+            "--reads Llama-3.2-1B: has 16 layers, too few for hidden state -24",
+        ),
         (["--like", "Qwen2.5-1.5B", "--output", "."], ". exists already; choose another --output"),
     ],
 )
