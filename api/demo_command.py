@@ -41,7 +41,7 @@ class Run:
 def parser() -> argparse.ArgumentParser:
     out = Parser(
         prog="pard-demo",
-        description="Generate with the shipped pair, by plain decoding and by PARD; other precisions are exported first.",
+        description="Generate with the shipped pair, by plain decoding and by PARD.",
     )
     out.add_argument("--precision", choices=PRECISIONS, default=SHIPPED, help=f"of the target (default: {SHIPPED})")
     out.add_argument("--draft-precision", choices=PRECISIONS, default=SHIPPED, help=f"default: {SHIPPED}")

@@ -68,10 +68,11 @@ def lines(report: DoctorReport) -> Iterator[Text]:
     yield from map(Text, report.devices)
     for problem in filter(None, (report.conflict, *report.slow)):
         yield Text(problem, style=WRONG)
-    yield Text("\nproviders, as --provider auto tries them", style="bold")
+    yield Text("\nproviders, in the order of auto", style="bold")
     for found in report.providers:
         yield Text.assemble(f"{found.key:9} ", (found.state, STYLES.get(found.state, WRONG)))
-        yield Text(f"  {found.install if found.state == 'absent' else found.detail}")
+        advice = found.install.split(": ")  # words, then the command
+        yield from (Text(f"  {part}") for part in (advice if found.state == "absent" else [found.detail]))
     for tried in report.artifacts:
         yield Text(f"\n{Path(tried.artifact).name} on {tried.provider}", style="bold")
         yield Text.assemble("steps: ", (tried.result, STYLES.get(tried.result, WRONG)))
