@@ -11,12 +11,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from pard_onnx.benchmarks import display
 from pard_onnx.benchmarks.bench import Bench, reset_peak, summarize_trial, ways, with_predictions
 from pard_onnx.benchmarks.drafters import drafters, labels, ways_of
 from pard_onnx.benchmarks.measures.step_costs import CONTEXT, Curve, measure_folder, parse_contexts
@@ -40,6 +36,9 @@ from pard_onnx.models.checks import DRAFT_LENGTH, DRAFT_LIMIT, require_whole
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.runtime.pair import Pair, load
 from pard_onnx.runtime.providers.threads import physical_cores
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(options: argparse.Namespace) -> None:
     """Check all options, then measure."""
+    from rich.console import Console
+
+    from pard_onnx.benchmarks import display
+
     require_models(options)
     require_whole("--max-new-tokens", options.max_new_tokens, 2)  # rates are of the tokens after the first
     if options.limit is not None:
@@ -188,6 +191,8 @@ def comparisons(
 
 def show(console: Console, one: Bench, *, positions: bool = False) -> None:
     """Print the tables of a bench. positions: with the acceptance by position of each way with drafts."""
+    from pard_onnx.benchmarks import display
+
     console.print(display.rates_table(f"{one.title}, {one.prompt_count} prompts", one.ways))
     console.print(display.rounds_table(one.rounds))
     if positions:
@@ -210,6 +215,8 @@ def with_rivals(
         found = tuple(compare(wanted, pair, prompts, trial, task, tick))
     again = run_trial({OWN: pair}, prompts.prompts, [PLAIN], request_from_options(options))
     drift = speed_up([decode_work(r) for r in again.results[PLAIN]], [decode_work(r) for r in trial.results[PLAIN]])
+    from pard_onnx.benchmarks import display
+
     console.print(display.peers_table(one.title, found, drift.value))
     return replace(one, rivals=found, drift=drift.value)
 
@@ -227,6 +234,9 @@ def measured_curves(name: str, contexts: Sequence[int], options: argparse.Namesp
 @contextmanager
 def progress_bar(name: str) -> Iterator[Count]:
     """A progress bar on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task(name, total=None)

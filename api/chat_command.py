@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pard_onnx.chat_screen import Screen
 from pard_onnx.cli import (
     Parser,
     Thoughts,
@@ -27,6 +26,7 @@ from pard_onnx.cli import (
     exit_code,
     load_arguments,
     models_of,
+    refuse_bad_options,
     revision_arguments,
     sampling_arguments,
     stop_arguments,
@@ -35,14 +35,16 @@ from pard_onnx.cli import (
     whole_or_auto,
     with_own_sampling,
 )
+from pard_onnx.models.checks import AUTO
 from pard_onnx.models.errors import BadInput, PardError, TooLong
-from pard_onnx.runtime.chat import Chat
-from pard_onnx.runtime.options import AUTO, Options
-from pard_onnx.runtime.pair import Pair, load
-from pard_onnx.runtime.providers.choice import AS_ASKED
 from pard_onnx.runtime.providers.table import CPU
-from pard_onnx.runtime.result import Result
 from pard_onnx.runtime.text.template import checked_arguments
+
+if TYPE_CHECKING:
+    from pard_onnx.chat_screen import Screen
+    from pard_onnx.runtime.chat import Chat
+    from pard_onnx.runtime.pair import Pair
+    from pard_onnx.runtime.result import Result
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,8 +83,11 @@ def talk(options: argparse.Namespace, failed: list[int]) -> None:
         **tool_arguments(options),
         **sampling_arguments(options),
     }
-    Options.from_keywords(generation)  # refuses bad options before the models load
+    refuse_bad_options(generation)
     arguments = checked_arguments(template_arguments(options))
+    from pard_onnx.chat_screen import Screen
+    from pard_onnx.runtime.pair import load
+
     screen = Screen()
     with load(target, draft, **load_arguments(options), **revision_arguments(options)) as pair:
         if options.resume:
@@ -170,7 +175,7 @@ class Talker:
             except ValueError:
                 raise BadInput(f"/k takes a number or auto, not {value}") from None
             changed = {**self._generation, "draft_length": wanted}
-            Options.from_keywords(changed)
+            refuse_bad_options(changed)
             self._generation = changed
         self._screen.note(f"draft length: {self._generation['draft_length']}")
 
@@ -196,6 +201,8 @@ class Talker:
 
 def where_it_runs(pair: Pair) -> str:
     """The provider and why it was chosen; nothing for the CPU where the user named it."""
+    from pard_onnx.runtime.providers.choice import AS_ASKED
+
     choice = pair.choice
     plain = choice.provider.key == CPU.key and choice.reason == AS_ASKED
     return "" if plain else f" on {choice.provider.title} ({choice.reason})"

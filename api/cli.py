@@ -14,31 +14,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rich import progress as rich_progress
-from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.text import Text
-
 import pard_onnx
 from pard_onnx.interrupts import Interrupts
 from pard_onnx.models.atomic import recover
-from pard_onnx.models.checks import Progress
+from pard_onnx.models.checks import AUTO, Progress
 from pard_onnx.models.errors import BadInput, PardError, PardWarning, escaped, one_line, shown
-from pard_onnx.models.hub import resolve_checkpoint
 from pard_onnx.models.library import OWN_DRAFT
-from pard_onnx.models.manifest import Manifest
-from pard_onnx.models.precision import Precision
 from pard_onnx.models.system_errors import is_out_of_memory, os_error_line, out_of_memory
 from pard_onnx.runtime.decoding.draft_mode import AUTO_MODE, DRAFT_MODES
-from pard_onnx.runtime.options import AUTO, STARTS, Options
-from pard_onnx.runtime.pair import Pair
 from pard_onnx.runtime.providers.table import PROVIDERS, parse_options
-from pard_onnx.runtime.result import Chunk, Result
+from pard_onnx.runtime.sampling.settings import STARTS
 from pard_onnx.runtime.text.control_tokens import HANDLINGS, TEXT
 from pard_onnx.standard_streams import STANDARD_OUTPUT, to_null_device, utf8_streams
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # with what a command runs by, and with rich, --help would take half a second
+    from rich import progress as rich_progress
+
     from pard_onnx.export.job import Job
+    from pard_onnx.models.manifest import Manifest
+    from pard_onnx.models.precision import Precision
+    from pard_onnx.runtime.pair import Pair
+    from pard_onnx.runtime.result import Chunk, Result
 
 REASONING = SHOW, HIDE = "show", "hide"
 TRACEBACK = "PARD_ONNX_TRACEBACK"  # an environment variable: if set, unexpected errors are raised with a traceback
@@ -166,8 +162,11 @@ def complain(message: str, code: int) -> int:
 @contextmanager
 def stages() -> Iterator[Progress]:
     """Progress bars on stderr, one for each stage."""
-    columns = (TextColumn("{task.description:>8}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    bars = rich_progress.Progress(*columns, console=Console(stderr=True))
+    from rich import progress as rich
+    from rich.console import Console
+
+    columns = (rich.TextColumn("{task.description:>8}"), rich.BarColumn(), rich.TaskProgressColumn())
+    bars = rich.Progress(*columns, rich.TimeElapsedColumn(), console=Console(stderr=True))
     tasks: dict[str, rich_progress.TaskID] = {}
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -213,6 +212,7 @@ def exported_demo_model(name: str, parent: Path, precision: Precision) -> Path:
     if not output.exists():
         from pard_onnx.export.job import Job  # imported late, as most commands do not export
         from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+        from pard_onnx.models.hub import resolve_checkpoint
 
         folder, source = resolve_checkpoint(name)
         print(f"exporting {name} to {precision}", file=sys.stderr)
@@ -269,8 +269,15 @@ def grammar_arguments(options: argparse.Namespace) -> dict[str, Any]:
         out["response_format"] = json_schema(options.json_schema)
     if options.grammar is not None:
         out["grammar"] = text_of("--grammar", options.grammar)
-    Options.from_keywords(out)  # refused before the models load
+    refuse_bad_options(out)
     return out
+
+
+def refuse_bad_options(arguments: Mapping[str, Any]) -> None:
+    """BadInput for options of a generation that are wrong, before the models load."""
+    from pard_onnx.runtime.options import Options
+
+    Options.from_keywords(arguments)
 
 
 def json_schema(given: str) -> dict[str, Any]:
@@ -316,7 +323,7 @@ def tool_arguments(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("tool_choice", "max_reasoning_tokens"):
         if getattr(options, name) is not None:
             out[name] = getattr(options, name)
-    Options.from_keywords(out)  # refused before the models load
+    refuse_bad_options(out)
     return out
 
 
@@ -325,12 +332,16 @@ class Thoughts:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._shown = options.reasoning == SHOW
+        from rich.console import Console
+
         self._console = Console(stderr=True, highlight=False)
         self._open_line = False
 
     def show(self, chunk: Chunk) -> None:
         """Call this before the chunk's text is shown."""
         if self._shown and chunk.reasoning:
+            from rich.text import Text
+
             text = printable(chunk.reasoning) if self._console.is_terminal else chunk.reasoning
             self._console.print(Text(text, style="dim"), end="", soft_wrap=True)
             self._open_line = True
@@ -381,6 +392,8 @@ def with_own_sampling(pair: Pair, generation: Mapping[str, Any], default: str) -
 
     default: what the settings start from where the user has not said.
     """
+    from pard_onnx.runtime.options import Options
+
     greedy = {**generation, "sampling": "greedy"}
     if generation.get("sampling", default) == "greedy":
         return greedy, None

@@ -5,18 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from pard_onnx.cli import Parser, exit_code
 from pard_onnx.models.records import to_json
-from pard_onnx.runtime.doctor import ArtifactReport, DoctorReport, ProviderReport, examine
-from pard_onnx.runtime.model import open_artifact
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from pard_onnx.runtime.doctor import DoctorReport
 
 STYLES = {"ready": "green", "right": "green", "token by token": "yellow", "absent": "dim", "does not fit": "dim"}
 WRONG = "red"
@@ -35,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: list[DoctorReport] = []
 
     def run() -> None:
+        from pard_onnx.runtime.doctor import examine
+        from pard_onnx.runtime.model import open_artifact
+
         found.append(examine([open_artifact(name) for name in options.artifacts]))
         show(found[0], as_json=options.json)
 
@@ -46,40 +48,36 @@ def show(report: DoctorReport, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(to_json(report) | {"usable": report.usable}))
         return
+    from rich.console import Console
+
     console = Console(highlight=False)
-    console.print(summary(report), soft_wrap=True)
-    for line in filter(None, (report.conflict, *report.slow)):
-        console.print(Text(line, style=WRONG), soft_wrap=True)
-    console.print(providers_table(report.providers))
-    if report.artifacts:
-        console.print(artifacts_table(report.artifacts))
+    for line in lines(report):
+        console.print(line, soft_wrap=True)  # a command that rich breaks into lines cannot be copied
 
 
-def summary(report: DoctorReport) -> Text:
-    """Versions, CPU kernels, memory and devices, one line each."""
-    lines = [", ".join(f"{name} {version}" for name, version in (*report.versions, *report.onnxruntime))]
-    lines.append(f"CPU kernels: {report.kernel or 'ONNX Runtime’s own'}")
+def lines(report: DoctorReport) -> Iterator[Text]:
+    """What is printed. Lines are short, for narrow terminals; commands to run have a line of their own."""
+    from rich.text import Text
+
+    for name, version in (*report.versions, *report.onnxruntime):
+        yield Text(f"{name} {version}")
+    yield Text(f"CPU kernels: {report.kernel or 'ONNX Runtime’s own'}")
     if report.memory.total:
         free = f", {report.memory.available / 2**30:.1f} GiB free" if report.memory.available else ""
-        lines.append(f"memory: {report.memory.total / 2**30:.1f} GiB{free}")
-    return Text("\n".join([*lines, *report.devices]))
-
-
-def providers_table(reports: Sequence[ProviderReport]) -> Table:
-    out = Table("provider", "state", "", box=SIMPLE_HEAD, caption="in the order in which --provider auto tries them")
-    for report in reports:
-        detail = f"get it by {report.install}" if report.state == "absent" else report.detail
-        out.add_row(report.key, Text(report.state, style=STYLES.get(report.state, WRONG)), Text(detail))
-    return out
-
-
-def artifacts_table(reports: Sequence[ArtifactReport]) -> Table:
-    out = Table("artifact", "provider", "steps", "MiB", "", box=SIMPLE_HEAD, caption="MiB: weights and one KV cache")
-    for report in reports:
-        result = Text(report.result, style=STYLES.get(report.result, WRONG))
-        size = f"{report.bytes / 2**20:.0f}"
-        out.add_row(Text(Path(report.artifact).name), report.provider, result, size, Text(report.detail))
-    return out
+        yield Text(f"memory: {report.memory.total / 2**30:.1f} GiB{free}")
+    yield from map(Text, report.devices)
+    for problem in filter(None, (report.conflict, *report.slow)):
+        yield Text(problem, style=WRONG)
+    yield Text("\nproviders, in the order of auto", style="bold")
+    for found in report.providers:
+        yield Text.assemble(f"{found.key:9} ", (found.state, STYLES.get(found.state, WRONG)))
+        advice = found.install.split(": ")  # words, then the command
+        yield from (Text(f"  {part}") for part in (advice if found.state == "absent" else [found.detail]))
+    for tried in report.artifacts:
+        yield Text(f"\n{Path(tried.artifact).name} on {tried.provider}", style="bold")
+        yield Text.assemble("steps: ", (tried.result, STYLES.get(tried.result, WRONG)))
+        yield Text(f"weights and KV cache: {tried.bytes / 2**20:.0f} MiB")
+        yield Text(f"  {tried.detail}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pard_onnx.cli import (
     Parser,
@@ -36,13 +36,14 @@ from pard_onnx.cli import (
     whole_or_auto,
     with_own_sampling,
 )
+from pard_onnx.models.checks import AUTO
 from pard_onnx.models.errors import BadInput
-from pard_onnx.runtime.options import AUTO
-from pard_onnx.runtime.pair import Pair, load
-from pard_onnx.runtime.result import Result
-from pard_onnx.runtime.sampling.logprobs import checked_top
-from pard_onnx.runtime.stream import Stream
 from pard_onnx.runtime.text.template import checked_arguments
+
+if TYPE_CHECKING:
+    from pard_onnx.runtime.pair import Pair
+    from pard_onnx.runtime.result import Result
+    from pard_onnx.runtime.stream import Stream
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def generate(options: argparse.Namespace) -> None:
+    from pard_onnx.runtime.pair import load
+    from pard_onnx.runtime.sampling.logprobs import checked_top
+
     target, draft = models_of(options)
     prompt = read_prompt(options.prompt, options.prompt_file)
     arguments = checked_arguments(template_arguments(options))  # refused before the models load

@@ -9,11 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from pard_onnx.cli import Parser, exit_code
 from pard_onnx.export_command import add_export_options, add_quantization
 from pard_onnx.models.errors import BadInput
@@ -65,6 +60,11 @@ def run_list(library: Library, options: argparse.Namespace) -> None:
     if not found:
         print(f"{library.folder}: no models yet; pard-models pull ID gets one")
         return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table("name", "role", "MB", "precision", "context", "draft", box=SIMPLE_HEAD, caption=str(library.folder))
     for one in found:
         if one["problem"]:
@@ -82,6 +82,10 @@ def run_show(library: Library, options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(found))
         return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, show_header=False)
     for name, value in found.items():
         if value is not None:

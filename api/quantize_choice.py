@@ -10,10 +10,7 @@ from collections.abc import Sequence
 from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from pard_onnx.benchmarks.measures.draft_choice import FORMATS, best_draft, compare_drafts
 from pard_onnx.benchmarks.trial import SHIPPED, read_prompts
@@ -29,6 +26,9 @@ from pard_onnx.quantize.calibration.text import read_text_file
 from pard_onnx.quantize.quantizer import QuantizationRequest
 from pard_onnx.quantize.recipes import named_recipe
 from pard_onnx.runtime.model import Artifact, open_artifact, shared_ids
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 NAME = "throughput"
 # Options of other tasks, or of a format that the user names
@@ -125,12 +125,17 @@ def show(manifest: Manifest, output: Path, found: Throughput, *, as_json: bool) 
         assert manifest.quantization is not None
         print(json.dumps(summary(manifest, output) | {"quantization": asdict(manifest.quantization)}))
         return
+    from rich.console import Console
+
     Console(highlight=False).print(table(found))
     report(manifest, output, as_json=False)
 
 
 def table(found: Throughput) -> Table:
     plain = f"with {Path(found.target).name}, {found.precision}, which has {found.plain:.1f} tok/s without a draft"
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
     columns: Sequence[str] = ("format", "MB", "K", "draft step ms", "accepted", "tok/s", "")
     out = Table(*columns, box=SIMPLE_HEAD, title="predicted from step costs and acceptance", caption=plain)
     fastest = best_draft(found.tried)

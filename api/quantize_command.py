@@ -8,12 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
-from pard_onnx.benchmarks import display
 from pard_onnx.benchmarks.quality.report import ReportRequest, make_report
 from pard_onnx.cli import Parser, exit_code, export_extra, export_job, stages
 from pard_onnx.export.job import Job, requantize_job
@@ -38,6 +34,9 @@ from pard_onnx.models.precision import FLOATS
 from pard_onnx.models.spec import Role
 from pard_onnx.quantize.quantizer import QuantizationRequest
 from pard_onnx.quantize_choice import add_choice, require_choice, run_choice
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def parser() -> argparse.ArgumentParser:
@@ -105,6 +104,8 @@ def show(manifest: Manifest, output: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(summary(manifest, output) | {"quantization": asdict(used)}))
         return
+    from rich.console import Console
+
     console = Console(highlight=False)
     console.print(of_tensors(manifest))
     if used.choices:
@@ -114,6 +115,9 @@ def show(manifest: Manifest, output: Path, *, as_json: bool) -> None:
 
 def of_tensors(manifest: Manifest) -> Table:
     """Every stored matrix; errors are relative, root mean square."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
     out = Table("matrix", "format", "MB", "weight error", "output error", box=SIMPLE_HEAD)
     for tensor in manifest.tensors:
         products = "" if tensor.output_error is None else f"{tensor.output_error:.2%}"
@@ -122,6 +126,9 @@ def of_tensors(manifest: Manifest) -> Table:
 
 
 def of_choices(used: Quantization) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
     out = Table("matrices", "bits", "loss at 4 bits", "MB for 8", "", box=SIMPLE_HEAD, title="mixed precision")
     for choice in used.choices:
         facts = (str(choice.bits), f"{choice.loss:.2g}", f"{choice.extra_bytes / 1e6:.2f}")
@@ -201,6 +208,10 @@ def add_report(out: argparse.ArgumentParser) -> None:
 
 def run_report(options: argparse.Namespace) -> None:
     """Measure and show, as `add_report`'s options say. Raises BadInput before anything runs."""
+    from rich.console import Console
+
+    from pard_onnx.benchmarks import display
+
     wanted = ReportRequest(
         tuple(options.report),
         options.reference,

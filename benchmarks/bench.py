@@ -11,7 +11,7 @@ from statistics import mean
 
 from pard_onnx.benchmarks.measures.step_costs import Curve, Prediction, predict
 from pard_onnx.benchmarks.peers.comparison import PeerResult
-from pard_onnx.runtime.options import AUTO
+from pard_onnx.models.checks import AUTO
 from pard_onnx.runtime.pair import Pair
 from pard_onnx.runtime.tuning.steps import ANY, Widths
 

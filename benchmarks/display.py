@@ -13,9 +13,9 @@ from pard_onnx.benchmarks.measures.step_costs import Curve, Prediction
 from pard_onnx.benchmarks.peers.comparison import PeerResult
 from pard_onnx.benchmarks.quality.perplexity import Fidelity, Report
 from pard_onnx.models.atomic import atomic_file
+from pard_onnx.models.checks import AUTO
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.system_errors import write_error
-from pard_onnx.runtime.options import AUTO
 
 from .bench import Bench
 from .trial import Ratio, Summary

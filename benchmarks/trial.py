@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pard_onnx.models.checks import AUTO
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.json_files import text_lines
-from pard_onnx.runtime.options import AUTO
 from pard_onnx.runtime.pair import Pair
 from pard_onnx.runtime.result import Result
 

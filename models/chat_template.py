@@ -21,8 +21,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from .errors import PardWarning
 from .template_budget import (
     MACRO,
-    NODE,
-    WEIGHTS,
     body,
     counted,
     counted_each,
@@ -41,6 +39,13 @@ from .template_calls import OpaqueNamespace, counted_filters, counted_tests, spe
 LONGEST = 1_000_000  # characters of a template; real ones have up to 20 thousand
 # What stands before and after the body of each `{% generation %}` that is rendered; training looks for the bodies
 GENERATION_MARKS = ContextVar("generation_marks", default=("", ""))
+# Units of an expression or statement by its kind. Calls, filters and tests pay when they happen
+NODE = 2
+WEIGHTS: dict[type[nodes.Node], int] = {
+    **dict.fromkeys((nodes.Add, nodes.Sub, nodes.Mul, nodes.FloorDiv, nodes.Mod, nodes.Pow), 30),
+    **dict.fromkeys((nodes.Getattr, nodes.Getitem, nodes.Test), 15),
+    **dict.fromkeys((nodes.Output, nodes.Compare, nodes.Concat, nodes.Assign), 10),
+}
 
 
 def warn_of_template(template: str | None, folder: Path) -> None:

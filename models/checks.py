@@ -10,11 +10,12 @@ from itertools import islice
 from math import inf
 from numbers import Real
 from operator import index, length_hint
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from .errors import BadInput, shown
 
 DRAFT_LENGTH = 7  # the default of a fixed one: a verify step of K + 1 = 8 tokens then needs no padding to an even width
+AUTO: Literal["auto"] = "auto"  # in place of a draft length: it is chosen each round
 DRAFT_LIMIT = 32  # the longest: masks, rejected drafts and padding then fit manifest.KV_MARGIN rows of the KV buffers
 LONGEST_NAME = 200  # characters that are compared with known names
 LONGEST_PATH = 32767 if os.name == "nt" else 4096

@@ -27,6 +27,7 @@ from .manifest import FILE_NAME, Manifest, Source
 from .system_errors import STOPS, write_error
 
 LOG = logger(__name__)
+EXPORTED_DEMO = {"demo-target": demo.EXPORTED_TARGET, "demo-draft": demo.EXPORTED_DRAFT}  # as the CPU runs them
 DEMO = {"demo-target": demo.TARGET, "demo-draft": demo.DRAFT, "demo-ar-draft": demo.AR_DRAFT}
 HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?<![.-])", re.ASCII)
 # No pickles but the one of PARD-2 drafts, which a reader of this package's own reads (checkpoints.torch_file)
@@ -107,7 +108,8 @@ def resolve_adapter(name: str) -> tuple[Path, Source]:
 
 
 def resolve_artifact(name: str | Path, revision: str | None = None, progress: Progress = no_progress) -> Path:
-    """The real folder of an exported model: a local one, one of the user's library by its name, or the hub id of one.
+    """The real folder of an exported model: a local one, one of the user's library by its name, one of EXPORTED_DEMO,
+    or the hub id of one.
 
     A local folder wins over a model of the library, and that one over the hub. With a revision it is the hub's.
 
@@ -122,6 +124,8 @@ def resolve_artifact(name: str | Path, revision: str | None = None, progress: Pr
     name = str(name)
     if revision is None and (entry := Library.of_user().find(name)):
         return _without_links(entry.folder)
+    if revision is None and name in EXPORTED_DEMO:
+        return _without_links(EXPORTED_DEMO[name])
     if name in DEMO:
         raise BadInput(f"{name}: is a checkpoint; run pard-export --model {name} first and name the folder it writes")
     if _gguf_file(name):

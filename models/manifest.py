@@ -7,10 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from .cache_folder import is_stamped, stamp
 from .checks import Progress, no_progress
@@ -23,6 +20,10 @@ from .precision import Precision, Recipe
 from .records import from_json, to_json
 from .spec import ModelSpec, Role
 
+if TYPE_CHECKING:  # numpy takes a tenth of a second to import, and `--help` needs none of it
+    import numpy as np
+    from numpy.typing import NDArray
+
 LOG = logger(__name__)
 FILE_NAME = "pard_onnx.json"
 RECORD = "pard_library.json"  # beside it in the user's library, see models.library
@@ -33,7 +34,7 @@ DRAFT_IDS = "draft_vocabulary.json"  # the ids that a draft of a reduced vocabul
 FORMAT_VERSION = 1
 HASHED_TOGETHER = 1 << 20  # bytes
 MOST_BYTES = 1 << 24  # of pard_onnx.json; large models' have some 100 KB
-Ids = NDArray[np.int64]
+Ids: TypeAlias = "NDArray[np.int64]"
 SEAL = "sha256"  # the last key: the digest of all others, so that a flipped bit or an edited number is found
 # Floats of the type of activations; int8 with one scale a channel, or with one a layer
 KvCacheFormat = Literal["float", "int8", "int8-tensor"]
@@ -321,6 +322,8 @@ def write_draft_ids(folder: Path, ids: Ids) -> None:
 
 def read_draft_ids(folder: Path) -> Ids:
     """The ids that `write_draft_ids` wrote; `Manifest.verify` checks the file's hash. Raises BadArtifact."""
+    import numpy as np
+
     value = read_json(folder / DRAFT_IDS, BadArtifact)
     return np.array(value["ids"], np.int64)
 

@@ -20,21 +20,12 @@ from contextvars import ContextVar
 from types import GeneratorType
 from typing import Any
 
-from jinja2 import nodes
-
 UNITS = 80_000_000  # of a rendering; conversations of 1,000 messages and 100 tools take up to about five million
 BYTES_PER_UNIT = 2  # of text that is made
 SCANNED_PER_UNIT = 256  # characters that are compared or searched
 ITEM, COPIED = 10, 4  # of a value that is looked into, and of one that is copied from a list to another
 TURN, MADE = 15, 100  # of a loop, beside its body, and of a lazy filter
 CALL, MACRO = 120, 500  # of calls and filters, and of macros and blocks
-# Of an expression or statement by its kind. Calls, filters and tests pay when they happen
-NODE = 2
-WEIGHTS: dict[type[nodes.Node], int] = {
-    **dict.fromkeys((nodes.Add, nodes.Sub, nodes.Mul, nodes.FloorDiv, nodes.Mod, nodes.Pow), 30),
-    **dict.fromkeys((nodes.Getattr, nodes.Getitem, nodes.Test), 15),
-    **dict.fromkeys((nodes.Output, nodes.Compare, nodes.Concat, nodes.Assign), 10),
-}
 SMALL = 1 << 62
 MOST_BITS = 4096  # of whole numbers that are calculated with
 MOST_DIGITS = 5  # of a width in a format

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Protocol
 from weakref import proxy
 
-from pard_onnx.models.checks import DRAFT_LIMIT
+from pard_onnx.models.checks import AUTO, DRAFT_LIMIT
 from pard_onnx.models.errors import BadInput, Failure, PardWarning, TooLong
 from pard_onnx.models.spec import TargetFeatures
 
@@ -28,7 +28,7 @@ from .embedding import Embedder, Pooling, Vector, last_layer
 from .forks import Process
 from .guided.matcher import Grammars, Matcher
 from .model import LoadedModel, longer_context
-from .options import AUTO, GREEDY, Options, checked_ids
+from .options import GREEDY, Options, checked_ids
 from .prefixes import CACHE_BYTES, PrefixCache
 from .providers.choice import on_separate_devices
 from .providers.table import CPU

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict, cast
 
 from pard_onnx.models.checks import (
+    AUTO,
     DRAFT_LIMIT,
     finite_number,
     function,
@@ -23,7 +24,7 @@ from .guided.calls import call_grammar
 from .guided.grammar import Grammar, chosen_grammar
 from .sampling.logprobs import checked_top
 from .sampling.processor import LogitsProcessor
-from .sampling.settings import Sampling
+from .sampling.settings import STARTS, Sampling
 from .text.control_tokens import checked_handling
 from .text.overflow import Overflow, checked_overflow
 from .text.reply import ReplyForm
@@ -31,8 +32,6 @@ from .text.template import checked_arguments
 from .text.tokenizer import Text
 from .text.tools import Tool, ToolChoice, ToolUse, checked_tools
 from .text.writer import StopWhen, checked_stops
-
-AUTO: Literal["auto"] = "auto"
 
 
 class OptionArguments(TypedDict, total=False):
@@ -79,7 +78,6 @@ class OptionArguments(TypedDict, total=False):
 
 
 GREEDY = Sampling()
-STARTS = ("greedy", "model")
 FUNCTIONS = {  # by option: the arguments of the user's function
     "stop_when": ("the text so far", "the tokens so far"),
     "logits_processor": ("the tokens before a row", "the row"),

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pard_onnx.models.checks import finite_number, nearest_name, require_whole, true_or_false
+from pard_onnx.models.checks import AUTO, finite_number, nearest_name, require_whole, true_or_false
 from pard_onnx.models.errors import BadInput, shown
 from pard_onnx.models.logs import logger
 from pard_onnx.runtime.embedding import POOLINGS
-from pard_onnx.runtime.options import AUTO
 from pard_onnx.runtime.sampling.logprobs import MOST_TOP
 from pard_onnx.runtime.sampling.settings import MOST_SEED
 from pard_onnx.runtime.text.control_tokens import HANDLINGS

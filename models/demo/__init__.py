@@ -7,6 +7,9 @@ from pathlib import Path
 TARGET = Path(__file__).parent / "target"
 DRAFT = Path(__file__).parent / "draft"
 AR_DRAFT = Path(__file__).parent / "ar-draft"
+# The pair as pard-export writes it for the CPU in int4, so that it runs without torch; .ci/demo-pair makes it
+EXPORTED_TARGET = Path(__file__).parent / "exported" / "demo-target-int4"
+EXPORTED_DRAFT = Path(__file__).parent / "exported" / "demo-draft-int4"
 
 
 def prompts() -> list[str]:

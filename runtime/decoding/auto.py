@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
-from pard_onnx.runtime.options import AUTO, Options
+from pard_onnx.models.checks import AUTO
+from pard_onnx.runtime.options import Options
 from pard_onnx.runtime.tuning.steps import RoundCosts, StepCosts, Widths
 
 from .ahead import MEASURED_LAG, AheadDrafter, AheadPolicy

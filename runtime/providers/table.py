@@ -82,7 +82,7 @@ VITISAI = (
     "config_file", "cache_dir", "cache_key", "enable_cache_file_io_in_mem", "encryption_key", "log_level", "opt_level",
     "target", "xclbin", *EP_CONTEXT,
 )  # fmt: skip
-RYZEN_AI = "AMD's Ryzen AI installer, or on Windows by: pip install windowsml"
+RYZEN_AI = "AMD's Ryzen AI installer, or Windows: pip install windowsml"
 
 PROVIDERS = {
     provider.key: provider

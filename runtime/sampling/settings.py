@@ -15,6 +15,7 @@ from pard_onnx.models.errors import BadInput, shown
 MOST_SEED = 2**64 - 1
 FRESH_BITS = 32  # bits of a seed that the user did not give: short enough to type again
 DRAWING = ("temperature", "top_k", "top_p", "min_p", "seed")  # of no effect where the most probable id is taken
+STARTS = ("greedy", "model")  # where the settings of a generation start from
 Biases = tuple[tuple[int, float], ...]
 
 

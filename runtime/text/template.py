@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Template, nodes
-
-from pard_onnx.models.chat_template import environment, template_problem, to_json
 from pard_onnx.models.errors import BadInput, shown
 from pard_onnx.models.template_budget import TooMuchWork, limited
+
+if TYPE_CHECKING:  # jinja2 is imported when a template is read: prompts that are text need none
+    from jinja2 import Template, nodes
 
 Message = Mapping[str, Any]
 CONTENT = "content"
@@ -202,6 +202,8 @@ def with_arguments(message: dict[str, Any], form: ArgumentForm) -> dict[str, Any
     if not isinstance(calls, list | tuple):
         return message
 
+    from pard_onnx.models.chat_template import to_json
+
     def converted(arguments: Any) -> Any:
         if isinstance(arguments, str) and not form.text:
             try:
@@ -234,6 +236,10 @@ def with_thinking(message: dict[str, Any], names: tuple[str, ...]) -> dict[str, 
 @lru_cache(maxsize=8)
 def thinking_names(template: str) -> tuple[str, ...]:
     """The names of THINKING that the template reads of messages."""
+    from jinja2 import nodes
+
+    from pard_onnx.models.chat_template import environment
+
     tree = environment().parse(template)
     read: set[object] = {node.attr for node in tree.find_all(nodes.Getattr)}
     read |= {node.arg.value for node in tree.find_all(nodes.Getitem) if isinstance(node.arg, nodes.Const)}
@@ -278,6 +284,8 @@ def is_python_text(content: Any, text: str) -> bool:
     """Whether the text has a list or an object in Python's notation, which is not JSON's."""
     if not content or not isinstance(content, list | tuple | Mapping):
         return False
+    from pard_onnx.models.chat_template import to_json
+
     written = str(content)
     return written in text and written != to_json(content, default=str)
 
@@ -285,6 +293,10 @@ def is_python_text(content: Any, text: str) -> bool:
 @lru_cache(maxsize=8)
 def loops_over_parts(template: str) -> bool:
     """Whether the template has a loop over a message's content, directly or by way of variables and macros."""
+    from jinja2 import nodes
+
+    from pard_onnx.models.chat_template import environment
+
     tree = environment().parse(template)
     macros = {macro.name: [arg.name for arg in macro.args] for macro in tree.find_all(nodes.Macro)}
     names: set[str] = {CONTENT}
@@ -303,6 +315,8 @@ def loops_over_parts(template: str) -> bool:
 
 def is_content(node: nodes.Node | None, names: set[str]) -> bool:
     """Whether the expression is a message's content. names: variables that hold one."""
+    from jinja2 import nodes
+
     match node:
         case nodes.Name():
             return node.name in names
@@ -328,6 +342,8 @@ def is_content(node: nodes.Node | None, names: set[str]) -> bool:
 @lru_cache(maxsize=8)
 def compiled(template: str) -> Template:
     """The compiled template; kept, since this takes milliseconds. BadInput for a template that is broken."""
+    from pard_onnx.models.chat_template import environment, template_problem
+
     try:
         return environment().from_string(template)
     except Exception as error:

@@ -34,8 +34,19 @@ def test_this_machine(pair_folders: tuple[Path, Path], capsys: pytest.CaptureFix
 def test_the_tables_say_the_same(pair_folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(pair_folders[0])]) == 0
     out = capsys.readouterr().out
-    for words in ("webgpu", "absent", "get it by", "right", "CPU kernels"):
+    for words in ("webgpu", "absent", 'pip install "pard-onnx[webgpu]"', "right", "CPU kernels"):
         assert words in out
+
+
+def test_lines_fit_40_columns_and_commands_are_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main([]) == 0
+    providers = capsys.readouterr().out.partition("providers, in")[2].splitlines()
+    assert all(len(line) <= 40 for line in providers), providers
+    assert {f'  pip install "pard-onnx[{key}]"' for key in ("cuda", "directml", "migraphx")} <= set(providers)
+    assert "  pip install windowsml" in providers
 
 
 def test_what_is_here_is_tried_with_every_artifact(

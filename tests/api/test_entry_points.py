@@ -35,6 +35,30 @@ def test_nothing_heavy_is_imported_before_the_handlers_are_set(module: str) -> N
     assert found and not found & HEAVY
 
 
+# With none of these, --help takes some 0.2 seconds; each of them takes from 0.03 seconds to several
+UNNEEDED = {"rich", "jinja2", "huggingface_hub", "onnxruntime", "torch", "transformers", "onnx", "matplotlib", "ray"}
+WITH_NUMPY = ("export", "quantize", "bench", "models", "deploy")  # the parts of export and benchmarks compute with it
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_nothing_that_only_the_work_needs(command: str) -> None:
+    script = (
+        "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr));"
+        f"sys.argv = ['pard', '{command}', '--help']; from pard_onnx.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"usage: pard-{command} ")
+    loaded = set(done.stderr.split())
+    assert "pard_onnx.cli" in loaded
+    assert not loaded & (UNNEEDED if command in WITH_NUMPY else UNNEEDED | {"numpy"})
+
+
+def test_load_is_imported_without_what_a_model_or_a_chat_brings() -> None:
+    script = "import sys; from pard_onnx import load; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "numpy" in done.stdout.split() and not set(done.stdout.split()) & UNNEEDED
+
+
 def test_every_public_name_can_be_imported() -> None:
     for name in pard_onnx.__all__:
         assert getattr(pard_onnx, name) is not None

@@ -282,7 +282,7 @@ def test_interruptions_and_failures(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("pard_onnx.generate_command.load", fail)
+    monkeypatch.setattr("pard_onnx.runtime.pair.load", fail)
     assert main([*options, "--prompt", "a"]) == code
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == (code == 1) and str(error) in err

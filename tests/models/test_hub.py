@@ -58,8 +58,12 @@ def test_the_shipped_pair(monkeypatch, tmp_path):
     monkeypatch.setitem(hub.DEMO, "demo-draft", tmp_path / "absent")
     with pytest.raises(BadInput, match="demo-draft: the shipped pair is not part of this installation"):
         resolve_checkpoint("demo-draft")
-    with pytest.raises(BadInput, match=r"demo-draft: is a checkpoint; run pard-export --model demo-draft first"):
-        resolve_artifact("demo-draft")
+    with pytest.raises(BadInput, match=r"demo-ar-draft: is a checkpoint; run pard-export --model demo-ar-draft first"):
+        resolve_artifact("demo-ar-draft")
+    assert (resolve_artifact("demo-target"), resolve_artifact("demo-draft")) == (
+        demo.EXPORTED_TARGET,
+        demo.EXPORTED_DRAFT,
+    )
 
 
 def test_local_folders_have_no_revisions(tmp_path):
