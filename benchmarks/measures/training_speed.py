@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from pard_onnx.models.adapt.objective import Pard
 from pard_onnx.models.adapt.packing import PackedSequence, pack_samples
 from pard_onnx.models.adapt.run import optimizer_of
 from pard_onnx.models.adapt.samples import Sample
-from pard_onnx.models.adapt.settings import Attention, Settings
+from pard_onnx.models.adapt.settings import Attention, Precision, Settings
 from pard_onnx.models.adapt.start import Start, start_from
 
 REPLIES = 0.7  # the share of a sample's tokens that are replies
@@ -128,7 +129,8 @@ def measured(start: Start, settings: Settings, samples: Sequence[Sample], repeat
                 step()
                 own.append(perf_counter() - began)
     real = sum(len(one.ids) for one in samples)
-    embedding = start.model.get_input_embeddings().weight.numel()
+    matrix: Any = start.model.get_input_embeddings()
+    embedding = matrix.weight.numel()
     weights = sum(one.numel() for one in start.model.parameters())
     weights -= 0 if start.model.config.tie_word_embeddings else embedding  # a tied one is the head's matrix too
     out = []
@@ -155,7 +157,7 @@ def main() -> None:
     start.model.train()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.nn.Module.to(start.model, device)
-    precision = "bf16" if arguments.bf16 else "fp32"
+    precision: Precision = "bf16" if arguments.bf16 else "fp32"
     settings = Settings(draft_length=arguments.draft_length, sequence_tokens=arguments.tokens, precision=precision)
     samples = samples_of(arguments.samples, arguments.tokens)
     rows = measured(start, settings, samples, arguments.repeats)

@@ -144,7 +144,8 @@ def packed_rounds(ids: Ids, mask_id: int) -> PackedSequence:
     segments = np.concatenate([np.zeros(len(ids), np.int64), np.repeat(np.arange(1, DRAFTS), len(asked))])
     positions = bases + segments
     labels = np.append(ids, IGNORE)[positions + 1]
-    return PackedSequence(np.where(segments == 0, ids[bases], mask_id), positions, labels, segments, bases)
+    packed_ids = np.where(segments == 0, ids[bases], mask_id)
+    return PackedSequence(packed_ids, positions, labels, segments, bases, np.zeros_like(bases))
 
 
 def _in_chunks(wanted: Ids, masks: Ids, logits: NDArray[np.float32], order: Ids) -> Iterator[TextRows]:

@@ -158,7 +158,8 @@ def _spans(values: Tensor, spans: tuple[slice, ...]) -> Tensor:
 @cache
 def _flex(compiled: bool) -> Callable[..., Any]:
     """flex_attention; without compilation it computes the whole matrix, for tests on a CPU."""
-    return torch.compile(flex_attention) if compiled else flex_attention
+    function: Any = flex_attention
+    return torch.compile(function) if compiled else function
 
 
 def chosen_form(form: Attention, device: torch.device) -> Attention:

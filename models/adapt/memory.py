@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -76,7 +77,8 @@ def _estimate(
 ) -> Estimate:
     config = model.config.get_text_config()
     parameters = sum(one.numel() for one in model.parameters())
-    frozen = model.get_input_embeddings().weight.numel() if settings.freeze_embedding else 0
+    embedding: Any = model.get_input_embeddings()
+    frozen = embedding.weight.numel() if settings.freeze_embedding else 0
     trained = 4 * (parameters - frozen)
     tokens = packed_tokens(settings)
     size = 2 if uses_bf16(settings, device) else 4
@@ -130,7 +132,8 @@ def _changes(settings: Settings) -> Iterator[tuple[str, Settings]]:
         now = getattr(settings, name)
         if now == value or (name == "attention" and now != "dense") or (name == "sequence_tokens" and now <= value):
             continue
-        settings = replace(settings, **{name: value})
+        changed: Any = {name: value}
+        settings = replace(settings, **changed)
         names = [one for one in names if not (name == "sequence_tokens" and one.startswith("--sequence"))]
         names.append(option)
         yield " ".join(names), settings

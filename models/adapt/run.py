@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from .attention import with_packed_attention
 from .checkpoints import Checkpoints
 from .mask_row import frozen_embedding
 from .memory import require_room, uses_bf16
-from .objective import Pard, objective
+from .objective import Pard, Pard2, objective
 from .order import TrainingOrder
 from .outcome import Outcome, Point, StepSums, TrainingState
 from .packing import PackedSequence, pack_samples
@@ -75,7 +76,8 @@ def adapt(
             report = stack.enter_context(shown_progress()) if run.accelerator.is_main_process else no_report
         outcome = run.to_end(report)
         if settings.recompute:
-            start.model.activation_checkpointing_disable()
+            untyped: Any = start.model  # without types of its own
+            untyped.activation_checkpointing_disable()
     return outcome
 
 
@@ -122,7 +124,7 @@ class Training:
         order = TrainingOrder(training, settings, start.mask_id, sequences)
         if target is not None:
             nn.Module.to(target, accelerator.device)
-            target.eval().requires_grad_(False)
+            nn.Module.eval(target).requires_grad_(False)
         found = objective(settings, accelerator.device, target)
         if settings.recompute:
             start.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -250,7 +252,8 @@ class Training:
     def _projection(self, net: FeatureDraft) -> Path:
         """Write PARD-2's projection, and its facts to the draft's config."""
         path = self.checkpoints.folder / PROJECTION
-        layers = list(self.objective.layers)  # type: ignore[attr-defined] - a FeatureDraft is PARD-2's
+        assert isinstance(self.objective, Pard2)
+        layers = list(self.objective.layers)
         keys = {"pard2": True, "pard2_scale": net.scale, "pard2_proj_bias": False, "pard2_target_layers": layers}
         net.draft.config.update({"spd_type": "pard2", "pard2_target_dim": net.target_proj.in_features, **keys})
         if self.accelerator.is_main_process:
@@ -262,7 +265,8 @@ class Training:
 
 def optimizer_of(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     """AdamW; the weights of norms, biases and embeddings do not decay."""
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, one in net.named_parameters():
         if one.requires_grad:
             (decayed if one.ndim == 2 and "embed" not in name and "lm_head" not in name else others).append(one)
