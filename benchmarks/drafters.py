@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from pard_onnx.models.checks import AUTO
 from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.decoding.draft_mode import AUTO_MODE, DEPENDENT, INDEPENDENT, DraftMode
-from pard_onnx.runtime.options import AUTO
 from pard_onnx.runtime.pair import Pair, load
 
 from .trial import OWN, PLAIN, REFERENCE, Way, pard_way

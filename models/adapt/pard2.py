@@ -83,7 +83,8 @@ def whitening_of(features: Tensor, floor: float = 1e-3) -> Tensor:
     flat = flat / sizes
     values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
     roots = (values.clamp_min(0) + floor * values.mean()).rsqrt()
-    return ((vectors * roots) @ vectors.T / sizes[:, None]).float()
+    matrix: Tensor = (vectors * roots) @ vectors.T / sizes[:, None]
+    return matrix.float()
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,9 @@ class Pard2Recipe(TrainingRecipe):
         return Tokenizer.from_file(str(demo.TARGET / "tokenizer.json"))
 
     def target(self, schedule: Schedule | None = None) -> Qwen2ForCausalLM:
-        return shipped(demo.TARGET).eval().requires_grad_(False)
+        net = shipped(demo.TARGET)
+        nn.Module.eval(net).requires_grad_(False)
+        return net
 
     def replies(self, total: int = 400_000, rows: int = 128, prompt: int = 64, new: int = 192) -> Ids:
         return TrainingRecipe.replies(self, total, rows, prompt, new)  # `super` knows no dataclass with slots
@@ -96,6 +98,7 @@ class Pard2Recipe(TrainingRecipe):
     def publish(self, folder: Path) -> None:
         """Write the draft as a checkpoint in the form of AMD's."""
         net = self.pard2_draft()
+        assert isinstance(net.draft, Qwen2ForCausalLM)
         keys = {"pard2": True, "pard2_scale": SCALE, "pard2_proj_bias": False, "pard2_target_layers": list(LAYERS)}
         net.draft.config.update({"spd_type": "pard2", "pard2_target_dim": net.target_proj.in_features, **keys})
         save(net.draft, folder)
