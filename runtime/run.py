@@ -6,15 +6,17 @@ from collections.abc import Callable, Generator
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Generic, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
-from .decoding.draft_mode import Columns
 from .decoding.loop import FinishReason, Halted, Step
 from .model import SessionLock
 from .sequence import Sequence
 from .sessions.kv_cache import KvCache
 from .sessions.session import AnySession, BeforeStep, DraftSession, Features, Floats, Ids, Rows, TargetSession
 from .turns import Abandoned, Ticket, Turns, never
+
+if TYPE_CHECKING:
+    from .decoding.draft_mode import Columns
 
 
 class Source(Protocol):

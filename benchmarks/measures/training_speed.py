@@ -170,7 +170,7 @@ def main() -> None:
     Console().print(table)
     if arguments.json:
         found = {"title": title, "rows": [{name: getattr(row, name) for name in Row.__slots__} for row in rows]}
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

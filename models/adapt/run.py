@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ class Training:
     def to_end(self, report: Reporter) -> Outcome:
         """Train from the last checkpoint to the end, and give the network its best weights."""
         state, steps = self.checkpoints.resume(), self.order.steps
-        before = replace(state)
+        before = copy(state)
         while state.step < steps and state.patience_used < self.settings.patience:
             state = self._step(state, steps)
             ends = state.step == steps

@@ -142,7 +142,7 @@ def write_samples(folder: Path, samples: Iterable[tuple[int, Sample]], counts: C
         (partial / ENDS).write_bytes(ends.tobytes())
         (partial / SOURCES).write_bytes(sources.tobytes())
         facts = SampleFacts(counts.documents, len(ends), tokens, replies, counts.cut, counts.unused)
-        (partial / FACTS).write_text(json.dumps(asdict(facts)) + "\n", encoding="utf-8")
+        (partial / FACTS).write_text(json.dumps(asdict(facts)) + "\n", encoding="utf-8", newline="\n")
 
 
 def _mapped(path: Path, kind: type[Any]) -> NDArray[Any]:

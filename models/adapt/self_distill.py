@@ -71,7 +71,7 @@ class Distiller:
         """Write what the file does not have yet. Raises BadInput, naming a document's place, and OSError."""
         done = self._whole_lines()
         progress(STAGE, done, len(documents))
-        with self.file.open("a", encoding="utf-8") as file:
+        with self.file.open("a", encoding="utf-8", newline="\n") as file:
             for number in range(done, len(documents)):
                 try:
                     record = self._record(number, documents[number])

@@ -8,17 +8,19 @@ trained to propose better with them. "auto" therefore reads them wherever the ta
 from __future__ import annotations
 
 import warnings
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Literal
 
 from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadArtifact, BadInput, PardWarning, shown
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.spec import TargetFeatures
 
-Columns = slice | NDArray[np.intp]  # of an array, as an index
+if TYPE_CHECKING:  # a command's options import this module, and numpy takes longer than their help
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Columns = slice | NDArray[np.intp]  # of an array, as an index
+
 DraftMode = Literal["auto", "target-dependent", "target-independent"]
 AUTO_MODE: DraftMode = "auto"
 DEPENDENT: DraftMode = "target-dependent"
@@ -71,6 +73,8 @@ def columns_to_read(features: TargetFeatures, target: Manifest) -> Columns | Non
 
     A target may give more layers than the draft reads, and in another order: it may serve several drafts.
     """
+    import numpy as np
+
     given, hidden = target.feature_layers, target.spec.hidden
     layers = features.layers_of(target.spec.layers)
     if layers == given:

@@ -232,6 +232,7 @@ def test_a_missing_package_is_one_line(
     assert 'transformers is not installed; run: pip install "pard-onnx[cpu,adapt]"' in shown
 
 
+@pytest.mark.slow
 def test_replies_of_the_target_itself(
     trainer: Trainer, demo_folder: Callable[[str, str], Path], tmp_path: Path
 ) -> None:

@@ -37,7 +37,10 @@ def test_nothing_heavy_is_imported_before_the_handlers_are_set(module: str) -> N
 
 # With none of these, --help takes some 0.2 seconds; each of them takes from 0.03 seconds to several
 UNNEEDED = {"rich", "jinja2", "huggingface_hub", "onnxruntime", "torch", "transformers", "onnx", "matplotlib", "ray"}
-WITH_NUMPY = ("export", "quantize", "bench", "models", "deploy")  # the parts of export and benchmarks compute with it
+NEEDED = {  # the parts of export and benchmarks compute with numpy; those of the training render chats
+    **{command: {"numpy"} for command in ("export", "quantize", "bench", "models", "deploy")},
+    "adapt": {"numpy", "jinja2", "rich"},
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -50,7 +53,7 @@ def test_help_imports_nothing_that_only_the_work_needs(command: str) -> None:
     assert done.stdout.startswith(f"usage: pard-{command} ")
     loaded = set(done.stderr.split())
     assert "pard_onnx.cli" in loaded
-    assert not loaded & (UNNEEDED if command in WITH_NUMPY else UNNEEDED | {"numpy"})
+    assert not loaded & ((UNNEEDED | {"numpy"}) - NEEDED.get(command, set()))
 
 
 def test_load_is_imported_without_what_a_model_or_a_chat_brings() -> None:

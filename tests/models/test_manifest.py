@@ -261,7 +261,7 @@ FEATURES = TargetFeatures((-1, -2), 128)
         ({"role": "target", "feature_layers": (-1, -1)}, "feature_layers has -1 twice"),
         ({"features": replace(FEATURES, width=0)}, "spec.pard.features.width is 0"),
         ({"features": replace(FEATURES, width=1 << 40)}, "spec.pard.features.width is 1099511627776"),
-        ({"features": replace(FEATURES, layers=(-1, 1))}, "spec.pard.features.layers is 1"),
+        ({"features": replace(FEATURES, layers=(-1, 1 << 40))}, "spec.pard.features.layers is 1099511627776"),
         ({"features": replace(FEATURES, layers=())}, "spec.pard.features has 0 layers"),
         ({"features": replace(FEATURES, width=127)}, "spec.pard.features has 2 layers, and the width 127"),
         ({"features": replace(FEATURES, scale=-1.0)}, "spec.pard.features.scale is -1.0"),

@@ -159,7 +159,10 @@ def test_templates_that_mark_replies_are_read_as_transformers_reads_them(
     )
     (found,) = samples(folder, template, messages)
     assert found.ids.tolist() == wanted["input_ids"]
-    assert found.replies.tolist() == [bool(one) for one in wanted["assistant_masks"]]
+    # Of a last character that is several tokens, transformers marks the first one alone.
+    marked = [bool(one) for one in wanted["assistant_masks"]]
+    others = [at for at, one in enumerate(found.replies.tolist()) if one != marked[at]]
+    assert all(found.replies[at] and "\ufffd" in reference.decode([found.ids[at]]) for at in others)
 
 
 @settings(max_examples=40)
