@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,14 +20,11 @@ from pard_onnx.cli import (
     add_providers,
     add_revisions,
     exit_code,
-    exported_demo_model,
     load_arguments,
     models_of,
     revision_arguments,
 )
-from pard_onnx.models.atomic import exclusive
-from pard_onnx.models.cache_folder import private_folder
-from pard_onnx.models.errors import BadInput, Failure, shown
+from pard_onnx.models.errors import BadInput
 from pard_onnx.models.library import Library
 
 if TYPE_CHECKING:
@@ -170,19 +166,11 @@ def chosen(options: argparse.Namespace) -> tuple[Library | None, Source | None]:
 
 
 def demo_source() -> Source:
-    """The pair that ships, which is exported once, to the cache."""
+    """The pair that ships."""
+    from pard_onnx.models import demo
     from pard_onnx.serve.sources import named_source
 
-    folder = private_folder(f"demo-{version('pard-onnx')}")
-    if folder is None:
-        raise Failure("the cache folder cannot be used for the exported demo pair; name one in PARD_ONNX_CACHE")
-    try:
-        with exclusive(folder / ".lock"):
-            target = exported_demo_model("demo-target", folder, "int4")
-            draft = exported_demo_model("demo-draft", folder, "int8")
-    except BlockingIOError:
-        raise Failure(f"another process exports the demo pair to {shown(str(folder))} now; wait for it") from None
-    return replace(named_source(str(target), str(draft), DEMO), must_fit=True)
+    return replace(named_source(str(demo.EXPORTED_TARGET), str(demo.EXPORTED_DRAFT), DEMO), must_fit=True)
 
 
 def write_log(settings: Settings) -> None:
