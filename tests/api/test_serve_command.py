@@ -17,7 +17,8 @@ pytest.importorskip("uvicorn")
 
 import httpx
 
-from pard_onnx.serve_command import main, size
+from pard_onnx.models import demo
+from pard_onnx.serve_command import DEMO, demo_source, main, size
 
 Capture = pytest.CaptureFixture[str]
 
@@ -99,3 +100,9 @@ def test_a_server_starts_and_ends(demo_folder: Callable[[str, str], Path], numbe
         assert rest[-1] == "data: [DONE]"
         assert process.wait(20) == code
         assert process.stderr.read() == ""
+
+
+def test_without_a_model_the_shipped_pair_is_served_without_an_export() -> None:
+    source = demo_source()
+    assert source.target == str(demo.EXPORTED_TARGET) and source.drafts == (str(demo.EXPORTED_DRAFT),)
+    assert source.name == DEMO and source.must_fit
