@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -21,12 +21,12 @@ from pard_onnx.cli import (
     Parser,
     add_template_arguments,
     exit_code,
-    export_job,
+    exported_once,
+    extra,
     printable,
     stages,
     template_arguments,
 )
-from pard_onnx.export.job import Job
 from pard_onnx.models.adapt.documents import DataSet, Document, open_data
 from pard_onnx.models.adapt.encoding import Encoder
 from pard_onnx.models.adapt.samples import Counts, Sample, SampleStore, write_samples
@@ -42,7 +42,6 @@ from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
 from pard_onnx.models.manifest import FILE_NAME as MANIFEST
 from pard_onnx.models.manifest import Source
 from pard_onnx.models.precision import Precision
-from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
 from pard_onnx.runtime.model import other_tokenizer
 from pard_onnx.runtime.pair import Pair, load
 from pard_onnx.runtime.text.tokenizer import Text, first_difference
@@ -154,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     require_sense(options)
     settings = settings_of(options)
-    with adapt_extra():
+    with extra("adapt"):
         plan = planned(options)
     if options.dry_run:
         with tempfile.TemporaryDirectory() as scratch:
@@ -196,17 +195,6 @@ def require_sense(options: argparse.Namespace) -> None:
 def settings_of(options: argparse.Namespace) -> Settings:
     given = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
     return Settings(method=options.method, **given)
-
-
-@contextmanager
-def adapt_extra() -> Iterator[None]:
-    """BadInput, naming the command that installs it, for an import in the body that the adapt extra would bring."""
-    try:
-        yield
-    except ImportError as error:
-        if is_out_of_memory(error):
-            raise out_of_memory(error) from error
-        raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,adapt]"') from error
 
 
 def main_process_first() -> Any:
@@ -393,11 +381,7 @@ def exported_target(plan: Plan, work: Path) -> str:
         return str(plan.options.exported)
     assert plan.target is not None and plan.target_source is not None
     output = work / f"target-{WRITER_PRECISION}-{writer_key(plan)[:8]}"
-    recover(output)
-    if not output.exists():
-        print(f"exporting {plan.target_source.model} to {WRITER_PRECISION}", file=sys.stderr)
-        export_job(Job(plan.target, plan.target_source, output, WRITER_PRECISION))
-    return str(output)
+    return str(exported_once(plan.target, plan.target_source, output, WRITER_PRECISION))
 
 
 def written(pair: Pair, options: argparse.Namespace, prompt: Sequence[int], seed: int) -> Reply:
@@ -424,7 +408,7 @@ def end_of_reply(text: Text, eos_ids: Sequence[int]) -> int | None:
 
 def train(plan: Plan, settings: Settings, store: SampleStore) -> None:
     """Train the draft, and write its folder, its card and what to do with it."""
-    with adapt_extra():
+    with extra("adapt"):
         from pard_onnx.models.adapt.card import write_card
         from pard_onnx.models.adapt.draft_folder import write_draft
         from pard_onnx.models.adapt.run import adapt

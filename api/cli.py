@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # with what a command runs by, and with rich, --help would ta
     from rich import progress as rich_progress
 
     from pard_onnx.export.job import Job
-    from pard_onnx.models.manifest import Manifest
+    from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+    from pard_onnx.models.manifest import Manifest, Source
     from pard_onnx.models.precision import Precision
     from pard_onnx.runtime.pair import Pair
     from pard_onnx.runtime.result import Chunk, Result
@@ -188,35 +189,33 @@ def export_job(job: Job) -> Manifest:
     onnx_ir is imported here and torch while exporting, both after the checks that need neither: the imports take
     seconds, and bad input is refused at once.
     """
-    with export_extra():
+    with extra("export"):
         from pard_onnx.export.exporter import export
     with stages() as progress:
         return export(job, progress)
 
 
 @contextmanager
-def export_extra() -> Iterator[None]:
-    """BadInput, naming the command that installs it, for an import in the body that the export extra would bring."""
+def extra(name: str) -> Iterator[None]:
+    """BadInput, naming the command that installs it, for an import in the body that this extra would bring."""
     try:
         yield
     except ImportError as error:
         if is_out_of_memory(error):
             raise out_of_memory(error) from error
-        raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
+        if not error.name or error.name.startswith("pard_onnx"):
+            raise
+        raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,{name}]"') from error
 
 
-def exported_demo_model(name: str, parent: Path, precision: Precision) -> Path:
-    """The exported folder of a shipped model in `parent`; exported now if it does not exist."""
-    output = parent / f"{name}-{precision}"
+def exported_once(checkpoint: Checkpoint, source: Source, output: Path, precision: Precision) -> Path:
+    """The folder `output`, to which the checkpoint is exported now if it does not exist."""
     recover(output)
     if not output.exists():
         from pard_onnx.export.job import Job  # imported late, as most commands do not export
-        from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-        from pard_onnx.models.hub import resolve_checkpoint
 
-        folder, source = resolve_checkpoint(name)
-        print(f"exporting {name} to {precision}", file=sys.stderr)
-        export_job(Job(Checkpoint.open(folder), source, output, precision))
+        print(f"exporting {source.model} to {precision}", file=sys.stderr)
+        export_job(Job(checkpoint, source, output, precision))
     return output
 
 

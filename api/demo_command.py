@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pard_onnx.cli import Parser, exit_code, exported_demo_model, whole_or_auto
+from pard_onnx.cli import Parser, exit_code, exported_once, whole_or_auto
 from pard_onnx.models import demo
 from pard_onnx.models.checks import AUTO, DRAFT_LIMIT, require_whole
 from pard_onnx.models.errors import Failure
@@ -89,8 +89,17 @@ def folders(options: argparse.Namespace, scratch: Path) -> tuple[Path, Path]:
         ("demo-draft", demo.EXPORTED_DRAFT, options.draft_precision),
     ):
         as_shipped = precision == SHIPPED and options.output is None
-        found.append(shipped if as_shipped else exported_demo_model(name, options.output or scratch, precision))
+        found.append(shipped if as_shipped else exported(name, options.output or scratch, precision))
     return found[0], found[1]
+
+
+def exported(name: str, parent: Path, precision: Precision) -> Path:
+    """The exported folder of a shipped model in `parent`; exported now if it does not exist."""
+    from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+    from pard_onnx.models.hub import resolve_checkpoint
+
+    folder, source = resolve_checkpoint(name)
+    return exported_once(Checkpoint.open(folder), source, parent / f"{name}-{precision}", precision)
 
 
 def compare(pair: Pair, prompt: str, options: argparse.Namespace) -> Run:

@@ -8,8 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from pard_onnx.cli import (
     add_providers,
     add_revisions,
     exit_code,
+    extra,
     load_arguments,
     models_of,
     revision_arguments,
@@ -87,19 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return exit_code(lambda: serve(options))
 
 
-@contextmanager
-def serve_extra() -> Iterator[None]:
-    """BadInput, naming the command that installs it, for an import in the body that the serve extra would bring."""
-    try:
-        yield
-    except ImportError as error:
-        if not error.name or error.name.startswith("pard_onnx"):
-            raise
-        raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,serve]"') from error
-
-
 def serve(options: argparse.Namespace) -> None:
-    with serve_extra():
+    with extra("serve"):
         import asyncio
 
         from pard_onnx.serve.app import create_app

@@ -54,8 +54,7 @@ def measure(
         found = list(walk(right, sample.replies))
         rounds, tokens = rounds + len(found), tokens + sum(found)
         for row in right[right[:, 0] >= 0]:
-            misses = np.flatnonzero(row != 1)
-            hits = int(misses[0]) if len(misses) else length
+            hits = _accepted(row)
             accepted[:hits] += 1
             reached[: hits + (hits < length and row[hits] == 0)] += 1
         shares.append(overlaps[~np.isnan(overlaps).any(axis=1)])
@@ -79,11 +78,15 @@ def walk(right: NDArray[np.int64], replies: NDArray[np.bool_]) -> Iterator[int]:
         if not replies[base + 1]:  # no round begins within a prompt
             base += 1
             continue
-        row = right[base]
-        misses = np.flatnonzero(row != 1)
-        count = int(misses[0]) if len(misses) else len(row)
+        count = _accepted(right[base])
         yield count + _goes_on(base + count + 1, replies)
         base += count + 1
+
+
+def _accepted(row: NDArray[np.int64]) -> int:
+    """The drafts before the first one that is not the text's token; row: of `right` in `walk`."""
+    misses = np.flatnonzero(row != 1)
+    return int(misses[0]) if len(misses) else len(row)
 
 
 def _goes_on(place: int, replies: NDArray[np.bool_]) -> bool:

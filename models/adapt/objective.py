@@ -17,8 +17,6 @@ from .attention import Plan, chosen_form, padded
 from .packing import IGNORE, PackedSequence
 from .settings import Settings
 
-WITHOUT_FEATURES = 0.1  # the share of PARD-2's sequences that are read without features
-
 
 @dataclass(frozen=True, slots=True)
 class Losses:
@@ -83,7 +81,7 @@ class Pard2(Pard):
         positions, bases = (torch.from_numpy(one)[None].to(self.device) for one in text_places(packed))
         features = pard2.packed_features(read, bases)
         # Which sequences are read without features depends on their tokens alone, so that a resumed run is exact
-        if training and np.random.default_rng(int(packed.ids.sum())).random() < WITHOUT_FEATURES:
+        if training and np.random.default_rng(int(packed.ids.sum())).random() < pard2.WITHOUT_FEATURES:
             features = torch.zeros_like(features)
         if self.form == "flex":
             count = len(packed.ids)

@@ -8,6 +8,7 @@ that the same weights are also a draft that reads tokens alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, pad
 from transformers import PreTrainedModel
 
 from .packing import IGNORE
+
+WITHOUT_FEATURES = 0.1  # the share of sequences that are read without features
 
 
 class FeatureDraft(nn.Module):
@@ -68,6 +71,17 @@ class FeatureDraft(nn.Module):
         if self.whitening is not None:
             weight = weight @ self.whitening.T
         return weight * (self.scale / scale)
+
+    def facts(self, layers: Sequence[int], scale: float) -> dict[str, object]:
+        """What the config of a checkpoint says. layers: of the target; scale: as of `projection`."""
+        return {
+            "spd_type": "pard2",
+            "pard2": True,
+            "pard2_scale": scale,
+            "pard2_proj_bias": False,
+            "pard2_target_layers": list(layers),
+            "pard2_target_dim": self.target_proj.in_features,
+        }
 
 
 @torch.no_grad()

@@ -254,9 +254,7 @@ class Training:
         """Write PARD-2's projection, and its facts to the draft's config."""
         path = self.checkpoints.folder / PROJECTION
         assert isinstance(self.objective, Pard2)
-        layers = list(self.objective.layers)
-        keys = {"pard2": True, "pard2_scale": net.scale, "pard2_proj_bias": False, "pard2_target_layers": layers}
-        net.draft.config.update({"spd_type": "pard2", "pard2_target_dim": net.target_proj.in_features, **keys})
+        net.draft.config.update(net.facts(self.objective.layers, net.scale))
         if self.accelerator.is_main_process:
             weight = net.projection(net.scale).cpu().contiguous()
             with atomic_file(path) as file:

@@ -31,7 +31,6 @@ SCALE = 0.02  # of the projection, as published
 # The same while it is trained: the first steps are noise, which must be small beside embeddings.
 GAIN = 0.1
 DROP = Drop(segments=16, ratio=0.7, floor=0.1)
-WITHOUT_FEATURES = 0.1  # the share of sequences that are read without features
 SCHEDULE = Schedule(steps=1200, rate=1e-3)
 
 
@@ -59,7 +58,7 @@ def packed_batch(target: Qwen2ForCausalLM, windows: Ids, step: int, drop: Drop =
     visible = np.stack([packed.mask() for packed in packs])[:, None]
     mask = torch.from_numpy(np.where(visible, np.float32(0), np.float32("-inf"))).to(DEVICE)
     reading = pard2.read_target(target, torch.from_numpy(windows).to(DEVICE), LAYERS)
-    read = torch.from_numpy(rng.random(len(windows)) >= WITHOUT_FEATURES).to(DEVICE)
+    read = torch.from_numpy(rng.random(len(windows)) >= pard2.WITHOUT_FEATURES).to(DEVICE)
     features = pard2.packed_features(reading, bases) * read[:, None, None]
     return PackedBatch(ids, positions, labels, bases, mask, features, reading)
 
@@ -99,8 +98,7 @@ class Pard2Recipe(TrainingRecipe):
         """Write the draft as a checkpoint in the form of AMD's."""
         net = self.pard2_draft()
         assert isinstance(net.draft, Qwen2ForCausalLM)
-        keys = {"pard2": True, "pard2_scale": SCALE, "pard2_proj_bias": False, "pard2_target_layers": list(LAYERS)}
-        net.draft.config.update({"spd_type": "pard2", "pard2_target_dim": net.target_proj.in_features, **keys})
+        net.draft.config.update(net.facts(LAYERS, SCALE))
         save(net.draft, folder)
         tokenizer.save(self.tokenizer(), folder)
         projection = folder / "pard_warp_model" / "model.safetensors"

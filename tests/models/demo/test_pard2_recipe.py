@@ -25,7 +25,7 @@ def stage(tmp_path, monkeypatch):
 
 def test_a_batch_reads_features_but_for_some_sequences(stage, monkeypatch):
     target, windows = stage.target(), np.random.default_rng(1).integers(0, 2000, (4, 20))
-    monkeypatch.setattr(pard2_recipe, "WITHOUT_FEATURES", 0.5)
+    monkeypatch.setattr(pard2_recipe.pard2, "WITHOUT_FEATURES", 0.5)
     batches = [pard2_recipe.packed_batch(target, windows, step, Drop(3, 0.5, 0.2)) for step in (0, 0, 1, 2, 3)]
     assert batches[0].features.equal(batches[1].features) and batches[0].positions.equal(batches[1].positions)
     assert not batches[0].positions.equal(batches[2].positions)
