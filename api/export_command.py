@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     out = Parser(prog="pard-export", description="Export a checkpoint for ONNX Runtime.")
-    shipped = "demo-target, demo-draft or demo-ar-draft"
+    shipped = "demo-target, demo-draft, demo-pard2-draft or demo-ar-draft"
     add_model(out, f"a hub id, a checkpoint folder, a GGUF file (on the hub: org/name/file.gguf), {shipped}")
     out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-PRECISION in the current folder")
     own = f"the device's ({DEFAULT_PRECISION} on cpu)"

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     out = Parser(prog="pard-quantize", description="Quantize a model by a named recipe, or compare quantized ones.")
-    model = "a checkpoint folder, a GGUF file, a hub id, demo-target, demo-draft, demo-ar-draft; or an export in floats"
+    shipped = "demo-target, demo-draft, demo-pard2-draft, demo-ar-draft"
+    model = f"a checkpoint folder, a GGUF file, a hub id, {shipped}; or an export in floats"
     add_model(out, model)
     add_quantization(out)
     out.add_argument("--output", type=Path, metavar="DIR", help="default: NAME-RECIPE in the current folder")

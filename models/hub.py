@@ -28,7 +28,12 @@ from .system_errors import STOPS, write_error
 
 LOG = logger(__name__)
 EXPORTED_DEMO = {"demo-target": demo.EXPORTED_TARGET, "demo-draft": demo.EXPORTED_DRAFT}  # as the CPU runs them
-DEMO = {"demo-target": demo.TARGET, "demo-draft": demo.DRAFT, "demo-ar-draft": demo.AR_DRAFT}
+DEMO = {
+    "demo-target": demo.TARGET,
+    "demo-draft": demo.DRAFT,
+    "demo-pard2-draft": demo.PARD2_DRAFT,
+    "demo-ar-draft": demo.AR_DRAFT,
+}
 HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?<![.-])", re.ASCII)
 # No pickles but the one of PARD-2 drafts, which a reader of this package's own reads (checkpoints.torch_file)
 CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "warp_model.bin"]

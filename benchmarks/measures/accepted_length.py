@@ -4,8 +4,7 @@
         [--pard2 MODEL]
 
 The prompts are documented functions of the standard library's held-out modules, which the pair was not trained on, up
-to and including their docstrings. A mean is over all rounds of all prompts. --pard2 adds a PARD-2
-draft of the shipped target in both modes.
+to and including their docstrings. A mean is over all rounds of all prompts. The PARD-2 draft is measured in both modes.
 """
 
 from __future__ import annotations
@@ -47,12 +46,9 @@ class Drafting:
     mode: DraftMode = "auto"
 
 
-def draftings(pard2: str | None) -> list[Drafting]:
-    pard = Drafting("PARD", "demo-draft")
-    if pard2 is None:
-        return [pard]
+def draftings(pard2: str) -> list[Drafting]:
     return [
-        pard,
+        Drafting("PARD", "demo-draft"),
         Drafting("PARD-2, target-independent", pard2, "target-independent"),
         Drafting("PARD-2, target-dependent", pard2, "target-dependent"),
     ]
@@ -71,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--draft-precision", choices=PRECISIONS, default="fp32")
-    parser.add_argument("--pard2", metavar="MODEL", help="a checkpoint")
+    parser.add_argument("--pard2", metavar="MODEL", default="demo-pard2-draft", help="a PARD-2 checkpoint")
     parser.add_argument("--lengths", type=int, nargs="+", default=[4, 8, 12])
     parser.add_argument("--prompts", type=int, default=40)
     parser.add_argument("--max-new-tokens", type=int, default=128)
@@ -80,7 +76,7 @@ def main() -> None:
     heads, rows = prompts(options.prompts), {}
     with tempfile.TemporaryDirectory() as scratch:
         parent = Path(scratch)
-        pard = Checkpoint.open(resolve_checkpoint(options.pard2)[0]).spec.pard if options.pard2 else None
+        pard = Checkpoint.open(resolve_checkpoint(options.pard2)[0]).spec.pard
         layers = pard.features.layers if pard and pard.features else ()
         target = exported(parent, "demo-target", options.precision, layers)
         for one in draftings(options.pard2):

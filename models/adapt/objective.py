@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from . import pard2
 from .attention import Plan, chosen_form, padded
 from .packing import IGNORE, PackedSequence
 from .settings import Settings
+
+GAIN = 0.5  # the scale of PARD-2's projection while it is trained, in root mean squares of the embedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,22 @@ class Pard2(Pard):
         super().__init__(settings, device)
         self.target, self.layers = target, feature_layers(target.config.num_hidden_layers)
 
-    def network(self, draft: PreTrainedModel) -> nn.Module:
-        return pard2.FeatureDraft(draft, len(self.layers) * self.target.config.hidden_size)
+    def network(self, draft: PreTrainedModel, whitening: Tensor | None = None) -> nn.Module:
+        """whitening: of the target's features, one part for each layer; None: they are read as they are."""
+        embedding: Any = draft.get_input_embeddings()
+        # The first steps of a new projection are noise, which must be small beside embeddings
+        size = float(embedding.weight.detach().float().square().mean().sqrt())
+        gain = GAIN * size * float(getattr(embedding, "embed_scale", 1.0))
+        return pard2.FeatureDraft(draft, len(self.layers) * self.target.config.hidden_size, gain, whitening)
+
+    def whitening(self, sequences: Iterable[PackedSequence]) -> Tensor:
+        """The whitening of the features that the target has in some sequences."""
+        total, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        for packed in sequences:
+            features = reading(self.target, packed, self.layers, self.device).features
+            total = total + pard2.moments(features, len(self.layers))
+            count += features[..., 0].numel()
+        return pard2.whitening_of(total / count)
 
     def logits(self, net: nn.Module, packed: PackedSequence, rows: Tensor, training: bool) -> tuple[Tensor, Any]:
         read = reading(self.target, packed, self.layers, self.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,16 @@ class TrainingOrder:
         rng = np.random.default_rng((self._settings.seed, step, sequence))
         samples = [self._samples[int(number)] for number in group]
         return pack_samples([(one.ids, one.replies) for one in samples], self._mask_id, self._settings.drop, rng)
+
+    def first(self, tokens: int) -> Iterator[PackedSequence]:
+        """Sequences from the first one on, until they have so many real tokens, or all samples were there once."""
+        last = self._end(1)
+        for number in range(last):
+            packed = self.packed(*divmod(number, self._sequences))
+            yield packed
+            tokens -= int(np.count_nonzero(packed.segments == 0))
+            if tokens <= 0:
+                return
 
     def _group(self, number: int) -> NDArray[np.int64]:
         while number >= self._ends[-1]:

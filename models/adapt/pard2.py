@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from .packing import IGNORE
 
 WITHOUT_FEATURES = 0.1  # the share of sequences that are read without features
+SCALE = 0.02  # of the projection in a checkpoint, as published
 
 
 class FeatureDraft(nn.Module):
@@ -29,20 +30,19 @@ class FeatureDraft(nn.Module):
     learned is a projection of the whitened ones, and the two matrices are one after training (`projection`).
     """
 
-    whitening: Tensor | None
-
     def __init__(
-        self, draft: PreTrainedModel, width: int, scale: float = 0.02, whitening: Tensor | None = None
+        self, draft: PreTrainedModel, width: int, scale: float = SCALE, whitening: Tensor | None = None
     ) -> None:
         """width: columns of a feature, that is layers times the target's hidden size. scale: of the projection.
 
-        whitening: of features, [width, width] (`whitening_of`); None: they are read as they are.
+        whitening: of features (`whitening_of`); None: they are read as they are.
         """
         super().__init__()
         self.draft = draft
         self.scale = scale
         self.target_proj = nn.Linear(width, draft.config.hidden_size, bias=False, device=draft.device)
-        self.register_buffer("whitening", whitening, persistent=False)
+        # No buffer: several processes would send it to one another at each step
+        self.whitening = None if whitening is None else whitening.to(draft.device)
         nn.init.zeros_(self.target_proj.weight)
 
     def forward(
@@ -57,7 +57,7 @@ class FeatureDraft(nn.Module):
         embeddings = self.draft.get_input_embeddings()(ids)
         if features is not None:
             if self.whitening is not None:
-                features = features.float() @ self.whitening
+                features = whitened(features, self.whitening)
             embeddings = embeddings + self.scale * self.target_proj(features)
         inputs = {"inputs_embeds": embeddings, "position_ids": positions, "attention_mask": mask, "use_cache": False}
         found = self.draft(**inputs, **options)
@@ -65,14 +65,14 @@ class FeatureDraft(nn.Module):
         return logits
 
     @torch.no_grad()
-    def projection(self, scale: float) -> Tensor:
+    def projection(self, scale: float = SCALE) -> Tensor:
         """What a checkpoint holds: `scale` times this matrix [hidden, width] projects features as they are."""
         weight = self.target_proj.weight.float()
         if self.whitening is not None:
-            weight = weight @ self.whitening.T
+            weight = whitened(weight, self.whitening.transpose(1, 2))
         return weight * (self.scale / scale)
 
-    def facts(self, layers: Sequence[int], scale: float) -> dict[str, object]:
+    def facts(self, layers: Sequence[int], scale: float = SCALE) -> dict[str, object]:
         """What the config of a checkpoint says. layers: of the target; scale: as of `projection`."""
         return {
             "spd_type": "pard2",
@@ -84,21 +84,34 @@ class FeatureDraft(nn.Module):
         }
 
 
+def whitened(features: Tensor, whitening: Tensor) -> Tensor:
+    """Features [..., width], each part of them times its matrix. whitening: [parts, width / parts, width / parts]."""
+    parts = features.float().unflatten(-1, whitening.shape[:2])
+    return torch.einsum("...pi,pij->...pj", parts, whitening).flatten(-2)
+
+
 @torch.no_grad()
-def whitening_of(features: Tensor, floor: float = 1e-3) -> Tensor:
-    """The matrix [width, width] by which features [..., width] become uncorrelated, of mean square 1.
+def moments(features: Tensor, parts: int = 1) -> Tensor:
+    """The sums of squares and products of features [..., width]: [parts, width / parts, width / parts]."""
+    flat = features.flatten(0, -2).double().unflatten(-1, (parts, -1))
+    return torch.einsum("npi,npj->pij", flat, flat)
+
+
+@torch.no_grad()
+def whitening_of(moments: Tensor, floor: float = 1e-3) -> Tensor:
+    """The matrices by which features become uncorrelated in each of their parts, of mean square 1.
 
     Columns are first divided by their root mean square, since layers differ in size. floor: directions with a smaller
     share of the mean variance than this are not enlarged further; they hold little but what a quantized target rounds
     otherwise.
+
+    moments: of n features, divided by n. The result has the same shape: [parts, width / parts, width / parts].
     """
-    flat = features.flatten(0, -2).double()
-    sizes = flat.square().mean(0).sqrt().clamp_min(1e-6)
-    flat = flat / sizes
-    values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
-    roots = (values.clamp_min(0) + floor * values.mean()).rsqrt()
-    matrix: Tensor = (vectors * roots) @ vectors.T / sizes[:, None]
-    return matrix.float()
+    sizes = moments.diagonal(dim1=1, dim2=2).sqrt().clamp_min(1e-6)
+    values, vectors = torch.linalg.eigh(moments / sizes[:, :, None] / sizes[:, None, :])
+    roots = (values.clamp_min(0) + floor * values.mean(1, keepdim=True)).rsqrt()
+    matrices = (vectors * roots[:, None, :]) @ vectors.transpose(1, 2) / sizes[:, :, None]
+    return matrices.float()
 
 
 @dataclass(frozen=True, slots=True)

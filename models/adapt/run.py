@@ -21,8 +21,8 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
-from safetensors.torch import save
-from torch import nn
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pard_onnx.models.atomic import atomic_file
@@ -43,7 +43,8 @@ from .samples import Sample
 from .settings import FREE, Settings
 from .start import Start
 
-PROJECTION = "target_proj.safetensors"
+PROJECTION, WHITENING = "target_proj.safetensors", "whitening.safetensors"
+WHITENING_TOKENS = 8  # times a feature's columns, for a stable estimate of their products
 BETAS = (0.9, 0.95)
 
 
@@ -130,6 +131,8 @@ class Training:
         if settings.recompute:
             start.model.activation_checkpointing_enable({"use_reentrant": False})
         inner = found.network(start.model)
+        if isinstance(found, Pard2):
+            inner = found.network(start.model, features_whitening(found, order, folder, accelerator))
         inner.train()
         names = [name for name, _ in inner.named_parameters()]
         optimizer = optimizer_of(inner, settings)
@@ -254,12 +257,24 @@ class Training:
         """Write PARD-2's projection, and its facts to the draft's config."""
         path = self.checkpoints.folder / PROJECTION
         assert isinstance(self.objective, Pard2)
-        net.draft.config.update(net.facts(self.objective.layers, net.scale))
+        net.draft.config.update(net.facts(self.objective.layers))
         if self.accelerator.is_main_process:
-            weight = net.projection(net.scale).cpu().contiguous()
+            weight = net.projection().cpu().contiguous()
             with atomic_file(path) as file:
                 file.write(save({"target_proj.weight": weight}, {"format": "pt"}))
         return path
+
+
+def features_whitening(objective: Pard2, order: TrainingOrder, folder: Path, accelerator: Accelerator) -> Tensor:
+    """The whitening of the features in the first sequences of a training, computed once for all of its runs."""
+    path = folder / WHITENING
+    with accelerator.main_process_first():
+        if not path.exists():
+            wanted = WHITENING_TOKENS * objective.target.config.hidden_size
+            found = objective.whitening(order.first(wanted))
+            with atomic_file(path) as file:
+                file.write(save({"whitening": found.cpu().contiguous()}, {"format": "pt"}))
+        return load_file(path)["whitening"].to(accelerator.device)
 
 
 def optimizer_of(net: nn.Module, settings: Settings) -> torch.optim.Optimizer:

@@ -75,13 +75,18 @@ def trainable(folder: Path) -> Checkpoint:
 
     Raises BadCheckpoint.
     """
-    checkpoint = Checkpoint.open(folder).in_floats()
-    if checkpoint.quantization is not None:
+    return in_floats(Checkpoint.open(folder))
+
+
+def in_floats(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint whose weights are floats; raises BadCheckpoint for other integers than those of a GGUF file."""
+    found = checkpoint.in_floats()
+    if found.quantization is not None:
         raise BadCheckpoint(
-            f"{checkpoint.path}: its weights are integers ({checkpoint.quantization.method}), which cannot be trained; "
+            f"{found.path}: its weights are integers ({found.quantization.method}), and a training reads floats; "
             "name the unquantized checkpoint"
         )
-    return checkpoint
+    return found
 
 
 def mask_of(checkpoint: Checkpoint, given: int | None = None) -> MaskToken:
@@ -117,6 +122,7 @@ def loaded_model(checkpoint: Checkpoint, layers: Sequence[int] | None = None) ->
 
     Only the tensors that it needs are read, so that a shallow draft of a large target takes little memory.
     """
+    checkpoint = in_floats(checkpoint)
     spec = checkpoint.spec
     layers = range(spec.layers) if layers is None else layers
     with transformers_refusals(checkpoint.folder):

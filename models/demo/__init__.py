@@ -1,11 +1,12 @@
-"""The models that ship with the package, as Hugging Face checkpoint folders: a target, its PARD draft, and the
-autoregressive draft that the PARD draft was adapted from."""
+"""The models that ship with the package, as Hugging Face checkpoint folders: a target, its PARD draft, the PARD-2 draft
+that was trained on from it, and the autoregressive draft that the PARD draft was adapted from."""
 
 import json
 from pathlib import Path
 
 TARGET = Path(__file__).parent / "target"
 DRAFT = Path(__file__).parent / "draft"
+PARD2_DRAFT = Path(__file__).parent / "pard2-draft"
 AR_DRAFT = Path(__file__).parent / "ar-draft"
 # The pair as pard-export writes it for the CPU in int4, so that it runs without torch; .ci/demo-pair makes it
 EXPORTED_TARGET = Path(__file__).parent / "exported" / "demo-target-int4"

@@ -27,8 +27,7 @@ from . import tokenizer
 from .recipe import DEVICE, MASK_ID, SEED, Ids, TrainingRecipe, save
 
 LAYERS = (-1, -3, -5)  # of the target's six: what the last norm gives, and what layers 4 and 2 leave
-SCALE = 0.02  # of the projection, as published
-# The same while it is trained: the first steps are noise, which must be small beside embeddings.
+# The projection's scale while it is trained: the first steps are noise, which must be small beside embeddings
 GAIN = 0.1
 DROP = Drop(segments=16, ratio=0.7, floor=0.1)
 SCHEDULE = Schedule(steps=1200, rate=1e-3)
@@ -86,7 +85,8 @@ class Pard2Recipe(TrainingRecipe):
     def pard2_draft(self, schedule: Schedule = SCHEDULE, rows: int = 8, length: int = 320) -> pard2.FeatureDraft:
         target, mixed = self.target(), self.mixed(length)
         sample = pard2.read_target(target, torch.from_numpy(mixed(0, 8 * rows)).to(DEVICE), LAYERS).features
-        net = pard2.FeatureDraft(shipped(demo.DRAFT), sample.shape[-1], GAIN, pard2.whitening_of(sample))
+        whitening = pard2.whitening_of(pard2.moments(sample) / sample[..., 0].numel())
+        net = pard2.FeatureDraft(shipped(demo.DRAFT), sample.shape[-1], GAIN, whitening)
 
         def batch(step: int) -> PackedBatch:
             return packed_batch(target, mixed(step, rows), step)
@@ -98,12 +98,12 @@ class Pard2Recipe(TrainingRecipe):
         """Write the draft as a checkpoint in the form of AMD's."""
         net = self.pard2_draft()
         assert isinstance(net.draft, Qwen2ForCausalLM)
-        net.draft.config.update(net.facts(LAYERS, SCALE))
+        net.draft.config.update(net.facts(LAYERS))
         save(net.draft, folder)
         tokenizer.save(self.tokenizer(), folder)
         projection = folder / "pard_warp_model" / "model.safetensors"
         projection.parent.mkdir(exist_ok=True)
-        weight = net.projection(SCALE).to("cpu", torch.bfloat16).contiguous()
+        weight = net.projection().to("cpu", torch.bfloat16).contiguous()
         save_file({"target_proj.weight": weight}, projection, {"format": "pt"})
 
 

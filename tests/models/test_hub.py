@@ -51,7 +51,8 @@ def test_a_relative_path_is_recorded_by_its_name(tmp_path, monkeypatch):
 
 
 def test_the_shipped_pair(monkeypatch, tmp_path):
-    assert {"demo-target": demo.TARGET, "demo-draft": demo.DRAFT, "demo-ar-draft": demo.AR_DRAFT} == hub.DEMO
+    assert list(hub.DEMO) == ["demo-target", "demo-draft", "demo-pard2-draft", "demo-ar-draft"]
+    assert all((folder / "config.json").is_file() for folder in hub.DEMO.values())
     assert {Path(demo.__file__).parent} == {folder.parent for folder in hub.DEMO.values()}
     monkeypatch.setitem(hub.DEMO, "demo-draft", tmp_path)
     assert (tmp_path, Source("demo-draft")) == resolve_checkpoint("demo-draft", None)

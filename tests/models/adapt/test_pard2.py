@@ -28,7 +28,7 @@ def model(vocabulary: int = 128, hidden: int = 32, seed: int = 0) -> Qwen2ForCau
 
 @pytest.fixture(scope="module")
 def draft() -> pard2.FeatureDraft:
-    whitening = torch.randn(48, 48, generator=torch.Generator().manual_seed(2))
+    whitening = torch.randn(3, 16, 16, generator=torch.Generator().manual_seed(2))
     net = pard2.FeatureDraft(model(), 48, scale=0.1, whitening=whitening)
     torch.nn.init.normal_(net.target_proj.weight, std=1.0)
     return net.eval()
@@ -128,7 +128,11 @@ def test_whitened_features_are_uncorrelated_whatever_their_sizes():
     rng = torch.Generator().manual_seed(0)
     mixed = torch.randn(20, 500, 6, generator=rng) @ torch.randn(6, 6, generator=rng) + 3
     features = mixed * torch.tensor([1.0, 100, 0.1, 1, 30, 5])
-    white = (features @ pard2.whitening_of(features, floor=0.0)).flatten(0, 1)
-    torch.testing.assert_close(white.T @ white / len(white), torch.eye(6), rtol=0, atol=1e-2)
-    bounded = (features @ pard2.whitening_of(features, floor=1e-2)).flatten(0, 1)
+    for parts in (1, 2):
+        moments = pard2.moments(features, parts) / features[..., 0].numel()
+        white = pard2.whitened(features, pard2.whitening_of(moments, floor=0.0)).flatten(0, 1)
+        for part in white.split(6 // parts, dim=1):
+            torch.testing.assert_close(part.T @ part / len(part), torch.eye(6 // parts), rtol=0, atol=1e-2)
+    moments = pard2.moments(features) / features[..., 0].numel()
+    bounded = pard2.whitened(features, pard2.whitening_of(moments, floor=1e-2)).flatten(0, 1)
     assert 0.05 < (bounded.T @ bounded / len(bounded)).diagonal().min() < 1 - 1e-4

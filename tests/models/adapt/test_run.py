@@ -223,9 +223,10 @@ def test_recomputing_activations_changes_nothing(folder: Path, tmp_path: Path) -
         torch.testing.assert_close(a, b)
 
 
-def test_pard2_learns_from_its_target(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_pard2_learns_from_its_target(folder: Path, tmp_path: Path, frozen: bool) -> None:
     target = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    settings = replace(SETTINGS, method="pard2")
+    settings = replace(SETTINGS, method="pard2", freeze_embedding=frozen)
     with pytest.raises(Interrupted):
         trained(folder, tmp_path / "parts", settings, at_step(3), target=target)
     start, outcome = trained(folder, tmp_path / "parts", settings, target=target)

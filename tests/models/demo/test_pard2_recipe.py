@@ -8,6 +8,7 @@ pytest.importorskip("transformers")
 
 import torch
 
+from pard_onnx.models.adapt import pard2
 from pard_onnx.models.adapt.packing import Drop
 from pard_onnx.models.adapt.training import Schedule
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
@@ -42,7 +43,7 @@ def test_the_shipped_draft_becomes_a_checkpoint_that_reads_the_shipped_target(st
     spec = Checkpoint.open(tmp_path / "out").spec
     features = spec.pard.features
     assert features.layers == pard2_recipe.LAYERS and features.width == 3 * Checkpoint.open(TARGET).spec.hidden
-    assert features.scale == pard2_recipe.SCALE and not features.bias
+    assert features.scale == pard2.SCALE and not features.bias
     assert spec.pard.mask_id == Checkpoint.open(DRAFT).spec.pard.mask_id
     again = train(stage, short, rows=2, length=24)  # it is finished: only loaded
     assert again.target_proj.weight.abs().max() > 0
