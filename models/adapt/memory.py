@@ -90,12 +90,12 @@ def _estimate(
     layers = config.num_hidden_layers
     activations = tokens * 4 * hidden * layers + layer if settings.recompute else layer * layers
     mask = tokens * tokens if settings.attention == "dense" else 0  # others keep a fraction of it
-    logits = tokens * config.vocab_size * (size + 4 + 4 + 4)  # themselves, in float32, probabilities, gradients
+    logits = tokens * config.vocab_size * (size + 4 + 4)  # themselves, as floats, and their gradients
     other = 0
     if target is not None:
         other = sum(one.numel() * one.element_size() for one in target.parameters())
-        other += settings.sequence_tokens * target.config.get_text_config().vocab_size * 8
-        logits += tokens * config.vocab_size * 12  # the target's rows beside the draft's
+        # Its logits, as floats too, and its probabilities
+        other += settings.sequence_tokens * target.config.get_text_config().vocab_size * 12
     available = available_memory(device)
     return Estimate(
         4 * parameters, trained, 2 * trained, activations + mask, logits, other, PROGRAM, available, device.type

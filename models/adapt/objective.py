@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from . import pard2
 from .attention import Plan, chosen_form, padded
+from .label_loss import Teaching, label_loss
 from .packing import IGNORE, PackedSequence
 from .settings import Settings
 
@@ -53,19 +54,18 @@ class Pard:
         kept = np.flatnonzero(packed.labels != IGNORE)
         rows, labels = (torch.from_numpy(one).to(self.device) for one in (kept, packed.labels[kept]))
         logits, read = self.logits(net, packed, rows, training)
-        surprise = cross_entropy(logits.float(), labels, reduction="none")
+        total, surprise = self.total(logits, labels, kept, read)
         segments = torch.from_numpy(packed.segments[kept]).to(self.device)
         zeros = torch.zeros(self.settings.draft_length, device=self.device)
         return Losses(
-            self.total(logits, surprise, packed, kept, read),
-            zeros.index_add(0, segments, surprise.detach()),
+            total,
+            zeros.index_add(0, segments, surprise),
             zeros.index_add(0, segments, torch.ones_like(surprise)),
         )
 
-    def total(
-        self, logits: Tensor, surprise: Tensor, packed: PackedSequence, kept: np.ndarray[Any, Any], read: Any
-    ) -> Tensor:
-        return surprise.sum()
+    def total(self, logits: Tensor, labels: Tensor, kept: np.ndarray[Any, Any], read: Any) -> tuple[Tensor, Tensor]:
+        """The loss of the kept tokens, and the cross-entropy of each, which has no gradient."""
+        return label_loss(logits, labels)
 
 
 class Pard2(Pard):
@@ -108,14 +108,12 @@ class Pard2(Pard):
         logits = net(ids, places, None, features, plan=plan, logits_to_keep=rows)[0]
         return logits, (read, positions, bases)
 
-    def total(
-        self, logits: Tensor, surprise: Tensor, packed: PackedSequence, kept: np.ndarray[Any, Any], read: Any
-    ) -> Tensor:
+    def total(self, logits: Tensor, labels: Tensor, kept: np.ndarray[Any, Any], read: Any) -> tuple[Tensor, Tensor]:
         found, positions, bases = read
         rows = torch.from_numpy(kept).to(self.device)
-        labels = torch.from_numpy(packed.labels[kept])[None].to(self.device)
-        mean = pard2.loss(logits[None], labels, positions[:, rows], bases[:, rows], found)
-        return mean * len(kept)
+        weights = pard2.token_weights(found, positions[:, rows], bases[:, rows])[0]
+        total, surprise = label_loss(logits, labels, Teaching(found.logits[0], positions[0, rows], weights))
+        return total * (len(kept) / weights.sum().clamp_min(1e-6)), surprise
 
 
 def objective(settings: Settings, device: torch.device, target: PreTrainedModel | None) -> Pard:

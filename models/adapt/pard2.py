@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax, pad
+from torch.nn.functional import log_softmax, pad
 from transformers import PreTrainedModel
 
+from .label_loss import Teaching, label_loss
 from .packing import IGNORE
 
 WITHOUT_FEATURES = 0.1  # the share of sequences that are read without features
@@ -166,11 +167,12 @@ def loss(
     """
     counted = labels != IGNORE
     weights = token_weights(reading, positions, bases)[counted]
-    drafted = log_softmax(logits[counted].float(), dim=-1)
-    wanted = rows(reading.logits, positions)[counted][:, : logits.shape[-1]]  # ids that both have
-    divergence = kl_div(drafted, log_softmax(wanted.float(), dim=-1), reduction="none", log_target=True).sum(-1)
-    surprise = cross_entropy(drafted, labels[counted], reduction="none")  # of log-probabilities: normalized already
-    return ((ce_share * surprise + kl_share * divergence) * weights).sum() / weights.sum().clamp_min(1e-6)
+    batch = torch.arange(len(labels), device=labels.device)[:, None]
+    places = (batch * reading.logits.shape[1] + positions)[counted]
+    total, _ = label_loss(
+        logits[counted], labels[counted], Teaching(reading.logits.flatten(0, 1), places, weights, ce_share, kl_share)
+    )
+    return total / weights.sum().clamp_min(1e-6)
 
 
 def rows(values: Tensor, index: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from pard_onnx.models.errors import BadInput, Failure
 from .acceptance import measure
 from .attention import with_packed_attention
 from .checkpoints import Checkpoints
+from .heap import keep_freed_memory
 from .mask_row import frozen_embedding
 from .memory import require_room, uses_bf16
 from .objective import Pard, Pard2, objective
@@ -69,6 +70,8 @@ def adapt(
         raise BadInput("there is no sample to train on; give more data, or hold out fewer samples")
     require_room(start, settings, target)
     folder.mkdir(parents=True, exist_ok=True)
+    if not torch.cuda.is_available():
+        keep_freed_memory()
     with ExitStack() as stack:
         stack.enter_context(with_packed_attention(start.model))
         if settings.freeze_embedding:
