@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 
-from pard_onnx import Pair, load
+from pard_onnx import Pair, adapt_command, bench_command, export_command, load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 ROWS = 512 + 64
 TRIED = {"chat.py", "batch.py", "logits_processor.py", "own_drafter.py", "window.py"}
 TRIED |= {"fastapi_sse.py", "extraction.py", "tools.py", "scoring.py", "callers.py"}  # in test_applications.py
+TRIED |= {"adapt_smollm2.py"}
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,29 @@ def test_a_batch_by_command(folders: tuple[str, str], tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text('{"id": "a", "prompt": "fox"}\n', encoding="utf-8")
     assert run("batch.py", *folders, str(source), str(tmp_path / "out.jsonl")) == "1 prompts answered\n"
+
+
+def test_a_draft_for_smollm2_is_adapted_exported_and_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    adapt, parsed = example("adapt_smollm2"), []
+    parsers = {"export": export_command.parser(), "adapt": adapt_command.parser(), "bench": bench_command.parser()}
+
+    def command(name: str, *words: object) -> None:
+        options = parsers[name].parse_args([str(word) for word in words])
+        parsed.append((name, options))
+        if name != "bench":
+            options.output.mkdir()
+
+    monkeypatch.setattr(adapt, "command", command)
+    adapt.main("model.gguf", tmp_path, 3)
+    assert [name for name, _ in parsed] == ["export", "adapt", "export", "bench"]
+    (_, target), (_, draft), (_, exported), (_, bench) = parsed
+    assert draft.exported == str(target.output) and exported.named_model == str(draft.output) and draft.shallow == 3
+    assert (bench.target, bench.draft) == (str(target.output), [str(exported.output)])
+    adapt.main("model.gguf", tmp_path, 3)  # what is there is not made again
+    assert [name for name, _ in parsed[4:]] == ["bench"]
+    learned, held_out = ({json.loads(line)["prompt"] for line in file.read_text().splitlines()} for file in (
+        tmp_path / "prompts.jsonl", tmp_path / "held-out.jsonl"))  # fmt: skip
+    assert len(learned) == adapt.LEARNED and len(held_out) == 330 and not learned & held_out
 
 
 @pytest.fixture
