@@ -3,14 +3,17 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from pard_onnx import load
+from pard_onnx import Pair, load
 from pard_onnx.export_command import main as export_main
 from pard_onnx.generate_command import main as generate_main
 from pard_onnx.models import demo
@@ -23,6 +26,7 @@ from pard_onnx.runtime.providers.threads import Threads
 from pard_onnx.runtime.sessions.dynamic_shapes import FusedTarget
 
 Folder = Callable[[str, str], Path]
+MASK = 2040  # of the shipped drafts
 
 
 def test_the_pair_is_small_and_padded_differently(demo_folder: Folder) -> None:
@@ -90,36 +94,87 @@ def test_even_widths_give_bitwise_equal_rows(demo_folder: Folder, precision: str
     np.testing.assert_array_equal(np.concatenate(rows), expected)
 
 
-def reference_rounds(prompt: list[int], count: int, k: int, eos: set[int]) -> tuple[list[int], list[int]]:
-    """PARD as its definition reads, in torch and without a cache: tokens, and accepted a round."""
-    target, draft = (AutoModelForCausalLM.from_pretrained(p, dtype=torch.float32) for p in (demo.TARGET, demo.DRAFT))
-    real, mask = draft.config.pard_token, draft.config.pard_token
+Propose = Callable[[list[int], int], list[int]]  # (text, k) -> k tokens
 
-    def greedy(model: torch.nn.Module, ids: list[int], last: int) -> list[int]:
-        with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([ids])).logits[0, -last:, :real]
-        return [int(i) for i in logits.argmax(-1)]
 
-    tokens, accepted = greedy(target, prompt, 1), []
+def greedy(logits: torch.Tensor) -> list[int]:
+    """The tokens of the largest logits; ids past the tokenizer's, of which the mask is the first, are none."""
+    return [int(id_) for id_ in logits[:, :MASK].argmax(-1)]
+
+
+def pard(ids: list[int], k: int) -> list[int]:
+    """PARD's proposals as its definition reads."""
+    return greedy(torch_model("draft")(input_ids=torch.tensor([ids + [MASK] * (k - 1)])).logits[0, -k:])
+
+
+def pard2(ids: list[int], k: int, features: bool = True) -> list[int]:
+    """PARD-2's: each token's embedding with the projection of the target's states of the token before it."""
+    draft, states = torch_model("pard2-draft"), torch_model("target")(torch.tensor([ids]), output_hidden_states=True)
+    matrix = load_file(demo.PARD2_DRAFT / "pard_warp_model" / "model.safetensors")["target_proj.weight"].float()
+    hidden = torch.cat([states.hidden_states[layer][0] for layer in draft.config.pard2_target_layers], -1)
+    before = torch.cat([torch.zeros_like(hidden[:1]), hidden[:-1]])
+    read = torch.cat([before, before[-1:].expand(k - 1, -1)]) * features
+    embeddings = draft.get_input_embeddings()(torch.tensor(ids + [MASK] * (k - 1)))
+    embeddings = embeddings + draft.config.pard2_scale * read @ matrix.T
+    return greedy(draft(inputs_embeds=embeddings[None]).logits[0, -k:])
+
+
+@cache
+def torch_model(name: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(Path(demo.__file__).parent / name, dtype=torch.float32)
+
+
+@torch.inference_mode()
+def reference_rounds(
+    prompt: list[int], count: int, k: int, eos: set[int], propose: Propose
+) -> tuple[list[int], list[int]]:
+    """The rounds as their definition reads, in torch and without a cache: tokens, and accepted a round."""
+
+    def target(ids: list[int], last: int) -> list[int]:
+        return greedy(torch_model("target")(input_ids=torch.tensor([ids])).logits[0, -last:])
+
+    tokens, accepted = target(prompt, 1), []
     while len(tokens) < count and not eos & set(tokens):
-        drafts = greedy(draft, prompt + tokens + [mask] * (k - 1), k)
-        checked = greedy(target, prompt + tokens + drafts, k + 1)
+        drafts = propose(prompt + tokens, k)
+        checked = target(prompt + tokens + drafts, k + 1)
         matched = next((i for i in range(k) if drafts[i] != checked[i]), k)
         tokens += checked[: matched + 1]
         accepted.append(matched + 1)
     return tokens, accepted
 
 
-def test_rounds_are_those_of_the_definition(demo_folder: Folder) -> None:
-    prompt = demo.prompts()[0]
-    with load(demo_folder("demo-target", "fp32"), demo_folder("demo-draft", "fp32")) as pair:
-        ids = pair.text.encode(prompt)
-        tokens, accepted = reference_rounds(ids, 48, 8, set(pair.target_manifest.spec.vocabulary.eos_ids))
-        result = pair.generate(ids, max_new_tokens=200, draft_length=8)
+def require_rounds(pair: Pair, propose: Propose) -> None:
+    """The pair's rounds of a prompt are those of the definition."""
+    ids = pair.text.encode(demo.prompts()[0])
+    tokens, accepted = reference_rounds(ids, 48, 8, set(pair.target_manifest.spec.vocabulary.eos_ids), propose)
+    result = pair.generate(ids, max_new_tokens=200, draft_length=8)
     count = min(len(result.tokens), 48)
     assert list(result.tokens[:count]) == tokens[:count]
     rounds = len(accepted) - 1  # the last may be cut by EOS on one side
     assert list(result.stats.accepted[:rounds]) == accepted[:rounds]
+    assert sum(accepted) > 2 * len(accepted)
+
+
+def test_rounds_are_those_of_the_definition(demo_folder: Folder) -> None:
+    with load(demo_folder("demo-target", "fp32"), demo_folder("demo-draft", "fp32")) as pair:
+        require_rounds(pair, pard)
+
+
+@pytest.fixture(scope="module")
+def pard2_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The shipped target, with what its PARD-2 draft reads, and that draft."""
+    root = tmp_path_factory.mktemp("shipped pard2")
+    target, draft = root / "target", root / "draft"
+    words = ["--precision", "fp32", "--no-verify", "--output"]
+    assert export_main(["demo-pard2-draft", *words, str(draft)]) == 0
+    assert export_main(["demo-target", "--for-draft", str(draft), *words, str(target)]) == 0
+    return target, draft
+
+
+@pytest.mark.parametrize("mode", ["target-dependent", "target-independent"])
+def test_rounds_of_the_pard2_draft_are_those_of_the_definition(pard2_folders: tuple[Path, Path], mode: Any) -> None:
+    with load(*pard2_folders, draft_mode=mode) as pair:
+        require_rounds(pair, partial(pard2, features=mode == "target-dependent"))
 
 
 def test_stopping_early_leaves_the_pair_ready(demo_folder: Folder) -> None:
