@@ -169,7 +169,9 @@ def add_export_options(out: argparse.ArgumentParser) -> None:
 def add_device(out: argparse.ArgumentParser) -> None:
     """The device to export for, and what to change in the graphs that are best for it."""
     group = out.add_argument_group("device")
-    names = f"one of {', '.join(DEVICES)}; default: cpu; pard-export also takes {NPU_OGA}, a checkpoint for AMD's own tools"
+    names = (
+        f"one of {', '.join(DEVICES)}; default: cpu; pard-export also takes {NPU_OGA}, a checkpoint for AMD's own tools"
+    )
     group.add_argument("--device", metavar="NAME", help=names)
     group.add_argument("--attention", choices=ATTENTIONS, help="gqa: one fused operator; portable: plain ones")
     group.add_argument(

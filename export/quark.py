@@ -117,8 +117,8 @@ def require_exportable(job: QuarkJob) -> None:
     checkpoint = job.checkpoint
     if checkpoint.spec.role == "draft" or f"{PROJECTION}.weight" in checkpoint.tensors:
         raise BadInput(
-            f"{checkpoint.path}: is a draft, and AMD's runtime runs no drafts: its loop has no mask tokens and feeds no "
-            f"hidden states; export the draft with --device cpu, and a target with --device {NPU_OGA}"
+            f"{checkpoint.path}: is a draft, and AMD's runtime runs no drafts: its loop has no mask tokens and feeds "
+            f"no hidden states; export the draft with --device cpu, and a target with --device {NPU_OGA}"
         )
     matrices = matrix_shapes(checkpoint)
     for name, (_, width) in matrices.items():
@@ -298,7 +298,8 @@ def _stored(name: str, values: Float, dtype: str) -> NDArray[Any]:
 def quark_levels(name: str, packed: PackedRows) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Float]:
     """The levels [n, in], zero points [n, groups] and scales [n, groups] of packed rows, with positive scales.
 
-    A negative scale's levels are counted from the other end. BadInput, naming the matrix, for a scale that is too large.
+    A negative scale's levels are counted from the other end. BadInput, naming the matrix, for a scale that is too
+    large.
     """
     assert packed.scale is not None
     rows, groups, _ = packed.weight.shape
