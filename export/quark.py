@@ -349,23 +349,27 @@ def write_configs(job: QuarkJob, weights: _Weights, folder: Path) -> None:
 
 
 def quantization_config(exclude: list[str]) -> dict[str, Any]:
-    """What Quark's own export writes for weights in unsigned integers of 4 bits, with zero points, in groups."""
+    """What Quark 0.13 writes for unsigned weights of 4 bits with zero points in groups, but for its version."""
     weight = {
         "dtype": "uint4",
+        "is_dynamic": False,
         "qscheme": "per_group",
         "ch_axis": -1,
         "group_size": GROUP,
+        "block_size": None,
         "symmetric": False,
         "round_method": "half_even",
         "scale_type": "float",
+        "zero_point_type": "int32",
         "scale_format": None,
         "scale_calculation_mode": None,
         "mx_element_dtype": None,
         "observer_cls": "PerGroupMinMaxObserver",
-        "is_dynamic": False,
         "is_scale_quant": False,
+        "enable_buffer_reuse": False,
+        "max_input_numel": 4194304,
     }
-    layer = {"weight": weight, "input_tensors": None, "output_tensors": None, "bias": None, "target_device": None}
+    layer = {"input_tensors": None, "output_tensors": None, "weight": weight, "bias": None, "target_device": None}
     export = {
         "kv_cache_group": [],
         "min_kv_scale": 0.0,

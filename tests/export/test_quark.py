@@ -1,14 +1,18 @@
 """`--device npu-oga`: the written folder against level-by-level packing, this package's own reader and the floats."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf_files
 import numpy as np
+import onnx
 import pytest
 import quantized
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import numpy_helper
 from safetensors import safe_open
 from tiny import LLAMA3
 
@@ -146,7 +150,7 @@ def test_integers_of_quantized_checkpoints_are_kept(tmp_path, layout, options):
 @pytest.mark.parametrize("kind", ["F16", "Q4_0"])
 def test_a_gguf_file_is_read_as_floats(tmp_path, tiny, monkeypatch, capsys, kind):
     monkeypatch.chdir(tmp_path)
-    floats = tiny(tmp_path / "tiny", "llama", layers=1, vocab_rows=300, rope=LLAMA3, **WIDTHS)
+    floats = tiny(tmp_path / "tiny", "llama", layers=1, vocab_rows=300, **WIDTHS)
     truth = gguf_files.write(tmp_path / "model.gguf", floats, kind)
     assert main(["model.gguf", "--device", "npu-oga", "--quality", "fast", "--output", "out"]) == 0, capsys.readouterr()
     before, found = Checkpoint.open(truth), dequantized(tmp_path / "out")
@@ -155,7 +159,7 @@ def test_a_gguf_file_is_read_as_floats(tmp_path, tiny, monkeypatch, capsys, kind
         packed = pack(read_tensor(before.tensors[f"{name}.weight"]), INT4_ZERO)
         np.testing.assert_array_equal(values, unpack(packed, INT4_ZERO))
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["architectures"] == ["LlamaForCausalLM"] and config["rope_scaling"]["rope_type"] == "llama3"
+    assert config["architectures"] == ["LlamaForCausalLM"] and config["rope_theta"] == 10000.0
     assert (tmp_path / "out" / "tokenizer.json").exists()
 
 
@@ -284,3 +288,36 @@ def test_awq_gives_the_same_model_in_fewer_bits(tmp_path, tiny, text):
     one, other = weights[0] * norms[0], weights[1] * norms[1]
     assert np.linalg.norm(one - other) < 0.15 * np.linalg.norm(one)
     assert done.quantization.calibration.name == text.name
+
+
+@pytest.mark.slow  # the builder imports torch and transformers, and runs for half a minute
+@pytest.mark.parametrize(("family", "tied", "dtype"), [("llama", False, "float32"), ("qwen2", True, "bfloat16")])
+def test_the_model_builder_of_onnxruntime_genai_reads_the_same_weights(tmp_path, tiny, family, tied, dtype):
+    """It is the first step of AMD's model_generate; what it writes is an OGA folder, which is run here on the CPU."""
+    genai = pytest.importorskip("onnxruntime_genai")
+    folder = tiny(tmp_path / "model", family, layers=1, tied=tied, dtype=dtype, vocab_rows=323, **WIDTHS)
+    export(folder, tmp_path / "out")
+    command = "-m onnxruntime_genai.models.builder -m model -i out -o oga -p int4 -e cpu -c cache"
+    subprocess.run([sys.executable, *command.split()], cwd=tmp_path, check=True)
+    graph = onnx.load(tmp_path / "oga" / "model.onnx").graph
+    held = {value.name: numpy_helper.to_array(value) for value in graph.initializer}
+    imported = imported_matrices(Checkpoint.open(tmp_path / "out"))
+    layer = "model.layers.0"
+    joined = [f"{layer}.self_attn.{name}_proj" for name in "qkv"]
+    for name, parts in {
+        f"{layer}.attn.qkv_proj": joined,
+        f"{layer}.attn.o_proj": [f"{layer}.self_attn.o_proj"],
+        f"{layer}.mlp.down_proj": [f"{layer}.mlp.down_proj"],
+        "lm_head": ["lm_head"],
+    }.items():
+        rows = [imported.rows(part, slice(0, imported.checkpoint.packed[part].shape[0])) for part in parts]
+        for end, attribute in (("qweight", "weight"), ("scales", "scale"), ("qzeros", "zero_point")):
+            wanted = np.concatenate([getattr(part, attribute) for part in rows])
+            np.testing.assert_array_equal(held[f"{name}.MatMulNBits.{end}"].reshape(wanted.shape), wanted)
+    model = genai.Model(str(tmp_path / "oga"))
+    options = genai.GeneratorParams(model)
+    options.set_search_options(max_length=12)
+    generator = genai.Generator(model, options)
+    generator.append_tokens(np.array([5, 17, 250, 3], np.int32))
+    generator.generate_next_token()
+    assert len(generator.get_sequence(0)) == 5
