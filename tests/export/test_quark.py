@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from safetensors import safe_open
 from tiny import LLAMA3
 
-from pard_onnx.export import quark, shards
+from pard_onnx.export import quark, quark_layout, shards
 from pard_onnx.export.output import QUARK_RECORD
 from pard_onnx.export.quark import QuarkJob, export_quark
 from pard_onnx.export_command import main
@@ -102,16 +102,16 @@ def test_positive_scales_mean_the_same_weights(rows, groups, seed, with_zeros):
     scale = (random.choice([-1, 1], (rows, groups)) * 2.0 ** random.integers(-30, 9, (rows, groups))).astype(np.float32)
     fmt = named_recipe("int4-rtn-asym").format
     packed = pack_levels(levels, scale, zeros, fmt)
-    got, zero, size = quark.quark_levels("m", packed)
+    got, zero, size = quark_layout.quark_levels("m", packed)
     assert (size > 0).all() and (got < 16).all() and (zero < 16).all()
     values = (got.reshape(rows, groups, 128).astype(np.float32) - zero[..., None]) * size[..., None]
     wanted = unpack(packed, fmt).reshape(rows, groups, 128)
     tiny = np.abs(scale) < 2.0**-24
     np.testing.assert_array_equal(values[~tiny], wanted[~tiny])
     assert not values[tiny].any()
-    words = quark.words_of(got)
+    words = quark_layout.words_of(got)
     assert words.shape == (groups * 128, -(-rows // 8))
-    unpacked = np.stack([words >> np.uint32(4 * quark.ORDER.index(place)) & 15 for place in range(8)], -1)
+    unpacked = np.stack([words >> np.uint32(4 * quark_layout.ORDER.index(place)) & 15 for place in range(8)], -1)
     np.testing.assert_array_equal(unpacked.reshape(len(words), -1)[:, :rows].T, got)
 
 
@@ -193,7 +193,7 @@ def test_values_that_float16_cannot_hold_are_refused(tmp_path, tiny, monkeypatch
     folder = tiny(tmp_path / "model", "llama", std=1e5, **WIDTHS)
     assert "float16" in refused(folder, tmp_path / "out")
     with pytest.raises(BadInput, match=r"m has weights of 7.86e.06, too large"):
-        quark.quark_levels("m", PackedRows(np.zeros((1, 1, 64), np.uint8), np.full((1, 1), 2.0**19, np.float32)))
+        quark_layout.quark_levels("m", PackedRows(np.zeros((1, 1, 64), np.uint8), np.full((1, 1), 2.0**19, np.float32)))
 
 
 def test_shards_hold_the_same_tensors(tmp_path, tiny, monkeypatch):
