@@ -120,11 +120,11 @@ def test_positive_scales_mean_the_same_weights(rows, groups, seed, with_zeros):
     [
         ("awq", {}),
         ("gptq", {"symmetric": True}),
-        ("gptq_v2", {}),
+        pytest.param("gptq_v2", {}, marks=pytest.mark.slow),
         ("compressed-tensors", {}),
         ("compressed-tensors", {"group": -1}),
         ("quark", {}),
-        ("quark in order", {}),
+        pytest.param("quark in order", {}, marks=pytest.mark.slow),
         ("quark int4", {}),
         ("auto-round", {"quantized_head": True}),
     ],
