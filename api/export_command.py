@@ -19,6 +19,7 @@ from pard_onnx.models.devices import (
     ATTENTIONS,
     DEFAULT_FORM,
     DEVICES,
+    NPU_OGA,
     OPSETS,
     Device,
     Form,
@@ -168,7 +169,10 @@ def add_export_options(out: argparse.ArgumentParser) -> None:
 def add_device(out: argparse.ArgumentParser) -> None:
     """The device to export for, and what to change in the graphs that are best for it."""
     group = out.add_argument_group("device")
-    group.add_argument("--device", metavar="NAME", help=f"one of {', '.join(DEVICES)}; default: cpu")
+    names = (
+        f"one of {', '.join(DEVICES)}; default: cpu; pard-export also takes {NPU_OGA}, a checkpoint for AMD's own tools"
+    )
+    group.add_argument("--device", metavar="NAME", help=names)
     group.add_argument("--attention", choices=ATTENTIONS, help="gqa: one fused operator; portable: plain ones")
     group.add_argument(
         "--io-dtype", choices=tuple(FLOATS), help="of activations and KV cache, with int4 or int8 weights"
@@ -208,8 +212,21 @@ def run(options: argparse.Namespace) -> None:
     model = model_of(options)
     if model is None:
         raise BadInput("name the model to export: a hub id, a checkpoint folder, or demo-target")
+    if options.device == NPU_OGA:
+        export_for_oga(options, model)
+        return
     job = job_of_model(options, model)
     report(export_job(job), job.output, as_json=options.json)
+
+
+def export_for_oga(options: argparse.Namespace, model: str) -> None:
+    """Write a checkpoint for AMD's own tools, which then make the graphs."""
+    from pard_onnx.quark_export import require_options, run_quark
+
+    require_options(options)
+    folder, source = resolve_checkpoint(model, options.revision)
+    checkpoint, source = open_checkpoint(options, folder, source)
+    run_quark(options, checkpoint, source, options.output or default_output(source, NPU_OGA, "int4"))
 
 
 def job_of_model(options: argparse.Namespace, model: str) -> Job:

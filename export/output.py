@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pard_onnx.models.atomic import atomic_folder, recover
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.checkpoints.tensors import INDEX
 from pard_onnx.models.errors import BadCheckpoint, BadInput, Failure
 from pard_onnx.models.folder_files import has_file
 from pard_onnx.models.json_files import read_json, write_json
@@ -32,6 +33,13 @@ COPIED = (*TOKENIZER_FILES, GENERATION_CONFIG, CONFIG)
 WRITTEN = frozenset((FILE_NAME, RECORD, GRAPH, DATA, GENAI_CONFIG, VITISAI_CONFIG, DRAFT_IDS, *COPIED))
 ELSEWHERE = "choose another --output"
 STATIC_GRAPH = re.compile(r"model\.\d+(\.prefill)?\.onnx")
+QUARK_RECORD = "pard_onnx_checkpoint.json"  # in a checkpoint that --device npu-oga has written
+SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+# By the file that every export of a kind has: the names of the other files, and their pattern
+KINDS = {
+    FILE_NAME: (WRITTEN, STATIC_GRAPH),
+    QUARK_RECORD: (frozenset((QUARK_RECORD, INDEX, *COPIED)), SHARD),
+}
 
 
 def copy_side_files(checkpoint: Checkpoint, folder: Path) -> None:
@@ -74,10 +82,11 @@ def checked_output_folder(output: Path, checkpoint: Path, *, force: bool) -> Pat
 
 
 def _foreign_files(names: list[str]) -> list[str]:
-    """Those of a folder's files that no export has written: all of them where there is no manifest."""
-    if FILE_NAME not in names:
-        return names
-    return [name for name in names if name not in WRITTEN and not STATIC_GRAPH.fullmatch(name)]
+    """Those of a folder's files that no export has written: all of them where no export's own file is there."""
+    for own, (known, pattern) in KINDS.items():
+        if own in names:
+            return [name for name in names if name not in known and not pattern.fullmatch(name)]
+    return names
 
 
 @contextmanager

@@ -16,6 +16,7 @@ ATTENTIONS: tuple[Attention, ...] = ("gqa", "portable")
 Write = Literal["scatter", "one-hot"]  # how new rows come into a portable graph's KV buffers
 OPSETS = range(17, 22)  # of portable graphs; every operator in them is in all of these
 FUSED_OPSET = 21
+NPU_OGA = "npu-oga"  # no device that graphs are for: pard-export writes a checkpoint for AMD's own tools
 PREFILL_WIDTH = 128  # tokens a call, of static graphs
 
 # Operators of portable graphs. Operators of com.microsoft carry their domain.
@@ -203,7 +204,9 @@ def device_named(name: str) -> Device:
     """The device of this name; BadInput for an unknown one, with the nearest known name."""
     if name in DEVICES:
         return DEVICES[name]
-    nearest = nearest_name(name, DEVICES, least_similarity=0.5)
+    if name == NPU_OGA:
+        raise BadInput(f"--device {NPU_OGA}: is a checkpoint for AMD's tools, which only pard-export writes")
+    nearest = nearest_name(name, (*DEVICES, NPU_OGA), least_similarity=0.5)
     hint = f"did you mean {nearest}?" if nearest else f"known are {', '.join(DEVICES)}"
     raise BadInput(f"unknown device {name!r}; {hint}")
 

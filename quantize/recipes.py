@@ -144,6 +144,7 @@ RECIPES = {
         NamedRecipe("int4-gptq", INT4, "gptq"),
         NamedRecipe("int4-gptq-asym", INT4_ZERO, "gptq"),
         NamedRecipe("int4-awq", INT4, "importance", awq=True),
+        NamedRecipe("int4-awq-asym", INT4_ZERO, "importance", awq=True),
         NamedRecipe("int4-awq-gptq", INT4, "gptq", awq=True),
         NamedRecipe("int4-mixed", INT4, "gptq", mixed=True),
         NamedRecipe("int4-good", INT4_ZERO, "importance", ends=INT8, eight_bits=KEYS_AND_VALUES, by_size=True),

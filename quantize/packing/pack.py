@@ -106,20 +106,20 @@ def _pack_nbits(weight: Float, fmt: Format) -> PackedRows:
 def _unpack_nbits(packed: PackedRows, fmt: Format) -> Float:
     rows, blocks, _ = packed.weight.shape
     assert packed.scale is not None
-    levels = _nibbles(packed.weight.astype(np.uint8, copy=False), fmt.bits).reshape(rows, blocks, fmt.block)
+    levels = nibbles(packed.weight.astype(np.uint8, copy=False), fmt.bits).reshape(rows, blocks, fmt.block)
     if packed.minimum is not None:
         return (levels * packed.scale[..., None] + packed.minimum[..., None]).reshape(rows, blocks * fmt.block)
     if packed.zero_point is None:
         zero: NDArray[np.uint8] = np.full((rows, blocks), 1 << (fmt.bits - 1), dtype=np.uint8)
     else:
-        zero = _nibbles(packed.zero_point, fmt.bits).reshape(rows, -1)[:, :blocks]
+        zero = nibbles(packed.zero_point, fmt.bits).reshape(rows, -1)[:, :blocks]
     out = levels.astype(np.float32)
     out -= zero[..., None]
     out *= packed.scale[..., None]
     return out.reshape(rows, blocks * fmt.block)
 
 
-def _nibbles(data: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+def nibbles(data: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Unsigned levels in order, [..., n, 2] at 4 bits: two in a byte, the low half first."""
     return data if bits == 8 else np.stack([data & 15, data >> 4], axis=-1)
 

@@ -13,7 +13,7 @@ from tiny import edit_json
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadCheckpoint
 from pard_onnx.quantize.packing.imported import ImportedMatrices, imported_matrices
-from pard_onnx.quantize.packing.pack import _nibbles
+from pard_onnx.quantize.packing.pack import nibbles
 
 EIGHT_BITS = ("gptq", "gptq_v2", "compressed-tensors", "auto-round", "auto-round gptq")
 SORTED = ("gptq", "gptq_v2", "compressed-tensors")
@@ -36,7 +36,7 @@ def opened(folder: Path) -> ImportedMatrices:
 
 
 def levels_of(packed: np.ndarray, bits: int) -> np.ndarray:
-    return _nibbles(packed, bits).reshape(len(packed), -1)
+    return nibbles(packed, bits).reshape(len(packed), -1)
 
 
 @pytest.mark.parametrize(("layout", "options"), CASES)
