@@ -22,7 +22,6 @@ from pard_onnx.cli import (
     add_template_arguments,
     exit_code,
     exported_once,
-    extra,
     printable,
     stages,
     template_arguments,
@@ -37,6 +36,7 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.vocabulary import FILE as TOKENIZER_FILE
 from pard_onnx.models.checks import Progress, finite_number, require_whole
 from pard_onnx.models.errors import BadArtifact, BadInput
+from pard_onnx.models.extras import needs
 from pard_onnx.models.folder_files import read_file
 from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
 from pard_onnx.models.manifest import FILE_NAME as MANIFEST
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     require_sense(options)
     settings = settings_of(options)
-    with extra("adapt"):
+    with needs("adapt"):
         plan = planned(options)
     if options.dry_run:
         with tempfile.TemporaryDirectory() as scratch:
@@ -408,7 +408,7 @@ def end_of_reply(text: Text, eos_ids: Sequence[int]) -> int | None:
 
 def train(plan: Plan, settings: Settings, store: SampleStore) -> None:
     """Train the draft, and write its folder, its card and what to do with it."""
-    with extra("adapt"):
+    with needs("adapt"):
         from pard_onnx.models.adapt.card import write_card
         from pard_onnx.models.adapt.draft_folder import write_draft
         from pard_onnx.models.adapt.run import adapt

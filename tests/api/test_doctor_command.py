@@ -77,7 +77,7 @@ def test_without_onnxruntime_it_says_what_to_install(
     monkeypatch.setattr(doctor, "packages_distributions", dict)
     report = told(capsys, code=1)
     assert {one["state"] for one in report["providers"]} == {"absent"}
-    assert report["conflict"].startswith("onnxruntime is not installed; pip install")
+    assert report["conflict"].endswith(f"; run: {install_command('cpu')}")
     assert main([]) == 1
 
 
