@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pard_onnx.benchmarks.quality.report import ReportRequest, make_report
 from pard_onnx.cli import Parser, exit_code, export_job, stages
 from pard_onnx.export.job import Job, requantize_job
 from pard_onnx.export_command import (
@@ -212,6 +211,7 @@ def run_report(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from pard_onnx.benchmarks import display
+    from pard_onnx.benchmarks.quality.report import ReportRequest, make_report
 
     wanted = ReportRequest(
         tuple(options.report),

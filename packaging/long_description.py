@@ -1,7 +1,7 @@
 """The package's description on PyPI: README.md with links that lead to the repository, and commands for PyPI's package.
 
 The sources do not know where their repository is: PARD_ONNX_REPOSITORY says it when a release is built, as
-https://github.com/OWNER/NAME, and the sdist keeps it for whoever builds from that. Without it, README.md is not changed.
+https://github.com/OWNER/NAME, and the sdist keeps it for whoever builds from that. Without it, README.md stays.
 """
 
 from __future__ import annotations

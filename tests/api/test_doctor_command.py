@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pard_onnx.doctor_command import main
+from pard_onnx.models.extras import install_command
 from pard_onnx.runtime import doctor
 from pard_onnx.runtime.providers.table import AUTO_ORDER
 

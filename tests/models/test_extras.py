@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -71,29 +73,24 @@ def test_a_shell_reads_one_word(text: str) -> None:
 
 def test_an_import_that_fails_names_its_extra(installed: pytest.MonkeyPatch) -> None:
     installed.setitem(sys.modules, "no_such_module", None)
-    with pytest.raises(BadInput, match=r'^no_such_module is not installed; run: pip install "pard-onnx\[export\]"$'):
-        with needs("export"):
-            import no_such_module.inner  # noqa: F401
-    with pytest.raises(BadInput, match=r"^os cannot be used \(cannot import name 'newer' from 'os'.*; run: pip install"):
-        with needs("export"):
-            from os import newer  # noqa: F401
-    with pytest.raises(ImportError, match="our own"):
-        with needs("export"):
-            raise ImportError("our own", name="pard_onnx.models")
+    fix = r'run: pip install "pard-onnx\[export\]"$'
+    with pytest.raises(BadInput, match=f"^no_such_module is not installed; {fix}"), needs("export"):
+        import no_such_module.inner  # noqa: F401
+    problem = r"^os cannot be used \(cannot import name 'newer' from 'os'"
+    with pytest.raises(BadInput, match=f"{problem}.*; {fix}"), needs("export"):
+        from os import newer  # noqa: F401
+    with pytest.raises(ImportError, match="our own"), needs("export"):
+        raise ImportError("our own", name="pard_onnx.models")
 
 
 def test_a_missing_runtime_is_named_too(installed: pytest.MonkeyPatch) -> None:
     installed.delitem(sys.modules, "onnxruntime", raising=False)
     installed.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BadInput, match=r'"pard-onnx\[cpu,serve\]"'):
-        with needs("serve"):
-            import no_such_module  # noqa: F401
+    with pytest.raises(BadInput, match=r'"pard-onnx\[cpu,serve\]"'), needs("serve"):
+        import no_such_module  # noqa: F401
 
 
 def test_every_extra_that_errors_name_is_one_of_the_package() -> None:
-    import re
-    import tomllib
-
     root = Path(__file__).parents[2]
     known = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     named = set()
@@ -102,5 +99,5 @@ def test_every_extra_that_errors_name_is_one_of_the_package() -> None:
             text = file.read_text(encoding="utf-8")
             for call in re.findall(r"\b(?:needs|install_command|pip)\(([^()]*)\)", text):
                 named |= set(re.findall(r"[\"'](\w+)[\"']", call))
-            assert "pip install \"pard-onnx" not in text and "pip install 'pard-onnx" not in text, file
+            assert 'pip install "pard-onnx' not in text and "pip install 'pard-onnx" not in text, file
     assert {"export", "serve", "adapt", "guided", "bench", "eval", "cuda"} <= named <= set(known)
