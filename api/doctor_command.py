@@ -97,14 +97,14 @@ def fitted(text: str, width: int) -> Iterator[str]:
     indent = "  " if text.startswith("  ") else ""
     text, at = text.strip(), 0
     for command in (*COMMAND.finditer(text), None):
-        words = text[at : command.start() if command else len(text)].lstrip(";, ").rstrip()
+        words = text[at : command.start() if command else len(text)].strip()
         more = "" if at == 0 and not indent else "  "
         yield from textwrap.wrap(
             words, width, initial_indent=more, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
         )
         if command:
             yield f"  {command[0]}"
-            at = command.end()
+            at = command.end() + text.startswith((";", ","), command.end())
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def test_files_repositories_and_what_is_gone(tmp_path: Path, installed: pytest.M
 
 
 @pytest.mark.skipif(os.name == "nt", reason="shlex is for POSIX shells")
-@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
+@given(st.text("ab \n\"'$`!\\[]{}(),;&|<>*?~#/é-", min_size=1, max_size=8))
 def test_a_shell_reads_one_word(text: str) -> None:
     assert shlex.split(quoted(text)) == [text]
 
