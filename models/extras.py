@@ -20,8 +20,8 @@ from .system_errors import is_out_of_memory, out_of_memory
 PACKAGE = "pard-onnx"
 RUNTIME = "onnxruntime"  # a module, of which each device's extra brings one build
 CONSTRAINTS = "constraints.txt"  # of a source checkout: the versions that its tests ran with
-PLAIN = re.compile(r"[\w./:\\-]+", re.ASCII)  # what no shell changes, with Windows' separators
-SUBSTITUTED = re.compile('["$`]|(?<!\\w)!')  # what POSIX shells read in double quotes
+PLAIN = re.compile(r"[\w./:-]+", re.ASCII)  # what no shell changes
+SUBSTITUTED = re.compile(r'["$`!\\]')  # what POSIX shells change in double quotes
 
 
 @dataclass(frozen=True, slots=True)
