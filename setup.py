@@ -1,4 +1,4 @@
-"""The native part of the build; everything else is in pyproject.toml.
+"""The native part of the build, and what names the repository; everything else is in pyproject.toml.
 
 The kernels are a plain shared library, not a Python module: its name carries no Python version, a wheel that has
 it is for any Python 3 of its platform. Where it cannot be built, a line of the build's output says why, and the package
@@ -10,6 +10,7 @@ import platform
 import re
 import struct
 import sys
+import tomllib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -23,8 +24,10 @@ NAME = "pard_onnx.runtime.kernels._cpu"
 NATIVE = Path("runtime", "kernels", "native")
 VARIABLE, CHOICES = "PARD_ONNX_BUILD_KERNELS", ("auto", "required", "off")
 
-sys.path.insert(0, str(Path(__file__).resolve().parent / NATIVE))
-import kernel_sources  # noqa: E402 needs the path above
+ROOT = Path(__file__).resolve().parent
+sys.path[:0] = [str(ROOT / NATIVE), str(ROOT / "packaging")]
+import kernel_sources  # noqa: E402 need the paths above
+import long_description  # noqa: E402
 
 
 def build_choice() -> str:
@@ -120,4 +123,14 @@ class Wheel(bdist_wheel):
         return ("py3", "none", super().get_tag()[2] if built else "any")
 
 
-setup(ext_modules=kernel_extensions(), cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel})
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+REPOSITORY = long_description.repository(ROOT)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+setup(
+    ext_modules=kernel_extensions(),
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
+    long_description=long_description.description(README, REPOSITORY, VERSION),
+    long_description_content_type="text/markdown",
+    project_urls=long_description.project_urls(REPOSITORY, VERSION),
+)

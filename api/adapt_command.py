@@ -15,40 +15,37 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from pard_onnx.cli import (
     Parser,
     add_template_arguments,
     exit_code,
     exported_once,
-    extra,
     printable,
     stages,
     template_arguments,
 )
 from pard_onnx.models.adapt.documents import DataSet, Document, open_data
-from pard_onnx.models.adapt.encoding import Encoder
 from pard_onnx.models.adapt.samples import Counts, Sample, SampleStore, write_samples
-from pard_onnx.models.adapt.self_distill import Distiller, Ends, Reply
 from pard_onnx.models.adapt.settings import CHOICES, Settings
 from pard_onnx.models.atomic import recover
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.checkpoints.vocabulary import FILE as TOKENIZER_FILE
 from pard_onnx.models.checks import Progress, finite_number, require_whole
 from pard_onnx.models.errors import BadArtifact, BadInput
+from pard_onnx.models.extras import needs
 from pard_onnx.models.folder_files import read_file
 from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
 from pard_onnx.models.manifest import FILE_NAME as MANIFEST
 from pard_onnx.models.manifest import Source
 from pard_onnx.models.precision import Precision
-from pard_onnx.runtime.model import other_tokenizer
-from pard_onnx.runtime.pair import Pair, load
-from pard_onnx.runtime.text.tokenizer import Text, first_difference
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # with what runs models and renders chats, --help would take twice as long
+    from pard_onnx.models.adapt.encoding import Encoder
     from pard_onnx.models.adapt.outcome import Outcome
+    from pard_onnx.models.adapt.self_distill import Distiller, Reply
     from pard_onnx.models.adapt.start import Start
+    from pard_onnx.runtime.pair import Pair
+    from pard_onnx.runtime.text.tokenizer import Text
 
 LAYERS = ("first", "last", "even")
 HELD_OUT, HELD_OUT_SHARE = 64, 20  # samples at most, and one of so many
@@ -153,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     require_sense(options)
     settings = settings_of(options)
-    with extra("adapt"):
+    with needs("adapt"):
         plan = planned(options)
     if options.dry_run:
         with tempfile.TemporaryDirectory() as scratch:
@@ -232,6 +229,8 @@ class Plan:
 
     def text(self) -> Text:
         """The tokenizer and the chat template of the draft, which are the target's too."""
+        from pard_onnx.runtime.text.tokenizer import Text
+
         return Text(self.base.tokenizer_folder, self.base.spec.chat_template)
 
     def start(self) -> Start:
@@ -269,6 +268,9 @@ def planned(options: argparse.Namespace) -> Plan:
 
 def require_same_tokens(target: Checkpoint, draft: Checkpoint) -> None:
     """BadInput, naming the first id, for a draft whose tokens are not the target's. Padding rows may differ."""
+    from pard_onnx.runtime.model import other_tokenizer
+    from pard_onnx.runtime.text.tokenizer import first_difference
+
     ours, theirs = (one.tokenizer().get_vocab(with_added_tokens=True) for one in (target, draft))
     if difference := first_difference(ours, theirs):
         raise other_tokenizer(str(target.path), str(draft.path), *difference)
@@ -309,6 +311,8 @@ def some(samples: Iterable[tuple[int, Sample]], plan: Plan, counts: Counts) -> I
 
 
 def encoder_of(plan: Plan, longest: int, counts: Counts) -> Encoder:
+    from pard_onnx.models.adapt.encoding import Encoder
+
     spec, arguments = plan.base.spec, template_arguments(plan.options)
     rows = plan.mask.rows
     return Encoder(plan.text(), plan.mask.id, rows, spec.vocabulary.eos_ids, longest, arguments, counts)
@@ -360,6 +364,11 @@ def writer_key(plan: Plan) -> str:
 
 def distilled(plan: Plan, work: Path, progress: Progress) -> Distiller:
     """The target's replies to all documents, in a file of the work folder."""
+    from pard_onnx.models.adapt.self_distill import Distiller, Ends
+    from pard_onnx.runtime.model import other_tokenizer
+    from pard_onnx.runtime.pair import load
+    from pard_onnx.runtime.text.tokenizer import first_difference
+
     options, documents = plan.options, list(plan.data.read())
     work.mkdir(parents=True, exist_ok=True)
     writer = exported_target(plan, work)
@@ -386,6 +395,8 @@ def exported_target(plan: Plan, work: Path) -> str:
 
 def written(pair: Pair, options: argparse.Namespace, prompt: Sequence[int], seed: int) -> Reply:
     """What the target writes after the ids of a prompt."""
+    from pard_onnx.models.adapt.self_distill import Reply
+
     sampling: dict[str, Any] = {"temperature": options.temperature, "seed": seed} if options.temperature else {}
     found = pair.generate(list(prompt), max_new_tokens=options.max_new_tokens, **sampling)
     return Reply(found.tokens, found.text, found.finish_reason == "stop")
@@ -408,7 +419,7 @@ def end_of_reply(text: Text, eos_ids: Sequence[int]) -> int | None:
 
 def train(plan: Plan, settings: Settings, store: SampleStore) -> None:
     """Train the draft, and write its folder, its card and what to do with it."""
-    with extra("adapt"):
+    with needs("adapt"):
         from pard_onnx.models.adapt.card import write_card
         from pard_onnx.models.adapt.draft_folder import write_draft
         from pard_onnx.models.adapt.run import adapt
@@ -502,6 +513,8 @@ def say(plan: Plan, facts: dict[str, Any], lines: Sequence[str]) -> None:
             json.dumps({"output": str(plan.output), "work": str(plan.work), "mask_token": mask, **facts}, default=str)
         )
         return
+    from rich.console import Console
+
     console = Console(highlight=False, soft_wrap=True, markup=False)
     for line in lines:
         console.print(printable(line))

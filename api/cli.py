@@ -19,6 +19,7 @@ from pard_onnx.interrupts import Interrupts
 from pard_onnx.models.atomic import recover
 from pard_onnx.models.checks import AUTO, Progress
 from pard_onnx.models.errors import BadInput, PardError, PardWarning, escaped, one_line, shown
+from pard_onnx.models.extras import needs
 from pard_onnx.models.library import OWN_DRAFT
 from pard_onnx.models.system_errors import is_out_of_memory, os_error_line, out_of_memory
 from pard_onnx.runtime.decoding.draft_mode import AUTO_MODE, DRAFT_MODES
@@ -189,23 +190,10 @@ def export_job(job: Job) -> Manifest:
     onnx_ir is imported here and torch while exporting, both after the checks that need neither: the imports take
     seconds, and bad input is refused at once.
     """
-    with extra("export"):
+    with needs("export"):
         from pard_onnx.export.exporter import export
     with stages() as progress:
         return export(job, progress)
-
-
-@contextmanager
-def extra(name: str) -> Iterator[None]:
-    """BadInput, naming the command that installs it, for an import in the body that this extra would bring."""
-    try:
-        yield
-    except ImportError as error:
-        if is_out_of_memory(error):
-            raise out_of_memory(error) from error
-        if not error.name or error.name.startswith("pard_onnx"):
-            raise
-        raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,{name}]"') from error
 
 
 def exported_once(checkpoint: Checkpoint, source: Source, output: Path, precision: Precision) -> Path:

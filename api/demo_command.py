@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,22 +63,27 @@ def run(options: argparse.Namespace) -> None:
         require_whole("--draft-length", options.draft_length, 1, DRAFT_LIMIT)
     from rich.console import Console
 
+    console = Console(highlight=False, quiet=options.json)
+    runs = []
+    for one in compared(options):
+        runs.append(one)
+        show(console, one)
+    conclude(console, runs)
+    if options.json:
+        print(json.dumps(summary(runs)))
+
+
+def compared(options: argparse.Namespace) -> Iterator[Run]:
+    """All prompts, decoded both ways."""
     from pard_onnx.runtime.pair import load
 
     with tempfile.TemporaryDirectory(prefix="pard-demo-") as scratch:
         target, draft = folders(options, Path(scratch))
-        console = Console(highlight=False, quiet=options.json)
         with load(target, draft, cache_bytes=0) as pair:  # each way reads the whole prompt
             for length in (0, options.draft_length):
                 pair.generate("def", max_new_tokens=16, draft_length=length)  # warm-up
-            runs = []
             for prompt in demo.prompts():
-                runs.append(compare(pair, prompt, options))
-                show(console, runs[-1])
-        console.print(table(runs))
-        console.print(explanation(runs))
-        if options.json:
-            print(json.dumps(summary(runs)))
+                yield compare(pair, prompt, options)
 
 
 def folders(options: argparse.Namespace, scratch: Path) -> tuple[Path, Path]:
@@ -122,6 +127,12 @@ def show(console: Console, run: Run) -> None:
             text.append(piece, style=DRAFTED if drafted else "")
     console.rule(style="dim")
     console.print(text)
+
+
+def conclude(console: Console, runs: Sequence[Run]) -> None:
+    """Print the table of all prompts, and what it shows."""
+    console.print(table(runs))
+    console.print(explanation(runs))
 
 
 def table(runs: Sequence[Run]) -> Table:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pard_onnx.__main__ import COMMANDS
 from pard_onnx.cli import Parser, exit_code
 from pard_onnx.models.records import to_json
 
@@ -19,6 +22,11 @@ if TYPE_CHECKING:
 
 STYLES = {"ready": "green", "right": "green", "token by token": "yellow", "absent": "dim", "does not fit": "dim"}
 WRONG = "red"
+# A command in a sentence: pip with all words up to a comma or semicolon, or one of this package's with its options
+WORD = r"""(?:"[^"]*"|'[^']*'|[^\s;,"']+)"""
+COMMAND = re.compile(
+    rf"(?:uv )?pip (?:un)?install(?: {WORD})+|pard-(?:{'|'.join(COMMANDS)})(?: --?[a-z][\w-]*(?: (?!-){WORD})?)+"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,14 +57,17 @@ def show(report: DoctorReport, *, as_json: bool) -> None:
         print(json.dumps(to_json(report) | {"usable": report.usable}))
         return
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(highlight=False)
-    for line in lines(report):
-        console.print(line, soft_wrap=True)  # a command that rich breaks into lines cannot be copied
+    for text in paragraphs(report):
+        found = list(fitted(text.plain, console.width))
+        for line in [text] if len(found) == 1 else [Text(one, style=text.style) for one in found]:
+            console.print(line, soft_wrap=True)  # rich would break commands
 
 
-def lines(report: DoctorReport) -> Iterator[Text]:
-    """What is printed. Lines are short, for narrow terminals; commands to run have a line of their own."""
+def paragraphs(report: DoctorReport) -> Iterator[Text]:
+    """What is printed, one fact after the other."""
     from rich.text import Text
 
     for name, version in (*report.versions, *report.onnxruntime):
@@ -71,13 +82,29 @@ def lines(report: DoctorReport) -> Iterator[Text]:
     yield Text("\nproviders, in the order of auto", style="bold")
     for found in report.providers:
         yield Text.assemble(f"{found.key:9} ", (found.state, STYLES.get(found.state, WRONG)))
-        advice = found.install.split(": ")  # words, then the command
-        yield from (Text(f"  {part}") for part in (advice if found.state == "absent" else [found.detail]))
+        yield Text(f"  {found.install if found.state == 'absent' else found.detail}")
     for tried in report.artifacts:
         yield Text(f"\n{Path(tried.artifact).name} on {tried.provider}", style="bold")
         yield Text.assemble("steps: ", (tried.result, STYLES.get(tried.result, WRONG)))
         yield Text(f"weights and KV cache: {tried.bytes / 2**20:.0f} MiB")
         yield Text(f"  {tried.detail}")
+
+
+def fitted(text: str, width: int) -> Iterator[str]:
+    """The text in lines of at most `width` characters, each command whole and in a line of its own, however long."""
+    if text.startswith("\n"):
+        yield ""
+    indent = "  " if text.startswith("  ") else ""
+    text, at = text.strip(), 0
+    for command in (*COMMAND.finditer(text), None):
+        words = text[at : command.start() if command else len(text)].strip()
+        more = "" if at == 0 and not indent else "  "
+        yield from textwrap.wrap(
+            words, width, initial_indent=more, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+        if command:
+            yield f"  {command[0]}"
+            at = command.end() + text.startswith((";", ","), command.end())
 
 
 if __name__ == "__main__":

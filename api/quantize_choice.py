@@ -12,8 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pard_onnx.benchmarks.measures.draft_choice import FORMATS, best_draft, compare_drafts
-from pard_onnx.benchmarks.trial import SHIPPED, read_prompts
 from pard_onnx.cli import export_job, stages
 from pard_onnx.export.output import checked_output_folder, replacing
 from pard_onnx.export_command import default_output, form_from_options, job_from_options, report, summary
@@ -24,11 +22,12 @@ from pard_onnx.models.manifest import Manifest, Source, Throughput
 from pard_onnx.quantize.calibration.text import SHIPPED as SHIPPED_TEXT
 from pard_onnx.quantize.calibration.text import read_text_file
 from pard_onnx.quantize.quantizer import QuantizationRequest
-from pard_onnx.quantize.recipes import named_recipe
-from pard_onnx.runtime.model import Artifact, open_artifact, shared_ids
+from pard_onnx.quantize.recipes import DRAFT_FORMATS, named_recipe
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from pard_onnx.runtime.model import Artifact
 
 NAME = "throughput"
 # Options of other tasks, or of a format that the user names
@@ -37,7 +36,7 @@ EXCLUDED = ("report", "recipe", "quality", "block_size", "budget", "draft", "ref
 
 def add_choice(out: argparse.ArgumentParser) -> None:
     group = out.add_argument_group("choice", "a draft in the format that is fastest on this machine, with its --target")
-    group.add_argument("--optimize-for", choices=(NAME,), help=f"tries {', '.join(FORMATS)}, and keeps the best")
+    group.add_argument("--optimize-for", choices=(NAME,), help=f"tries {', '.join(DRAFT_FORMATS)}, and keeps the best")
     prompts = "JSON lines as of pard-bench, on which acceptance is measured; default: those that ship"
     group.add_argument("--prompts", type=Path, metavar="F", help=prompts)
 
@@ -63,13 +62,16 @@ def run_choice(options: argparse.Namespace, checkpoint: Checkpoint, source: Sour
 
     All options are checked before the first export. The folders of the formats are temporary.
     """
+    from pard_onnx.benchmarks.measures.draft_choice import compare_drafts
+    from pard_onnx.benchmarks.trial import SHIPPED, read_prompts
+
     target = target_of(options, checkpoint)
     prompts = read_prompts(options.prompts or SHIPPED).prompts
     options = copy(options)
     options.output = options.output or default_output(source, DEFAULT_FORM.device.name, NAME)
     output = checked_output_folder(options.output, checkpoint.path, force=options.force)
     with replacing(output, force=options.force) as work:
-        made = {name: export_candidate(options, checkpoint, source, name, work / name) for name in FORMATS}
+        made = {name: export_candidate(options, checkpoint, source, name, work / name) for name in DRAFT_FORMATS}
         with stages() as progress:
             found = compare_drafts(target, made, prompts, progress)
         manifest = keep(made, found, work)
@@ -78,6 +80,8 @@ def run_choice(options: argparse.Namespace, checkpoint: Checkpoint, source: Sour
 
 def target_of(options: argparse.Namespace, checkpoint: Checkpoint) -> Artifact:
     """The opened target; BadInput for a draft or target that cannot be measured together."""
+    from pard_onnx.runtime.model import open_artifact, shared_ids
+
     option = f"--optimize-for {NAME}"
     if checkpoint.spec.pard is None:
         raise BadInput(
@@ -108,6 +112,8 @@ def export_candidate(
 
 def keep(made: dict[str, Path], found: Throughput, work: Path) -> Manifest:
     """Move the files of the fastest format to `work`, with the measurements in the manifest; remove all folders."""
+    from pard_onnx.benchmarks.measures.draft_choice import best_draft
+
     fastest = made[best_draft(found.tried).recipe]
     manifest = Manifest.read(fastest)
     assert manifest.quantization is not None
@@ -135,6 +141,8 @@ def table(found: Throughput) -> Table:
     plain = f"with {Path(found.target).name}, {found.precision}, which has {found.plain:.1f} tok/s without a draft"
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+
+    from pard_onnx.benchmarks.measures.draft_choice import best_draft
 
     columns: Sequence[str] = ("format", "MB", "K", "draft step ms", "accepted", "tok/s", "")
     out = Table(*columns, box=SIMPLE_HEAD, title="predicted from step costs and acceptance", caption=plain)

@@ -10,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pard_onnx.benchmarks.quality.report import ReportRequest, make_report
-from pard_onnx.cli import Parser, exit_code, export_job, extra, stages
+from pard_onnx.cli import Parser, exit_code, export_job, stages
 from pard_onnx.export.job import Job, requantize_job
 from pard_onnx.export_command import (
     add_export_options,
@@ -28,6 +27,7 @@ from pard_onnx.export_command import (
 from pard_onnx.features_option import text_of
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
+from pard_onnx.models.extras import needs
 from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
 from pard_onnx.models.manifest import FILE_NAME, Manifest, Quantization, Source
 from pard_onnx.models.precision import FLOATS
@@ -169,7 +169,7 @@ def requantize_job_from_options(options: argparse.Namespace, folder: Path, order
                 f"{option_text(name, value)}: quantizing keeps the graphs of {folder}, where it is "
                 f"{str(fixed).lower()}; leave the option out, or name the checkpoint, {manifest.source.model}"
             )
-    with extra("export"):
+    with needs("export"):
         from pard_onnx.export.float_export import FloatExport
     return requantize_job(
         FloatExport.open(folder),
@@ -212,6 +212,7 @@ def run_report(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from pard_onnx.benchmarks import display
+    from pard_onnx.benchmarks.quality.report import ReportRequest, make_report
 
     wanted = ReportRequest(
         tuple(options.report),

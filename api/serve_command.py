@@ -19,12 +19,12 @@ from pard_onnx.cli import (
     add_providers,
     add_revisions,
     exit_code,
-    extra,
     load_arguments,
     models_of,
     revision_arguments,
 )
 from pard_onnx.models.errors import BadInput
+from pard_onnx.models.extras import needs
 from pard_onnx.models.library import Library
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(options: argparse.Namespace) -> None:
-    with extra("serve"):
+    with needs("serve"):
         import asyncio
 
         from pard_onnx.serve.app import create_app

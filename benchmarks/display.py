@@ -15,6 +15,7 @@ from pard_onnx.benchmarks.quality.perplexity import Fidelity, Report
 from pard_onnx.models.atomic import atomic_file
 from pard_onnx.models.checks import AUTO
 from pard_onnx.models.errors import BadInput
+from pard_onnx.models.extras import needs
 from pard_onnx.models.system_errors import write_error
 
 from .bench import Bench
@@ -177,10 +178,8 @@ def require_plot_path(path: Path) -> None:
         raise BadInput(f"--plot {path}: the name ends in one of {', '.join(ENDINGS)}")
     if not path.parent.is_dir():
         raise BadInput(f"--plot {path}: there is no folder {path.parent}")
-    try:
+    with needs("bench"):
         import matplotlib  # noqa: F401
-    except ImportError:
-        raise BadInput('matplotlib is not installed; run: pip install "pard-onnx[bench]"') from None
 
 
 def save_figure(path: Path, figure: Any) -> None:

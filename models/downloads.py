@@ -16,6 +16,7 @@ from .hub import at_revision, fetch_snapshot, hub_cache, is_offline, refusal
 from .manifest import FILE_NAME, RECORD
 
 MARGIN = 64 << 20  # bytes that stay free
+PATIENCE = 10.0  # seconds that the hub may take to answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,10 @@ class Repository:
         from huggingface_hub import HfApi
 
         try:
-            found = HfApi(os.environ.get("HF_ENDPOINT")).list_repo_tree(name, recursive=True, revision=revision)
-            return cls(name, revision, tuple((file.path, file.size) for file in found if hasattr(file, "size")))
+            api = HfApi(os.environ.get("HF_ENDPOINT"))
+            # A listing of the files would say the same, but is asked for six times where nobody answers
+            found = api.model_info(name, revision=revision, files_metadata=True, timeout=PATIENCE)
+            return cls(name, revision, tuple((file.rfilename, file.size or 0) for file in found.siblings or ()))
         except Exception as error:
             if problem := refusal(at_revision(name, revision), error):
                 raise problem from error

@@ -247,7 +247,10 @@ def _require_hub_id(name: str, wanted: str, advice: str = "") -> None:
 
 
 def fetch_snapshot(name: str, revision: str | None, progress: Progress = no_progress, **options: Any) -> Path:
-    """The folder of the files that are fetched now, or are in huggingface_hub's cache."""
+    """The folder of the files that are fetched now, or are in huggingface_hub's cache.
+
+    options: of huggingface_hub's snapshot_download; with local_files_only the hub is not asked.
+    """
     if progress is no_progress:
         return _fetched(name, revision, **options)
     reports = DownloadProgress(progress)
@@ -315,7 +318,7 @@ def refusal(at: str, error: Exception) -> BadInput | None:
 def _cached(at: str, error: Exception, name: str, revision: str | None, **options: Any) -> Path:
     """After a broken download: the snapshot in the cache if it is complete. Raises Failure otherwise."""
     try:
-        return _download(name, revision, local_files_only=True, **options)
+        return _download(name, revision, **options | {"local_files_only": True})
     except Exception:
         text = (str(error).splitlines() or [""])[0]
         raise Failure(f"{at}: the download broke off: {type(error).__name__}: {text}") from error

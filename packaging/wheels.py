@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "runtime" / "kernels" / "native"))
 
 from archives import OLDEST, read_wheel, with_tag, write_sdist, write_wheel  # noqa: E402 need the path above
 from library import Refused, check_library, compile_library  # noqa: E402
+from long_description import VARIABLE, repository  # noqa: E402
 from platforms import PLATFORMS, PURE, Platform  # noqa: E402
 
 LARGEST = 100_000_000  # bytes: PyPI's limit for a file
@@ -61,7 +62,7 @@ def files_below(root: Path) -> list[str]:
 def build_package(folder: Path, epoch: int) -> tuple[Path, Path]:
     """The sdist, and the wheel without kernels that is built from it."""
     copy_sources(folder / "source")
-    environment = {"SOURCE_DATE_EPOCH": str(epoch), "PARD_ONNX_BUILD_KERNELS": "off"}
+    environment = {"SOURCE_DATE_EPOCH": str(epoch), "PARD_ONNX_BUILD_KERNELS": "off", VARIABLE: repository(ROOT)}
     command = (sys.executable, "-P", "-m", "build", "--no-isolation", "--outdir", str(folder), str(folder / "source"))
     output_of(*command, **environment)
     [sdist], [wheel] = folder.glob("*.tar.gz"), folder.glob("*.whl")

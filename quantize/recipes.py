@@ -159,6 +159,9 @@ RECIPES = {
     )
 }
 assert min(BLOCKS) == SMALLEST_BLOCK
+# Recipes that can be a draft's fastest. int8 loses next to nothing by rounding to nearest, so that GPTQ gains nothing
+# there. Floats read four to eight times the bytes.
+DRAFT_FORMATS = ("int4-rtn", "int4-gptq", "int8-rtn", "int8-dynamic")
 
 
 Quality = Literal["fast", "good", "best"]

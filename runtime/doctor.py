@@ -176,11 +176,11 @@ def conflict(distributions: tuple[tuple[str, str], ...]) -> str | None:
     if len(distributions) == 1:
         return None
     if not distributions:
-        return 'onnxruntime is not installed; pip install "pard-onnx[cpu]", or another extra for your device'
+        return f"onnxruntime is not installed; each device has its extra; run: {CPU.install}"
     names = [name for name, _ in distributions]
     return (
         f"{' and '.join(names)} are installed together and overwrite one another's files: which one runs is chance; "
-        f"pip uninstall -y {' '.join(names)}, then install the one you want"
+        f"uninstall them, then install the one that you want; run: pip uninstall -y {' '.join(names)}"
     )
 
 

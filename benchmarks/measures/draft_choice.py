@@ -14,11 +14,9 @@ from pard_onnx.runtime.pair import Pair, load
 from pard_onnx.runtime.result import Result
 from pard_onnx.runtime.tuning.steps import ANY, RoundCosts, throughput, tokens_per_round
 
-from .step_costs import CONTEXT, measure_folders
+from . import CONTEXT
+from .step_costs import measure_folders
 
-# Recipes that can be the fastest. int8 loses next to nothing by rounding to nearest, so that GPTQ gains nothing there.
-# Floats read four to eight times the bytes.
-FORMATS = ("int4-rtn", "int4-gptq", "int8-rtn", "int8-dynamic")
 DRAFTS = 12  # draft length of the rounds that measure acceptance, and the largest that is considered
 NEW_TOKENS = 64  # of each prompt
 CLOSE = 0.98  # rates above this share of the highest count as equal, since measurements do not tell them apart

@@ -418,7 +418,7 @@ def starters_of(options: argparse.Namespace, clients: int) -> dict[str, Starter]
         python = pythons.get(kind.name, own_python())
         command_of(kind, files, python, 0)  # for its errors
         if not has_module(kind.module, python):
-            raise BadInput(f"{kind.name}: {kind.module} is not installed for {python}; run: {kind.install}")
+            raise BadInput(f"{kind.name}: {kind.module} is not installed for {python}; run: {kind.install_command}")
         out[kind.name] = partial(started, kind.name, partial(command_of, kind, files, python))
     for name, command in (named(text, "--run") for text in options.run):
         command_from_text(command, 0)

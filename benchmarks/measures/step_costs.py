@@ -22,7 +22,6 @@ WIDTHS = (1, 2, 4, 6, 8, 10, 12, 16, 24, 32)
 REPEATS = 5
 TOKEN = 0  # the cost of a step does not depend on its tokens
 NEW_TOKENS = 4  # the usual number of new tokens in a round
-CONTEXT = 256
 Step = Callable[[int, int], None]  # context, width
 
 

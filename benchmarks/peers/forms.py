@@ -22,6 +22,7 @@ from pard_onnx.models.checkpoints.gguf.parts import CONTROL, NORMAL, UNUSED, USE
 from pard_onnx.models.checkpoints.tensors import Tensor, read_tensor, row_blocks
 from pard_onnx.models.checks import Progress, no_progress
 from pard_onnx.models.errors import BadCheckpoint, BadInput, Failure
+from pard_onnx.models.extras import needs
 from pard_onnx.models.json_files import read_json
 from pard_onnx.models.manifest import Source
 from pard_onnx.models.precision import Precision
@@ -55,10 +56,8 @@ def artifact(folder: Path, name: str, converter: Converter) -> Path:
 
 
 def _export(folder: Path, name: str, output: Path, converter: Converter) -> None:
-    try:
+    with needs("export"):
         from pard_onnx.export.exporter import Job, export
-    except ImportError as error:
-        raise BadInput(f'{error.name} is not installed; run: pip install "pard-onnx[cpu,export]"') from error
     opened = Checkpoint.open(folder).as_role("target")
     export(Job(opened, Source(folder.name), output, cast(Precision, name), verify=False), converter.progress)
 

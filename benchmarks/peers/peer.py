@@ -11,14 +11,16 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pard_onnx.models.checks import Progress, nearest_name
 from pard_onnx.models.errors import BadInput, PardError
 from pard_onnx.models.records import from_json
 
-from .forms import FORMS, Converter
 from .process import FOLDER, Event, events
+
+if TYPE_CHECKING:  # converts checkpoints; pard-bench --help names the peers
+    from .forms import Converter
 
 Form = Literal["checkpoint", "artifact", "gguf", "openvino", "optimum"]
 PLAIN = "plain"
@@ -224,6 +226,8 @@ def run_peer(
     Models are converted if necessary. draft_lengths: replace the mode's own. A missing package and an error of the peer
     are part of the result. Raises BadInput for an unknown mode or format, and for a Python that cannot be run.
     """
+    from .forms import Converter
+
     chosen, used = peer.mode(mode), peer.format(format)
     interpreter = python or Path(sys.executable)
     out = PeerRun(peer.name, mode, used)
@@ -259,6 +263,8 @@ def _reason_to_skip(peer: Peer, mode: Mode, models: Models, python: Path) -> str
 
 
 def _paths(peer: Peer, mode: Mode, models: Models, format: str, converter: Converter) -> dict[str, str]:
+    from .forms import FORMS
+
     make = FORMS[peer.form]
     existing = (models.artifact, models.draft_artifact) if peer.form == "artifact" else (None, None)
     paths = {"target": existing[0] or make(models.target, format, converter)}

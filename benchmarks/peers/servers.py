@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadInput, Failure, shown
+from pard_onnx.models.extras import install_command
 
 from .process import FOLDER, kill
 
@@ -30,7 +31,7 @@ GRACE = 20.0  # seconds that a server may take to end
 POLL = 0.01
 KEY_VARIABLE = "OPENAI_API_KEY"  # in the environment, for servers that demand a key
 PORT = "{port}"  # in commands
-SERVE = 'pip install "pard-onnx[cpu,serve]"'
+EXTRA = "serve"  # of this package, which brings what its own server needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,14 @@ class ServerKind:
     name: str
     what: str  # for the help
     module: str  # that its Python must have
-    install: str  # the command that installs it
+    install: str  # the command that installs it, or EXTRA
     arguments: Callable[[ServerFiles, int], list[str]]  # of the Python; with the port
     gguf: bool = False  # whether it reads GGUF files
     gguf_draft: bool = False  # whether it needs an autoregressive draft as well
+
+    @property
+    def install_command(self) -> str:
+        return install_command("cpu", EXTRA) if self.install == EXTRA else self.install
 
 
 def _pard(files: ServerFiles, port: int, *, draft: bool) -> list[str]:
@@ -92,12 +97,12 @@ def _llama_server(files: ServerFiles, port: int, *, draft: bool) -> list[str]:
 KINDS: dict[str, ServerKind] = {
     kind.name: kind
     for kind in (
-        ServerKind("pard", "pard-serve", "uvicorn", SERVE, lambda files, port: _pard(files, port, draft=True)),
+        ServerKind("pard", "pard-serve", "uvicorn", EXTRA, lambda files, port: _pard(files, port, draft=True)),
         ServerKind(
             "pard-plain",
             "pard-serve without the draft",
             "uvicorn",
-            SERVE,
+            EXTRA,
             lambda files, port: _pard(files, port, draft=False),
         ),
         ServerKind(

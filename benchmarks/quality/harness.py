@@ -20,6 +20,7 @@ from pard_onnx.cli import Parser, add_providers, add_revisions, exit_code, load_
 from pard_onnx.models.atomic import atomic_file
 from pard_onnx.models.checks import require_whole
 from pard_onnx.models.errors import BadInput
+from pard_onnx.models.extras import needs
 from pard_onnx.runtime.pair import load
 
 KEPT = ("results", "groups", "versions", "n-shot", "n-samples")  # of what the harness returns
@@ -46,14 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Run the tasks and print the harness's table."""
-    try:
+    with needs("eval"):
         from lm_eval import simple_evaluate
         from lm_eval.tasks import TaskManager
         from lm_eval.utils import make_table
 
         from pard_onnx.benchmarks.quality.harness_model import PardOnnx
-    except ModuleNotFoundError as missing:
-        raise BadInput(f"{missing.name} is not installed; run: pip install 'pard-onnx[eval]'") from None
     for name, least in (("limit", 1), ("num_fewshot", 0)):
         if getattr(options, name) is not None:
             require_whole("--" + name.replace("_", "-"), getattr(options, name), least)

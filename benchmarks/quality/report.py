@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pard_onnx.benchmarks import trial
-from pard_onnx.benchmarks.measures.step_costs import CONTEXT, measure_folder
+from pard_onnx.benchmarks.measures import CONTEXT
+from pard_onnx.benchmarks.measures.step_costs import measure_folder
 from pard_onnx.benchmarks.trial import SHIPPED, read_prompts
 from pard_onnx.models import hub
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint

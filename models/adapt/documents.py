@@ -23,6 +23,7 @@ from typing import Any
 
 from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadInput, shown
+from pard_onnx.models.extras import install_command
 from pard_onnx.models.hub import HUB_ID
 
 JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
@@ -106,7 +107,7 @@ def _hub_data(name: str, repository: str, split: str) -> DataSet:
         from datasets import load_dataset
     except ImportError as error:
         raise BadInput(
-            f'--data {name}: a data set of the hub needs the datasets package; run: pip install "pard-onnx[adapt]"'
+            f"--data {name}: a data set of the hub needs the datasets package; run: {install_command('adapt')}"
         ) from error
     try:
         found: Any = load_dataset(repository, split=split)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pard_onnx.models.checkpoints.tokenizer_check import panics
 from pard_onnx.models.errors import BadArtifact, BadInput, Failure
+from pard_onnx.models.extras import install_command
 from pard_onnx.models.helper_process import HelperStopped, NoHelper, run_helper
 from pard_onnx.runtime.sampling.edits import Logits
 
@@ -29,7 +30,6 @@ SLOW_KEYWORDS = ('"pattern', '"allOf"', '"multipleOf"', '"x-guidance"')  # of JS
 WHITESPACE = r"[ \t]{1,4}|(\r?\n){1,2}[ \t]{0,64}"
 FEW = 2048  # ids that are copied one by one; more are left where they are
 KEPT = 32  # compiled grammars
-MISSING = 'structured output needs llguidance, which is not installed; run pip install "pard-onnx[guided]"'
 
 
 def llguidance() -> Any:
@@ -37,7 +37,8 @@ def llguidance() -> Any:
     try:
         import llguidance as library
     except ImportError as error:
-        raise BadInput(MISSING) from error
+        command = install_command("guided")
+        raise BadInput(f"structured output needs llguidance, which is not installed; run: {command}") from error
     return library
 
 

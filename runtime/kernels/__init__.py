@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from pard_onnx.models.errors import BadInput
+from pard_onnx.models.extras import rebuild_command
 
 ISAS = ("avx512-vnni", "avx-vnni", "avx2", "neon-i8mm", "neon-dotprod", "reference")
 PORTABLE = "reference"  # simple and slow code for any processor: used only if PARD_ONNX_KERNEL selects it
@@ -51,8 +52,7 @@ def problem() -> str | None:
     """
     if os.environ.get(VARIABLE) == OFF or platform.machine().lower() not in MACHINES or load() is not None:
         return None
-    again = "pip install --force-reinstall --no-deps --no-cache-dir --no-binary pard-onnx pard-onnx"
-    fix = f"install a C++ compiler, then run: {again}"
+    fix = f"install a C++ compiler, then run: {rebuild_command()}"
     if getattr(sys, "frozen", False):
         fix = (
             f"freeze the application with {LIBRARY.name} beside pard_onnx.runtime.kernels, as the PyInstaller hook does"

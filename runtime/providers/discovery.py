@@ -42,7 +42,7 @@ def require_installed(key: str) -> Provider:
 
 def provider_source(provider: Provider) -> ProviderSource:
     """Where the provider comes from; BadProvider, with the way to install it, if it is not installed."""
-    ort = onnxruntime(provider.install)
+    ort = onnxruntime(provider)
     if provider.ort in ort.get_available_providers():
         return BUILT_IN
     found = _plugin(provider)
@@ -72,7 +72,7 @@ def available_providers() -> dict[str, ProviderSource]:
 
 def _plugin(provider: Provider) -> ProviderSource | None:
     """The source of a provider that a plugin library brings; None where there is no such library."""
-    ort = onnxruntime(provider.install)
+    ort = onnxruntime(provider)
     if not hasattr(ort, "register_execution_provider_library"):
         return None
     for origin, library in _libraries(provider):

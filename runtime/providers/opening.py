@@ -74,7 +74,7 @@ def create_session(graph: str | bytes, provider: Provider, options: Any) -> Any:
 
     Raises BadProvider if ONNX Runtime made the session without the provider: it does so where libraries are missing.
     """
-    ort = onnxruntime(provider.install)
+    ort = onnxruntime(provider)
     chosen = {name: value for name, value in provider.options if not name.startswith(SESSION_OPTION)}
     for name, value in provider.options:
         if name not in chosen:

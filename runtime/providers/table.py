@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.devices import DEVICES
 from pard_onnx.models.errors import BadProvider, shown
+from pard_onnx.models.extras import install_command
 from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
 
 HOST = "cpu"  # I/O binding's name for the host's memory
@@ -23,7 +25,7 @@ class Provider:
 
     key: str  # the name in `--provider`
     ort: str  # the name in ONNX Runtime
-    install: str  # how to install it
+    how: str | Callable[[], str]  # how to install it, or what says so
     names: tuple[str, ...] = ()  # the names of the options that it takes
     device_option: str = "device_id"  # the option that says which device it runs on; "" if there is none
     memory: str = HOST  # where its KV caches are, as I/O binding names this memory
@@ -31,6 +33,11 @@ class Provider:
     in_place: tuple[str, ...] = ()
     plugin: str | None = None  # the Python module that has it as a plugin library; None if there is none
     options: tuple[tuple[str, str], ...] = ()  # the user's options, by `names`
+
+    @property
+    def install(self) -> str:
+        """How to install it here."""
+        return self.how if isinstance(self.how, str) else self.how()
 
     @property
     def attention(self) -> tuple[str, ...]:
@@ -53,9 +60,9 @@ class Provider:
         return f"{self.key}:{self.device}" if self.device else self.key
 
 
-def pip(extra: str) -> str:
-    """The command that installs the package with this extra."""
-    return f'pip install "pard-onnx[{extra}]"'
+def pip(extra: str) -> Callable[[], str]:
+    """Says the command that installs this extra; not now, as it depends on how the package was installed."""
+    return partial(install_command, extra)
 
 
 CUDA = (
@@ -153,11 +160,11 @@ def parse_options(pairs: Sequence[str]) -> dict[str, str]:
     return out
 
 
-def onnxruntime(install: str = CPU.install) -> Any:
+def onnxruntime(provider: Provider = CPU) -> Any:
     """The onnxruntime module, imported at the first use; BadProvider says how to install it if it is missing."""
     try:
         return import_module("onnxruntime")
     except ImportError as error:
         if is_out_of_memory(error):
             raise out_of_memory(error) from error
-        raise BadProvider(f"onnxruntime cannot be imported ({error}); {install}") from error
+        raise BadProvider(f"onnxruntime cannot be imported ({error}); {provider.install}") from error

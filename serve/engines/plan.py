@@ -8,7 +8,6 @@ from pard_onnx.models.checks import DRAFT_LIMIT, require_whole
 from pard_onnx.models.errors import BadInput, shown
 from pard_onnx.models.hub import own_draft
 from pard_onnx.models.published_drafts import PUBLISHED, drafts_by_name
-from pard_onnx.runtime.model import open_artifact, shared_ids
 
 from .served_model import ServedModel, served_model
 
@@ -65,6 +64,8 @@ def require_pair(target: ServedModel, draft: ServedModel) -> None:
         known = ", ".join(one.model for one in drafts_by_name(target.known_as, target.family))
         raise BadInput(f"{draft.name}: is no PARD draft{f'; {known} is the published one' if known else ''}")
     if target.exported and draft.exported:
+        from pard_onnx.runtime.model import open_artifact, shared_ids  # which pard-deploy --help does not need
+
         artifact = open_artifact(target.exported, "target")
         manifest = open_artifact(draft.exported, "draft").manifest
         shared_ids(artifact, str(draft.exported), draft.exported, manifest.spec, manifest.sizes)

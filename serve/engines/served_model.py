@@ -71,7 +71,9 @@ def _on_hub(name: str, revision: str | None) -> ServedModel:
     repository = Repository.ask(name, revision)
     try:
         with quiet_hub():
-            snapshot = fetch_snapshot(name, revision, allow_patterns=[CONFIG, FILE_NAME])
+            # Where the hub has not answered, it is not asked again
+            unreachable = repository.sizes is None
+            snapshot = fetch_snapshot(name, revision, allow_patterns=[CONFIG, FILE_NAME], local_files_only=unreachable)
     except BadInput:
         if repository.sizes is not None:
             raise

@@ -19,6 +19,7 @@ from pard_onnx.adapt_command import end_of_reply, main
 from pard_onnx.models.adapt.samples import SampleStore
 from pard_onnx.models.adapt.settings import Settings
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.extras import install_command
 from pard_onnx.runtime.text.tokenizer import Text
 
 CHATS = [
@@ -229,7 +230,7 @@ def test_a_missing_package_is_one_line(
     monkeypatch.delitem(sys.modules, "pard_onnx.models.adapt.start", raising=False)
     monkeypatch.setitem(sys.modules, "transformers", None)
     shown = refused("--draft", draft, "--data", data)
-    assert 'transformers is not installed; run: pip install "pard-onnx[cpu,adapt]"' in shown
+    assert f"transformers is not installed; run: {install_command('adapt')}" in shown
 
 
 @pytest.mark.slow

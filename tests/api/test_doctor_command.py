@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pard_onnx.doctor_command import main
-from pard_onnx.runtime import doctor
+from pard_onnx.doctor_command import fitted, main
+from pard_onnx.models import extras
+from pard_onnx.models.extras import Origin, install_command, rebuild_command
+from pard_onnx.runtime import doctor, kernels
 from pard_onnx.runtime.providers.table import AUTO_ORDER
 
 CUDA, DIRECTML = "CUDAExecutionProvider", "DmlExecutionProvider"
@@ -25,7 +29,8 @@ def test_this_machine(pair_folders: tuple[Path, Path], capsys: pytest.CaptureFix
     report = told(capsys, *map(str, pair_folders))
     states = {one["key"]: one["state"] for one in report["providers"]}
     assert list(states) == list(AUTO_ORDER) and states["cpu"] == "ready"
-    assert all('pip install "pard-onnx[' in one["install"] for one in report["providers"] if one["key"] != "npu")
+    for one in report["providers"]:
+        assert one["key"] == "npu" or one["install"] == install_command(one["key"])
     assert [(one["provider"], one["result"]) for one in report["artifacts"]] == [("cpu", "right")] * 2
     assert report["usable"] and report["conflict"] is None and len(report["onnxruntime"]) == 1
     assert report["versions"][0][0] == "Python"
@@ -34,19 +39,48 @@ def test_this_machine(pair_folders: tuple[Path, Path], capsys: pytest.CaptureFix
 def test_the_tables_say_the_same(pair_folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(pair_folders[0])]) == 0
     out = capsys.readouterr().out
-    for words in ("webgpu", "absent", 'pip install "pard-onnx[webgpu]"', "right", "CPU kernels"):
+    for words in ("webgpu", "absent", install_command("webgpu"), "right", "CPU kernels"):
         assert words in out
 
 
-def test_lines_fit_40_columns_and_commands_are_whole(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("columns", ["40", "80"])
+@pytest.mark.parametrize(
+    "origin", [Origin(), Origin(folder=Path("/a folder/with a long name/pard-onnx"), editable=True)]
+)
+def test_lines_fit_the_terminal_and_commands_are_whole(
+    columns: str,
+    origin: Origin,
+    pair_folders: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
-    assert main([]) == 0
-    providers = capsys.readouterr().out.partition("providers, in")[2].splitlines()
-    assert all(len(line) <= 40 for line in providers), providers
-    assert {f'  pip install "pard-onnx[{key}]"' for key in ("cuda", "directml", "migraphx")} <= set(providers)
-    assert "  pip install windowsml" in providers
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(extras, "origin", lambda: origin)
+    monkeypatch.setattr(kernels, "load", lambda: None)  # a problem that ends in a command
+    assert main([str(pair_folders[0])]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    commands = {f"  {install_command(key)}" for key in ("cuda", "directml", "migraphx")}
+    commands |= {"  pip install windowsml", f"  {rebuild_command()}"}
+    assert commands <= set(lines)
+    commands |= {f"  {install_command(key)}" for key in AUTO_ORDER}
+    assert [line for line in lines if len(line) > int(columns) and line not in commands] == []
+
+
+WORDS = st.lists(st.from_regex(r"[a-zA-Z;:.]{1,10}", fullmatch=True).filter(lambda word: word != "pip"), max_size=20)
+COMMANDS = (
+    'pip install "pard-onnx[cuda]"', 'uv pip install -c "/a, b; c/d.txt" -e "/a, b; c[cpu]"', "pip uninstall -y a b",
+    "pard-export --device cpu --precision int4", "pard-bench --cost", "pip install --no-binary a a",
+)  # fmt: skip
+
+
+@given(WORDS, st.sampled_from(COMMANDS), st.sampled_from(["", "; then try again", ", or ask"]), st.integers(12, 80))
+def test_a_text_in_lines_keeps_its_words(before: list[str], command: str, after: str, width: int) -> None:
+    text = f"{' '.join([*before, 'run:'])} {command}{after}"
+    lines = list(fitted(text, width))
+    assert f"  {command}" in lines
+    assert all(len(line) <= width for line in lines if line != f"  {command}")
+    rest = after.removeprefix(";").removeprefix(",")  # the mark after a command is not printed
+    assert " ".join(lines).split() == f"{text.removesuffix(after)} {rest}".split()
 
 
 def test_what_is_here_is_tried_with_every_artifact(
@@ -77,7 +111,7 @@ def test_without_onnxruntime_it_says_what_to_install(
     monkeypatch.setattr(doctor, "packages_distributions", dict)
     report = told(capsys, code=1)
     assert {one["state"] for one in report["providers"]} == {"absent"}
-    assert report["conflict"].startswith("onnxruntime is not installed; pip install")
+    assert report["conflict"].endswith(f"; run: {install_command('cpu')}")
     assert main([]) == 1
 
 

@@ -9,8 +9,10 @@ import quantized
 from rich.console import Console
 
 from pard_onnx import load, quantize_choice
-from pard_onnx.benchmarks.measures.draft_choice import FORMATS, best_draft
+from pard_onnx.benchmarks.measures import draft_choice
+from pard_onnx.benchmarks.measures.draft_choice import best_draft
 from pard_onnx.models.manifest import FILE_NAME, Manifest, MeasuredFormat, Throughput
+from pard_onnx.quantize.recipes import DRAFT_FORMATS
 from pard_onnx.quantize_command import main
 
 Folder = Callable[[str, str], Path]
@@ -32,8 +34,8 @@ SOME = ("int4-gptq", "int8-dynamic")  # one that looks at text, one that is for 
 
 
 def test_the_shipped_pair(demo_folder: Folder, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    assert set(SOME) < set(FORMATS)
-    monkeypatch.setattr(quantize_choice, "FORMATS", SOME)
+    assert set(SOME) < set(DRAFT_FORMATS)
+    monkeypatch.setattr(quantize_choice, "DRAFT_FORMATS", SOME)
     target = demo_folder("demo-target", "int4")
     capsys.readouterr()
     arguments = ["demo-draft", "--optimize-for", "throughput", "--target", str(target), *WITH, "--output", "out"]
@@ -72,8 +74,8 @@ def test_an_interruption_leaves_nothing(
         assert (made["int4-rtn"] / FILE_NAME).is_file()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(quantize_choice, "FORMATS", ("int4-rtn",))
-    monkeypatch.setattr(quantize_choice, "compare_drafts", interrupt)
+    monkeypatch.setattr(quantize_choice, "DRAFT_FORMATS", ("int4-rtn",))
+    monkeypatch.setattr(draft_choice, "compare_drafts", interrupt)
     target = demo_folder("demo-target", "int4")
     before = sorted(here.iterdir())
     assert main(["demo-draft", "--optimize-for", "throughput", "--target", str(target), *WITH]) == 130

@@ -18,6 +18,7 @@ pytest.importorskip("uvicorn")
 import httpx
 
 from pard_onnx.models import demo
+from pard_onnx.models.extras import install_command
 from pard_onnx.serve_command import DEMO, demo_source, main, size
 
 Capture = pytest.CaptureFixture[str]
@@ -62,7 +63,7 @@ def test_a_missing_extra_is_named(capsys: Capture, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "starlette", None)
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     assert main(["--target", "x"]) == 2
-    assert 'pip install "pard-onnx[cpu,serve]"' in capsys.readouterr().err
+    assert f"starlette is not installed; run: {install_command('serve')}" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_one_line(capsys: Capture) -> None:

@@ -36,7 +36,7 @@ def test_two_flavours_at_once_are_found_and_explained(tmp_path: Path, monkeypatc
     assert {name for name, _ in both} == {"onnxruntime-webgpu", *(name for name, _ in alone)}
     problem = conflict(both)
     assert problem is not None and "overwrite one another" in problem
-    assert f"pip uninstall -y {' '.join(name for name, _ in both)}, then install" in problem
+    assert problem.endswith(f"; run: pip uninstall -y {' '.join(name for name, _ in both)}")
 
 
 def test_memory_is_reported_where_the_system_reports_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

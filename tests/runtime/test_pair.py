@@ -477,7 +477,7 @@ def test_a_damaged_folder_is_refused(write_artifact: Callable[..., Path], tmp_pa
 
 
 def test_a_provider_that_is_not_there_is_refused(pair_folders: tuple[Path, Path]) -> None:
-    with pytest.raises(BadProvider, match=r'pip install "pard-onnx\[migraphx\]"'):
+    with pytest.raises(BadProvider, match=r"pip install .*\[migraphx\]"):
         load(*pair_folders, provider="migraphx")
 
 

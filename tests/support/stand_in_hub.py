@@ -59,7 +59,8 @@ class Hub(BaseHTTPRequestHandler):
                 self.asked.append(f"{name}/{file}")
             etag = hashlib.sha1(files[file]).hexdigest()
             return self.reply(200, files[file], body, {"ETag": f'"{etag}"', "X-Repo-Commit": self.commit})
-        info = {"id": name, "sha": self.commit, "siblings": [{"rfilename": file} for file in files]}
+        siblings = [{"rfilename": file, "size": len(data)} for file, data in files.items()]
+        info = {"id": name, "sha": self.commit, "siblings": siblings}
         return self.reply(200, json.dumps(info).encode(), body)
 
     def reply(self, code: int, content: bytes, body: bool, headers: dict[str, str] | None = None) -> None:

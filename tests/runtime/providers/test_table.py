@@ -24,13 +24,13 @@ def test_without_a_near_one_all_are_named() -> None:
 
 
 def test_a_provider_that_is_not_installed_names_its_extra() -> None:
-    with pytest.raises(BadProvider, match=r'pip install "pard-onnx\[rocm\]"'):
+    with pytest.raises(BadProvider, match=r"pip install .*\[rocm\]"):
         require_installed("rocm")
 
 
 def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(BadProvider, match=r'pip install "pard-onnx\[cpu\]"'):
+    with pytest.raises(BadProvider, match=r"pip install .*\[cpu\]"):
         require_installed("cpu")
 
 

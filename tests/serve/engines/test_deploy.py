@@ -140,6 +140,17 @@ def test_offline_the_names_suffice(capsys: Capture) -> None:
     assert any("it was not checked that the models fit" in note for note in found["notes"])
 
 
+def test_a_hub_that_does_not_answer_is_not_waited_for(
+    online: object, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)  # between the attempts of huggingface_hub
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    found = deployed(capsys, "--target", QWEN3, "--engine", "vllm")
+    assert found["draft"]["name"] == PARD and waits == []
+    assert any("the hub cannot be reached" in note for note in found["notes"])
+
+
 def test_refused(hub: None, capsys: Capture, tmp_path: Path, tiny: Callable[..., Path]) -> None:
     tiny(tmp_path / "target")
     tiny(tmp_path / "draft", role="draft")
