@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from stand_in_hub import Hub
-from tiny import SHA
+from tiny import SHA, make_pard2
 
 from pard_onnx import pull
 from pard_onnx.generate_command import main as generate_main
@@ -330,3 +330,20 @@ def test_manifests_are_where_the_commands_look(hub: None, capsys: Capture) -> No
     assert "pard_onnx.json" in refused(capsys, "show", "big")
     assert told(capsys, "pull", EXPORTED, "--force")["model_state"] == "fetched"
     assert told(capsys, "rm", "big", "--yes")
+
+
+def test_a_pard_2_draft_is_pulled_by_itself_and_then_with_its_target(
+    online: object, tiny: Callable[..., Path], tmp_path: Path, capsys: Capture
+) -> None:
+    """The projection is fetched with the weights, and the target gives what the draft reads."""
+    draft = make_pard2(tiny(tmp_path / "draft", "qwen2", "draft", dtype="bfloat16"), layers=(-1, -2), stored="BF16")
+    target = tiny(tmp_path / "target", "qwen2", "target")
+    for name, folder in (("amd/PARD2-tiny", draft), ("org/tiny", target)):
+        Hub.repositories[name] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    alone = told(capsys, "pull", "amd/PARD2-tiny", "--precision", "fp32")
+    print(alone)
+    features = Library.of_user().get(alone["name"]).manifest().spec.pard.features
+    assert features is not None and features.layers == (-1, -2)
+    pair = told(capsys, "pull", "org/tiny", "--precision", "fp32", "--draft", alone["name"])
+    print(pair)
+    assert Library.of_user().get(pair["name"]).manifest().feature_layers == (-1, -2)

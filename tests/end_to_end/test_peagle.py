@@ -8,7 +8,7 @@ from typing import Any
 import peagle_reference
 import pytest
 import torch
-from tiny import make_peagle
+from tiny import make_pard2, make_peagle
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pard_onnx import BadArtifact, Pair, load
@@ -41,6 +41,28 @@ def test_a_p_eagle_draft_changes_no_text(precision: str, tmp_path: Path, tiny: C
                     assert length == "auto" or "p-eagle" in found.stats.sources
     with pytest.raises(BadArtifact, match=r"exported with none; export it again: .*--features=-4,-3,-2"):
         load(plain, drafted, draft_mode="target-dependent")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pard2", "p-eagle"])
+def test_graphs_of_fixed_shapes_change_no_text(kind: str, tmp_path: Path, tiny: Callable[..., Path]) -> None:
+    """The form for NPUs, here on the CPU. Each export is compared with torch, in both modes of the draft."""
+    target, draft = tiny(tmp_path / "target", "llama", "target", layers=4), tiny(tmp_path / "draft", "llama", "draft")
+    if kind == "pard2":
+        make_pard2(draft, layers=(-1, -2), bias=True)
+    else:
+        make_peagle(draft, layers=(1, 2, 3))
+    out, drafted = tmp_path / "out", tmp_path / "drafted"
+    common = ["--precision", "fp32", "--device", "npu", "--draft-length", "4", "--context-length", "256"]
+    assert export_main([str(draft), *common, "--output", str(drafted)]) == 0
+    assert export_main([str(target), "--for-draft", str(drafted), *common, "--output", str(out)]) == 0
+    with load(out, drafted, provider="cpu", draft_mode="target-dependent", threads=1) as pair:
+        for prompt in PROMPTS:
+            wanted = pair.generate(prompt, max_new_tokens=24, draft_length=0)
+            for length in (1, 4, "auto"):
+                found = pair.generate(prompt, max_new_tokens=24, draft_length=length, lookup=False)
+                assert found.tokens == wanted.tokens, (prompt, length)
+                assert length == "auto" or kind in found.stats.sources
 
 
 TEXTS, NEW, LAYERS = 4, 48, (1, 3, 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from pard_onnx.models.manifest import Manifest
 
 Exported = Callable[..., tuple[Path, Path]]
-MASK, K, TOKENS = 300, 4, 12
+MASK, TOKENIZER, K, TOKENS = 300, 300, 4, 12
 IDS = np.arange(20, 20 + TOKENS)
 slow = pytest.mark.slow
 
@@ -80,4 +81,40 @@ def test_its_logits_are_those_of_the_published_code(
         assert np.abs(found - wanted[-K:, :TOKENIZER]).max() < 1e-4
 
 
-TOKENIZER = 300
+@slow
+@pytest.mark.parametrize(("family", "before"), (("qwen3", True), ("llama", False)))
+def test_its_logits_are_those_of_the_speculators_package(
+    exported: Exported, family: str, before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package itself, where it is installed: its config's defaults, its training's forward pass."""
+    config_module = pytest.importorskip("speculators.models.peagle.config", exc_type=ImportError)
+    core = pytest.importorskip("speculators.models.peagle.core", exc_type=ImportError)
+    eagle = {"norm_before_residual": before, "speculators": True}
+    checkpoint, folder = exported(family, "draft", "fp32", peagle=eagle)
+    raw = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    raw["transformer_layer_config"] |= {"_attn_implementation": "eager", "pad_token_id": None}
+    config = config_module.PEagleSpeculatorConfig(**(raw | {"mask_token_id": MASK}))
+    config.transformer_layer_config._attn_implementation = "eager"
+    model = core.PEagleDraftModel(config).float().eval()
+    held = load_file(checkpoint / "model.safetensors")
+    loaded = model.load_state_dict(held, strict=False)
+    assert not loaded.unexpected_keys and all("verifier" in name for name in loaded.missing_keys)
+    assert not config_module.PEagleSpeculatorConfig.model_fields["norm_before_residual"].default
+    features = Manifest.read(folder).spec.pard.features  # type: ignore[union-attr]
+    assert features is not None
+    given, seen = fed(features.width), {}
+    # One chain of masks after the last token; its training draws chains at random
+    anchors = torch.tensor([*range(TOKENS), *[TOKENS - 1] * (K - 1)])
+    depths = torch.tensor([*[0] * TOKENS, *range(1, K)])
+    monkeypatch.setattr(core, "generate_cod_sample_indices", lambda **_: (anchors, depths))
+    monkeypatch.setattr(core, "compute_metrics", lambda **found: (seen.update(found), (torch.zeros(()), {}))[1])
+    n = TOKENS + K - 1
+    masks = partial(model._create_mask_fn, dtype=torch.float32)
+    monkeypatch.setattr(model, "_create_mask_fn", masks)
+    with torch.inference_mode():
+        rows = torch.from_numpy(np.concatenate([given, np.zeros((K - 1, features.width), np.float32)]))[None]
+        ids = torch.tensor([*IDS, *[MASK] * (K - 1)])[None]
+        hidden = torch.zeros(1, n, model.hidden_size)
+        model(rows, ids, torch.zeros(1, n, dtype=torch.long), verifier_last_hidden_states=hidden)
+    wanted = seen["logits"][0, -K:, :TOKENIZER].numpy()
+    assert np.abs(logits(folder, given)[:, :TOKENIZER] - wanted).max() < 1e-4

@@ -1,4 +1,4 @@
-"""A P-EAGLE draft in torch, by vLLM's and speculators' published code: its forward pass, and a training of a few seconds.
+"""A P-EAGLE draft in torch, by the published code of vLLM and speculators: its forward pass, and a short training.
 
 Weights are a dict of tensors by the names of a published checkpoint (`layers.0`, not `midlayer`).
 """
