@@ -30,8 +30,8 @@ MOST_DRAFTS = 16  # of the draft model: later positions are rarely accepted, and
 ROUND_DECAY = 0.95  # what is left of the recent rounds' sums at each round: a few unlucky rounds change little
 GAIN_DECAY = 0.9  # what is left of a position's mean gain at each round
 PRIOR_ROUNDS = 2.0  # the number of rounds that the rate expected of an unused draft model counts as
-# Where none of a text's first drafts is accepted, rounds with drafts count by what they brought, not by what was expected
-# of them, as soon as they have lost the time of so many tokens. That takes more rounds where a round loses little.
+# Where none of a text's first drafts is accepted, rounds with drafts count by what they brought, not by what was
+# expected of them, as soon as they have lost the time of so many tokens: later where a round loses little.
 REFUTING_LOSS = 3.0
 UNTRIED_SHARE = 0.75  # the gain assumed of a position that no round has tried, as a share of the gain of the one before
 TRIAL_SHARE = 0.01  # the share of the time that trials may lose; a trial uses the draft model though it did not pay
