@@ -24,6 +24,7 @@ from pard_onnx.models.manifest import FILE_NAME, RECORD, Manifest
 from pard_onnx.models.precision import FLOATS
 from pard_onnx.models.published_drafts import draft_candidates, drafts_by_name
 from pard_onnx.models.system_errors import write_error
+from pard_onnx.runtime.decoding.draft_mode import mismatch
 from pard_onnx.runtime.model import Artifact, open_artifact, other_tokenizer
 from pard_onnx.runtime.text.tokenizer import Text
 
@@ -91,7 +92,33 @@ def pull(library: Library, options: argparse.Namespace) -> tuple[Pulled, Pulled 
     draft = pull_draft(library, options, target.entry)
     if draft is not None:
         library.set_draft(target.entry, draft.entry)
+        _tell_of_features(options, target.entry, draft.entry)
     return target, draft
+
+
+def _tell_of_features(options: argparse.Namespace, target: Entry, draft: Entry) -> None:
+    """A PardWarning where the draft reads hidden states that the target does not give, with the command that helps."""
+    ours, theirs, names = target.manifest(), draft.manifest(), (target.name, draft.name)
+    wanted = theirs.spec.pard.features if theirs.spec.pard else None
+    if wanted is None or mismatch(ours, theirs, wanted, names) is None:
+        return
+    layers = tuple(dict.fromkeys((*wanted.layers_of(ours.spec.layers), *ours.feature_layers)))
+    problem = mismatch(replace(ours, feature_layers=layers), theirs, wanted, names)  # that no export would mend
+    if problem is None:
+        given = (one for one in given_options(options) if not one.startswith(("features=", "for_draft=")))
+        same = "".join(
+            f" --{name.replace('_', '-')}={value}" for name, _, value in (one.partition("=") for one in given)
+        )
+        again = f"pard-models pull {options.model}{same} --force --features={','.join(map(str, layers))}"
+        problem = (
+            f"{draft.name}: reads hidden states that {target.name} does not give; pull it again: {again} "
+            f"--draft {draft.name}"
+        )
+    warnings.warn(
+        f"{problem}; until then the draft proposes without them, and fewer of its tokens may be accepted",
+        PardWarning,
+        stacklevel=2,
+    )
 
 
 def _refuse_draft_options(options: argparse.Namespace, reason: str) -> None:

@@ -1,8 +1,10 @@
 """P-EAGLE drafts: EAGLE-3 heads that propose several tokens in one pass, in the two layouts that vLLM loads.
 
-`architectures: ["LlamaForCausalLMEagle3"]` with the facts of a Llama at the top level, or speculators' layout, with
-`speculators_model_type: "peagle"` and a Llama's facts in `transformer_layer_config`. Tensors have the names of a Llama
-without `model.`; older ones call the first layer `midlayer`. `fc.weight` projects the target's hidden states.
+`architectures: ["LlamaForCausalLMEagle3"]` with the facts of a Llama or Qwen3 at the top level, or speculators' layout,
+with `speculators_model_type: "peagle"` and these facts in `transformer_layer_config`. Tensors have the names of such a
+model without `model.`; older ones call the first layer `midlayer`. `fc.weight` projects the target's hidden states.
+Read beside speculators 0.9 (`PEagleSpeculatorConfig`, `PEagleDraftModel`) and vLLM (`update_peagle`, `llama_eagle3`),
+whose defaults are the same: `norm_before_residual`, `norm_before_fc` and `fc_norm` are false.
 """
 
 from __future__ import annotations
@@ -18,11 +20,21 @@ from .config import MASK_KEYS, Config
 from .tensors import HEAD, Tensor, TensorEntry
 
 NAME = "p-eagle"
-ARCHITECTURES = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "PEagleSpeculator", "PEagleDraftModel")
+ARCHITECTURES = (
+    "LlamaForCausalLMEagle3",
+    "Eagle3LlamaForCausalLM",
+    "Eagle3Qwen3ForCausalLM",
+    "PeagleLlamaForCausalLM",
+    "PeagleQwen3ForCausalLM",
+    "PEagleSpeculator",
+    "PEagleDraftModel",
+)
+FAMILIES = ("llama", "qwen3")  # whose layers a draft may have, in both toolkits
 TYPE, INNER = "speculators_model_type", "transformer_layer_config"
 LAYER_KEYS = ("eagle_aux_hidden_state_layer_ids", "aux_hidden_state_layer_ids")
 RESIDUAL, VOCABULARY, TARGET_WIDTH = "norm_before_residual", "draft_vocab_size", "target_hidden_size"
-FEATURES = 3  # layers of a feature
+NORMS = ("norm_before_fc", "fc_norm")  # switches of norms before the projection
+MOST_LAYERS = 16  # of a feature; published drafts have 3
 MAPS = ("d2t", "t2d")  # between a draft's own smaller vocabulary and its target's
 
 
@@ -45,15 +57,20 @@ def eagle_config(config: Config) -> tuple[Config, bool]:
     if kind and not inner:
         raise config.fault(INNER, "is missing")
     own = {key: value for key, value in values.items() if value is not None and key not in ("model_type", INNER)}
-    joined = {RESIDUAL: bool(kind), **inner, **own}
+    joined = {**inner, **own}
     joined["model_type"] = inner.get("model_type") if kind else values.get("model_type")
     if all(joined.get(key) is None for key in MASK_KEYS):
         raise config.fault(
             MASK_KEYS[1], "is missing: an EAGLE-3 draft without it proposes token by token; take a P-EAGLE draft"
         )
-    if joined["model_type"] != "llama":
-        raise config.fault("model_type", f"is {shown(joined['model_type'])}; P-EAGLE drafts are llama only")
-    return replace(config, values=joined), True
+    if joined["model_type"] not in FAMILIES:
+        where = f"{INNER}.model_type" if kind else "model_type"
+        raise config.fault(where, f"is {shown(joined['model_type'])}; P-EAGLE drafts are {' or '.join(FAMILIES)}")
+    found = replace(config, values=joined)
+    for key in NORMS:
+        if found.flag(key):
+            raise config.fault(key, "is true; only drafts without a norm before the projection are supported")
+    return found, True
 
 
 def eagle_tensors(folder: Path, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -91,19 +108,21 @@ def eagle_facts(config: Config, spec: ModelSpec) -> Pard:
         )
     nested = config.inside("eagle_config")
     if not nested.flag("use_aux_hidden_state", default=True):
-        raise nested.fault("use_aux_hidden_state", f"is false; only drafts that read {FEATURES} layers are supported")
-    width = FEATURES * config.integer(TARGET_WIDTH, spec.hidden)
-    return Pard(
-        spec.pard.mask_id,
-        NAME,
-        TargetFeatures(
-            _layers(config, nested), width, scale=1.0, join="concat", norm_before_residual=config.flag(RESIDUAL)
-        ),
-    )
+        raise nested.fault(
+            "use_aux_hidden_state", "is false; only drafts that read layers before the last are supported"
+        )
+    layers = _layers(config, nested)
+    width = len(layers) * config.integer(TARGET_WIDTH, spec.hidden)
+    features = TargetFeatures(layers, width, scale=1.0, join="concat", norm_before_residual=config.flag(RESIDUAL))
+    return Pard(spec.pard.mask_id, NAME, features)
 
 
 def _layers(config: Config, nested: Config) -> tuple[int, ...]:
-    """The layers that vLLM names: j is what enters layer j, the same number as in transformers' list."""
+    """The layers that vLLM names: j is what enters layer j, the same number as in transformers' list.
+
+    In rising order, whatever the order of the list: vLLM collects them while it runs from layer to layer, and
+    speculators trains on what vLLM collects.
+    """
     places = ((part, key) for part in (config, nested) for key in LAYER_KEYS)
     part, key = next(((p, k) for p, k in places if p.values.get(k) is not None), (config, LAYER_KEYS[0]))
     value = part.values.get(key)
@@ -112,7 +131,7 @@ def _layers(config: Config, nested: Config) -> tuple[int, ...]:
             key, "is missing: whose hidden states does the draft read? With L layers of the target, vLLM's default is "
             "[2, L // 2, L - 3]"
         )  # fmt: skip
-    good = isinstance(value, list) and len(value) == FEATURES == len(set(map(repr, value)))
+    good = isinstance(value, list) and 0 < len(value) == len(set(map(repr, value))) <= MOST_LAYERS
     if not good or any(type(layer) is not int or not 0 <= layer < 1 << 16 for layer in value):
-        raise part.fault(key, f"is {shown(value)}; it must be {FEATURES} different layers, counted from 0")
-    return tuple(value)
+        raise part.fault(key, f"is {shown(value)}; it must be a list of different layers, counted from 0")
+    return tuple(sorted(value))

@@ -30,6 +30,9 @@ MOST_DRAFTS = 16  # of the draft model: later positions are rarely accepted, and
 ROUND_DECAY = 0.95  # what is left of the recent rounds' sums at each round: a few unlucky rounds change little
 GAIN_DECAY = 0.9  # what is left of a position's mean gain at each round
 PRIOR_ROUNDS = 2.0  # the number of rounds that the rate expected of an unused draft model counts as
+# Where none of a text's first drafts is accepted, rounds with drafts count by what they brought, not by what was
+# expected of them, as soon as they have lost the time of so many tokens: later where a round loses little.
+REFUTING_LOSS = 3.0
 UNTRIED_SHARE = 0.75  # the gain assumed of a position that no round has tried, as a share of the gain of the one before
 TRIAL_SHARE = 0.01  # the share of the time that trials may lose; a trial uses the draft model though it did not pay
 TRIAL_DRAFTS = 8  # the fewest drafts of a trial
@@ -128,6 +131,13 @@ class RecentRounds:
         self.seconds = ROUND_DECAY * self.seconds + seconds
         self.rounds = ROUND_DECAY * self.rounds + 1
 
+    def plus(self, other: RecentRounds) -> RecentRounds:
+        """The sums of both."""
+        return RecentRounds(self.tokens + other.tokens, self.seconds + other.seconds, self.rounds + other.rounds)
+
+    def times(self, share: float) -> RecentRounds:
+        return RecentRounds(share * self.tokens, share * self.seconds, share * self.rounds)
+
     def reduce_to(self, rounds: float) -> None:
         """Keep the rate, but let it count as this many rounds."""
         share = rounds / self.rounds
@@ -159,7 +169,9 @@ class Policy:
         self.drafts = DraftAcceptance(MOST_DRAFTS)
         self.lookups = LookupAcceptance()
         self._expected_rounds = self._expect_rounds()  # of a draft model that was not used yet
-        self._draft_rounds = self._expected_rounds  # the recent rounds that used the draft model
+        self._draft_rounds = RecentRounds(0.0, 0.0, 0.0)  # the recent rounds that used the draft model
+        self._hoped_rounds = self._expected_rounds  # what is left of `_expected_rounds`, which counts beside them
+        self._unaccepted_loss: float | None = 0.0  # of this text's rounds, in tokens; None once a draft was accepted
         self._expected_share = 1.0  # of `_expected_rounds`: how much of them is added when a text begins
         self._gains = self.drafts.profile()  # by position: the mean gain of verifying this draft, in tokens per round
         self._text_rounds = RecentRounds(0.0, 0.0, 0.0)  # those of this text, by the tokens that they committed
@@ -180,15 +192,12 @@ class Policy:
     def new_text(self) -> None:
         """A generation begins: the rate of the last text counts for this one, and so does the rate that was expected
         of the draft model at first, but half as much after each text in a row that did not reach plain decoding."""
-        old, expected = self._draft_rounds, self._expected_rounds
+        old = self._rounds
         self._expected_share = 1.0 if old.tokens_per_second * self._plain_seconds >= 1 else self._expected_share / 2
         if old.rounds > PRIOR_ROUNDS:
             old.reduce_to(PRIOR_ROUNDS)
-        self._draft_rounds = RecentRounds(
-            old.tokens + self._expected_share * expected.tokens,
-            old.seconds + self._expected_share * expected.seconds,
-            old.rounds + self._expected_share * expected.rounds,
-        )
+        self._draft_rounds, self._hoped_rounds = old, self._expected_rounds.times(self._expected_share)
+        self._unaccepted_loss = 0.0
         self._text_rounds, self._in_window = RecentRounds(0.0, 0.0, 0.0), False
 
     def _expect_rounds(self) -> RecentRounds:
@@ -201,9 +210,14 @@ class Policy:
         return RecentRounds(PRIOR_ROUNDS * tokens, PRIOR_ROUNDS * seconds, PRIOR_ROUNDS)
 
     @property
+    def _rounds(self) -> RecentRounds:
+        """The recent rounds that used the draft model, and those that were expected of it."""
+        return self._draft_rounds.plus(self._hoped_rounds)
+
+    @property
     def reference_rate(self) -> float:
         """Tokens per second that decoding reaches in any case: see the module's docstring."""
-        return max(1 / self._plain_seconds, self._draft_rounds.tokens_per_second)
+        return max(1 / self._plain_seconds, self._rounds.tokens_per_second)
 
     def best_prefix(self, chances: Sequence[float]) -> tuple[float, int]:
         """The prefix of a proposal with the highest expected gain: that gain above a plain round's, in tokens, and
@@ -229,7 +243,7 @@ class Policy:
         if not self._has_draft:
             return None
         length = min(limit, self._draft_length())
-        recent = self._draft_rounds
+        recent = self._rounds
         tokens, seconds = recent.tokens / recent.rounds, recent.seconds / recent.rounds
         # Reading the tokens that the draft's cache lacks is not counted: it serves all later rounds, not only this one.
         gain = tokens - 1 - self.reference_rate * (seconds - self._plain_seconds)
@@ -259,7 +273,9 @@ class Policy:
     def _begin_trial(self) -> None:
         """Forget most of what was learned about the draft model: it may no longer hold, and the trial shall decide."""
         self.drafts = DraftAcceptance(MOST_DRAFTS)
+        self._draft_rounds = self._rounds
         self._draft_rounds.reduce_to(PRIOR_ROUNDS)
+        self._hoped_rounds = RecentRounds(0.0, 0.0, 0.0)
         self._in_trial = True
 
     def _draft_length(self) -> int:
@@ -284,6 +300,21 @@ class Policy:
                 gain = UNTRIED_SHARE * self._gains[i - 1]
             self._gains[i] += (1 - GAIN_DECAY) * (gain - self._gains[i])
 
+    def _add_round(self, tokens: float, seconds: float) -> None:
+        self._draft_rounds.add(tokens, seconds)
+        self._hoped_rounds = self._hoped_rounds.times(ROUND_DECAY)
+
+    def _learn_whether_refuted(self, seconds: float, matched: int) -> None:
+        """Add up what the text's first rounds lose while no draft is accepted; see REFUTING_LOSS."""
+        if matched:
+            self._unaccepted_loss = None
+        elif self._unaccepted_loss is not None:
+            self._unaccepted_loss += seconds / self._plain_seconds - 1
+            if self._unaccepted_loss >= REFUTING_LOSS:
+                self._hoped_rounds = RecentRounds(0.0, 0.0, 0.0)
+                self._draft_rounds.tokens = self._draft_rounds.rounds
+                self._unaccepted_loss = None
+
     def observe_step(self, drafts: int, seconds: float) -> None:
         """The target took so many seconds for a step that verified so many drafts."""
         self.verify_costs.observe(self._costs.widths.width_for(drafts + 1), seconds)
@@ -305,7 +336,7 @@ class Policy:
 
         draft_seconds: of the round; chances: of the drafts that would have been verified.
         """
-        self._draft_rounds.add(1.0 + sum(chances), draft_seconds + self._verify_seconds(len(chances)))
+        self._add_round(1.0 + sum(chances), draft_seconds + self._verify_seconds(len(chances)))
         self._seconds_without_draft, self._in_trial = 0.0, False
 
     def observe_draft_round(
@@ -322,7 +353,8 @@ class Policy:
         seconds = draft_seconds + self._verify_seconds(verified)
         # The expected number of tokens, estimated after the round, varies less than the number that was committed.
         expected = self.drafts.estimate(probabilities[:verified])
-        self._draft_rounds.add(1.0 + sum(expected), seconds)
+        self._add_round(1.0 + sum(expected), seconds)
+        self._learn_whether_refuted(seconds, matched)
         self._text_rounds.add(1.0 + matched, seconds)
         if self._in_trial:
             self._last_trial_loss = self.reference_rate * (seconds + self.draft_costs(TRIAL_WINDOW)) - matched - 1

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from stand_in_hub import Hub
-from tiny import SHA
+from tiny import SHA, make_pard2
 
 from pard_onnx import pull
 from pard_onnx.generate_command import main as generate_main
@@ -330,3 +330,27 @@ def test_manifests_are_where_the_commands_look(hub: None, capsys: Capture) -> No
     assert "pard_onnx.json" in refused(capsys, "show", "big")
     assert told(capsys, "pull", EXPORTED, "--force")["model_state"] == "fetched"
     assert told(capsys, "rm", "big", "--yes")
+
+
+@pytest.mark.slow
+def test_a_pard_2_draft_is_pulled_by_itself_and_then_with_its_target(
+    online: object, tiny: Callable[..., Path], tmp_path: Path, capsys: Capture
+) -> None:
+    """The projection is fetched with the weights; a line says the command for the target."""
+    draft = make_pard2(tiny(tmp_path / "draft", "qwen2", "draft"), layers=(-1, -2))
+    target = tiny(tmp_path / "target", "qwen2", "target")
+    for name, folder in (("amd/PARD2-tiny", draft), ("org/tiny", target)):
+        Hub.repositories[name] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    alone = told(capsys, "pull", "amd/PARD2-tiny", "--precision", "fp32")["model"]
+    features = Manifest.read(Path(alone["folder"])).spec.pard.features  # type: ignore[union-attr]
+    assert features is not None and features.layers == (-1, -2)
+    assert main(["pull", "org/tiny", "--precision", "fp32", "--draft", alone["name"]]) == 0
+    line = next(line for line in capsys.readouterr().err.splitlines() if "hidden states" in line)
+    command = line.partition("pull it again: pard-models ")[2].partition(";")[0].split()
+    again = f"pull org/tiny --precision=fp32 --force --features=-1,-2 --draft {alone['name']}"
+    assert command == again.split()
+    assert main(command) == 0
+    assert "hidden states" not in capsys.readouterr().err
+    pair = told(capsys, "show", "tiny-fp32")
+    assert pair["draft"] == alone["name"]
+    assert Manifest.read(Path(pair["folder"])).feature_layers == (-1, -2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,57 +13,27 @@ import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
+from peagle_reference import forward
 from safetensors.torch import load_file
-from torch import Tensor
-from torch.nn import functional
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from pard_onnx.models.manifest import Manifest
 
 Exported = Callable[..., tuple[Path, Path]]
-MASK, K, TOKENS = 300, 4, 12
+MASK, TOKENIZER, K, TOKENS = 300, 300, 4, 12
 IDS = np.arange(20, 20 + TOKENS)
 slow = pytest.mark.slow
-
-
-def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * weight
 
 
 def published(folder: Path, ids: NDArray[np.int64], features: NDArray[np.float32], masks: int) -> NDArray[np.float32]:
     """The logits of the ids and of masks after them: masks have `mask_hidden` where ids have features."""
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = LlamaConfig(**{k: v for k, v in raw.get("transformer_layer_config", raw).items() if k != "model_type"})
     held = {
         name.replace("midlayer.", "layers.0."): value for name, value in load_file(folder / "model.safetensors").items()
     }
-    hidden = torch.cat([torch.from_numpy(features), held["mask_hidden"].reshape(1, -1).expand(masks, -1)])
-    hidden = functional.linear(hidden, held["fc.weight"])
-    embedded = held["embed_tokens.weight"][torch.tensor([*ids, *[MASK] * masks])]
-    cos, sin = LlamaRotaryEmbedding(config)(hidden[None], torch.arange(len(hidden))[None])
-    for index in range(config.num_hidden_layers):
-        part = {n.removeprefix(f"layers.{index}."): v for n, v in held.items() if n.startswith(f"layers.{index}.")}
-        first, epsilon = index == 0, config.rms_norm_eps
-        if first:
-            normed = norm(hidden, part["hidden_norm.weight"], epsilon)
-            hidden = normed if raw["norm_before_residual"] else hidden
-            x = torch.cat([norm(embedded, part["input_layernorm.weight"], epsilon), normed], -1)
-        else:
-            x = norm(hidden, part["input_layernorm.weight"], epsilon)
-        heads = [
-            functional.linear(x, part[f"self_attn.{n}_proj.weight"])
-            .view(1, len(x), -1, config.head_dim)
-            .transpose(1, 2)
-            for n in "qkv"
-        ]
-        q, k = apply_rotary_pos_emb(heads[0], heads[1], cos, sin)
-        seen = functional.scaled_dot_product_attention(q, k, heads[2], is_causal=True, enable_gqa=True)
-        hidden = hidden + functional.linear(seen.transpose(1, 2).reshape(len(x), -1), part["self_attn.o_proj.weight"])
-        x = norm(hidden, part["post_attention_layernorm.weight"], epsilon)
-        gate, up = (functional.linear(x, part[f"mlp.{n}_proj.weight"]) for n in ("gate", "up"))
-        hidden = hidden + functional.linear(functional.silu(gate) * up, part["mlp.down_proj.weight"])
-    return functional.linear(norm(hidden, held["norm.weight"], epsilon), held["lm_head.weight"]).numpy()
+    rows = torch.cat([torch.from_numpy(features), held["mask_hidden"].reshape(1, -1).expand(masks, -1)])
+    read, n = torch.tensor([*ids, *[MASK] * masks]), len(ids) + masks
+    seen = torch.ones(n, n, dtype=torch.bool).tril()
+    return forward(raw, held, read[None], rows[None], torch.arange(n), seen)[0].numpy()
 
 
 def fed(width: int) -> NDArray[np.float32]:
@@ -88,19 +59,20 @@ def logits(folder: Path, features: NDArray[np.float32] | None) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize(
-    ("before", "speculators", "device"),
+    ("family", "before", "speculators", "device"),
     (
-        pytest.param(False, False, "cpu", marks=slow),
-        (True, True, "cpu"),
-        pytest.param(True, False, "webgpu", marks=slow),
-        pytest.param(False, True, "webgpu", marks=slow),
+        pytest.param("llama", False, False, "cpu", marks=slow),
+        ("qwen3", True, True, "cpu"),
+        pytest.param("llama", True, True, "cpu", marks=slow),
+        pytest.param("llama", True, False, "webgpu", marks=slow),
+        pytest.param("qwen3", False, True, "webgpu", marks=slow),
     ),
 )
 def test_its_logits_are_those_of_the_published_code(
-    exported: Exported, before: bool, speculators: bool, device: str
+    exported: Exported, family: str, before: bool, speculators: bool, device: str
 ) -> None:
     eagle = {"norm_before_residual": before, "speculators": speculators}
-    checkpoint, folder = exported("llama", "draft", "fp32", peagle=eagle, device=device)
+    checkpoint, folder = exported(family, "draft", "fp32", peagle=eagle, device=device)
     features = Manifest.read(folder).spec.pard.features  # type: ignore[union-attr]
     assert features is not None
     for given in (fed(features.width), None):
@@ -109,4 +81,40 @@ def test_its_logits_are_those_of_the_published_code(
         assert np.abs(found - wanted[-K:, :TOKENIZER]).max() < 1e-4
 
 
-TOKENIZER = 300
+@slow
+@pytest.mark.parametrize(("family", "before"), (("qwen3", True), ("llama", False)))
+def test_its_logits_are_those_of_the_speculators_package(
+    exported: Exported, family: str, before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package itself, where it is installed: its config's defaults, its training's forward pass."""
+    config_module = pytest.importorskip("speculators.models.peagle.config", exc_type=ImportError)
+    core = pytest.importorskip("speculators.models.peagle.core", exc_type=ImportError)
+    eagle = {"norm_before_residual": before, "speculators": True}
+    checkpoint, folder = exported(family, "draft", "fp32", peagle=eagle)
+    raw = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    raw["transformer_layer_config"] |= {"_attn_implementation": "eager", "pad_token_id": None}
+    config = config_module.PEagleSpeculatorConfig(**(raw | {"mask_token_id": MASK}))
+    config.transformer_layer_config._attn_implementation = "eager"
+    model = core.PEagleDraftModel(config).float().eval()
+    held = load_file(checkpoint / "model.safetensors")
+    loaded = model.load_state_dict(held, strict=False)
+    assert not loaded.unexpected_keys and all("verifier" in name for name in loaded.missing_keys)
+    assert not config_module.PEagleSpeculatorConfig.model_fields["norm_before_residual"].default
+    features = Manifest.read(folder).spec.pard.features  # type: ignore[union-attr]
+    assert features is not None
+    given, seen = fed(features.width), {}
+    # One chain of masks after the last token; its training draws chains at random
+    anchors = torch.tensor([*range(TOKENS), *[TOKENS - 1] * (K - 1)])
+    depths = torch.tensor([*[0] * TOKENS, *range(1, K)])
+    monkeypatch.setattr(core, "generate_cod_sample_indices", lambda **_: (anchors, depths))
+    monkeypatch.setattr(core, "compute_metrics", lambda **found: (seen.update(found), (torch.zeros(()), {}))[1])
+    n = TOKENS + K - 1
+    masks = partial(model._create_mask_fn, dtype=torch.float32)
+    monkeypatch.setattr(model, "_create_mask_fn", masks)
+    with torch.inference_mode():
+        rows = torch.from_numpy(np.concatenate([given, np.zeros((K - 1, features.width), np.float32)]))[None]
+        ids = torch.tensor([*IDS, *[MASK] * (K - 1)])[None]
+        hidden = torch.zeros(1, n, model.hidden_size)
+        model(rows, ids, torch.zeros(1, n, dtype=torch.long), verifier_last_hidden_states=hidden)
+    wanted = seen["logits"][0, -K:, :TOKENIZER].numpy()
+    assert np.abs(logits(folder, given)[:, :TOKENIZER] - wanted).max() < 1e-4

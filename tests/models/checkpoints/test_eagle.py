@@ -28,13 +28,33 @@ def test_both_layouts_are_the_same_draft(tmp_path: Path, tiny: Tiny, speculators
     assert opened.tensors["model.layers.1.self_attn.k_proj.weight"].shape == (32, 64)
 
 
-def test_the_residual_is_normed_by_each_layouts_own_default(tmp_path: Path, tiny: Tiny) -> None:
-    """vLLM reads true for speculators' checkpoints and false for others where the key is not there."""
-    for speculators in (False, True):
-        folder = make_peagle(tiny(tmp_path / str(speculators), "llama", "draft"), speculators=speculators)
-        edit_json(folder / "config.json", norm_before_residual=None)
-        pard = Checkpoint.open(folder).spec.pard
-        assert pard and pard.features and pard.features.norm_before_residual == speculators
+@pytest.mark.parametrize("speculators", [False, True])
+def test_the_residual_is_not_normed_where_no_key_says_it(tmp_path: Path, tiny: Tiny, speculators: bool) -> None:
+    """The default of `PEagleSpeculatorConfig`, and of vLLM for both layouts."""
+    folder = make_peagle(tiny(tmp_path / "draft", "llama", "draft"), speculators=speculators, norm_before_residual=True)
+    assert _features(folder).norm_before_residual
+    for absent in (None, ...):
+        edit_json(folder / "config.json", norm_before_residual=absent)
+        assert not _features(folder).norm_before_residual
+
+
+def test_layers_are_in_rising_order_whatever_the_config_says(tmp_path: Path, tiny: Tiny) -> None:
+    """vLLM collects hidden states from layer to layer."""
+    folder = make_peagle(tiny(tmp_path / "draft", "llama", "draft"), layers=(20, 2, 9, 0))
+    assert _features(folder).layers == (0, 2, 9, 20)
+
+
+@pytest.mark.parametrize("speculators", [False, True])
+def test_a_draft_may_have_the_layers_of_qwen3(tmp_path: Path, tiny: Tiny, speculators: bool) -> None:
+    opened = Checkpoint.open(make_peagle(tiny(tmp_path / "draft", "qwen3", "draft"), speculators=speculators))
+    assert opened.spec.family == "qwen3" and opened.spec.pard and opened.spec.pard.spd_type == "p-eagle"
+    assert opened.tensors["model.layers.0.self_attn.q_norm.weight"].shape == (16,)
+
+
+def _features(folder: Path) -> TargetFeatures:
+    pard = Checkpoint.open(folder).spec.pard
+    assert pard and pard.features
+    return pard.features
 
 
 @pytest.mark.parametrize(
@@ -42,14 +62,18 @@ def test_the_residual_is_normed_by_each_layouts_own_default(tmp_path: Path, tiny
     (
         ({"ptd_token_id": None}, "mask_token_id is missing: an EAGLE-3 draft without it proposes token by token"),
         ({"eagle_aux_hidden_state_layer_ids": None}, "eagle_aux_hidden_state_layer_ids is missing: whose hidden"),
-        ({"eagle_aux_hidden_state_layer_ids": [1, 2]}, r"is \[1, 2\]; it must be 3 different layers"),
-        ({"eagle_aux_hidden_state_layer_ids": [1, 1, 2]}, "3 different layers"),
+        ({"eagle_aux_hidden_state_layer_ids": [1, 2]}, r"is \[64, 192\]; config.json says \[64, 128\]"),
+        ({"eagle_aux_hidden_state_layer_ids": []}, "must be a list of different layers"),
+        ({"eagle_aux_hidden_state_layer_ids": [1, 1, 2]}, "a list of different layers"),
         ({"eagle_aux_hidden_state_layer_ids": [-1, 1, 2]}, "counted from 0"),
-        ({"eagle_aux_hidden_state_layer_ids": [True, 1, 2]}, "3 different layers"),
+        ({"eagle_aux_hidden_state_layer_ids": [True, 1, 2]}, "a list of different layers"),
         ({"eagle_aux_hidden_state_layer_ids": "all"}, "is 'all'"),
         ({"draft_vocab_size": 100}, "draft_vocab_size is 100, and vocab_size 320"),
         ({"target_hidden_size": 32}, r"target_proj.weight is \[64, 192\]; config.json says \[64, 96\]"),
-        ({"model_type": "qwen3"}, "model_type is 'qwen3'; P-EAGLE drafts are llama only"),
+        ({"model_type": "qwen2"}, "model_type is 'qwen2'; P-EAGLE drafts are llama or qwen3"),
+        ({"norm_before_fc": True}, "norm_before_fc is true; only drafts without a norm before the projection"),
+        ({"fc_norm": True}, "fc_norm is true; only drafts without a norm before the projection"),
+        ({"fc_norm": 1}, "fc_norm is 1; it must be true or false"),
         ({"norm_before_residual": "yes"}, "norm_before_residual is 'yes'; it must be true or false"),
         ({"eagle_config": {"use_aux_hidden_state": False}}, "use_aux_hidden_state is false"),
         ({"speculators_model_type": "eagle3"}, "speculators_model_type is 'eagle3'; only 'peagle'"),

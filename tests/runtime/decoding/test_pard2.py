@@ -21,7 +21,7 @@ from pard_onnx.runtime.decoding.auto import AutoDrafter, DrafterFactory
 from pard_onnx.runtime.decoding.drafter import DraftMemory
 from pard_onnx.runtime.decoding.lookup import Lookup
 from pard_onnx.runtime.decoding.loop import Halted, Settings, decode
-from pard_onnx.runtime.decoding.pard2 import RECOMPUTED
+from pard_onnx.runtime.decoding.pard2 import READERS, RECOMPUTED
 from pard_onnx.runtime.decoding.policy import Policy
 from pard_onnx.runtime.options import Options
 from pard_onnx.runtime.sequence import Sequence as Conversation
@@ -29,6 +29,7 @@ from pard_onnx.runtime.tuning.steps import ANY, CANDIDATES, RoundCosts, StepCost
 from pard_onnx.testing import MASK, NoDraft, Pard2Drafter, ScriptedDraft, ScriptedTarget
 
 PLAIN, BIAS = TargetFeatures((-1,), 2), TargetFeatures((-1,), 2, bias=True)
+EAGLE = TargetFeatures((0, 2), 2, scale=1.0, join="concat")  # of P-EAGLE, which has the same drafter
 
 
 class Reader(ScriptedDraft):
@@ -67,7 +68,7 @@ def cases(draw: st.DrawFn) -> SimpleNamespace:
     return SimpleNamespace(
         choose=function(draw(st.integers(0, 99))),
         skill=draw(st.sampled_from([0.0, 0.5, 0.9, 1.0])),
-        features=draw(st.sampled_from([PLAIN, BIAS])),
+        features=draw(st.sampled_from([PLAIN, BIAS, EAGLE])),
         chunk=draw(st.sampled_from([3, 8, 16])),
         settings=Settings(
             max_new_tokens=draw(st.integers(1, 30)),
@@ -103,7 +104,7 @@ def test_each_token_is_read_with_the_features_of_the_one_before(case: SimpleName
         assert MASK not in draft.cache and draft.cache == committed[: len(draft.cache)]
         read = max(0, draft.length - 1)
         assert memory.seen == target.length and memory.first <= read  # what the draft needs next is there
-        assert step.source in ("pard2", "none")
+        assert step.source in (READERS[case.features.join], "none")
     assert committed == plain(case, case.prompt)
 
 
@@ -163,18 +164,19 @@ class Failing(Rewindable):
         return self.model.step(*arguments)
 
 
+@pytest.mark.parametrize("features", [PLAIN, EAGLE])
 @pytest.mark.parametrize("shift", [-1, 1])
-def test_a_shift_by_one_is_caught(shift: int) -> None:
+def test_a_shift_by_one_is_caught(shift: int, features: TargetFeatures) -> None:
     """What these tests are worth: a drafter that pairs tokens with features one off does not pass them."""
 
     class Shifted(Pard2Drafter):
         def _rows(self, first: int, count: int) -> Any:
             return super()._rows(first + shift, count)
 
-    case = SimpleNamespace(choose=function(1), skill=0.9, features=PLAIN)
+    case = SimpleNamespace(choose=function(1), skill=0.9, features=features)
     target, draft = ScriptedTarget(case.choose, gives_features=True), Reader(case)
     with pytest.raises(AssertionError):
-        for _ in decode(target, Shifted(draft, PLAIN), [1, 2, 3, 4, 5], Settings(20, 4, 60)):
+        for _ in decode(target, Shifted(draft, features), [1, 2, 3, 4, 5], Settings(20, 4, 60)):
             pass
 
 

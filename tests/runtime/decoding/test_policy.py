@@ -4,6 +4,8 @@ import random
 from collections.abc import Callable, Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pard_onnx.runtime.decoding.policy import Policy
 from pard_onnx.runtime.tuning.steps import ANY, EVEN, RoundCosts, StepCosts
@@ -132,6 +134,82 @@ def test_a_new_text_gets_a_new_chance_that_costs_less_after_each_hopeless_one(ma
     tuned(policy, good, machine, 2000)
     policy.new_text()
     assert policy.request([], 3, 32) is not None
+
+
+def nothing_accepted(policy: Policy, machine: RoundCosts, said: float, matches: float, rng: random.Random) -> float:
+    """Seconds of 8 texts of 77 tokens, each after a prompt of 30, by the counted costs of their steps.
+
+    said: the mean of the probabilities that the draft gives; matches: the share of the rounds with a lookup proposal.
+    """
+    seconds = 0.0
+    for _ in range(8):
+        policy.new_text()
+        lag = 30
+        for _ in range(77):
+            match, length = (rng.choice([1, 2, 3, 5, 9]), rng.randrange(1, 17)) if rng.random() < matches else (0, 0)
+            chances = policy.lookups.estimate(match, length)
+            request = policy.request(chances, lag, 32)
+            gain, count = policy.best_prefix(chances)
+            looked_up = True
+            if request:
+                drafted = policy.draft_costs(request.length + 2)
+                probabilities = bounded([rng.gauss(said, 0.15) for _ in range(request.length)])
+                draft_chances = policy.drafts.estimate(probabilities)
+                draft_gain, draft_count = policy.best_prefix(draft_chances)
+                seconds += machine.draft(min(lag, request.window or lag) + request.length - 1)
+                looked_up, lag = draft_gain < gain, 0
+                if looked_up:
+                    policy.observe_unused_draft(drafted, draft_chances[:draft_count])
+                else:
+                    count = draft_count
+                    policy.observe_draft_round(drafted, probabilities, count, 0)
+            if looked_up and count:
+                policy.observe_lookup_round(match, count, 0)
+            elif not request:
+                policy.observe_plain_round()
+            seconds += machine.verify(machine.widths.width_for(count + 1)) + machine.overhead
+            lag += 1
+    return seconds
+
+
+@st.composite
+def machines(draw: st.DrawFn) -> RoundCosts:
+    """From a draft that costs nothing to one that costs as much as its target, from free rows to dear ones."""
+    one = draw(st.floats(2e-3, 0.1))  # seconds of the target's step of one token
+    row = draw(st.floats(0.005, 0.5)) * one
+    drafting = draw(st.floats(0.02, 1.0)) * one
+    verify = StepCosts(((1, one), (2, one + row), (64, one + 63 * row)))
+    draft = StepCosts(((1, drafting), (64, drafting * draw(st.floats(1.0, 4.0)))))
+    return RoundCosts(draft, verify, 1e-4, draw(st.sampled_from([ANY, EVEN])))
+
+
+def share_of_plain(
+    machine: RoundCosts, seed: int, said: float = 0.0, matches: float = 0.0, draft: bool = True
+) -> float:
+    taken = nothing_accepted(Policy(machine, draft), machine, said, matches, random.Random(seed))
+    return 8 * 77 * (machine.verify(machine.widths.width_for(1)) + machine.overhead) / taken
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+@pytest.mark.parametrize("said", [0.1, 0.4, 0.7])
+def test_where_nothing_is_accepted_a_session_is_at_plain_decodings_rate(machine: RoundCosts, said: float) -> None:
+    """As at temperature 2: no draft of the model is accepted, whatever it says of its drafts."""
+    assert sum(share_of_plain(machine, seed, said) for seed in range(5)) / 5 > 0.97
+
+
+@settings(max_examples=40, deadline=None)
+@given(machines(), st.floats(0.05, 0.95), st.integers(0, 99))
+def test_on_any_machine_a_draft_that_is_never_right_costs_little(machine: RoundCosts, said: float, seed: int) -> None:
+    assert share_of_plain(machine, seed, said) > 0.95
+
+
+@settings(max_examples=40, deadline=None)
+@given(machines(), st.sampled_from([0.1, 0.5]), st.integers(0, 99))
+def test_on_any_machine_lookups_that_are_never_right_cost_little(
+    machine: RoundCosts, matches: float, seed: int
+) -> None:
+    assert share_of_plain(machine, seed, matches=matches, draft=False) > 0.95
+    assert share_of_plain(machine, seed, 0.5, matches) > 0.92  # beside a draft that is never right
 
 
 @pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
