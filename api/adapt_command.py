@@ -17,16 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from pard_onnx.cli import (
-    Parser,
-    add_template_arguments,
-    exit_code,
-    exported_once,
-    extra,
-    printable,
-    stages,
-    template_arguments,
-)
+from pard_onnx.cli import Parser, exit_code, exported_once, extra, printable, stages
+from pard_onnx.generation_options import add_template_arguments, template_arguments
 from pard_onnx.models.adapt.documents import DataSet, Document, open_data
 from pard_onnx.models.adapt.encoding import Encoder
 from pard_onnx.models.adapt.samples import Counts, Sample, SampleStore, write_samples

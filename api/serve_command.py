@@ -13,13 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pard_onnx.cli import (
-    Parser,
+from pard_onnx.cli import Parser, exit_code, extra
+from pard_onnx.generation_options import (
     add_models,
     add_providers,
     add_revisions,
-    exit_code,
-    extra,
     load_arguments,
     models_of,
     revision_arguments,
