@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from pard_onnx.cli import Parser, exit_code, exported_once, extra, printable, stages
-from pard_onnx.generation_options import add_template_arguments, template_arguments
-from pard_onnx.models.adapt.documents import DataSet, Document, open_data
-from pard_onnx.models.adapt.encoding import Encoder
-from pard_onnx.models.adapt.samples import Counts, Sample, SampleStore, write_samples
-from pard_onnx.models.adapt.self_distill import Distiller, Ends, Reply
+from pard_onnx.adapt_plan import Plan, planned
+from pard_onnx.adapt_samples import WRITER_PRECISION, prepared
+from pard_onnx.cli import Parser, exit_code, extra, printable
+from pard_onnx.generation_options import add_template_arguments
+from pard_onnx.models.adapt.samples import SampleStore
 from pard_onnx.models.adapt.settings import CHOICES, Settings
-from pard_onnx.models.atomic import recover
-from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.checkpoints.vocabulary import FILE as TOKENIZER_FILE
-from pard_onnx.models.checks import Progress, finite_number, require_whole
-from pard_onnx.models.errors import BadArtifact, BadInput
-from pard_onnx.models.folder_files import read_file
-from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
-from pard_onnx.models.manifest import FILE_NAME as MANIFEST
-from pard_onnx.models.manifest import Source
-from pard_onnx.models.precision import Precision
-from pard_onnx.runtime.model import other_tokenizer
-from pard_onnx.runtime.pair import Pair, load
-from pard_onnx.runtime.text.tokenizer import Text, first_difference
+from pard_onnx.models.checks import finite_number, require_whole
+from pard_onnx.models.errors import BadInput
 
 if TYPE_CHECKING:
     from pard_onnx.models.adapt.outcome import Outcome
@@ -44,10 +31,7 @@ if TYPE_CHECKING:
 
 LAYERS = ("first", "last", "even")
 HELD_OUT, HELD_OUT_SHARE = 64, 20  # samples at most, and one of so many
-WRITER_PRECISION: Precision = "int8"  # of an exported target that writes replies: it says nearly what the floats say
 NEW_TOKENS = 512  # of a reply
-MOST_MANIFEST = 1 << 26  # bytes
-VERSION = 1  # of how samples are made; another one makes them anew
 # The options that are fields of `Settings`: metavar, help
 SETTINGS = {
     "draft_length": ("K", "tokens that the draft proposes in a pass"),
@@ -200,199 +184,6 @@ def main_process_first() -> Any:
 
 def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-# The plan
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What was checked of the options: all that the training takes."""
-
-    options: argparse.Namespace
-    base: Checkpoint  # what the draft is made of: the draft's checkpoint or the target's
-    source: Source
-    target: Checkpoint | None
-    target_source: Source | None
-    data: DataSet
-    mask: Any
-    output: Path
-
-    @property
-    def work(self) -> Path:
-        return self.options.work or self.output.with_name(f"{self.output.name}.work")
-
-    def text(self) -> Text:
-        """The tokenizer and the chat template of the draft, which are the target's too."""
-        return Text(self.base.tokenizer_folder, self.base.spec.chat_template)
-
-    def start(self) -> Start:
-        from pard_onnx.models.adapt import start
-
-        if self.options.shallow is None:
-            return start.start_from(self.base.path, self.mask.id)
-        return start.shallow(self.base.path, self.options.shallow, self.options.layers, self.mask.id)
-
-
-def planned(options: argparse.Namespace) -> Plan:
-    """Open what the options name. Raises BadInput for what does not fit together, before any long work."""
-    from pard_onnx.models.adapt.start import chosen_layers, mask_of, trainable
-
-    data = open_data(options.data)
-    target = target_source = None
-    if options.target is not None:
-        folder, target_source = resolve_checkpoint(options.target, options.revision)
-        target = Checkpoint.open(folder).as_role("target")
-    if options.draft is not None:
-        folder, source = resolve_checkpoint(options.draft, options.draft_revision)
-        base = trainable(folder)
-        if target is not None:
-            require_same_tokens(target, base)
-    else:
-        assert target is not None and target_source is not None
-        base, source = trainable(target.path).as_role("target"), target_source
-        chosen_layers(base.spec.layers, options.shallow, options.layers)
-    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-pard")
-    recover(output)
-    if output.exists() and not (options.force or options.dry_run or options.prepare):
-        raise BadInput(f"{output}: exists already; choose another --output, or replace it with --force")
-    return Plan(options, base, source, target, target_source, data, mask_of(base, options.mask_token), output)
-
-
-def require_same_tokens(target: Checkpoint, draft: Checkpoint) -> None:
-    """BadInput, naming the first id, for a draft whose tokens are not the target's. Padding rows may differ."""
-    ours, theirs = (one.tokenizer().get_vocab(with_added_tokens=True) for one in (target, draft))
-    if difference := first_difference(ours, theirs):
-        raise other_tokenizer(str(target.path), str(draft.path), *difference)
-
-
-# Samples
-
-
-def prepared(plan: Plan, longest: int, work: Path) -> SampleStore:
-    """The samples in the work folder; made now if they are not there. BadInput for data without a single reply."""
-    options = plan.options
-    key = key_of(plan, longest)
-    folder = work / f"samples-{key[:16]}"
-    recover(folder)
-    if not folder.exists():
-        with stages() as progress:
-            counts = Counts()
-            if options.self_distill:
-                samples = distilled(plan, work, progress).samples(longest, counts)
-            else:
-                samples = encoder_of(plan, longest, counts).samples(counted(plan.data, progress))
-            write_samples(folder, some(samples, plan, counts), counts)
-    return SampleStore(folder)
-
-
-def some(samples: Iterable[tuple[int, Sample]], plan: Plan, counts: Counts) -> Iterator[tuple[int, Sample]]:
-    """The samples; BadInput where there is none, so that nothing is written."""
-    is_empty = True
-    for sample in samples:
-        is_empty = False
-        yield sample
-    if is_empty:
-        names = " ".join(plan.data.names)
-        raise BadInput(
-            f"--data {names}: {counts.documents} documents, and none has a reply to learn from; give conversations "
-            "with an assistant's messages, or let the target write them with --self-distill"
-        )
-
-
-def encoder_of(plan: Plan, longest: int, counts: Counts) -> Encoder:
-    spec, arguments = plan.base.spec, template_arguments(plan.options)
-    rows = plan.mask.rows
-    return Encoder(plan.text(), plan.mask.id, rows, spec.vocabulary.eos_ids, longest, arguments, counts)
-
-
-def counted(data: DataSet, progress: Progress) -> Iterator[Document]:
-    """The documents of the data, with a progress bar once their number is known."""
-    total = sum(1 for _ in data.read())
-    for number, document in enumerate(data.read(), 1):
-        yield document
-        progress("samples", number, total)
-
-
-def key_of(plan: Plan, longest: int) -> str:
-    """A digest of all that samples depend on."""
-    options, spec = plan.options, plan.base.spec
-    tokenizer = hashlib.sha256((plan.base.tokenizer_folder / TOKENIZER_FILE).read_bytes()).hexdigest()
-    facts: list[object] = [VERSION, plan.data.digest, tokenizer, spec.chat_template, longest, plan.mask.id]
-    facts += [spec.vocabulary.eos_ids, template_arguments(options)]
-    if options.self_distill:
-        facts.append(replies_key(plan))
-    return digest(facts)
-
-
-def digest(facts: object) -> str:
-    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
-
-
-# Replies of the target
-
-
-def replies_key(plan: Plan) -> str:
-    """A digest of all that the target's replies depend on."""
-    options = plan.options
-    facts = [VERSION, plan.data.digest, writer_key(plan), options.temperature, options.max_new_tokens]
-    return digest([*facts, options.seed or 0, template_arguments(options)])
-
-
-def writer_key(plan: Plan) -> str:
-    """A digest of the model that writes replies: of its manifest, or of the target's files by their times."""
-    if plan.options.exported is not None:
-        manifest = resolve_artifact(plan.options.exported) / MANIFEST
-        return hashlib.sha256(read_file(manifest, MOST_MANIFEST, BadArtifact)).hexdigest()
-    assert plan.target is not None
-    path = plan.target.path.resolve()
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return digest([WRITER_PRECISION, *((str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in files)])
-
-
-def distilled(plan: Plan, work: Path, progress: Progress) -> Distiller:
-    """The target's replies to all documents, in a file of the work folder."""
-    options, documents = plan.options, list(plan.data.read())
-    work.mkdir(parents=True, exist_ok=True)
-    writer = exported_target(plan, work)
-    with load(writer, None) as pair:
-        text, eos_ids = pair.engine.text, plan.base.spec.vocabulary.eos_ids
-        if difference := first_difference(text.vocabulary(), plan.text().vocabulary()):
-            raise other_tokenizer(writer, plan.source.model, *difference)
-        ends = Ends(end_of_reply(text, eos_ids), eos_ids[0] if len(eos_ids) == 1 else None)
-        file = work / f"replies-{replies_key(plan)[:16]}.jsonl"
-        write = partial(written, pair, options)
-        found = Distiller(text, write, file, options.seed or 0, ends, template_arguments(options))
-        found.run(documents, progress)
-    return found
-
-
-def exported_target(plan: Plan, work: Path) -> str:
-    """The exported folder that writes replies; --target is exported to the work folder if the user names none."""
-    if plan.options.exported is not None:
-        return str(plan.options.exported)
-    assert plan.target is not None and plan.target_source is not None
-    output = work / f"target-{WRITER_PRECISION}-{writer_key(plan)[:8]}"
-    return str(exported_once(plan.target, plan.target_source, output, WRITER_PRECISION))
-
-
-def written(pair: Pair, options: argparse.Namespace, prompt: Sequence[int], seed: int) -> Reply:
-    """What the target writes after the ids of a prompt."""
-    sampling: dict[str, Any] = {"temperature": options.temperature, "seed": seed} if options.temperature else {}
-    found = pair.generate(list(prompt), max_new_tokens=options.max_new_tokens, **sampling)
-    return Reply(found.tokens, found.text, found.finish_reason == "stop")
-
-
-def end_of_reply(text: Text, eos_ids: Sequence[int]) -> int | None:
-    """The EOS token that ends a reply: the one that the chat template writes after one, or the only one."""
-    if text.has_template:
-        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-        with suppress(BadInput):  # a template may want other messages
-            ids = text.encode_chat(messages, {"add_generation_prompt": False})
-            found = [id_ for id_ in ids if id_ in eos_ids]
-            if found:
-                return found[-1]
-    return eos_ids[0] if len(eos_ids) == 1 else None
 
 
 # Training

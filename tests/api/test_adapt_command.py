@@ -15,7 +15,8 @@ import pytest
 from tiny import CHAT_TEMPLATE, edit_json, write
 
 from pard_onnx import load
-from pard_onnx.adapt_command import end_of_reply, main
+from pard_onnx.adapt_command import main
+from pard_onnx.adapt_samples import end_of_reply
 from pard_onnx.models.adapt.samples import SampleStore
 from pard_onnx.models.adapt.settings import Settings
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
