@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from pard_onnx.adapt_plan import Plan, planned
-from pard_onnx.adapt_samples import WRITER_PRECISION, prepared
+from pard_onnx.adapt_samples import WRITER_PRECISION, prepared, questions
 from pard_onnx.cli import Parser, exit_code, extra, printable
 from pard_onnx.generation_options import add_template_arguments
 from pard_onnx.models.adapt.samples import SampleStore
@@ -28,8 +28,12 @@ from pard_onnx.models.errors import BadInput
 if TYPE_CHECKING:
     from pard_onnx.models.adapt.outcome import Outcome
     from pard_onnx.models.adapt.start import Start
+    from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 
 LAYERS = ("first", "last", "even")
+AUTO, YES, NO = "auto", "yes", "no"  # whether expected acceptance is measured
+NOT_MEASURED = "not measured; --expected-acceptance yes loads the target for it"
+SPARED = 0.2  # the share of the memory that stays free where nobody has asked for it
 HELD_OUT, HELD_OUT_SHARE = 64, 20  # samples at most, and one of so many
 NEW_TOKENS = 512  # of a reply
 # The options that are fields of `Settings`: metavar, help
@@ -110,6 +114,11 @@ def add_training(out: argparse.ArgumentParser) -> None:
     group = out.add_argument_group("training")
     own = "pard, or pard2: weighs tokens by the target's confidence and reads its hidden states (default: pard)"
     group.add_argument("--method", choices=CHOICES["method"], default="pard", help=own)
+    expected = (
+        "measure the acceptance of sampled tokens too, for which --target is loaded; auto (default): where it is named, its "
+        "memory fits, and one process trains. --method pard2 always does"
+    )
+    group.add_argument("--expected-acceptance", choices=(AUTO, YES, NO), default=AUTO, help=expected)
     defaults = {field.name: field.default for field in fields(Settings)}
     for name, (metavar, text) in SETTINGS.items():
         default, option = defaults[name], f"--{name.replace('_', '-')}"
@@ -151,6 +160,7 @@ def require_sense(options: argparse.Namespace) -> None:
     if (options.draft is None) == (options.shallow is None):
         raise BadInput("name what the draft is made of: --draft ID_OR_DIR, or --shallow N with --target")
     needs = {"--shallow": options.shallow is not None, "--method pard2": options.method == "pard2"}
+    needs["--expected-acceptance yes"] = options.expected_acceptance == YES
     needs["--self-distill"] = options.self_distill and options.exported is None
     missing = [name for name, needed in needs.items() if needed]
     if missing and options.target is None:
@@ -158,6 +168,10 @@ def require_sense(options: argparse.Namespace) -> None:
     if options.exported is not None and not options.self_distill:
         raise BadInput(
             f"--exported {options.exported}: writes the replies of --self-distill; add that, or leave it out"
+        )
+    if options.method == "pard2" and options.expected_acceptance == NO:
+        raise BadInput(
+            "--expected-acceptance no: --method pard2 has the target in memory, and measures it; leave it out"
         )
     if options.shallow is not None:
         require_whole("--shallow", options.shallow, 1)
@@ -170,16 +184,25 @@ def require_sense(options: argparse.Namespace) -> None:
 
 def settings_of(options: argparse.Namespace) -> Settings:
     given = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
-    return Settings(method=options.method, **given)
+    try:
+        return Settings(method=options.method, **given)
+    except BadInput as error:  # which begins with the name of a field
+        name, _, problem = str(error).partition(" ")
+        raise BadInput(f"--{name.replace('_', '-')} {problem}") from error
 
 
 def main_process_first() -> Any:
     """Where `accelerate launch` has started several processes, one prepares the data, and the others then find it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         return nullcontext()
     from accelerate import PartialState
 
     return PartialState().main_process_first()
+
+
+def processes() -> int:
+    """The processes that `accelerate launch` has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
@@ -194,11 +217,15 @@ def train(plan: Plan, settings: Settings, store: SampleStore) -> None:
     with extra("adapt"):
         from pard_onnx.models.adapt.card import write_card
         from pard_onnx.models.adapt.draft_folder import write_draft
+        from pard_onnx.models.adapt.memory import require_room
         from pard_onnx.models.adapt.run import adapt
         from pard_onnx.models.adapt.start import loaded_model
     training, held_out = store.split(held_out_of(plan.options, store))
     start = plan.start()
-    target = loaded_model(plan.target) if settings.method == "pard2" and plan.target else None
+    beside = target_beside(plan, settings, start)
+    if beside is not None:
+        require_room(start, settings, beside.spec)
+    target = None if beside is None else loaded_model(beside.in_floats())
     outcome = adapt(start, training, held_out, settings, plan.work / "training", target)
     if not is_main_process():
         return
@@ -207,6 +234,20 @@ def train(plan: Plan, settings: Settings, store: SampleStore) -> None:
     card = partial(write_card, outcome=outcome, settings=settings, facts=facts)
     write_draft(start, plan.output, projection, card, replace=plan.options.force)
     say(plan, {"outcome": asdict(outcome)}, outcome_lines(plan, outcome))
+
+
+def target_beside(plan: Plan, settings: Settings, start: Start) -> Checkpoint | None:
+    """The target that is in memory while the draft is trained: PARD-2's, or one that says what acceptance to expect."""
+    from pard_onnx.models.adapt.memory import estimate
+
+    wish = plan.options.expected_acceptance
+    if settings.method == "pard2" or plan.target is None or wish == YES:
+        return plan.target
+    if wish == NO or processes() > 1 or plan.target.in_floats().quantization is not None:
+        return None
+    found = estimate(start, settings, plan.target.spec)
+    has_room = found.available is not None and found.total <= (1 - SPARED) * found.available
+    return plan.target if has_room else None
 
 
 def held_out_of(options: argparse.Namespace, store: SampleStore) -> int:
@@ -218,21 +259,24 @@ def held_out_of(options: argparse.Namespace, store: SampleStore) -> int:
 def dry_run(plan: Plan, settings: Settings, scratch: Path) -> None:
     """Show what a run would do: what is made of the data, and the memory that it takes."""
     from pard_onnx.models.adapt.memory import estimate
-    from pard_onnx.models.adapt.start import loaded_model
 
     facts: dict[str, Any] = {}
     if plan.options.self_distill:
-        documents = sum(1 for _ in plan.data.read())
+        documents = len(questions(plan))
         facts["documents"], line = documents, f"data: {documents} documents, whose replies the target would write"
     else:
         store = prepared(plan, settings.sequence_tokens, scratch)
         store.split(held_out_of(plan.options, store))
         facts["samples"], line = asdict(store.facts), facts_line(store)
     start = plan.start()
-    target = loaded_model(plan.target) if settings.method == "pard2" and plan.target else None
-    found = estimate(start, settings, target)
+    beside = target_beside(plan, settings, start)
+    found = estimate(start, settings, beside and beside.spec)
     facts["memory"] = asdict(found) | {"total": found.total, "fits": found.fits}
-    say(plan, facts, [f"draft: {start.note}", mask_line(plan), line, f"memory: {found}", f"would write {plan.output}"])
+    facts["expected_acceptance"] = beside is not None
+    lines = [f"draft: {start.note}", mask_line(plan), line, f"memory: {found}"]
+    if plan.target is not None:
+        lines.append(f"expected acceptance: {'measured with the target' if beside else NOT_MEASURED}")
+    say(plan, facts, [*lines, f"would write {plan.output}"])
 
 
 # What is shown

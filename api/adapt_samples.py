@@ -14,21 +14,19 @@ from typing import Any
 from pard_onnx.adapt_plan import Plan
 from pard_onnx.cli import exported_once, stages
 from pard_onnx.generation_options import template_arguments
-from pard_onnx.models.adapt.documents import DataSet, Document
+from pard_onnx.models.adapt.documents import Document, require_roles
 from pard_onnx.models.adapt.encoding import Encoder
 from pard_onnx.models.adapt.samples import Counts, Sample, SampleStore, write_samples
-from pard_onnx.models.adapt.self_distill import Distiller, Ends, Reply
+from pard_onnx.models.adapt.self_distill import Distiller, Ends, Reply, first_question
 from pard_onnx.models.atomic import recover
 from pard_onnx.models.checkpoints.vocabulary import FILE as TOKENIZER_FILE
-from pard_onnx.models.checks import Progress
+from pard_onnx.models.checks import Progress, no_progress
 from pard_onnx.models.errors import BadArtifact, BadInput
 from pard_onnx.models.folder_files import read_file
-from pard_onnx.models.hub import resolve_artifact
 from pard_onnx.models.manifest import FILE_NAME as MANIFEST
 from pard_onnx.models.precision import Precision
-from pard_onnx.runtime.model import other_tokenizer
 from pard_onnx.runtime.pair import Pair, load
-from pard_onnx.runtime.text.tokenizer import Text, first_difference
+from pard_onnx.runtime.text.tokenizer import Text
 
 WRITER_PRECISION: Precision = "int8"  # of an exported target that writes replies: it says nearly what the floats say
 MOST_MANIFEST = 1 << 26  # bytes
@@ -47,7 +45,7 @@ def prepared(plan: Plan, longest: int, work: Path) -> SampleStore:
             if options.self_distill:
                 samples = distilled(plan, work, progress).samples(longest, counts)
             else:
-                samples = encoder_of(plan, longest, counts).samples(counted(plan.data, progress))
+                samples = encoder_of(plan, longest, counts).samples(counted(plan, progress))
             write_samples(folder, some(samples, plan, counts), counts)
     return SampleStore(folder)
 
@@ -72,10 +70,12 @@ def encoder_of(plan: Plan, longest: int, counts: Counts) -> Encoder:
     return Encoder(plan.text(), plan.mask.id, rows, spec.vocabulary.eos_ids, longest, arguments, counts)
 
 
-def counted(data: DataSet, progress: Progress) -> Iterator[Document]:
+def counted(plan: Plan, progress: Progress) -> Iterator[Document]:
     """The documents of the data, with a progress bar once their number is known."""
+    data, template = plan.data, plan.base.spec.chat_template or ""
     total = sum(1 for _ in data.read())
     for number, document in enumerate(data.read(), 1):
+        require_roles(document, template)
         yield document
         progress("samples", number, total)
 
@@ -107,9 +107,8 @@ def replies_key(plan: Plan) -> str:
 
 def writer_key(plan: Plan) -> str:
     """A digest of the model that writes replies: of its manifest, or of the target's files by their times."""
-    if plan.options.exported is not None:
-        manifest = resolve_artifact(plan.options.exported) / MANIFEST
-        return hashlib.sha256(read_file(manifest, MOST_MANIFEST, BadArtifact)).hexdigest()
+    if plan.exported is not None:
+        return hashlib.sha256(read_file(plan.exported / MANIFEST, MOST_MANIFEST, BadArtifact)).hexdigest()
     assert plan.target is not None
     path = plan.target.path.resolve()
     files = sorted(path.iterdir()) if path.is_dir() else [path]
@@ -118,13 +117,11 @@ def writer_key(plan: Plan) -> str:
 
 def distilled(plan: Plan, work: Path, progress: Progress) -> Distiller:
     """The target's replies to all documents, in a file of the work folder."""
-    options, documents = plan.options, list(plan.data.read())
+    options, documents = plan.options, questions(plan, progress)
     work.mkdir(parents=True, exist_ok=True)
-    writer = exported_target(plan, work)
+    writer = writer_folder(plan, work)
     with load(writer, None) as pair:
         text, eos_ids = pair.engine.text, plan.base.spec.vocabulary.eos_ids
-        if difference := first_difference(text.vocabulary(), plan.text().vocabulary()):
-            raise other_tokenizer(writer, plan.source.model, *difference)
         ends = Ends(end_of_reply(text, eos_ids), eos_ids[0] if len(eos_ids) == 1 else None)
         file = work / f"replies-{replies_key(plan)[:16]}.jsonl"
         write = partial(written, pair, options)
@@ -133,10 +130,35 @@ def distilled(plan: Plan, work: Path, progress: Progress) -> Distiller:
     return found
 
 
-def exported_target(plan: Plan, work: Path) -> str:
+def questions(plan: Plan, progress: Progress = no_progress) -> list[Document]:
+    """All documents, which the target is to reply to.
+
+    BadInput where there is none, or the chat template refuses one: before the target is exported.
+    """
+    text, arguments, asked = plan.text(), template_arguments(plan.options), 0
+    documents = list(plan.data.read())
+    for number, document in enumerate(documents, 1):
+        require_roles(document, text.template)
+        if messages := first_question(document):
+            tools = {"tools": list(document.tools)} if document.tools else {}
+            try:
+                text.render(messages, {**arguments, **tools, "add_generation_prompt": True})
+            except BadInput as error:
+                raise type(error)(f"{document.place}: {error}") from error
+        asked += bool(messages or document.text.strip())
+        progress("prompts", number, len(documents))
+    if not asked:
+        raise BadInput(
+            f"--data {' '.join(plan.data.names)}: {len(documents)} documents, and none has a message or a text that "
+            "the target could reply to"
+        )
+    return documents
+
+
+def writer_folder(plan: Plan, work: Path) -> str:
     """The exported folder that writes replies; --target is exported to the work folder if the user names none."""
-    if plan.options.exported is not None:
-        return str(plan.options.exported)
+    if plan.exported is not None:
+        return str(plan.exported)
     assert plan.target is not None and plan.target_source is not None
     output = work / f"target-{WRITER_PRECISION}-{writer_key(plan)[:8]}"
     return str(exported_once(plan.target, plan.target_source, output, WRITER_PRECISION))

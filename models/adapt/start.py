@@ -75,10 +75,18 @@ def trainable(folder: Path) -> Checkpoint:
 
     Raises BadCheckpoint.
     """
-    checkpoint = Checkpoint.open(folder).in_floats()
+    return with_float_weights(Checkpoint.open(folder), "cannot be trained")
+
+
+def with_float_weights(checkpoint: Checkpoint, refusal: str) -> Checkpoint:
+    """The checkpoint with weights that torch computes with: floats, or integers of a GGUF file, read as floats.
+
+    refusal: what integers of other kinds cannot be. Raises BadCheckpoint for them.
+    """
+    checkpoint = checkpoint.in_floats()
     if checkpoint.quantization is not None:
         raise BadCheckpoint(
-            f"{checkpoint.path}: its weights are integers ({checkpoint.quantization.method}), which cannot be trained; "
+            f"{checkpoint.path}: its weights are integers ({checkpoint.quantization.method}), which {refusal}; "
             "name the unquantized checkpoint"
         )
     return checkpoint
