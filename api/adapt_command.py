@@ -115,8 +115,8 @@ def add_training(out: argparse.ArgumentParser) -> None:
     own = "pard, or pard2: weighs tokens by the target's confidence and reads its hidden states (default: pard)"
     group.add_argument("--method", choices=CHOICES["method"], default="pard", help=own)
     expected = (
-        "measure the acceptance of sampled tokens too, for which --target is loaded; auto (default): where it is named, its "
-        "memory fits, and one process trains. --method pard2 always does"
+        "measure also the acceptance of sampled tokens, for which --target is loaded; auto (default): where it is "
+        "named, its memory fits, and one process trains. --method pard2 always does"
     )
     group.add_argument("--expected-acceptance", choices=(AUTO, YES, NO), default=AUTO, help=expected)
     defaults = {field.name: field.default for field in fields(Settings)}

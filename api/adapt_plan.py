@@ -15,6 +15,7 @@ from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.errors import BadInput
 from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
 from pard_onnx.models.manifest import Manifest, Source
+from pard_onnx.models.spec import ModelSpec
 from pard_onnx.models.system_errors import reason
 from pard_onnx.runtime.model import other_tokenizer
 from pard_onnx.runtime.text.tokenizer import Text, first_difference
@@ -100,17 +101,23 @@ def exported_target(name: str, base: Checkpoint, target: Checkpoint | None) -> P
     manifest = Manifest.read(folder)
     if manifest.role != "target":
         raise BadInput(f"--exported {name}: is a draft; name the exported target, or leave it out")
-    for shape in SHAPES if target is not None else ():
-        theirs, ours = getattr(manifest.spec, shape), getattr(target.spec, shape)
-        if theirs != ours:
-            raise BadInput(
-                f"--exported {name}: is of another model than --target {target.path}: {shape.replace('_', ' ')} is "
-                f"{theirs}, not {ours}; export that target, or leave --exported out"
-            )
-    ours = base.tokenizer().get_vocab(with_added_tokens=True)
-    if difference := first_difference(Text(folder, None, manifest.sizes).vocabulary(), ours):
+    if target is not None:
+        require_same_shapes(name, manifest.spec, target)
+    tokens = base.tokenizer().get_vocab(with_added_tokens=True)
+    if difference := first_difference(Text(folder, None, manifest.sizes).vocabulary(), tokens):
         raise other_tokenizer(name, str(base.path), *difference)
     return folder
+
+
+def require_same_shapes(exported: str, spec: ModelSpec, target: Checkpoint) -> None:
+    """BadInput for an exported model that cannot be of this checkpoint."""
+    for name in SHAPES:
+        theirs, ours = getattr(spec, name), getattr(target.spec, name)
+        if theirs != ours:
+            raise BadInput(
+                f"--exported {exported}: is of another model than --target {target.path}: {name.replace('_', ' ')} is "
+                f"{theirs}, not {ours}; export that target, or leave --exported out"
+            )
 
 
 # Folders
