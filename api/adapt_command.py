@@ -317,7 +317,7 @@ def outcome_lines(plan: Plan, outcome: Outcome) -> list[str]:
     return [
         f"{folder}: a PARD draft; mean accepted length {outcome.mean_accepted:.2f} on held-out samples",
         f"pard-export --model {folder}",
-        f"pard-export --model {target}",
+        f"pard-export --model {target}" + (f" --for-draft {folder}" if outcome.projection else ""),
         "pard-bench --pair TARGET DRAFT",
     ]
 

@@ -24,7 +24,7 @@ from pard_onnx.models.checks import Progress, no_progress
 from pard_onnx.models.errors import BadArtifact, BadInput
 from pard_onnx.models.folder_files import read_file
 from pard_onnx.models.manifest import FILE_NAME as MANIFEST
-from pard_onnx.models.precision import Precision
+from pard_onnx.models.precision import Precision, default_precision
 from pard_onnx.runtime.pair import Pair, load
 from pard_onnx.runtime.text.tokenizer import Text
 
@@ -160,8 +160,11 @@ def writer_folder(plan: Plan, work: Path) -> str:
     if plan.exported is not None:
         return str(plan.exported)
     assert plan.target is not None and plan.target_source is not None
-    output = work / f"target-{WRITER_PRECISION}-{writer_key(plan)[:8]}"
-    return str(exported_once(plan.target, plan.target_source, output, WRITER_PRECISION))
+    checkpoint = plan.target.in_floats()
+    # Integers of a quantized checkpoint that is no GGUF file are exported as they are
+    precision = default_precision(checkpoint.bits) if checkpoint.quantization else WRITER_PRECISION
+    output = work / f"target-{precision}-{writer_key(plan)[:8]}"
+    return str(exported_once(checkpoint, plan.target_source, output, precision))
 
 
 def written(pair: Pair, options: argparse.Namespace, prompt: Sequence[int], seed: int) -> Reply:
