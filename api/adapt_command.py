@@ -81,7 +81,7 @@ def add_start(out: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--draft", metavar="ID_OR_DIR", help=draft)
     group.add_argument("--shallow", type=int, metavar="N", help="instead: N layers of the target itself")
-    group.add_argument("--layers", choices=LAYERS, default="even", help="which ones (default: even, over all)")
+    group.add_argument("--layers", choices=LAYERS, help="which ones (default: even, over all)")
     target = "the model that the draft is for; needed by --shallow, --self-distill and --method pard2"
     group.add_argument("--target", metavar="ID_OR_DIR", help=target)
     group.add_argument("--mask-token", type=int, metavar="ID", help="default: an unused id is found, or a row is added")
@@ -165,10 +165,15 @@ def require_sense(options: argparse.Namespace) -> None:
     missing = [name for name, needed in needs.items() if needed]
     if missing and options.target is None:
         raise BadInput(f"{missing[0]}: of which target? name it with --target ID_OR_DIR")
-    if options.exported is not None and not options.self_distill:
-        raise BadInput(
-            f"--exported {options.exported}: writes the replies of --self-distill; add that, or leave it out"
-        )
+    for name, value, needed, is_there in (
+        ("--layers", options.layers, "--shallow", options.shallow is not None),
+        ("--revision", options.revision, "--target", options.target is not None),
+        ("--draft-revision", options.draft_revision, "--draft", options.draft is not None),
+        ("--exported", options.exported, "--self-distill", options.self_distill),
+        ("--temperature", options.temperature or None, "--self-distill", options.self_distill),
+    ):
+        if value is not None and not is_there:
+            raise BadInput(f"{name} {value}: is for {needed}; add that, or leave it out")
     if options.method == "pard2" and options.expected_acceptance == NO:
         raise BadInput(
             "--expected-acceptance no: --method pard2 has the target in memory, and measures it; leave it out"

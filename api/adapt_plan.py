@@ -21,9 +21,10 @@ from pard_onnx.runtime.model import other_tokenizer
 from pard_onnx.runtime.text.tokenizer import Text, first_difference
 
 if TYPE_CHECKING:
-    from pard_onnx.models.adapt.start import Start
+    from pard_onnx.models.adapt.start import Choice, Start
 
 ELSEWHERE = "choose another --output"
+DEFAULT_LAYERS: Choice = "even"  # of --shallow, unless --layers says others
 SHAPES = ("family", "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim")  # of two exports of a model
 
 
@@ -54,7 +55,7 @@ class Plan:
 
         if self.options.shallow is None:
             return start.start_from(self.base.path, self.mask.id)
-        return start.shallow(self.base.path, self.options.shallow, self.options.layers, self.mask.id)
+        return start.shallow(self.base.path, self.options.shallow, self.options.layers or DEFAULT_LAYERS, self.mask.id)
 
 
 def planned(options: argparse.Namespace) -> Plan:
@@ -76,7 +77,7 @@ def planned(options: argparse.Namespace) -> Plan:
     else:
         assert target is not None and target_source is not None
         base, source = trainable(target.path).as_role("target"), target_source
-        chosen_layers(base.spec.layers, options.shallow, options.layers)
+        chosen_layers(base.spec.layers, options.shallow, options.layers or DEFAULT_LAYERS)
     exported = None if options.exported is None else exported_target(options.exported, base, target)
     output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-pard")
     files = (Path(name).expanduser() for name in data.names)

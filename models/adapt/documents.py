@@ -85,11 +85,15 @@ def open_data(names: Sequence[str]) -> DataSet:
 
 def _open_one(name: str) -> DataSet:
     path = Path(name).expanduser()
-    if path.is_file():
+    try:
+        is_file, is_folder, exists = path.is_file(), path.is_dir(), path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise BadInput(f"--data {shown(name)}: cannot be read: {error.strerror}; name a file") from error
+    if is_file:
         return DataSet((name,), _file_digest(path), lambda: _file_documents(path))
-    if name and path.is_dir():  # Path("") is the current folder
+    if name and is_folder:  # Path("") is the current folder
         raise BadInput(f"--data {name}: is a folder; name its files, JSON lines or plain text")
-    if name and path.exists():
+    if name and exists:
         raise BadInput(f"--data {name}: is a pipe or a device, which cannot be read several times; save it to a file")
     match = HUB_NAME.fullmatch(name)
     if not match or not HUB_ID.fullmatch(match["repository"]) or path.suffix.lower() in JSON_ENDINGS:
@@ -175,12 +179,15 @@ def _line_documents(path: Path, lines: Iterator[str]) -> Iterator[Document]:
         if len(line) > LINE:
             raise BadInput(f"{place}: has {len(line)} characters; a line is one conversation or text: make it several")
         if line.strip("\ufeff \t\r\n"):
-            yield document_of(_parsed(line.removeprefix("\ufeff"), place), place)
+            yield document_of(_parsed(line.removeprefix("\ufeff").strip(), place, "write one object a line"), place)
 
 
-def _parsed(text: str, place: str) -> Any:
+def _parsed(text: str, place: str, advice: str = "correct it") -> Any:
     try:
         return json.loads(text, object_pairs_hook=unique_keys)
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno} column {error.colno}" if "\n" in text else f"column {error.colno}"
+        raise BadInput(f"{place}: is not JSON ({error.msg} at {at}); {advice}") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{place}: is not JSON ({error}); correct it or remove it") from None
 

@@ -185,11 +185,16 @@ def test_options_that_do_not_fit(
     assert "--shallow: of which target?" in refused("--shallow", 1, *needed)
     assert "--method pard2: of which target?" in refused(*small, "--method", "pard2")
     assert "--self-distill: of which target?" in refused(*small, "--self-distill")
-    assert "add that, or leave it out" in refused(*small, "--exported", "x")
+    for words in (("--exported", "x"), ("--layers", "first"), ("--revision", "x"), ("--temperature", 0.5)):
+        assert f"{words[0]} {words[1]}: is for --" in refused(*small, *words)
     assert "--shallow 9: the target has 3 layers" in refused("--shallow", 9, "--target", target, *needed)
     assert "--shallow must be at least 1" in refused("--shallow", 0, "--target", target, *needed)
-    assert "--temperature must be at least 0" in refused(*small, "--temperature", -1)
-    assert "--temperature must be a finite number" in refused(*small, "--temperature", "nan")
+    assert "--temperature must be at least 0" in refused(
+        *small, "--target", target, "--self-distill", "--temperature", -1
+    )
+    assert "--temperature must be a finite number" in refused(
+        *small, "--target", target, "--self-distill", "--temperature", "nan"
+    )
     assert "--held-out must be at least 1" in refused(*small, "--held-out", 0)
     assert "--patience must be at least 1, not 0" in refused(*small, "--patience", 0)
     assert "--rate must be a finite number" in refused(*small, "--rate", "nan")

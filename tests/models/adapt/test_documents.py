@@ -114,6 +114,8 @@ def test_what_is_no_document_is_named_with_its_place(value: Any, problem: str) -
 def test_what_is_no_data(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"--data .*: is a folder; name its files"):
         open_data([str(tmp_path)])
+    with pytest.raises(BadInput, match=r"--data 'aaa.*: cannot be read: File name too long; name a file"):
+        open_data(["a" * 5000])
     for name in ("missing.jsonl", "no/such.jsonl", "", "a b/c"):
         with pytest.raises(BadInput, match=r"there is no such file"):
             open_data([name])
@@ -122,7 +124,7 @@ def test_what_is_no_data(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"broken.jsonl line 2: is not JSON"):
         list(open_data([str(broken)]).read())
     broken.write_text('{"text": "a",\r\n"text": "b"}\n{\n')
-    with pytest.raises(BadInput, match=r"broken.jsonl line 1: is not JSON"):
+    with pytest.raises(BadInput, match=r"broken.jsonl line 1: is not JSON .* at column 14\); write one object a line"):
         list(open_data([str(broken)]).read())
     broken.write_text('\ufeff{"text": "a", "text": "b"}\r\n', encoding="utf-8")
     with pytest.raises(BadInput, match=r"line 1: is not JSON \(the key 'text' is there twice\); correct it"):
