@@ -144,6 +144,8 @@ def run(options: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             dry_run(plan, settings, Path(scratch))
         return
+    if is_main_process() and not options.prepare:
+        require_memory(plan, settings)
     with main_process_first():
         store = prepared(plan, settings.sequence_tokens, plan.work)
     if options.prepare:
@@ -253,6 +255,15 @@ def target_beside(plan: Plan, settings: Settings, start: Start) -> Checkpoint | 
     found = estimate(start, settings, plan.target.spec)
     has_room = found.available is not None and found.total <= (1 - SPARED) * found.available
     return plan.target if has_room else None
+
+
+def require_memory(plan: Plan, settings: Settings) -> None:
+    """BadInput where the training does not fit into the memory, before replies and samples are made for it."""
+    with extra("adapt"):
+        from pard_onnx.models.adapt.memory import require_room
+    start = plan.start()
+    beside = target_beside(plan, settings, start)
+    require_room(start, settings, beside and beside.spec)
 
 
 def held_out_of(options: argparse.Namespace, store: SampleStore) -> int:

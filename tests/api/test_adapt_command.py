@@ -20,6 +20,7 @@ from pard_onnx.adapt_samples import end_of_reply
 from pard_onnx.models.adapt.samples import SampleStore
 from pard_onnx.models.adapt.settings import Settings
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.errors import BadInput
 from pard_onnx.runtime.text.tokenizer import Text
 
 CHATS = [
@@ -270,6 +271,17 @@ def test_questions_are_checked_before_the_target_is_exported(
     edit_json(target / "tokenizer_config.json", chat_template="{{ raise_exception('no ' + messages[0].role) }}")
     shown = refused(*words, "--data", saved(file, [{"text": "a"}, {"prompt": "b"}]))
     assert f"{file} line 2: " in shown and "no user" in shown
+    assert not (tmp_path / "out.work").exists()
+
+
+def test_memory_is_checked_before_samples_are_made(
+    refused: Callable[..., str], draft: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def require_room(*_: Any) -> None:
+        raise BadInput("not enough memory")
+
+    monkeypatch.setattr(sys.modules["pard_onnx.models.adapt.memory"], "require_room", require_room)
+    assert "not enough memory" in refused("--draft", draft, "--data", data, "--output", tmp_path / "out")
     assert not (tmp_path / "out.work").exists()
 
 
