@@ -16,6 +16,7 @@ from pard_onnx.cli import exported_once, stages
 from pard_onnx.generation_options import template_arguments
 from pard_onnx.models.adapt.documents import Document, require_roles
 from pard_onnx.models.adapt.encoding import Encoder
+from pard_onnx.models.adapt.replies import ASSISTANT
 from pard_onnx.models.adapt.samples import Counts, Sample, SampleStore, write_samples
 from pard_onnx.models.adapt.self_distill import Distiller, Ends, Reply, first_question
 from pard_onnx.models.atomic import recover
@@ -151,6 +152,13 @@ def questions(plan: Plan, progress: Progress = no_progress) -> list[Document]:
         raise BadInput(
             f"--data {' '.join(plan.data.names)}: {len(documents)} documents, and none has a message or a text that "
             "the target could reply to"
+        )
+    held_out = plan.options.held_out or 1
+    replies = sum(max(1, sum(one["role"] == ASSISTANT for one in document.messages)) for document in documents)
+    if not plan.options.prepare and (asked < 2 or held_out >= replies):
+        raise BadInput(
+            f"--held-out {held_out}: the data asks for {replies} replies in {asked} documents, so that none would be "
+            "left to train on; give more data, or a smaller --held-out"
         )
     return documents
 

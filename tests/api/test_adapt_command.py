@@ -10,8 +10,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import gguf_files
 import numpy as np
 import pytest
+import quantized
 from tiny import CHAT_TEMPLATE, edit_json, write
 
 from pard_onnx import load
@@ -268,6 +270,9 @@ def test_questions_are_checked_before_the_target_is_exported(
         for more in ((), ("--dry-run",)):
             shown = refused(*words, "--data", saved(file, items), *more)
             assert f"{len(items)} documents, and none has a message or a text" in shown
+    for items, more in (([{"prompt": "b"}], ()), ([{"prompt": "b"}] * 3, ("--held-out", 3))):
+        shown = refused(*words, "--data", saved(file, items), *more)
+        assert f"{len(items)} replies in {len(items)} documents, so that none would be left to train on" in shown
     edit_json(target / "tokenizer_config.json", chat_template="{{ raise_exception('no ' + messages[0].role) }}")
     shown = refused(*words, "--data", saved(file, [{"text": "a"}, {"prompt": "b"}]))
     assert f"{file} line 2: " in shown and "no user" in shown
@@ -283,6 +288,28 @@ def test_memory_is_checked_before_samples_are_made(
     monkeypatch.setattr(sys.modules["pard_onnx.models.adapt.memory"], "require_room", require_room)
     assert "not enough memory" in refused("--draft", draft, "--data", data, "--output", tmp_path / "out")
     assert not (tmp_path / "out.work").exists()
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("gguf", "int8"), ("awq", "int4")])
+def test_a_quantized_target_is_exported_for_its_replies(
+    refused: Callable[..., str], draft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, precision: str
+) -> None:
+    """Integers of a GGUF file are read as floats, as in training; those of other checkpoints are kept."""
+    asked: list[tuple[bool, str]] = []
+
+    def export(checkpoint: Checkpoint, source: Any, output: Path, precision: str) -> Path:
+        asked.append((checkpoint.quantization is None, precision))
+        raise BadInput("enough")
+
+    monkeypatch.setattr("pard_onnx.adapt_samples.exported_once", export)
+    quantized_target = tmp_path / kind
+    if kind == "gguf":
+        gguf_files.write(quantized_target, draft, "Q4_0")
+    else:
+        quantized.write(quantized_target, kind, layers=1, tokenizer_size=300)
+    words = ("--draft", draft, "--target", quantized_target, "--self-distill", "--output", tmp_path / "out")
+    refused(*words, "--data", saved(tmp_path / "data.jsonl", [{"prompt": "a"}, {"prompt": "b"}]))
+    assert asked == [(kind == "gguf", precision)]
 
 
 def test_roles_that_nobody_knows(refused: Callable[..., str], draft: Path, tmp_path: Path) -> None:
