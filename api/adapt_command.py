@@ -91,7 +91,10 @@ def add_start(out: argparse.ArgumentParser) -> None:
 
 def add_data(out: argparse.ArgumentParser) -> None:
     group = out.add_argument_group("data")
-    forms = "JSON lines of conversations (AMD's, OpenAI's, ShareGPT's) or texts, plain text, or ORG/NAME[/CONFIG][:SPLIT] of the hub"
+    forms = (
+        "JSON lines of conversations (AMD's, OpenAI's, ShareGPT's) or texts, plain text, or a data set of the hub, "
+        "ORG/NAME[/CONFIG][:SPLIT]"
+    )
     group.add_argument("--data", nargs="+", required=True, metavar="F", help=forms)
     group.add_argument(
         "--held-out", type=int, metavar="N", help=f"samples to measure with (default: 5 %%, at most {HELD_OUT})"
