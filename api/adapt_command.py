@@ -264,7 +264,7 @@ def require_memory(plan: Plan, settings: Settings) -> None:
         from pard_onnx.models.adapt.memory import require_room
     start = plan.start()
     beside = target_beside(plan, settings, start)
-    require_room(start, settings, beside and beside.spec)
+    require_room(start, settings, None if beside is None else beside.spec)
 
 
 def held_out_of(options: argparse.Namespace, store: SampleStore) -> int:
@@ -287,7 +287,7 @@ def dry_run(plan: Plan, settings: Settings, scratch: Path) -> None:
         facts["samples"], line = asdict(store.facts), facts_line(store)
     start = plan.start()
     beside = target_beside(plan, settings, start)
-    found = estimate(start, settings, beside and beside.spec)
+    found = estimate(start, settings, None if beside is None else beside.spec)
     facts["memory"] = asdict(found) | {"total": found.total, "fits": found.fits}
     facts["expected_acceptance"] = beside is not None
     lines = [f"draft: {start.note}", mask_line(plan), line, f"memory: {found}"]
