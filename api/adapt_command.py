@@ -3,56 +3,37 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pard_onnx.cli import (
-    Parser,
-    add_template_arguments,
-    exit_code,
-    exported_once,
-    printable,
-    stages,
-    template_arguments,
-)
-from pard_onnx.models.adapt.documents import DataSet, Document, open_data
-from pard_onnx.models.adapt.samples import Counts, Sample, SampleStore, write_samples
-from pard_onnx.models.adapt.settings import CHOICES, Settings
-from pard_onnx.models.atomic import recover
-from pard_onnx.models.checkpoints.checkpoint import Checkpoint
-from pard_onnx.models.checkpoints.vocabulary import FILE as TOKENIZER_FILE
-from pard_onnx.models.checks import Progress, finite_number, require_whole
-from pard_onnx.models.errors import BadArtifact, BadInput
+from pard_onnx.cli import Parser, exit_code, printable
+from pard_onnx.generation_options import add_template_arguments
+from pard_onnx.models.adapt.samples import SampleStore
+from pard_onnx.models.adapt.settings import CHOICES, WRITER_PRECISION, Settings
+from pard_onnx.models.checks import finite_number, require_whole
+from pard_onnx.models.errors import BadInput
 from pard_onnx.models.extras import needs
-from pard_onnx.models.folder_files import read_file
-from pard_onnx.models.hub import resolve_artifact, resolve_checkpoint
-from pard_onnx.models.manifest import FILE_NAME as MANIFEST
-from pard_onnx.models.manifest import Source
-from pard_onnx.models.precision import Precision
 
 if TYPE_CHECKING:  # with what runs models and renders chats, --help would take twice as long
-    from pard_onnx.models.adapt.encoding import Encoder
+    from pard_onnx.adapt_plan import Plan
     from pard_onnx.models.adapt.outcome import Outcome
-    from pard_onnx.models.adapt.self_distill import Distiller, Reply
     from pard_onnx.models.adapt.start import Start
-    from pard_onnx.runtime.pair import Pair
-    from pard_onnx.runtime.text.tokenizer import Text
+    from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 
 LAYERS = ("first", "last", "even")
+AUTO, YES, NO = "auto", "yes", "no"  # whether expected acceptance is measured
+NOT_MEASURED = "not measured; --expected-acceptance yes loads the target for it"
+SPARED = 0.2  # the share of the memory that stays free where nobody has asked for it
 HELD_OUT, HELD_OUT_SHARE = 64, 20  # samples at most, and one of so many
-WRITER_PRECISION: Precision = "int8"  # of an exported target that writes replies: it says nearly what the floats say
 NEW_TOKENS = 512  # of a reply
-MOST_MANIFEST = 1 << 26  # bytes
-VERSION = 1  # of how samples are made; another one makes them anew
 # The options that are fields of `Settings`: metavar, help
 SETTINGS = {
     "draft_length": ("K", "tokens that the draft proposes in a pass"),
@@ -98,7 +79,7 @@ def add_start(out: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--draft", metavar="ID_OR_DIR", help=draft)
     group.add_argument("--shallow", type=int, metavar="N", help="instead: N layers of the target itself")
-    group.add_argument("--layers", choices=LAYERS, default="even", help="which ones (default: even, over all)")
+    group.add_argument("--layers", choices=LAYERS, help="which ones (default: even, over all)")
     target = "the model that the draft is for; needed by --shallow, --self-distill and --method pard2"
     group.add_argument("--target", metavar="ID_OR_DIR", help=target)
     group.add_argument("--mask-token", type=int, metavar="ID", help="default: an unused id is found, or a row is added")
@@ -109,7 +90,8 @@ def add_start(out: argparse.ArgumentParser) -> None:
 def add_data(out: argparse.ArgumentParser) -> None:
     group = out.add_argument_group("data")
     forms = (
-        "JSON lines of conversations (AMD's, OpenAI's, ShareGPT's) or texts, plain text, or ORG/NAME[:SPLIT] of the hub"
+        "JSON lines of conversations (AMD's, OpenAI's, ShareGPT's) or texts, plain text, or a data set of the hub, "
+        "ORG/NAME[/CONFIG][:SPLIT]"
     )
     group.add_argument("--data", nargs="+", required=True, metavar="F", help=forms)
     group.add_argument(
@@ -131,6 +113,11 @@ def add_training(out: argparse.ArgumentParser) -> None:
     group = out.add_argument_group("training")
     own = "pard, or pard2: weighs tokens by the target's confidence and reads its hidden states (default: pard)"
     group.add_argument("--method", choices=CHOICES["method"], default="pard", help=own)
+    expected = (
+        "measure also the acceptance of sampled tokens, for which --target is loaded; auto (default): where it is "
+        "named, its memory fits, and one process trains. --method pard2 always does"
+    )
+    group.add_argument("--expected-acceptance", choices=(AUTO, YES, NO), default=AUTO, help=expected)
     defaults = {field.name: field.default for field in fields(Settings)}
     for name, (metavar, text) in SETTINGS.items():
         default, option = defaults[name], f"--{name.replace('_', '-')}"
@@ -151,11 +138,16 @@ def run(options: argparse.Namespace) -> None:
     require_sense(options)
     settings = settings_of(options)
     with needs("adapt"):
+        from pard_onnx.adapt_plan import planned
+        from pard_onnx.adapt_samples import prepared
+
         plan = planned(options)
     if options.dry_run:
         with tempfile.TemporaryDirectory() as scratch:
             dry_run(plan, settings, Path(scratch))
         return
+    if is_main_process() and not options.prepare:
+        require_memory(plan, settings)
     with main_process_first():
         store = prepared(plan, settings.sequence_tokens, plan.work)
     if options.prepare:
@@ -171,14 +163,24 @@ def require_sense(options: argparse.Namespace) -> None:
     """BadInput for options that contradict one another, before anything is read."""
     if (options.draft is None) == (options.shallow is None):
         raise BadInput("name what the draft is made of: --draft ID_OR_DIR, or --shallow N with --target")
-    needs = {"--shallow": options.shallow is not None, "--method pard2": options.method == "pard2"}
-    needs["--self-distill"] = options.self_distill and options.exported is None
-    missing = [name for name, needed in needs.items() if needed]
+    of_target = {"--shallow": options.shallow is not None, "--method pard2": options.method == "pard2"}
+    of_target["--expected-acceptance yes"] = options.expected_acceptance == YES
+    of_target["--self-distill"] = options.self_distill and options.exported is None
+    missing = [name for name, needed in of_target.items() if needed]
     if missing and options.target is None:
         raise BadInput(f"{missing[0]}: of which target? name it with --target ID_OR_DIR")
-    if options.exported is not None and not options.self_distill:
+    for name, value, needed, is_there in (
+        ("--layers", options.layers, "--shallow", options.shallow is not None),
+        ("--revision", options.revision, "--target", options.target is not None),
+        ("--draft-revision", options.draft_revision, "--draft", options.draft is not None),
+        ("--exported", options.exported, "--self-distill", options.self_distill),
+        ("--temperature", options.temperature or None, "--self-distill", options.self_distill),
+    ):
+        if value is not None and not is_there:
+            raise BadInput(f"{name} {value}: is for {needed}; add that, or leave it out")
+    if options.method == "pard2" and options.expected_acceptance == NO:
         raise BadInput(
-            f"--exported {options.exported}: writes the replies of --self-distill; add that, or leave it out"
+            "--expected-acceptance no: --method pard2 has the target in memory, and measures it; leave it out"
         )
     if options.shallow is not None:
         require_whole("--shallow", options.shallow, 1)
@@ -191,227 +193,29 @@ def require_sense(options: argparse.Namespace) -> None:
 
 def settings_of(options: argparse.Namespace) -> Settings:
     given = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
-    return Settings(method=options.method, **given)
+    try:
+        return Settings(method=options.method, **given)
+    except BadInput as error:  # which begins with the name of a field
+        name, _, problem = str(error).partition(" ")
+        raise BadInput(f"--{name.replace('_', '-')} {problem}") from error
 
 
 def main_process_first() -> Any:
     """Where `accelerate launch` has started several processes, one prepares the data, and the others then find it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         return nullcontext()
     from accelerate import PartialState
 
     return PartialState().main_process_first()
 
 
+def processes() -> int:
+    """The processes that `accelerate launch` has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-# The plan
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What was checked of the options: all that the training takes."""
-
-    options: argparse.Namespace
-    base: Checkpoint  # what the draft is made of: the draft's checkpoint or the target's
-    source: Source
-    target: Checkpoint | None
-    target_source: Source | None
-    data: DataSet
-    mask: Any
-    output: Path
-
-    @property
-    def work(self) -> Path:
-        return self.options.work or self.output.with_name(f"{self.output.name}.work")
-
-    def text(self) -> Text:
-        """The tokenizer and the chat template of the draft, which are the target's too."""
-        from pard_onnx.runtime.text.tokenizer import Text
-
-        return Text(self.base.tokenizer_folder, self.base.spec.chat_template)
-
-    def start(self) -> Start:
-        from pard_onnx.models.adapt import start
-
-        if self.options.shallow is None:
-            return start.start_from(self.base.path, self.mask.id)
-        return start.shallow(self.base.path, self.options.shallow, self.options.layers, self.mask.id)
-
-
-def planned(options: argparse.Namespace) -> Plan:
-    """Open what the options name. Raises BadInput for what does not fit together, before any long work."""
-    from pard_onnx.models.adapt.start import chosen_layers, mask_of, trainable
-
-    data = open_data(options.data)
-    target = target_source = None
-    if options.target is not None:
-        folder, target_source = resolve_checkpoint(options.target, options.revision)
-        target = Checkpoint.open(folder).as_role("target")
-    if options.draft is not None:
-        folder, source = resolve_checkpoint(options.draft, options.draft_revision)
-        base = trainable(folder)
-        if target is not None:
-            require_same_tokens(target, base)
-    else:
-        assert target is not None and target_source is not None
-        base, source = trainable(target.path).as_role("target"), target_source
-        chosen_layers(base.spec.layers, options.shallow, options.layers)
-    output = options.output or Path(f"{source.model.rsplit('/', 1)[-1]}-pard")
-    recover(output)
-    if output.exists() and not (options.force or options.dry_run or options.prepare):
-        raise BadInput(f"{output}: exists already; choose another --output, or replace it with --force")
-    return Plan(options, base, source, target, target_source, data, mask_of(base, options.mask_token), output)
-
-
-def require_same_tokens(target: Checkpoint, draft: Checkpoint) -> None:
-    """BadInput, naming the first id, for a draft whose tokens are not the target's. Padding rows may differ."""
-    from pard_onnx.runtime.model import other_tokenizer
-    from pard_onnx.runtime.text.tokenizer import first_difference
-
-    ours, theirs = (one.tokenizer().get_vocab(with_added_tokens=True) for one in (target, draft))
-    if difference := first_difference(ours, theirs):
-        raise other_tokenizer(str(target.path), str(draft.path), *difference)
-
-
-# Samples
-
-
-def prepared(plan: Plan, longest: int, work: Path) -> SampleStore:
-    """The samples in the work folder; made now if they are not there. BadInput for data without a single reply."""
-    options = plan.options
-    key = key_of(plan, longest)
-    folder = work / f"samples-{key[:16]}"
-    recover(folder)
-    if not folder.exists():
-        with stages() as progress:
-            counts = Counts()
-            if options.self_distill:
-                samples = distilled(plan, work, progress).samples(longest, counts)
-            else:
-                samples = encoder_of(plan, longest, counts).samples(counted(plan.data, progress))
-            write_samples(folder, some(samples, plan, counts), counts)
-    return SampleStore(folder)
-
-
-def some(samples: Iterable[tuple[int, Sample]], plan: Plan, counts: Counts) -> Iterator[tuple[int, Sample]]:
-    """The samples; BadInput where there is none, so that nothing is written."""
-    is_empty = True
-    for sample in samples:
-        is_empty = False
-        yield sample
-    if is_empty:
-        names = " ".join(plan.data.names)
-        raise BadInput(
-            f"--data {names}: {counts.documents} documents, and none has a reply to learn from; give conversations "
-            "with an assistant's messages, or let the target write them with --self-distill"
-        )
-
-
-def encoder_of(plan: Plan, longest: int, counts: Counts) -> Encoder:
-    from pard_onnx.models.adapt.encoding import Encoder
-
-    spec, arguments = plan.base.spec, template_arguments(plan.options)
-    rows = plan.mask.rows
-    return Encoder(plan.text(), plan.mask.id, rows, spec.vocabulary.eos_ids, longest, arguments, counts)
-
-
-def counted(data: DataSet, progress: Progress) -> Iterator[Document]:
-    """The documents of the data, with a progress bar once their number is known."""
-    total = sum(1 for _ in data.read())
-    for number, document in enumerate(data.read(), 1):
-        yield document
-        progress("samples", number, total)
-
-
-def key_of(plan: Plan, longest: int) -> str:
-    """A digest of all that samples depend on."""
-    options, spec = plan.options, plan.base.spec
-    tokenizer = hashlib.sha256((plan.base.tokenizer_folder / TOKENIZER_FILE).read_bytes()).hexdigest()
-    facts: list[object] = [VERSION, plan.data.digest, tokenizer, spec.chat_template, longest, plan.mask.id]
-    facts += [spec.vocabulary.eos_ids, template_arguments(options)]
-    if options.self_distill:
-        facts.append(replies_key(plan))
-    return digest(facts)
-
-
-def digest(facts: object) -> str:
-    return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
-
-
-# Replies of the target
-
-
-def replies_key(plan: Plan) -> str:
-    """A digest of all that the target's replies depend on."""
-    options = plan.options
-    facts = [VERSION, plan.data.digest, writer_key(plan), options.temperature, options.max_new_tokens]
-    return digest([*facts, options.seed or 0, template_arguments(options)])
-
-
-def writer_key(plan: Plan) -> str:
-    """A digest of the model that writes replies: of its manifest, or of the target's files by their times."""
-    if plan.options.exported is not None:
-        manifest = resolve_artifact(plan.options.exported) / MANIFEST
-        return hashlib.sha256(read_file(manifest, MOST_MANIFEST, BadArtifact)).hexdigest()
-    assert plan.target is not None
-    path = plan.target.path.resolve()
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return digest([WRITER_PRECISION, *((str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in files)])
-
-
-def distilled(plan: Plan, work: Path, progress: Progress) -> Distiller:
-    """The target's replies to all documents, in a file of the work folder."""
-    from pard_onnx.models.adapt.self_distill import Distiller, Ends
-    from pard_onnx.runtime.model import other_tokenizer
-    from pard_onnx.runtime.pair import load
-    from pard_onnx.runtime.text.tokenizer import first_difference
-
-    options, documents = plan.options, list(plan.data.read())
-    work.mkdir(parents=True, exist_ok=True)
-    writer = exported_target(plan, work)
-    with load(writer, None) as pair:
-        text, eos_ids = pair.engine.text, plan.base.spec.vocabulary.eos_ids
-        if difference := first_difference(text.vocabulary(), plan.text().vocabulary()):
-            raise other_tokenizer(writer, plan.source.model, *difference)
-        ends = Ends(end_of_reply(text, eos_ids), eos_ids[0] if len(eos_ids) == 1 else None)
-        file = work / f"replies-{replies_key(plan)[:16]}.jsonl"
-        write = partial(written, pair, options)
-        found = Distiller(text, write, file, options.seed or 0, ends, template_arguments(options))
-        found.run(documents, progress)
-    return found
-
-
-def exported_target(plan: Plan, work: Path) -> str:
-    """The exported folder that writes replies; --target is exported to the work folder if the user names none."""
-    if plan.options.exported is not None:
-        return str(plan.options.exported)
-    assert plan.target is not None and plan.target_source is not None
-    output = work / f"target-{WRITER_PRECISION}-{writer_key(plan)[:8]}"
-    return str(exported_once(plan.target, plan.target_source, output, WRITER_PRECISION))
-
-
-def written(pair: Pair, options: argparse.Namespace, prompt: Sequence[int], seed: int) -> Reply:
-    """What the target writes after the ids of a prompt."""
-    from pard_onnx.models.adapt.self_distill import Reply
-
-    sampling: dict[str, Any] = {"temperature": options.temperature, "seed": seed} if options.temperature else {}
-    found = pair.generate(list(prompt), max_new_tokens=options.max_new_tokens, **sampling)
-    return Reply(found.tokens, found.text, found.finish_reason == "stop")
-
-
-def end_of_reply(text: Text, eos_ids: Sequence[int]) -> int | None:
-    """The EOS token that ends a reply: the one that the chat template writes after one, or the only one."""
-    if text.has_template:
-        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-        with suppress(BadInput):  # a template may want other messages
-            ids = text.encode_chat(messages, {"add_generation_prompt": False})
-            found = [id_ for id_ in ids if id_ in eos_ids]
-            if found:
-                return found[-1]
-    return eos_ids[0] if len(eos_ids) == 1 else None
 
 
 # Training
@@ -422,11 +226,15 @@ def train(plan: Plan, settings: Settings, store: SampleStore) -> None:
     with needs("adapt"):
         from pard_onnx.models.adapt.card import write_card
         from pard_onnx.models.adapt.draft_folder import write_draft
+        from pard_onnx.models.adapt.memory import require_room
         from pard_onnx.models.adapt.run import adapt
         from pard_onnx.models.adapt.start import loaded_model
     training, held_out = store.split(held_out_of(plan.options, store))
     start = plan.start()
-    target = loaded_model(plan.target) if settings.method == "pard2" and plan.target else None
+    beside = target_beside(plan, settings, start)
+    if beside is not None:
+        require_room(start, settings, beside.spec)
+    target = None if beside is None else loaded_model(beside.in_floats())
     outcome = adapt(start, training, held_out, settings, plan.work / "training", target)
     if not is_main_process():
         return
@@ -437,6 +245,29 @@ def train(plan: Plan, settings: Settings, store: SampleStore) -> None:
     say(plan, {"outcome": asdict(outcome)}, outcome_lines(plan, outcome))
 
 
+def target_beside(plan: Plan, settings: Settings, start: Start) -> Checkpoint | None:
+    """The target that is in memory while the draft is trained: PARD-2's, or one that says what acceptance to expect."""
+    from pard_onnx.models.adapt.memory import estimate
+
+    wish = plan.options.expected_acceptance
+    if settings.method == "pard2" or plan.target is None or wish == YES:
+        return plan.target
+    if wish == NO or processes() > 1 or plan.target.in_floats().quantization is not None:
+        return None
+    found = estimate(start, settings, plan.target.spec)
+    has_room = found.available is not None and found.total <= (1 - SPARED) * found.available
+    return plan.target if has_room else None
+
+
+def require_memory(plan: Plan, settings: Settings) -> None:
+    """BadInput where the training does not fit into the memory, before replies and samples are made for it."""
+    with needs("adapt"):
+        from pard_onnx.models.adapt.memory import require_room
+    start = plan.start()
+    beside = target_beside(plan, settings, start)
+    require_room(start, settings, None if beside is None else beside.spec)
+
+
 def held_out_of(options: argparse.Namespace, store: SampleStore) -> int:
     if options.held_out is not None:
         return int(options.held_out)
@@ -445,22 +276,26 @@ def held_out_of(options: argparse.Namespace, store: SampleStore) -> int:
 
 def dry_run(plan: Plan, settings: Settings, scratch: Path) -> None:
     """Show what a run would do: what is made of the data, and the memory that it takes."""
+    from pard_onnx.adapt_samples import prepared, questions
     from pard_onnx.models.adapt.memory import estimate
-    from pard_onnx.models.adapt.start import loaded_model
 
     facts: dict[str, Any] = {}
     if plan.options.self_distill:
-        documents = sum(1 for _ in plan.data.read())
+        documents = len(questions(plan))
         facts["documents"], line = documents, f"data: {documents} documents, whose replies the target would write"
     else:
         store = prepared(plan, settings.sequence_tokens, scratch)
         store.split(held_out_of(plan.options, store))
         facts["samples"], line = asdict(store.facts), facts_line(store)
     start = plan.start()
-    target = loaded_model(plan.target) if settings.method == "pard2" and plan.target else None
-    found = estimate(start, settings, target)
+    beside = target_beside(plan, settings, start)
+    found = estimate(start, settings, None if beside is None else beside.spec)
     facts["memory"] = asdict(found) | {"total": found.total, "fits": found.fits}
-    say(plan, facts, [f"draft: {start.note}", mask_line(plan), line, f"memory: {found}", f"would write {plan.output}"])
+    facts["expected_acceptance"] = beside is not None
+    lines = [f"draft: {start.note}", mask_line(plan), line, f"memory: {found}"]
+    if plan.target is not None:
+        lines.append(f"expected acceptance: {'measured with the target' if beside else NOT_MEASURED}")
+    say(plan, facts, [*lines, f"would write {plan.output}"])
 
 
 # What is shown
@@ -501,7 +336,7 @@ def outcome_lines(plan: Plan, outcome: Outcome) -> list[str]:
     return [
         f"{folder}: a PARD draft; mean accepted length {outcome.mean_accepted:.2f} on held-out samples",
         f"pard-export --model {folder}",
-        f"pard-export --model {target}",
+        f"pard-export --model {target}" + (f" --for-draft {folder}" if outcome.projection else ""),
         "pard-bench --pair TARGET DRAFT",
     ]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pard_onnx.benchmarks.measures import CONTEXT
 from pard_onnx.benchmarks.peers.peer import PEERS
-from pard_onnx.cli import Parser, add_providers, add_sampling, exit_code
+from pard_onnx.cli import Parser, exit_code
+from pard_onnx.generation_options import add_providers, add_sampling
 from pard_onnx.models.checks import DRAFT_LENGTH
 
 

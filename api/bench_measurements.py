@@ -30,7 +30,8 @@ from pard_onnx.benchmarks.trial import (
     speed_up,
 )
 from pard_onnx.benchmarks.trial import Progress as Count
-from pard_onnx.cli import load_arguments, sampling_arguments, stages
+from pard_onnx.cli import stages
+from pard_onnx.generation_options import load_arguments, sampling_arguments
 from pard_onnx.models.checks import DRAFT_LIMIT, require_whole
 from pard_onnx.models.errors import BadInput, Failure
 from pard_onnx.runtime.pair import Pair, load

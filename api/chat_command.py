@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pard_onnx.cli import (
-    Parser,
-    Thoughts,
+from pard_onnx.cli import Parser, Thoughts, call_lines, complain, exit_code
+from pard_onnx.generation_options import (
     add_models,
     add_providers,
     add_revisions,
@@ -21,9 +20,6 @@ from pard_onnx.cli import (
     add_stops,
     add_template_arguments,
     add_tools,
-    call_lines,
-    complain,
-    exit_code,
     load_arguments,
     models_of,
     refuse_bad_options,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pard_onnx.cli import Parser, exit_code, exported_once, whole_or_auto
+from pard_onnx.cli import Parser, exit_code, exported_once
+from pard_onnx.generation_options import whole_or_auto
 from pard_onnx.models import demo
 from pard_onnx.models.checks import AUTO, DRAFT_LIMIT, require_whole
 from pard_onnx.models.errors import Failure

@@ -10,9 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pard_onnx.cli import (
-    Parser,
-    Thoughts,
+from pard_onnx.cli import Parser, Thoughts, call_lines, exit_code, for_stdout
+from pard_onnx.generation_options import (
     add_grammar,
     add_models,
     add_providers,
@@ -22,9 +21,6 @@ from pard_onnx.cli import (
     add_stops,
     add_template_arguments,
     add_tools,
-    call_lines,
-    exit_code,
-    for_stdout,
     grammar_arguments,
     load_arguments,
     models_of,

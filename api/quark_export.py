@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pard_onnx.cli import extra, stages
+from pard_onnx.cli import stages
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
 from pard_onnx.models.devices import NPU_OGA
 from pard_onnx.models.errors import BadInput
+from pard_onnx.models.extras import needs
 from pard_onnx.quantize.quantizer import QuantizationRequest
 from pard_onnx.quantize.recipes import NamedRecipe, Quality, named_recipe
 
@@ -88,7 +89,7 @@ def job_of(options: argparse.Namespace, checkpoint: Checkpoint, source: Source, 
 
 def run_quark(options: argparse.Namespace, checkpoint: Checkpoint, source: Source, output: Path) -> None:
     """Write the checkpoint that the options ask for, and say what it is."""
-    with extra("export"):
+    with needs("export"):
         from pard_onnx.export.quark import export_quark
 
         job = job_of(options, checkpoint, source, output)

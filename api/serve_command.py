@@ -13,12 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pard_onnx.cli import (
-    Parser,
+from pard_onnx.cli import Parser, exit_code
+from pard_onnx.generation_options import (
     add_models,
     add_providers,
     add_revisions,
-    exit_code,
     load_arguments,
     models_of,
     revision_arguments,

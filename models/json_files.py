@@ -27,7 +27,7 @@ def read_json(
     if content.startswith(LFS_POINTER):
         raise error(f"{path}: {FETCH}")
     try:
-        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique if unique else None)
+        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique_keys if unique else None)
     except (ValueError, RecursionError) as problem:  # UnicodeDecodeError is a ValueError
         raise error(f"{path}: not valid JSON: {problem}") from problem
     if not isinstance(value, dict):
@@ -35,7 +35,8 @@ def read_json(
     return value
 
 
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, as json's `object_pairs_hook`; ValueError where a key is there twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         key = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))

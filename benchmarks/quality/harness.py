@@ -16,7 +16,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pard_onnx.cli import Parser, add_providers, add_revisions, exit_code, load_arguments, revision_arguments
+from pard_onnx.cli import Parser, exit_code
+from pard_onnx.generation_options import add_providers, add_revisions, load_arguments, revision_arguments
 from pard_onnx.models.atomic import atomic_file
 from pard_onnx.models.checks import require_whole
 from pard_onnx.models.errors import BadInput

@@ -11,11 +11,11 @@ from pard_onnx.models.atomic import atomic_file
 from pard_onnx.models.errors import printable
 
 from .acceptance import Acceptance
+from .draft_folder import CARD, PLOT
 from .outcome import Outcome
 from .progress import duration
 from .settings import Settings
 
-CARD, PLOT = "README.md", "training.svg"
 FRONT_MATTER = ("---", "tags:", "- pard", "- speculative-decoding", "---", "")
 
 

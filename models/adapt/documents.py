@@ -25,6 +25,7 @@ from pard_onnx.models.checks import nearest_name
 from pard_onnx.models.errors import BadInput, shown
 from pard_onnx.models.extras import install_command
 from pard_onnx.models.hub import HUB_ID
+from pard_onnx.models.json_files import unique_keys
 
 JSON_ENDINGS = (".jsonl", ".json", ".ndjson")
 ROLE = re.compile(r"[\w.-]+( [\w.-]+)*")  # no place for a special token or a line end
@@ -40,11 +41,14 @@ SPEAKERS = {
     "tool": "tool",
     "function": "tool",
 }
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+REPLACES_CONTENT = ("tool_calls", "function_call", "reasoning_content", "thinking")  # of an assistant's message
 CONVERSATIONS = ("messages", "conversation", "conversations")
 REPLIES = ("completion", "response")
 KEYS = (*CONVERSATIONS, "prompt", "text")
+BESIDE = (*REPLIES, "system", "tools")  # what is read beside one of them
 LINE = 1 << 26  # characters; a longer line is no conversation
-SPLIT = re.compile(r"(?P<name>[^:]+)(:(?P<split>.+))?")
+HUB_NAME = re.compile(r"(?P<repository>[^:/]+/[^:/]+)(/(?P<config>[^:/]+))?(:(?P<split>.+))?")
 
 Message = dict[str, Any]
 
@@ -69,7 +73,7 @@ class DataSet:
 
 
 def open_data(names: Sequence[str]) -> DataSet:
-    """The data of these files and data sets of the hub (`org/name`, `org/name:split`). Raises BadInput."""
+    """The data of these files and data sets of the hub (`org/name[/configuration][:split]`). Raises BadInput."""
     parts = [_open_one(name) for name in names]
     digest = hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest()
 
@@ -82,16 +86,23 @@ def open_data(names: Sequence[str]) -> DataSet:
 
 def _open_one(name: str) -> DataSet:
     path = Path(name).expanduser()
-    if path.is_file():
+    try:
+        is_file, is_folder, exists = path.is_file(), path.is_dir(), path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be searched
+        raise BadInput(f"--data {shown(name)}: cannot be read: {error.strerror}; name a file") from error
+    if is_file:
         return DataSet((name,), _file_digest(path), lambda: _file_documents(path))
-    if name and path.is_dir():  # Path("") is the current folder
+    if name and is_folder:  # Path("") is the current folder
         raise BadInput(f"--data {name}: is a folder; name its files, JSON lines or plain text")
-    match = SPLIT.fullmatch(name)
-    if not match or not HUB_ID.fullmatch(match["name"]) or path.suffix in JSON_ENDINGS:
+    if name and exists:
+        raise BadInput(f"--data {name}: is a pipe or a device, which cannot be read several times; save it to a file")
+    match = HUB_NAME.fullmatch(name)
+    if not match or not HUB_ID.fullmatch(match["repository"]) or path.suffix.lower() in JSON_ENDINGS:
         raise BadInput(
-            f"--data {name}: there is no such file; name one of JSON lines, or a data set of the hub, ORG/NAME"
+            f"--data {name}: there is no such file; name one of JSON lines, or a data set of the hub, "
+            "ORG/NAME[/CONFIG][:SPLIT]"
         )
-    return _hub_data(name, match["name"], match["split"] or "train")
+    return _hub_data(name, match["repository"], match["config"], match["split"] or "train")
 
 
 def _file_digest(path: Path) -> str:
@@ -102,7 +113,7 @@ def _file_digest(path: Path) -> str:
         raise BadInput(f"--data {path}: cannot be read: {error.strerror}") from error
 
 
-def _hub_data(name: str, repository: str, split: str) -> DataSet:
+def _hub_data(name: str, repository: str, config: str | None, split: str) -> DataSet:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -110,17 +121,26 @@ def _hub_data(name: str, repository: str, split: str) -> DataSet:
             f"--data {name}: a data set of the hub needs the datasets package; run: {install_command('adapt')}"
         ) from error
     try:
-        found: Any = load_dataset(repository, split=split)
+        found: Any = load_dataset(repository, config, split=split)
     except Exception as error:  # of many kinds: its own, huggingface_hub's, the network's
         raise BadInput(
-            f"--data {name}: cannot be loaded from the hub: {error}; download it and name its file"
+            f"--data {name}: cannot be loaded from the hub: {error}; name another one, ORG/NAME[/CONFIG][:SPLIT], or "
+            "download it and name its file"
         ) from error
+    columns = [column for column in found.column_names if column in (*KEYS, *BESIDE)]
+    if not set(columns) & set(KEYS):
+        has = ", ".join(map(str, found.column_names))
+        raise BadInput(
+            f"--data {name}: has the columns {has}, and none of {', '.join(KEYS)}; save it as JSON lines with one of "
+            "these keys"
+        )
+    found = found.select_columns(columns)  # others, such as images, take time to read
 
     def read() -> Iterator[Document]:
         for number, row in enumerate(found, 1):
             yield document_of(row, f"{name} row {number}")
 
-    facts = f"{repository} {split} {getattr(found, '_fingerprint', '')} {len(found)}"
+    facts = f"{repository} {config} {split} {found._fingerprint} {len(found)}"
     return DataSet((name,), hashlib.sha256(facts.encode()).hexdigest(), read)
 
 
@@ -131,6 +151,8 @@ def _file_documents(path: Path) -> Iterator[Document]:
     try:
         if path.suffix.lower() not in JSON_ENDINGS:
             text = path.read_text(encoding="utf-8-sig")
+            if len(text) > LINE:
+                raise BadInput(f"{path}: has {len(text)} characters, too many for one text; make it several files")
             if text.strip():
                 yield Document(str(path), text=text)
             return
@@ -158,12 +180,15 @@ def _line_documents(path: Path, lines: Iterator[str]) -> Iterator[Document]:
         if len(line) > LINE:
             raise BadInput(f"{place}: has {len(line)} characters; a line is one conversation or text: make it several")
         if line.strip("\ufeff \t\r\n"):
-            yield document_of(_parsed(line.removeprefix("\ufeff"), place), place)
+            yield document_of(_parsed(line.removeprefix("\ufeff").strip(), place, "write one object a line"), place)
 
 
-def _parsed(text: str, place: str) -> Any:
+def _parsed(text: str, place: str, advice: str = "correct it") -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno} column {error.colno}" if "\n" in text else f"column {error.colno}"
+        raise BadInput(f"{place}: is not JSON ({error.msg} at {at}); {advice}") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{place}: is not JSON ({error}); correct it or remove it") from None
 
@@ -184,14 +209,26 @@ def document_of(value: Any, place: str) -> Document:
         return Document(place, text=_text(value["text"], place, "text"))
     if key == "prompt":
         return Document(place, _prompted(value, place))
-    items = _as_list(value[key], place, key)
+    items = _as_list(_rows(value[key]), place, key)
     messages = [message for item in items for message in _messages_of(item, place)]
     if isinstance(system := value.get("system"), str) and system and messages and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     tools = _as_list(value["tools"], place, "tools") if value.get("tools") else []
     if not all(isinstance(tool, Mapping) for tool in tools):
         raise BadInput(f"{place}: tools are a list of objects in OpenAI's form, not {shown(value['tools'])}")
+    _require_unicode(json.dumps(tools, ensure_ascii=False, default=str), place, "tools")
     return Document(place, tuple(messages), tools=tuple(tools))
+
+
+def require_roles(document: Document, template: str) -> None:
+    """BadInput for a message whose role is neither one of OpenAI's form nor named in the chat template."""
+    for message in document.messages:
+        role = message["role"]
+        if role in ROLES or f"'{role}'" in template or f'"{role}"' in template:
+            continue
+        meant = SPEAKERS.get(role.lower()) or nearest_name(role, ROLES)
+        fix = f"write {meant}" if meant else f"known are {', '.join(ROLES)}"
+        raise BadInput(f"{document.place}: the role of a message is {shown(role)}; {fix}")
 
 
 def _prompted(value: Mapping[str, Any], place: str) -> tuple[Message, ...]:
@@ -235,18 +272,30 @@ def _message(item: Mapping[str, Any], place: str) -> Message:
         raise BadInput(f"{place}: the role of a message is a word such as user or assistant, not {shown(role)}")
     if not isinstance(content, str | list | None):
         raise BadInput(f"{place}: the content of a message is text or a list of parts, not {shown(content)}")
-    if isinstance(content, str):
-        _text(content, place, "content")
+    if content is None and not any(item.get(key) for key in REPLACES_CONTENT):
+        raise BadInput(f"{place}: the content of a message from {role} is null or missing; give its text, or remove it")
+    _require_unicode(json.dumps(item, ensure_ascii=False, default=str), place, f"the message from {role}")
     return {key: value for key, value in item.items() if value is not None}
 
 
 def _text(value: Any, place: str, name: str) -> str:
     if not isinstance(value, str):
         raise BadInput(f"{place}: {name} must be text, not {shown(value)}")
+    _require_unicode(value, place, name)
+    return value
+
+
+def _require_unicode(text: str, place: str, name: str) -> None:
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise BadInput(f"{place}: {name} is not valid Unicode: {error}; remove half surrogate pairs") from error
+
+
+def _rows(value: Any) -> Any:
+    """A list of objects, where they are stored by columns, as some data sets of the hub store them."""
+    if isinstance(value, Mapping) and value and all(isinstance(column, list) for column in value.values()):
+        return [dict(zip(value, row, strict=False)) for row in zip(*value.values(), strict=False)]
     return value
 
 

@@ -21,7 +21,7 @@ from pard_onnx.models.folder_files import has_file, read_file
 
 from .start import Start
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, CARD, PLOT = "model.safetensors", "README.md", "training.svg"
 PROJECTION_KEYS = ("pard2", *LAYER_KEYS, *WIDTH_KEYS, *BIAS_KEYS, *SCALE_KEYS, FOUR_LAYERS_KEY)
 COPIED = (
     "tokenizer.json",
@@ -34,6 +34,7 @@ COPIED = (
     "tokenizer.model",
     GENERATION_FILE,
 )
+WRITTEN = frozenset((CONFIG, WEIGHTS, PROJECTION_FOLDER, CARD, PLOT, *COPIED))  # by pard-adapt, to a draft's folder
 MOST_COPIED = 1 << 26  # bytes of a file
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

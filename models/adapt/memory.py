@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import torch
 from transformers import PreTrainedModel
 
 from pard_onnx.models.errors import BadInput
+from pard_onnx.models.families import shapes
+from pard_onnx.models.spec import ModelSpec
 
+from .acceptance import BASES
 from .settings import Settings
 from .start import Start
 
-MEMINFO = Path("/proc/meminfo")
+MEMINFO, OWN_STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
 PROGRAM = 600 << 20  # bytes: Python, torch and transformers themselves
 GIB = 1 << 30
 
@@ -29,9 +33,9 @@ class Estimate:
     optimizer: int  # AdamW's two averages of each trained weight
     activations: int  # that the backward pass reads
     logits: int  # of the tokens that are learned, and their gradients
-    target: int  # PARD-2's target, and what it says about a sequence
+    target: int  # one that is read while the draft learns or is measured, and what it says about a sequence
     program: int
-    available: int | None  # bytes; None where the system does not say
+    available: int | None  # bytes that this process may have; None where the system does not say
     device: str
     advice: str = ""  # what to change, where it does not fit
 
@@ -52,14 +56,33 @@ class Estimate:
         return line if self.fits else f"{line}: too much; {self.advice}"
 
 
-def estimate(start: Start, settings: Settings, target: PreTrainedModel | None = None) -> Estimate:
-    """The memory of a training of this draft in one process."""
+@dataclass(frozen=True, slots=True)
+class TargetSize:
+    """What the memory of a target depends on, of one that is loaded, or of one that would be."""
+
+    weights: int  # bytes
+    rows: int  # of its vocabulary
+
+    @classmethod
+    def of(cls, target: PreTrainedModel | ModelSpec) -> TargetSize:
+        if isinstance(target, ModelSpec):
+            return cls(4 * sum(prod(shape) for _, shape in shapes(target)), target.vocabulary.rows)  # in float32
+        weights = sum(one.numel() * one.element_size() for one in target.parameters())
+        return cls(weights, target.config.get_text_config().vocab_size)
+
+
+def estimate(start: Start, settings: Settings, target: PreTrainedModel | ModelSpec | None = None) -> Estimate:
+    """The memory of a training of this draft in one process.
+
+    target: one that is in memory beside the draft, with its weights or as the spec of one that is not loaded yet.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = _estimate(start.model, settings, target, device)
-    return found if found.fits else replace(found, advice=_advice(start.model, settings, target, device))
+    size = None if target is None else TargetSize.of(target)
+    found = _estimate(start.model, settings, size, device)
+    return found if found.fits else replace(found, advice=_advice(start.model, settings, size, device))
 
 
-def require_room(start: Start, settings: Settings, target: PreTrainedModel | None = None) -> Estimate:
+def require_room(start: Start, settings: Settings, target: PreTrainedModel | ModelSpec | None = None) -> Estimate:
     """The estimate; BadInput where the training does not fit, with what to change."""
     found = estimate(start, settings, target)
     if not found.fits:
@@ -72,9 +95,7 @@ def packed_tokens(settings: Settings) -> int:
     return sum(settings.drop.counts(settings.sequence_tokens))
 
 
-def _estimate(
-    model: PreTrainedModel, settings: Settings, target: PreTrainedModel | None, device: torch.device
-) -> Estimate:
+def _estimate(model: PreTrainedModel, settings: Settings, target: TargetSize | None, device: torch.device) -> Estimate:
     config = model.config.get_text_config()
     parameters = sum(one.numel() for one in model.parameters())
     embedding: Any = model.get_input_embeddings()
@@ -93,9 +114,12 @@ def _estimate(
     logits = tokens * config.vocab_size * (size + 4 + 4)  # themselves, as floats, and their gradients
     other = 0
     if target is not None:
-        other = sum(one.numel() * one.element_size() for one in target.parameters())
         # Its logits, as floats too, and its probabilities
-        other += settings.sequence_tokens * target.config.get_text_config().vocab_size * 12
+        other = target.weights + settings.sequence_tokens * target.rows * 12
+    if target is not None and settings.method == "pard":
+        # It is read while the draft is measured, when nothing is learned
+        measured = min(BASES, settings.sequence_tokens) * settings.draft_length * config.vocab_size * 20
+        other += max(0, measured - logits - activations)
     available = available_memory(device)
     return Estimate(
         4 * parameters, trained, 2 * trained, activations + mask, logits, other, PROGRAM, available, device.type
@@ -110,12 +134,21 @@ def uses_bf16(settings: Settings, device: torch.device) -> bool:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a device; None where the system does not say."""
+    """Bytes that this process may have on a device; None where the system does not say.
+
+    On a CPU those that it has already, such as the draft's weights, are among them.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    free, own = _bytes_in(MEMINFO, "MemAvailable:"), _bytes_in(OWN_STATUS, "RssAnon:")
+    return None if free is None else free + (own or 0)
+
+
+def _bytes_in(file: Path, name: str) -> int | None:
+    """A number of kilobytes in a file of the Linux kernel; None where it is not there."""
     try:
-        lines = MEMINFO.read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
     except (OSError, StopIteration, ValueError):
         return None
 
@@ -139,7 +172,11 @@ def _changes(settings: Settings) -> Iterator[tuple[str, Settings]]:
         yield " ".join(names), settings
 
 
-def _advice(model: PreTrainedModel, settings: Settings, target: PreTrainedModel | None, device: torch.device) -> str:
+def _advice(model: PreTrainedModel, settings: Settings, target: TargetSize | None, device: torch.device) -> str:
+    if target is not None and settings.method == "pard":
+        found = _estimate(model, settings, None, device)
+        if found.fits:
+            return f"--expected-acceptance no would take about {found.total / GIB:.2f} GiB"
     for names, changed in _changes(settings):
         found = _estimate(model, changed, target, device)
         if found.fits:

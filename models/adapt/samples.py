@@ -90,8 +90,8 @@ class SampleStore(Sequence[Sample]):
         taken = int(np.searchsorted(counts, held_out)) + 1 if held_out else 0
         if taken >= len(documents):
             raise BadInput(
-                f"{held_out} samples are to be held out, and the data has {len(self)} of {len(documents)} documents: "
-                "none would be left to train on; give more data, or hold out fewer"
+                f"of the {len(self)} samples of {len(documents)} documents {held_out} are to be held out, so that none "
+                "would be left to train on; give more data, or a smaller --held-out"
             )
         chosen = np.isin(self._sources, order[:taken])
         return ChosenSamples(self, np.flatnonzero(~chosen)), ChosenSamples(self, np.flatnonzero(chosen))

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from pard_onnx.models.checks import Progress, no_progress
 from pard_onnx.models.errors import BadInput, TooLong
 
-from .documents import Document
+from .documents import Document, Message
 from .encoding import sample_of
 from .replies import ASSISTANT
 from .samples import Counts, Sample
@@ -24,6 +24,7 @@ from .samples import Counts, Sample
 STAGE = "replies"
 TURNS = 1000  # a document's seeds
 PROMPT_TOKENS = 64  # of a plain text, which the target goes on from
+NOTHING: dict[str, Any] = {"messages": [], "samples": []}  # the record of a document without a reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Distiller:
                 try:
                     record = self._record(number, documents[number])
                 except TooLong:
-                    record = {"messages": [], "samples": []}  # it has no room for a reply
+                    record = NOTHING  # it has no room for a reply
                 except BadInput as error:
                     raise type(error)(f"{documents[number].place}: {error}") from error
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -113,6 +114,8 @@ class Distiller:
     def _record(self, number: int, document: Document) -> dict[str, Any]:
         if document.messages:
             return self._conversation(number, document)
+        if not document.text.strip():
+            return NOTHING
         prompt = self.text.encode(document.text[: 64 * PROMPT_TOKENS])[:PROMPT_TOKENS]
         reply = self.write(prompt, self._seed(number, 0))
         return {"text": reply.text, "samples": [_joined(prompt, reply, self.ends.text)]}
@@ -146,6 +149,15 @@ class Distiller:
 
     def _seed(self, number: int, turn: int) -> int:
         return self.seed + number * TURNS + turn
+
+
+def first_question(document: Document) -> Sequence[Message]:
+    """The messages before the first reply that the target is to write; empty where there are none."""
+    messages = document.messages
+    for place, message in enumerate(messages):
+        if place and message.get("role") == ASSISTANT and not message.get("tool_calls"):
+            return messages[:place]
+    return () if messages and messages[-1].get("role") == ASSISTANT else messages
 
 
 def _joined(prompt: Sequence[int], reply: Reply, end: int | None) -> tuple[list[int], list[tuple[int, int]]]:

@@ -11,6 +11,7 @@ from pard_onnx.models.errors import BadInput, shown
 from .packing import Drop
 
 Method = Literal["pard", "pard2"]
+WRITER_PRECISION: Literal["int8"] = "int8"  # of an exported target that writes replies: nearly what its floats say
 Precision = Literal["auto", "fp32", "bf16"]
 Attention = Literal["auto", "dense", "chunks", "flex"]
 CHOICES = {"method": get_args(Method), "precision": get_args(Precision), "attention": get_args(Attention)}

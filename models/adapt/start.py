@@ -75,18 +75,21 @@ def trainable(folder: Path) -> Checkpoint:
 
     Raises BadCheckpoint.
     """
-    return in_floats(Checkpoint.open(folder))
+    return with_float_weights(Checkpoint.open(folder), "cannot be trained")
 
 
-def in_floats(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint whose weights are floats; raises BadCheckpoint for other integers than those of a GGUF file."""
-    found = checkpoint.in_floats()
-    if found.quantization is not None:
+def with_float_weights(checkpoint: Checkpoint, refusal: str) -> Checkpoint:
+    """The checkpoint with weights that torch computes with: floats, or integers of a GGUF file, read as floats.
+
+    refusal: what integers of other kinds cannot be. Raises BadCheckpoint for them.
+    """
+    checkpoint = checkpoint.in_floats()
+    if checkpoint.quantization is not None:
         raise BadCheckpoint(
-            f"{found.path}: its weights are integers ({found.quantization.method}), and a training reads floats; "
+            f"{checkpoint.path}: its weights are integers ({checkpoint.quantization.method}), which {refusal}; "
             "name the unquantized checkpoint"
         )
-    return found
+    return checkpoint
 
 
 def mask_of(checkpoint: Checkpoint, given: int | None = None) -> MaskToken:
@@ -122,7 +125,6 @@ def loaded_model(checkpoint: Checkpoint, layers: Sequence[int] | None = None) ->
 
     Only the tensors that it needs are read, so that a shallow draft of a large target takes little memory.
     """
-    checkpoint = in_floats(checkpoint)
     spec = checkpoint.spec
     layers = range(spec.layers) if layers is None else layers
     with transformers_refusals(checkpoint.folder):

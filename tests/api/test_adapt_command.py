@@ -10,15 +10,19 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import gguf_files
 import numpy as np
 import pytest
+import quantized
 from tiny import CHAT_TEMPLATE, edit_json, write
 
 from pard_onnx import load
-from pard_onnx.adapt_command import end_of_reply, main
+from pard_onnx.adapt_command import main
+from pard_onnx.adapt_samples import end_of_reply
 from pard_onnx.models.adapt.samples import SampleStore
 from pard_onnx.models.adapt.settings import Settings
 from pard_onnx.models.checkpoints.checkpoint import Checkpoint
+from pard_onnx.models.errors import BadInput
 from pard_onnx.models.extras import install_command
 from pard_onnx.runtime.text.tokenizer import Text
 
@@ -37,6 +41,7 @@ class Outcome:
 class Memory:
     total: int = 7
     fits: bool = True
+    available: int = 8  # too little to load a target that nobody asked for
 
 
 class Trainer:
@@ -68,7 +73,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     found = Trainer()
     names = {
         "run": {"adapt": found.adapt, "Outcome": Outcome},
-        "memory": {"estimate": lambda *_: Memory()},
+        "memory": {"estimate": lambda *_: Memory(), "require_room": lambda *_: Memory()},
         "card": {"write_card": found.write_card},
     }
     for name, items in names.items():
@@ -149,7 +154,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
     assert (
         facts["mask_token"]["id"] == 300
         and facts["samples"]["samples"] == 6
-        and facts["memory"] == {"total": 7, "fits": True}
+        and facts["memory"] == {"total": 7, "fits": True, "available": 8}
     )
     assert sorted(tmp_path.rglob("*")) == before and not trainer.calls
 
@@ -168,7 +173,7 @@ def refused(capsys: pytest.CaptureFixture[str], trainer: Trainer) -> Callable[..
         assert run(*words) == 2
         *bars, shown = capsys.readouterr().err.splitlines()
         assert shown.startswith("error: ") and not trainer.calls
-        assert all("samples" in bar for bar in bars)
+        assert all("samples" in bar or "prompts" in bar for bar in bars)
         return shown
 
     return call
@@ -184,19 +189,135 @@ def test_options_that_do_not_fit(
     assert "--shallow: of which target?" in refused("--shallow", 1, *needed)
     assert "--method pard2: of which target?" in refused(*small, "--method", "pard2")
     assert "--self-distill: of which target?" in refused(*small, "--self-distill")
-    assert "add that, or leave it out" in refused(*small, "--exported", "x")
+    for words in (("--exported", "x"), ("--layers", "first"), ("--revision", "x"), ("--temperature", 0.5)):
+        assert f"{words[0]} {words[1]}: is for --" in refused(*small, *words)
     assert "--shallow 9: the target has 3 layers" in refused("--shallow", 9, "--target", target, *needed)
     assert "--shallow must be at least 1" in refused("--shallow", 0, "--target", target, *needed)
-    assert "--temperature must be at least 0" in refused(*small, "--temperature", -1)
-    assert "--temperature must be a finite number" in refused(*small, "--temperature", "nan")
+    assert "--temperature must be at least 0" in refused(
+        *small, "--target", target, "--self-distill", "--temperature", -1
+    )
+    assert "--temperature must be a finite number" in refused(
+        *small, "--target", target, "--self-distill", "--temperature", "nan"
+    )
     assert "--held-out must be at least 1" in refused(*small, "--held-out", 0)
-    assert "patience must be at least 1, not 0" in refused(*small, "--patience", 0)
-    assert "rate must be a finite number" in refused(*small, "--rate", "nan")
+    assert "--patience must be at least 1, not 0" in refused(*small, "--patience", 0)
+    assert "--rate must be a finite number" in refused(*small, "--rate", "nan")
+    assert "--draft-length must be from 1 to 32, not 0" in refused(*small, "--draft-length", 0)
+    assert "--sequence-tokens must be at least 10, not 1" in refused(*small, "--sequence-tokens", 1)
+    assert "--steps must be at least 1, not 0" in refused(*small, "--steps", 0)
+    for epochs in (0, -1, "nan", "inf"):
+        assert "--epochs must be " in refused(*small, "--epochs", epochs)
+    assert "--expected-acceptance yes: of which target?" in refused(*small, "--expected-acceptance", "yes")
+    pard2 = (*small, "--target", target, "--method", "pard2")
+    assert "measures it; leave it out" in refused(*pard2, "--expected-acceptance", "no")
     assert "--mask-token 7: " in refused(*small, "--mask-token", 7)
     assert "none would be left to train on" in refused(*small, "--held-out", 6)
     assert "there is no such file" in refused("--draft", draft, "--data", "none.jsonl")
     (tmp_path / "out").mkdir()
     assert "exists already; choose another --output, or replace it with --force" in refused(*small)
+
+
+def test_folders_that_cannot_be_written(
+    refused: Callable[..., str], draft: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(output: Path, *words: object) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        shown = refused("--draft", draft, "--data", data, "--output", output, *words)
+        assert sorted(tmp_path.rglob("*")) == before
+        return shown
+
+    out, full, file = tmp_path / "out", tmp_path / "full", tmp_path / "file"
+    full.mkdir()
+    (full / "mine.txt").touch()
+    file.touch()
+    assert "holds mine.txt, which is not a draft's" in said(full, "--force")
+    assert f"--output {file}: is a file; choose another --output" in said(file, "--force")
+    assert f"{file} is not a folder" in said(file / "out") or "Not a directory" in said(file / "out")
+    assert f"holds {draft}, which the training reads" in said(draft, "--force")
+    assert f"holds {draft}, which the training reads" in said(tmp_path, "--force")
+    assert f"--work {out}: is the output folder" in said(out, "--work", out)
+    assert f"--work {out / 'work'}: lies in the output folder" in said(out, "--work", out / "work")
+    assert f"--work {tmp_path}: holds the output folder" in said(out, "--work", tmp_path)
+    assert f"--work {file}: is a file" in said(out, "--work", file)
+    assert f"--work {file / 'work'}: {file} is not a folder" in said(out, "--work", file / "work")
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    assert f"--output {out}: there is no permission to write to {tmp_path}" in said(out)
+
+
+def test_a_draft_is_replaced_by_force(trainer: Trainer, draft: Path, data: Path, tmp_path: Path) -> None:
+    words = ("--draft", draft, "--data", data, "--output", tmp_path / "out", "--held-out", 1)
+    assert run(*words) == run(*words, "--force") == 0
+    assert run(*words) == 2
+
+
+def test_an_export_of_another_model_writes_no_replies(refused: Callable[..., str], target: Path, data: Path) -> None:
+    words = ("--self-distill", "--data", data)
+    assert "--exported demo-draft: is a draft; name the exported target" in refused(
+        "--draft", "demo-ar-draft", *words, "--exported", "demo-draft"
+    )
+    shown = refused("--shallow", 1, "--target", target, *words, "--exported", "demo-target")
+    assert f"is of another model than --target {target}: " in shown and "export that target, or leave" in shown
+    assert "its tokenizer is not that of" in refused("--draft", target, *words, "--exported", "demo-target")
+    assert "is a checkpoint, not exported yet" in refused("--draft", target, *words, "--exported", target)
+
+
+def test_questions_are_checked_before_the_target_is_exported(
+    refused: Callable[..., str], target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pard_onnx.adapt_samples.exported_once", None)
+    words = ("--shallow", 1, "--target", target, "--self-distill", "--output", tmp_path / "out")
+    file = tmp_path / "data.jsonl"
+    for items in ([], [{"messages": []}, {"text": " "}], [{"messages": [{"role": "assistant", "content": "a"}]}]):
+        for more in ((), ("--dry-run",)):
+            shown = refused(*words, "--data", saved(file, items), *more)
+            assert f"{len(items)} documents, and none has a message or a text" in shown
+    for items, more in (([{"prompt": "b"}], ()), ([{"prompt": "b"}] * 3, ("--held-out", 3))):
+        shown = refused(*words, "--data", saved(file, items), *more)
+        assert f"{len(items)} replies in {len(items)} documents, so that none would be left to train on" in shown
+    edit_json(target / "tokenizer_config.json", chat_template="{{ raise_exception('no ' + messages[0].role) }}")
+    shown = refused(*words, "--data", saved(file, [{"text": "a"}, {"prompt": "b"}]))
+    assert f"{file} line 2: " in shown and "no user" in shown
+    assert not (tmp_path / "out.work").exists()
+
+
+def test_memory_is_checked_before_samples_are_made(
+    refused: Callable[..., str], draft: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def require_room(*_: Any) -> None:
+        raise BadInput("not enough memory")
+
+    monkeypatch.setattr(sys.modules["pard_onnx.models.adapt.memory"], "require_room", require_room)
+    assert "not enough memory" in refused("--draft", draft, "--data", data, "--output", tmp_path / "out")
+    assert not (tmp_path / "out.work").exists()
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("gguf", "int8"), ("awq", "int4")])
+def test_a_quantized_target_is_exported_for_its_replies(
+    refused: Callable[..., str], draft: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, precision: str
+) -> None:
+    """Integers of a GGUF file are read as floats, as in training; those of other checkpoints are kept."""
+    asked: list[tuple[bool, str]] = []
+
+    def export(checkpoint: Checkpoint, source: Any, output: Path, precision: str) -> Path:
+        asked.append((checkpoint.quantization is None, precision))
+        raise BadInput("enough")
+
+    monkeypatch.setattr("pard_onnx.adapt_samples.exported_once", export)
+    quantized_target = tmp_path / kind
+    if kind == "gguf":
+        gguf_files.write(quantized_target, draft, "Q4_0")
+    else:
+        quantized.write(quantized_target, kind, layers=1, tokenizer_size=300)
+    words = ("--draft", draft, "--target", quantized_target, "--self-distill", "--output", tmp_path / "out")
+    refused(*words, "--data", saved(tmp_path / "data.jsonl", [{"prompt": "a"}, {"prompt": "b"}]))
+    assert asked == [(kind == "gguf", precision)]
+
+
+def test_roles_that_nobody_knows(refused: Callable[..., str], draft: Path, tmp_path: Path) -> None:
+    for role, fix in (("bot", "write assistant"), ("Assistant", "write assistant"), ("wizard", "known are system")):
+        items = [{"messages": [{"role": "user", "content": "a"}, {"role": role, "content": "b"}]}]
+        shown = refused("--draft", draft, "--data", saved(tmp_path / "data.jsonl", items), "--output", tmp_path / "o")
+        assert f"line 1: the role of a message is '{role}'; {fix}" in shown
 
 
 def test_another_tokenizer(refused: Callable[..., str], draft: Path, data: Path, tmp_path: Path) -> None:
@@ -265,21 +386,6 @@ def test_the_end_of_a_reply_is_the_templates(tmp_path: Path) -> None:
     assert end_of_reply(Text(folder, "{{ raise_exception('no') }}"), (298,)) == 298
 
 
-@pytest.mark.parametrize("method", ["pard", pytest.param("pard2", marks=pytest.mark.slow)])
-def test_a_real_training_ends_in_a_draft(
-    method: str, draft: Path, target: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "out"
-    words = ["--draft", draft, "--target", target, "--data", data, "--output", output, "--method", method]
-    words += ["--steps", 2, "--draft-length", 3, "--sequence-tokens", 64, "--batch-tokens", 64, "--held-out", 1]
-    assert run(*words, "--json") == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["outcome"]["steps"] == 2 and (output / "README.md").is_file()
-    spec = Checkpoint.open(output).spec
-    assert spec.pard is not None and spec.pard.spd_type == method
-    assert (spec.pard.features is not None) == (method == "pard2")
-
-
 @pytest.mark.slow
 def test_the_target_is_exported_for_its_replies(trainer: Trainer, tmp_path: Path) -> None:
     data = saved(tmp_path / "data.jsonl", [{"prompt": "def close(self):\n"}] * 3)
@@ -290,13 +396,49 @@ def test_the_target_is_exported_for_its_replies(trainer: Trainer, tmp_path: Path
     assert trainer.calls[0].settings == Settings()
 
 
-@pytest.mark.parametrize("method", ["pard", "pard2"])
-def test_a_whole_training(draft: Path, target: Path, data: Path, tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(("method", "expected"), [("pard", "auto"), ("pard2", "auto"), ("pard", "no")])
+def test_a_whole_training(
+    draft: Path, target: Path, data: Path, tmp_path: Path, capsys: Any, method: str, expected: str
+) -> None:
     """Without the stand-in: what it writes is a draft that the exporter opens."""
     pytest.importorskip("accelerate")
-    words = ("--draft", draft, "--target", target, "--data", data, "--method", method, "--output", tmp_path / "out")
-    assert run(*words, "--steps", 2, "--draft-length", 3, "--sequence-tokens", 64, "--batch-tokens", 64) == 0
+    words = ["--draft", draft, "--target", target, "--data", data, "--method", method, "--output", tmp_path / "out"]
+    words += ["--steps", 2, "--draft-length", 3, "--sequence-tokens", 64, "--batch-tokens", 64, "--held-out", 1]
+    assert run(*words, "--json", "--expected-acceptance", expected) == 0
+    outcome = json.loads(capsys.readouterr().out)["outcome"]
+    assert outcome["steps"] == 2
+    assert (outcome["acceptance"]["expected_accepted"] is None) == (expected == "no")
     found = Checkpoint.open(tmp_path / "out").as_role("draft")
-    assert found.spec.pard is not None
+    assert found.spec.pard is not None and found.spec.pard.spd_type == method
     assert (found.spec.pard.features is not None) == (method == "pard2")
-    assert "mean accepted length" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8").lower()
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "Mean accepted length" in card and ("temperature 1" in card) == (expected != "no")
+
+
+def test_a_dry_run_does_not_load_the_target(
+    draft: Path, target: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    pytest.importorskip("accelerate")
+    from pard_onnx.models.adapt import memory, start
+
+    loaded: list[Path] = []
+
+    def load_model(checkpoint: Checkpoint, *more: Any) -> Any:
+        loaded.append(checkpoint.path)
+        return usual(checkpoint, *more)
+
+    usual = start.loaded_model
+    monkeypatch.setattr(start, "loaded_model", load_model)
+    words = ("--draft", draft, "--target", target, "--data", data, "--dry-run", "--json", "--method")
+    assert run(*words, "pard2") == 0 and loaded == [draft]
+    told = json.loads(capsys.readouterr().out)
+    whole = memory.estimate(start.start_from(draft), Settings("pard2"), usual(Checkpoint.open(target)))
+    assert told["expected_acceptance"] and told["memory"]["total"] == whole.total
+    totals = {}
+    for expected in ("auto", "no"):
+        assert run(*words, "pard", "--expected-acceptance", expected) == 0
+        told = json.loads(capsys.readouterr().out)
+        totals[told["expected_acceptance"]] = told["memory"]["total"]
+    assert totals[True] > totals[False]
+    monkeypatch.setattr(memory, "available_memory", lambda device: int(totals[True] * 1.2))  # it fits without a reserve
+    assert run(*words, "pard") == 0 and not json.loads(capsys.readouterr().out)["expected_acceptance"]

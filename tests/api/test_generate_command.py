@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pard_onnx import load
-from pard_onnx.cli import template_arguments
 from pard_onnx.generate_command import main, parser
+from pard_onnx.generation_options import template_arguments
 from pard_onnx.models.manifest import File, Manifest
 
 TEXT = "the quick brown"

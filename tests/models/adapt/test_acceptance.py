@@ -25,6 +25,7 @@ from pard_onnx.models.adapt.outcome import Outcome, Point  # noqa: E402
 from pard_onnx.models.adapt.samples import Sample  # noqa: E402
 from pard_onnx.models.adapt.settings import Settings  # noqa: E402
 from pard_onnx.models.adapt.start import Start, start_from  # noqa: E402
+from pard_onnx.models.checkpoints.checkpoint import Checkpoint  # noqa: E402
 from pard_onnx.models.errors import BadInput  # noqa: E402
 
 CPU, K = torch.device("cpu"), 4
@@ -185,6 +186,27 @@ def test_the_estimate_names_what_to_change(pair: Any, monkeypatch: Any) -> None:
     smaller = estimate(start, replace(SETTINGS, recompute=True, sequence_tokens=512))
     assert smaller.fits and smaller.advice == ""
     assert packed_tokens(replace(SETTINGS, sequence_tokens=1004)) == 1004 + 700 + 490 + 343
+
+
+@pytest.mark.parametrize("method", ["pard", "pard2"])
+@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("qwen3", True), ("gemma3_text", True)])
+def test_a_target_is_estimated_by_its_spec(
+    pair: Any, tmp_path: Path, monkeypatch: Any, family: str, tied: bool, method: Any
+) -> None:
+    start, _, _ = pair
+    folder = write(tmp_path / "model", family, tied=tied, dtype="bfloat16")
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    monkeypatch.setattr("pard_onnx.models.adapt.memory.available_memory", lambda device: None)
+    settings = replace(SETTINGS, method=method)
+    assert estimate(start, settings, Checkpoint.open(folder).spec) == estimate(start, settings, loaded)
+
+
+def test_a_target_that_measures_is_the_first_that_is_left_out(pair: Any, monkeypatch: Any) -> None:
+    start, target, _ = pair
+    room = estimate(start, SETTINGS, target).total - 1
+    monkeypatch.setattr("pard_onnx.models.adapt.memory.available_memory", lambda device: room)
+    found = estimate(start, SETTINGS, target)
+    assert not found.fits and found.advice.startswith("--expected-acceptance no would take")
 
 
 PEAK = """

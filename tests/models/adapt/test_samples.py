@@ -56,7 +56,7 @@ def test_the_split_holds_out_whole_documents(lengths: list[tuple[int, int]], hel
         try:
             training, held = store.split(held_out)
         except BadInput as error:
-            assert f"{held_out} samples are to be held out" in str(error)
+            assert f"{held_out} are to be held out" in str(error)
             counts = sorted(sum(one == source for one, _ in lengths) for source in sources)
             assert sum(counts[1:]) < held_out or len(counts) == 1 or held_out > sum(counts[:-1])
             return

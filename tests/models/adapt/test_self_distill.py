@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import CHAT_TEMPLATE, write
 
 from pard_onnx.models.adapt.documents import Document, document_of
 from pard_onnx.models.adapt.samples import Counts
-from pard_onnx.models.adapt.self_distill import Distiller, Ends, Reply
+from pard_onnx.models.adapt.self_distill import Distiller, Ends, Reply, first_question
 from pard_onnx.models.errors import BadInput, TooLong
 from pard_onnx.runtime.text.tokenizer import Text
 
@@ -128,3 +129,29 @@ def test_errors_name_the_document(text: Text, tmp_path: Path) -> None:
     found.arguments = {"messages": 1}
     with pytest.raises(BadInput, match=r"^line 1: template_arguments have messages"):
         found.run(DOCUMENTS[:1])
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [
+        ({"messages": []}, 0),
+        ({"text": " \n"}, 0),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, 0),
+        ({"prompt": "a"}, 1),
+        ({"conversation": [{"human": "a", "assistant": "b"}, {"human": "c", "assistant": "d"}]}, 1),
+        ({"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}, 2),
+    ],
+)
+def test_the_first_question_is_what_the_target_is_asked_first(
+    text: Text, tmp_path: Path, value: Any, count: int
+) -> None:
+    """A document without one has no reply, and stops nothing."""
+    document = document_of(value, "line 1")
+    messages = first_question(document)
+    found, writer = distiller(text, tmp_path / "replies.jsonl")
+    found.run([document])
+    counts = Counts()
+    assert len(messages) == count and bool(count) == bool(list(found.samples(999, counts)))
+    assert counts.unused == (not count)
+    prompt = text.render(messages, {"add_generation_prompt": True}) if messages else None
+    assert writer.asked[:1] == ([prompt] if messages else [])
