@@ -19,7 +19,7 @@ from pard_onnx.models.errors import BadInput, BadProvider
 from . import kernels
 from .model import Artifact, open_model
 from .providers.choice import incompatibility
-from .providers.discovery import WINDOWS_ML, as_installed, provider_source
+from .providers.discovery import WINDOWS_ML, as_installed, plugin_version, provider_source
 from .providers.memory import start_provider
 from .providers.table import AUTO_ORDER, CPU, PROVIDERS, Provider, onnxruntime
 from .providers.threads import Threads
@@ -117,7 +117,8 @@ def slow_here(artifacts: Sequence[Artifact], ready: Sequence[Provider]) -> list[
 def provider_report(provider: Provider) -> ProviderReport:
     """Find and start one provider."""
     try:
-        origin = provider_source(provider).description
+        source = provider_source(provider)
+        origin = f"{source.origin} {plugin_version(provider)}" if source.devices else source.origin
     except BadInput as error:
         return ProviderReport(provider.key, "absent", str(error), provider.install)
     try:

@@ -30,16 +30,6 @@ class ProviderSource:
     origin: Origin
     devices: tuple[Any, ...] = ()  # of a plugin: ONNX Runtime's OrtEpDevice objects
 
-    @property
-    def version(self) -> str:
-        """The version of a plugin; "" where ONNX Runtime does not know it."""
-        return dict(self.devices[0].ep_metadata).get("version", "") if self.devices else ""
-
-    @property
-    def description(self) -> str:
-        """The origin, and the version of a plugin."""
-        return f"{self.origin} {self.version}".rstrip()
-
 
 BUILT_IN = ProviderSource("built in")
 
@@ -72,6 +62,11 @@ def provider_source(provider: Provider) -> ProviderSource:
             "driver, or take another provider"
         )
     return found
+
+
+def plugin_version(provider: Provider) -> str:
+    """The version of the plugin library that is registered for the provider; "" without one."""
+    return next((dict(device.ep_metadata).get("version", "") for device in _devices(provider)), "")
 
 
 def available_providers() -> dict[str, ProviderSource]:
@@ -113,7 +108,10 @@ def _plugin(provider: Provider) -> ProviderSource | None:
 
 def _devices(provider: Provider) -> tuple[Any, ...]:
     """The provider's devices, as far as its library is registered."""
-    return tuple(device for device in onnxruntime().get_ep_devices() if device.ep_name == provider.ort)
+    ort = onnxruntime(provider.install)
+    if not hasattr(ort, "get_ep_devices"):  # before ONNX Runtime 1.23
+        return ()
+    return tuple(device for device in ort.get_ep_devices() if device.ep_name == provider.ort)
 
 
 def _libraries(provider: Provider) -> Iterator[tuple[Origin, Callable[[], str | None]]]:

@@ -25,7 +25,7 @@ def test_this_machine(pair_folders: tuple[Path, Path], capsys: pytest.CaptureFix
     report = told(capsys, *map(str, pair_folders))
     states = {one["key"]: one["state"] for one in report["providers"]}
     assert list(states) == list(AUTO_ORDER) and states["cpu"] == "ready"
-    assert all('pip install "pard-onnx[' in one["install"] for one in report["providers"] if one["key"] != "npu")
+    assert all("pip install " in one["install"] for one in report["providers"])
     assert [(one["provider"], one["result"]) for one in report["artifacts"]] == [("cpu", "right")] * 2
     assert report["usable"] and report["conflict"] is None and len(report["onnxruntime"]) == 1
     assert report["versions"][0][0] == "Python"
@@ -45,8 +45,18 @@ def test_lines_fit_40_columns_and_commands_are_whole(
     assert main([]) == 0
     providers = capsys.readouterr().out.partition("providers, in")[2].splitlines()
     assert all(len(line) <= 40 for line in providers), providers
-    assert {f'  pip install "pard-onnx[{key}]"' for key in ("cuda", "directml", "migraphx")} <= set(providers)
-    assert "  pip install windowsml" in providers
+    assert {f'  pip install "pard-onnx[{key}]"' for key in ("cuda", "webgpu", "migraphx")} <= set(providers)
+    assert providers[providers.index("directml  absent") + 1 :][:2] == [
+        "  on Windows",
+        '  pip install "pard-onnx[windowsml]"',
+    ]
+
+
+def test_a_plugin_is_reported_with_its_version(device: Device, capsys: pytest.CaptureFixture[str]) -> None:
+    fake = device(plugins={"AMDGPUExecutionProvider": 1})
+    fake.register_execution_provider_library("AMDGPUExecutionProvider", "amdgpu-ep.dll")
+    found = {one["key"]: one for one in told(capsys)["providers"]}
+    assert (found["amdgpu"]["state"], found["amdgpu"]["detail"]) == ("ready", "plugin 0.4.0")
 
 
 def test_what_is_here_is_tried_with_every_artifact(

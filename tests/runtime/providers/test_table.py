@@ -21,7 +21,7 @@ def test_the_nearest_provider_is_suggested() -> None:
 
 
 def test_without_a_near_one_all_are_named() -> None:
-    with pytest.raises(BadProvider, match="known are cpu, cuda, directml, rocm, migraphx, webgpu"):
+    with pytest.raises(BadProvider, match="known are cpu, cuda, directml, rocm, migraphx, amdgpu, webgpu"):
         provider_named("zzz")
 
 
@@ -52,7 +52,15 @@ def extras() -> dict[str, list[Requirement]]:
     return {name: list(map(Requirement, lines)) for name, lines in project["optional-dependencies"].items()}
 
 
-SYSTEMS = ("win32 AMD64", "win32 ARM64", "darwin arm64", "darwin x86_64", "linux x86_64", "linux aarch64", "linux ppc64")
+SYSTEMS = (
+    "win32 AMD64",
+    "win32 ARM64",
+    "darwin arm64",
+    "darwin x86_64",
+    "linux x86_64",
+    "linux aarch64",
+    "linux ppc64",
+)
 # The systems that the registry has files for, by distribution, where these are not all.
 FILES = {
     "onnxruntime-gpu": {"win32 AMD64", "linux x86_64"},
