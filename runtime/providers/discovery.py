@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from pard_onnx.models.errors import BadProvider
 
-from .table import PROVIDERS, Provider, first_line, onnxruntime, provider_named
+from .table import PLUGIN_ADVICE, PROVIDERS, Provider, first_line, onnxruntime, provider_named
 
 WINDOWS_ML = "windowsml"  # the Python package with Windows ML's catalog of providers
 Origin = Literal["built in", "plugin", "Windows ML"]
@@ -32,6 +32,7 @@ class ProviderSource:
 
 
 BUILT_IN = ProviderSource("built in")
+REPLACE = "flavours overwrite one another, so uninstall the present one, then get it by"
 
 
 def require_installed(key: str) -> Provider:
@@ -52,10 +53,9 @@ def provider_source(provider: Provider) -> ProviderSource:
         return BUILT_IN
     found = _plugin(provider)
     if found is None:
-        raise BadProvider(
-            f"provider {provider.key!r} is not in the installed onnxruntime; flavours overwrite one another, so "
-            f"uninstall the present one, then get it by {provider.install}"
-        )
+        plugin = PLUGIN_ADVICE.get(provider.key)
+        way = f"a plugin adds it: {plugin}" if plugin else f"{REPLACE} {provider.install}"
+        raise BadProvider(f"provider {provider.key!r} is not in the installed onnxruntime; {way}")
     if not found.devices:
         raise BadProvider(
             f"provider {provider.key!r} is installed ({found.origin}), but finds no device here; update the device's "

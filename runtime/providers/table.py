@@ -73,13 +73,17 @@ def install_advice(key: str, platform: str = sys.platform) -> str:
 
 
 WINDOWS_ML = pip("windowsml")
-AMDGPU_PLUGIN = 'AMD\'s plugin, once it is on PyPI: pip install "onnxruntime-ep-amdgpu>=1"'
+# How to add the providers that are plugins to the onnxruntime that is installed.
+PLUGIN_ADVICE = {
+    "amdgpu": 'once PyPI has AMD\'s plugin: pip install "onnxruntime-ep-amdgpu>=1"',
+    "webgpu": "pip install onnxruntime-ep-webgpu",
+}
 # How to install the providers that have no extra of their own on every system: on Windows, and elsewhere.
 INSTALL = {
     "directml": (WINDOWS_ML, f"on Windows: {WINDOWS_ML}"),
     "rocm": (f"on Linux: {pip('rocm')}", pip("rocm")),
     "migraphx": (WINDOWS_ML, pip("migraphx")),
-    "amdgpu": (AMDGPU_PLUGIN, AMDGPU_PLUGIN),
+    "amdgpu": (PLUGIN_ADVICE["amdgpu"], PLUGIN_ADVICE["amdgpu"]),
     "npu": (f"AMD's Ryzen AI installer, or: {WINDOWS_ML}", f"AMD's Ryzen AI installer, or Windows: {WINDOWS_ML}"),
 }
 

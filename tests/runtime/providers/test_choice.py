@@ -298,6 +298,12 @@ def test_another_version_of_a_plugin_is_checked_anew(
     assert len(paths) == 2
 
 
+def test_a_plugin_that_is_missing_leaves_the_installed_onnxruntime_as_it_is(device: Device) -> None:
+    device()
+    with pytest.raises(BadProvider, match="a plugin adds it: pip install onnxruntime-ep-webgpu$"):
+        installed.provider_source(provider_named("webgpu"))
+
+
 def test_a_plugin_without_a_device_is_told(
     pair_folders: tuple[Path, Path], device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
