@@ -300,7 +300,7 @@ def test_another_version_of_a_plugin_is_checked_anew(
 
 def test_a_plugin_that_is_missing_leaves_the_installed_onnxruntime_as_it_is(device: Device) -> None:
     device()
-    with pytest.raises(BadProvider, match="a plugin adds it: pip install onnxruntime-ep-webgpu$"):
+    with pytest.raises(BadProvider, match=r"a plugin adds it: pip install onnxruntime-ep-webgpu$"):
         installed.provider_source(provider_named("webgpu"))
 
 
