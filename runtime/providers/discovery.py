@@ -53,15 +53,22 @@ def provider_source(provider: Provider) -> ProviderSource:
         return BUILT_IN
     found = _plugin(provider)
     if found is None:
-        plugin = PLUGIN_ADVICE.get(provider.key)
-        way = f"a plugin adds it: {plugin}" if plugin else f"{REPLACE} {provider.install}"
-        raise BadProvider(f"provider {provider.key!r} is not in the installed onnxruntime; {way}")
+        raise BadProvider(f"provider {provider.key!r} is not in the installed onnxruntime; {_way_to_install(provider)}")
     if not found.devices:
         raise BadProvider(
             f"provider {provider.key!r} is installed ({found.origin}), but finds no device here; update the device's "
             "driver, or take another provider"
         )
     return found
+
+
+def _way_to_install(provider: Provider) -> str:
+    """How to install the provider where another onnxruntime is installed."""
+    if provider.key in PLUGIN_ADVICE:
+        return f"a plugin adds it: {PLUGIN_ADVICE[provider.key]}"
+    if ": " in provider.install:  # on another system, or by other means
+        return provider.install
+    return f"{REPLACE} {provider.install}"
 
 
 def plugin_version(provider: Provider) -> str:
