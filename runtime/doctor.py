@@ -21,7 +21,7 @@ from .model import Artifact, open_model
 from .providers.choice import incompatibility
 from .providers.discovery import WINDOWS_ML, as_installed, plugin_version, provider_source
 from .providers.memory import start_provider
-from .providers.table import AUTO_ORDER, CPU, PROVIDERS, Provider, onnxruntime
+from .providers.table import AUTO_ORDER, CPU, PLUGIN_ADVICE, PROVIDERS, Provider, onnxruntime
 from .providers.threads import Threads
 from .sessions.device_cache import cache_bytes
 from .speed import Placed, slow_reasons
@@ -120,7 +120,8 @@ def provider_report(provider: Provider) -> ProviderReport:
         source = provider_source(provider)
         origin = f"{source.origin} {plugin_version(provider)}" if source.devices else source.origin
     except BadInput as error:
-        return ProviderReport(provider.key, "absent", str(error), provider.install)
+        advice = PLUGIN_ADVICE.get(provider.key, provider.install)  # beside the onnxruntime that is installed
+        return ProviderReport(provider.key, "absent", str(error), advice)
     try:
         if provider.key != CPU.key:
             start_provider(provider)
