@@ -19,9 +19,9 @@ from pard_onnx.models.errors import BadInput, BadProvider
 from . import kernels
 from .model import Artifact, open_model
 from .providers.choice import incompatibility
-from .providers.discovery import provider_source
+from .providers.discovery import WINDOWS_ML, as_installed, plugin_version, provider_source
 from .providers.memory import start_provider
-from .providers.table import AUTO_ORDER, CPU, PROVIDERS, Provider, onnxruntime
+from .providers.table import AUTO_ORDER, CPU, PLUGIN_ADVICE, PROVIDERS, Provider, onnxruntime
 from .providers.threads import Threads
 from .sessions.device_cache import cache_bytes
 from .speed import Placed, slow_reasons
@@ -30,6 +30,7 @@ State = Literal["ready", "absent", "fails"]
 Outcome = Literal["right", "token by token", "does not fit", "fails"]
 
 PACKAGES = ("pard-onnx", "numpy", "tokenizers")
+ABSENT = "not installed"  # in place of a version
 MODULE = "onnxruntime"
 MEMINFO = Path("/proc/meminfo")
 GRAPHICS = Path("/sys/class/drm")  # where the amdgpu driver says how much memory a card has
@@ -91,7 +92,7 @@ def examine(artifacts: Sequence[Artifact]) -> DoctorReport:
     private_folder("machine")  # warns where measurements of this machine cannot be kept
     distributions = onnxruntime_distributions()
     providers = tuple(provider_report(PROVIDERS[key]) for key in AUTO_ORDER)
-    ready = [PROVIDERS[report.key] for report in providers if report.state == "ready"]
+    ready = [as_installed(PROVIDERS[report.key]) for report in providers if report.state == "ready"]
     return DoctorReport(
         slow=tuple(slow_here(artifacts, ready)),
         versions=versions(),
@@ -116,9 +117,11 @@ def slow_here(artifacts: Sequence[Artifact], ready: Sequence[Provider]) -> list[
 def provider_report(provider: Provider) -> ProviderReport:
     """Find and start one provider."""
     try:
-        origin = provider_source(provider).origin
+        source = provider_source(provider)
+        origin = f"{source.origin} {plugin_version(provider)}" if source.devices else source.origin
     except BadInput as error:
-        return ProviderReport(provider.key, "absent", str(error), provider.install)
+        advice = PLUGIN_ADVICE.get(provider.key, provider.install)  # beside the onnxruntime that is installed
+        return ProviderReport(provider.key, "absent", str(error), advice)
     try:
         if provider.key != CPU.key:
             start_provider(provider)
@@ -153,16 +156,22 @@ def try_artifact(artifact: Artifact, provider: Provider) -> tuple[Outcome, str]:
 
 
 def versions() -> tuple[tuple[str, str], ...]:
-    """(name, version) of Python, then of PACKAGES."""
-    return (("Python", platform.python_version()), *((name, installed_version(name)) for name in PACKAGES))
+    """(name, version) of Python, of PACKAGES, and of the installed packages that bring providers."""
+    plugins = (provider.plugin.replace("_", "-") for provider in PROVIDERS.values() if provider.plugin)
+    found = ((name, installed_version(name)) for name in (*plugins, WINDOWS_ML))
+    return (
+        ("Python", platform.python_version()),
+        *((name, installed_version(name)) for name in PACKAGES),
+        *((name, number) for name, number in found if number != ABSENT),
+    )
 
 
 def installed_version(distribution: str) -> str:
-    """The version of a distribution, or "not installed"."""
+    """The version of a distribution, or ABSENT."""
     try:
         return version(distribution)
     except PackageNotFoundError:
-        return "not installed"
+        return ABSENT
 
 
 def onnxruntime_distributions() -> tuple[tuple[str, str], ...]:

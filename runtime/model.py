@@ -24,8 +24,7 @@ from pard_onnx.models.spec import ModelSpec, Role
 from .decoding.shared_ids import SharedIds
 from .providers.choice import incompatibility
 from .providers.memory import start_provider
-from .providers.opening import first_line
-from .providers.table import CPU, Provider
+from .providers.table import CPU, Provider, first_line
 from .providers.threads import Threads
 from .sessions.dynamic_shapes import FusedDraft, FusedTarget, PortableDraft, PortableTarget
 from .sessions.fixed_shapes import FixedShapesDraft, FixedShapesTarget

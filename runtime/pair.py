@@ -83,8 +83,8 @@ def load(
         folder; or a `Pair`, whose open target or draft is then shared: its weights are in memory once, until all pairs
         that use it are closed, in any order.
     draft: "auto" is the draft that belongs to a target of the library, and none for others; None: plain decoding.
-    provider: "cpu", "cuda", "directml", "rocm", "migraphx", "webgpu", "npu"; `cuda:1` for a second device; or "auto"
-        for the first that is installed, computes both models correctly and is not far slower than the CPU.
+    provider: "cpu", "cuda", "directml", "rocm", "migraphx", "amdgpu", "webgpu", "npu"; `cuda:1` for a second device; or
+        "auto" for the first that is installed, computes both models correctly and is not far slower than the CPU.
     threads: of each step; None for one per physical core.
     share_threads: one thread pool for the process; ONNX Runtime then refuses every other session with its own pool.
     draft_provider: another provider for the draft, which then works while the target does where that pays; None: the

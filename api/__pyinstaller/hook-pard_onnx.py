@@ -8,7 +8,8 @@ from PyInstaller.utils.hooks import copy_metadata
 
 import pard_onnx
 
-PLUGINS = ("onnxruntime_ep_webgpu", "windowsml")  # providers that are packages of their own
+# Providers that are packages of their own.
+PLUGINS = ("onnxruntime_ep_amdgpu", "onnxruntime_ep_migraphx", "onnxruntime_ep_webgpu", "windowsml")
 DATA = {"quantize.calibration": "*.jsonl", "export.verify": "*.txt", "models.demo": "*.json"}
 
 

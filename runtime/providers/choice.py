@@ -10,7 +10,7 @@ from pard_onnx.models.errors import BadArtifact, BadProvider
 from pard_onnx.models.logs import logger
 from pard_onnx.models.manifest import Manifest
 
-from .discovery import available_providers, provider_source
+from .discovery import as_installed, available_providers
 from .table import AUTO_ORDER, CPU, PROVIDERS, Provider, provider_named, with_options
 
 LOG = logger(__name__)
@@ -64,12 +64,12 @@ def provider_candidates(
         if options:
             raise BadProvider("provider options are of one provider; name it instead of auto")
         found = available_providers()
-        providers = tuple(PROVIDERS[name] for name in AUTO_ORDER if name in found)
+        providers = tuple(as_installed(PROVIDERS[name]) for name in AUTO_ORDER if name in found)
         reason = "auto: the first in order that is here and computes it right"
         return ProviderCandidates(providers, reason, selective=True)
     provider = with_options(provider_named(key), options)
     try:
-        provider_source(provider)
+        provider = as_installed(provider)
     except BadProvider as error:
         if not fallback:
             raise

@@ -18,8 +18,8 @@ from pard_onnx.models.errors import BadInput
 from pard_onnx.models.protobuf import BYTES, VARINT, message, text
 from pard_onnx.models.system_errors import is_out_of_memory
 
-from .opening import cannot_start, create_session, first_line, session_options
-from .table import Provider
+from .opening import cannot_start, create_session, session_options
+from .table import Provider, first_line
 from .threads import Threads
 
 IR_VERSION, OPSET = 8, 17

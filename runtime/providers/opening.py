@@ -19,7 +19,7 @@ from pard_onnx.runtime.kernels.graph import with_kernel
 
 from .discovery import provider_source
 from .fit import require_fit
-from .table import CPU, SESSION_OPTION, Provider, onnxruntime
+from .table import CPU, SESSION_OPTION, Provider, first_line, onnxruntime
 from .threads import Threads, set_threads
 
 # ONNX Runtime's log severities. Its errors on the CPU are exceptions, whose text it would log a second time; other
@@ -86,9 +86,10 @@ def create_session(graph: str | bytes, provider: Provider, options: Any) -> Any:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL  # DirectML requires it
     found = provider_source(provider)
     if found.devices:
-        device = min(provider.device, len(found.devices) - 1)
+        if provider.device >= len(found.devices):
+            raise BadProvider(f"provider {provider.title!r}: its last device here is {len(found.devices) - 1}")
         chosen.pop(provider.device_option, None)  # the device itself replaces this option
-        options.add_provider_for_devices([found.devices[device]], chosen)
+        options.add_provider_for_devices([found.devices[provider.device]], chosen)
         session = ort.InferenceSession(graph, options)
     else:
         # ONNX Runtime's fallback to other providers would print to stdout and hide the error.
@@ -107,11 +108,6 @@ def cannot_start(provider: Provider, reason: str) -> BadProvider:
     )
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of the error's message; the name of its class if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def vitisai_options(path: Path, manifest: Manifest) -> dict[str, str]:
     """VitisAI's cache of compiled graphs. Its key is a hash of the graph and its weights, so that another export is
     compiled anew."""
@@ -123,20 +119,31 @@ def vitisai_options(path: Path, manifest: Manifest) -> dict[str, str]:
     return out | ({"config_file": str(config)} if config.name in manifest.sizes else {})
 
 
-def migraphx_options(path: Path, manifest: Manifest) -> dict[str, str]:
-    """MIGraphX's cache of compiled graphs, which names its files itself."""
-    folder = private_folder("migraphx")
-    return {"migraphx_model_cache_dir": str(folder)} if folder else {}
+def compile_cache(name: str, option: str) -> Callable[[Path, Manifest], dict[str, str]]:
+    """What gives a provider its cache of compiled graphs, whose files it names itself.
+
+    name: of the folder; option: the provider's name for it.
+    """
+
+    def options(path: Path, manifest: Manifest) -> dict[str, str]:
+        folder = private_folder(name)
+        return {option: str(folder)} if folder else {}
+
+    return options
 
 
-# Options of the providers that compile graphs, by provider, made from the graph's path and manifest.
-DEFAULT_OPTIONS: dict[str, Callable[[Path, Manifest], dict[str, str]]] = {
-    "npu": vitisai_options,
-    "migraphx": migraphx_options,
+# Options of the providers that compile graphs, made from the graph's path and manifest: by the provider's key, and
+# whether it is a plugin, since AMD's plugins have other names for them than the provider that was built in.
+DEFAULT_OPTIONS: dict[tuple[str, bool], Callable[[Path, Manifest], dict[str, str]]] = {
+    ("npu", False): vitisai_options,
+    ("npu", True): vitisai_options,
+    ("migraphx", False): compile_cache("migraphx", "migraphx_model_cache_dir"),
+    ("migraphx", True): compile_cache("migraphx", "cache_dir"),
+    ("amdgpu", True): compile_cache("amdgpu", "cache_dir"),
 }
 
 
 def options_for_graph(provider: Provider, path: Path, manifest: Manifest) -> dict[str, str]:
     """The provider's options for this graph: the defaults, where the user did not choose otherwise."""
-    defaults = DEFAULT_OPTIONS[provider.key](path, manifest) if provider.key in DEFAULT_OPTIONS else {}
-    return defaults | dict(provider.options)
+    make = DEFAULT_OPTIONS.get((provider.key, bool(provider_source(provider).devices)))
+    return (make(path, manifest) if make else {}) | dict(provider.options)

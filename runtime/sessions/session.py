@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from pard_onnx.models.errors import Failure, TooLong
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.system_errors import is_out_of_memory, out_of_memory
-from pard_onnx.runtime.providers.opening import first_line
-from pard_onnx.runtime.providers.table import Provider
+from pard_onnx.runtime.providers.table import Provider, first_line
 
 from .device_cache import new_cache
 from .kv_cache import KvCache

@@ -24,6 +24,7 @@ from pard_onnx.models.logs import logger
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.records import from_json, to_json
 from pard_onnx.runtime import kernels
+from pard_onnx.runtime.providers.discovery import plugin_version
 from pard_onnx.runtime.providers.table import Provider, onnxruntime
 from pard_onnx.runtime.providers.threads import Threads, physical_cores
 
@@ -67,7 +68,7 @@ def record_path(manifest: Manifest, provider: Provider, threads: Threads, subjec
         *((file.name, file.sha256) for file in manifest.files),
         provider.key,
         provider.options,
-        kernels.isa() if provider.key == "cpu" else drivers(),
+        kernels.isa() if provider.key == "cpu" else (plugin_version(provider), *drivers()),
         onnxruntime().__version__,
         threads.count or physical_cores(),
         threads.shared,

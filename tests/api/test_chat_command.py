@@ -184,7 +184,7 @@ def test_a_failing_step_is_told_below_what_was_said(say: Say, pair: Pair, monkey
         (["--temperature", "-1"], "temperature must be at least 0"),
         (["--target", "nowhere at all"], "nowhere at all"),
         (["--resume", "nowhere at all"], "nowhere at all: no such file; name one that Chat.save or /save wrote"),
-        (["--provider", "directml"], '[directml]"'),
+        (["--provider", "directml"], "on Windows: pip install "),
     ],
 )
 def test_bad_options_are_one_line_and_exit_code_2(say: Say, more: list[str], problem: str) -> None:

@@ -14,7 +14,7 @@ from pard_onnx.doctor_command import fitted, main
 from pard_onnx.models import extras
 from pard_onnx.models.extras import Origin, install_command, rebuild_command
 from pard_onnx.runtime import doctor, kernels
-from pard_onnx.runtime.providers.table import AUTO_ORDER
+from pard_onnx.runtime.providers.table import AUTO_ORDER, PLUGIN_ADVICE
 
 CUDA, DIRECTML = "CUDAExecutionProvider", "DmlExecutionProvider"
 Device = Callable[..., Any]
@@ -29,8 +29,7 @@ def test_this_machine(pair_folders: tuple[Path, Path], capsys: pytest.CaptureFix
     report = told(capsys, *map(str, pair_folders))
     states = {one["key"]: one["state"] for one in report["providers"]}
     assert list(states) == list(AUTO_ORDER) and states["cpu"] == "ready"
-    for one in report["providers"]:
-        assert one["key"] == "npu" or one["install"] == install_command(one["key"])
+    assert all("pip install " in one["install"] for one in report["providers"])
     assert [(one["provider"], one["result"]) for one in report["artifacts"]] == [("cpu", "right")] * 2
     assert report["usable"] and report["conflict"] is None and len(report["onnxruntime"]) == 1
     assert report["versions"][0][0] == "Python"
@@ -39,7 +38,7 @@ def test_this_machine(pair_folders: tuple[Path, Path], capsys: pytest.CaptureFix
 def test_the_tables_say_the_same(pair_folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(pair_folders[0])]) == 0
     out = capsys.readouterr().out
-    for words in ("webgpu", "absent", install_command("webgpu"), "right", "CPU kernels"):
+    for words in ("webgpu", "absent", "pip install onnxruntime-ep-webgpu", "right", "CPU kernels"):
         assert words in out
 
 
@@ -59,10 +58,11 @@ def test_lines_fit_the_terminal_and_commands_are_whole(
     monkeypatch.setattr(kernels, "load", lambda: None)  # a problem that ends in a command
     assert main([str(pair_folders[0])]) == 0
     lines = capsys.readouterr().out.splitlines()
-    commands = {f"  {install_command(key)}" for key in ("cuda", "directml", "migraphx")}
-    commands |= {"  pip install windowsml", f"  {rebuild_command()}"}
+    commands = {f"  {install_command(key)}" for key in ("cuda", "migraphx", "windowsml")}
+    commands |= {"  pip install onnxruntime-ep-webgpu", f"  {rebuild_command()}"}
     assert commands <= set(lines)
     commands |= {f"  {install_command(key)}" for key in AUTO_ORDER}
+    commands |= {f"  {PLUGIN_ADVICE['amdgpu'].partition(': ')[2]}"}
     assert [line for line in lines if len(line) > int(columns) and line not in commands] == []
 
 
@@ -81,6 +81,13 @@ def test_a_text_in_lines_keeps_its_words(before: list[str], command: str, after:
     assert all(len(line) <= width for line in lines if line != f"  {command}")
     rest = after.removeprefix(";").removeprefix(",")  # the mark after a command is not printed
     assert " ".join(lines).split() == f"{text.removesuffix(after)} {rest}".split()
+
+
+def test_a_plugin_is_reported_with_its_version(device: Device, capsys: pytest.CaptureFixture[str]) -> None:
+    fake = device(plugins={"AMDGPUExecutionProvider": 1})
+    fake.register_execution_provider_library("AMDGPUExecutionProvider", "amdgpu-ep.dll")
+    found = {one["key"]: one for one in told(capsys)["providers"]}
+    assert (found["amdgpu"]["state"], found["amdgpu"]["detail"]) == ("ready", "plugin 0.4.0")
 
 
 def test_what_is_here_is_tried_with_every_artifact(

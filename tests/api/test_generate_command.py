@@ -242,7 +242,7 @@ def test_values_are_json_or_text(value: str, expected: object) -> None:
         (["--prompt", ""], "the prompt is empty"),
         (["--prompt-file", "no such file"], "no such file: the prompt cannot be read"),
         (["--prompt", "a", "--draft-length", "-1"], "draft_length must be from 0 to 32, not -1"),
-        (["--prompt", "a", "--provider", "directml"], '[directml]"'),
+        (["--prompt", "a", "--provider", "directml"], "on Windows: pip install "),
         (["--prompt", "a", "--threads", "0"], "threads must be from 1 to 512, not 0"),
         (["--prompt", "a", "--threads", "100000"], "threads must be from 1 to 512, not 100000"),
         (["--prompt", "a", "--chat", "--template-arg", "x"], "--template-arg is written NAME=VALUE, not 'x'"),

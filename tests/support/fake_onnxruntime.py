@@ -147,6 +147,7 @@ class FakeOnnxruntime:
     ExecutionMode, OrtValue = real.ExecutionMode, real.OrtValue
     SessionOptions = FakeOptions
     __version__ = "0.0.fake"
+    plugin_version = "0.4.0"
 
     def __init__(
         self, *providers: str, broken: dict[str, str] | None = None, silent: str = "", room: int | None = None,
@@ -177,9 +178,9 @@ class FakeOnnxruntime:
             type="OrtHardwareDeviceType.GPU", vendor="a maker", metadata={"Description": "a card"}
         )
         return [
-            SimpleNamespace(ep_name=name, device=hardware)
+            SimpleNamespace(ep_name=name, device=hardware, number=number, ep_metadata={"version": self.plugin_version})
             for name in self.registered
-            for _ in range(self.plugins[name])
+            for number in range(self.plugins[name])
         ]
 
     def set_global_thread_pool_sizes(self, *_: int) -> None:

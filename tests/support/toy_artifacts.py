@@ -121,10 +121,18 @@ def fakes() -> SimpleNamespace:
     return SimpleNamespace(Target=ScriptedTarget, Draft=ScriptedDraft, Drafter=ScriptedDrafter, MASK=MASK, VOCABULARY=7)
 
 
+FOUND_ONCE = (
+    device_memory.start_provider,
+    installed._register,
+    installed.windows_ml_catalog,
+    installed.windows_ml_library,
+)
+
+
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., FakeOnnxruntime]]:
     """device("CUDAExecutionProvider", ...): onnxruntime with these providers, faked, and nothing known about them."""
-    for found_once in (device_memory.start_provider, installed._register, installed.windows_ml_libraries):
+    for found_once in FOUND_ONCE:
         found_once.cache_clear()
     monkeypatch.setenv("PARD_ONNX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(self_check, "SLOW", inf)  # what the fake takes says nothing
@@ -135,5 +143,5 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable
         return fake
 
     yield install
-    for found_once in (device_memory.start_provider, installed._register, installed.windows_ml_libraries):
+    for found_once in FOUND_ONCE:
         found_once.cache_clear()

@@ -57,6 +57,7 @@ def test_another_opset(exported: Exported) -> None:
         ("rocm", "draft"),
         ("migraphx", "target"),
         ("migraphx", "draft"),
+        ("amdgpu", "target"),
         ("npu", "target"),
     ],
 )

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,10 @@ from pard_onnx.runtime.tuning import self_check
 
 TEXT = "the quick brown"
 OWN = {"npu": {"cache_dir", "cache_key"}, "migraphx": {"migraphx_model_cache_dir"}}  # options that it is given anyway
-CUDA, WEBGPU, DIRECTML = (PROVIDERS[key].ort for key in ("cuda", "webgpu", "directml"))
+OWN_OF_PLUGINS = {"migraphx": {"cache_dir"}, "amdgpu": {"cache_dir"}}
+CUDA, WEBGPU, DIRECTML, NPU, MIGRAPHX = (
+    PROVIDERS[key].ort for key in ("cuda", "webgpu", "directml", "npu", "migraphx")
+)
 Device = Callable[..., Any]
 
 
@@ -161,7 +165,7 @@ def test_options_reach_the_session(pair_folders: tuple[Path, Path], device: Devi
     assert fake.memories == {("cuda", 2)}
 
 
-@pytest.mark.parametrize("key", [key for key in PROVIDERS if key != "cpu"])
+@pytest.mark.parametrize("key", [key for key in PROVIDERS if key not in ("cpu", "amdgpu")])  # a plugin only
 def test_how_sessions_are_opened_on_absent_hardware(pair_folders: tuple[Path, Path], device: Device, key: str) -> None:
     """Session options, provider options and memory, by the fake; the toy's graph is not judged here."""
     provider = PROVIDERS[key]
@@ -233,20 +237,71 @@ def test_a_compiled_graph_is_kept_by_a_key_of_its_own(
 
 
 def plugin(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:
+    """Install a package that brings a provider, and no other such package."""
     monkeypatch.setitem(sys.modules, name, SimpleNamespace(**members))
     monkeypatch.setattr(installed, "find_spec", lambda wanted: wanted if wanted == name else None)
 
 
+PLUGINS = {key: provider.plugin for key, provider in PROVIDERS.items() if provider.plugin}
+
+
+@pytest.mark.parametrize("key", PLUGINS)
 def test_a_plugin_library_is_registered_once_and_gives_devices(
+    pair_folders: tuple[Path, Path], device: Device, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Options, devices and memory, by the fake; the toy's graph is not judged here."""
+    name, manifest = PROVIDERS[key].ort, Manifest.read(pair_folders[0])
+    fake = device(plugins={name: 2})
+    plugin(monkeypatch, str(PLUGINS[key]), get_library_path=lambda: "provider.so")
+    for title in (key, f"{key}:1"):
+        FusedTarget(pair_folders[0], manifest, installed.require_installed(title), Threads(1)).step([1, 2], 1)
+    assert fake.registered == {name: "provider.so"}
+    chosen = [[one.number for one in options.devices] for _, _, options in fake.opened]
+    assert {tuple(numbers) for numbers in chosen} == {(0,), (1,)}
+    # The device itself stands for its number, and WebGPU's deviceId is no device's number.
+    assert set().union(*(given for _, given, _ in fake.opened)) == OWN_OF_PLUGINS.get(key, set())
+    # I/O binding has no name for the memory of AMD's plugins.
+    assert {memory for memory, _ in fake.memories} == ({"webgpu"} if key == "webgpu" else set())
+    assert installed.available_providers()[key].origin == "plugin"
+
+
+def test_a_pair_runs_on_a_plugin_and_a_device_that_is_not_there_is_refused(
     pair_folders: tuple[Path, Path], device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = device(plugins={WEBGPU: 2})
+    device(plugins={WEBGPU: 2})
     plugin(monkeypatch, "onnxruntime_ep_webgpu", get_library_path=lambda: "webgpu.so")
-    found = stats(load(*pair_folders, provider="webgpu:1"))
-    assert (found.provider, fake.registered) == ("webgpu:1", {WEBGPU: "webgpu.so"})
-    assert all(len(options.devices) == 1 for _, _, options in fake.opened)
-    assert {tuple(given) for _, given, _ in fake.opened} == {()}  # WebGPU's deviceId is no device's number
-    assert installed.available_providers()["webgpu"].origin == "plugin"
+    assert stats(load(*pair_folders, provider="webgpu:1")).provider == "webgpu:1"
+    with pytest.raises(BadProvider, match="'webgpu:2': its last device here is 1"):
+        load(*pair_folders, provider="webgpu:2")
+
+
+def test_a_library_that_the_application_has_registered_is_used_as_it_is(
+    pair_folders: tuple[Path, Path], device: Device
+) -> None:
+    """onnxruntime-gpu may register its CUDA plugin itself."""
+    fake = device(plugins={CUDA: 1})
+    fake.register_execution_provider_library(CUDA, "own.so")
+    assert stats(load(*pair_folders, provider="cuda")).provider == "cuda"
+    assert fake.registered == {CUDA: "own.so"}
+
+
+def test_another_version_of_a_plugin_is_checked_anew(
+    pair_folders: tuple[Path, Path], device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows updates the providers of Windows ML by itself."""
+    fake = device(plugins={WEBGPU: 1})
+    fake.register_execution_provider_library(WEBGPU, "webgpu.so")
+    manifest, paths = Manifest.read(pair_folders[0]), set()
+    for version in ("0.4.0", "0.5.0"):
+        monkeypatch.setattr(fake, "plugin_version", version)
+        paths.add(machine.record_path(manifest, provider_named("webgpu"), Threads(1), "self-check"))
+    assert len(paths) == 2
+
+
+def test_a_plugin_that_is_missing_leaves_the_installed_onnxruntime_as_it_is(device: Device) -> None:
+    device()
+    with pytest.raises(BadProvider, match=r"a plugin adds it: pip install onnxruntime-ep-webgpu$"):
+        installed.provider_source(provider_named("webgpu"))
 
 
 def test_a_plugin_without_a_device_is_told(
@@ -258,24 +313,81 @@ def test_a_plugin_without_a_device_is_told(
         load(*pair_folders, provider="webgpu")
 
 
-def test_windows_ml_has_libraries_too(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = PROVIDERS["npu"].ort
+def no_library() -> str:
+    raise RuntimeError("expected one library\nfound none")
 
-    class EpCatalog:
-        def __enter__(self) -> Any:
-            return self
 
-        def __exit__(self, *_: object) -> None: ...
+@pytest.mark.parametrize(
+    ("members", "problem"),
+    [
+        ({"get_library_path": no_library}, r"\(plugin: expected one library\)"),
+        ({"get_library_path": lambda: "webgpu.so"}, r"\(plugin: webgpu.so cannot be loaded\)"),
+        ({}, r"\(plugin: .*get_library_path'\)"),
+    ],
+    ids=["incomplete", "refused by onnxruntime", "of another form"],
+)
+def test_a_plugin_that_cannot_be_loaded_is_not_called_missing(
+    device: Device, monkeypatch: pytest.MonkeyPatch, members: dict[str, Any], problem: str
+) -> None:
+    device()
+    plugin(monkeypatch, "onnxruntime_ep_webgpu", **members)
+    with pytest.raises(BadProvider, match=f"'webgpu' is installed, but its library cannot be loaded {problem}; update"):
+        installed.provider_source(provider_named("webgpu"))
+    assert "webgpu" not in installed.available_providers()
 
-        def find_all_providers(self) -> list[Any]:
-            def fail() -> None:
-                raise OSError("not for this machine")
 
-            there = SimpleNamespace(name=name, library_path="vitisai.dll", ensure_ready=lambda: None)
-            return [SimpleNamespace(name="other", library_path="", ensure_ready=fail), there]
+class Catalog:
+    """Windows ML's catalog of providers. asked: the names of those that were to be made ready."""
 
-    fake = device(plugins={name: 1})
-    plugin(monkeypatch, installed.WINDOWS_ML, EpCatalog=EpCatalog)
+    def __init__(self, *names: str, broken: str | None = None) -> None:
+        self.names, self.broken, self.asked = names, broken, list[str]()
+
+    def __call__(self) -> Any:
+        if self.broken == "catalog":
+            raise OSError("Class not registered")
+        return self
+
+    def find_all_providers(self) -> list[Any]:
+        return [
+            SimpleNamespace(name=name, library_path=f"{name}.dll", ensure_ready=partial(self.ensure_ready, name))
+            for name in self.names
+        ]
+
+    def ensure_ready(self, name: str) -> None:
+        self.asked.append(name)
+        if name == self.broken:
+            raise OSError("no network")
+
+
+def windows_ml(monkeypatch: pytest.MonkeyPatch, catalog: Catalog) -> None:
+    plugin(monkeypatch, installed.WINDOWS_ML, EpCatalog=catalog)
     monkeypatch.setattr(sys, "platform", "win32")
+
+
+def test_windows_ml_gets_the_library_of_the_provider_that_is_asked_for_and_no_other(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, catalog = device(plugins={NPU: 1, MIGRAPHX: 1}), Catalog("QNNExecutionProvider", MIGRAPHX, NPU)
+    windows_ml(monkeypatch, catalog)
     assert installed.provider_source(provider_named("npu")).origin == "Windows ML"
-    assert fake.registered == {name: "vitisai.dll"}
+    assert (fake.registered, catalog.asked) == ({NPU: f"{NPU}.dll"}, [NPU])
+    assert installed.available_providers().keys() == {"cpu", "migraphx", "npu"}
+    assert catalog.asked == [NPU, MIGRAPHX]
+
+
+@pytest.mark.parametrize(("broken", "cause"), [("catalog", "Class not registered"), (NPU, "no network")])
+def test_what_windows_ml_says_is_passed_on(
+    device: Device, monkeypatch: pytest.MonkeyPatch, broken: str, cause: str
+) -> None:
+    device(plugins={NPU: 1})
+    windows_ml(monkeypatch, Catalog(NPU, broken=broken))
+    with pytest.raises(BadProvider, match=rf"library cannot be loaded \(Windows ML: {cause}\); update"):
+        installed.provider_source(provider_named("npu"))
+    assert installed.available_providers().keys() == {"cpu"}
+
+
+def test_a_provider_that_windows_ml_has_not_is_missing(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    device()
+    windows_ml(monkeypatch, Catalog("QNNExecutionProvider"))
+    with pytest.raises(BadProvider, match="'npu' is not in the installed onnxruntime"):
+        installed.provider_source(provider_named("npu"))

@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from pard_onnx.models.errors import BadInput, BadProvider
+from pard_onnx.models.extras import Origin
 from pard_onnx.runtime.providers import table as providers
 from pard_onnx.runtime.providers.discovery import require_installed
 from pard_onnx.runtime.providers.table import provider_named
@@ -19,7 +22,7 @@ def test_the_nearest_provider_is_suggested() -> None:
 
 
 def test_without_a_near_one_all_are_named() -> None:
-    with pytest.raises(BadProvider, match="known are cpu, cuda, directml, rocm, migraphx, webgpu"):
+    with pytest.raises(BadProvider, match="known are cpu, cuda, directml, rocm, migraphx, amdgpu, webgpu"):
         provider_named("zzz")
 
 
@@ -36,6 +39,66 @@ def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_cpu_is_installed() -> None:
     assert require_installed("cpu") is providers.PROVIDERS["cpu"]
+
+
+@pytest.mark.parametrize("name", ["windowsml", "WinML"])
+def test_windows_ml_is_a_catalog_and_no_provider(name: str) -> None:
+    with pytest.raises(BadProvider, match=f"provider '{name}': Windows ML is a catalog of providers; name npu"):
+        provider_named(name)
+
+
+def extras() -> dict[str, list[Requirement]]:
+    """The requirements of each extra in pyproject.toml."""
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text("utf-8"))["project"]
+    return {name: list(map(Requirement, lines)) for name, lines in project["optional-dependencies"].items()}
+
+
+SYSTEMS = (
+    "win32 AMD64",
+    "win32 ARM64",
+    "darwin arm64",
+    "darwin x86_64",
+    "linux x86_64",
+    "linux aarch64",
+    "linux ppc64",
+)
+# The systems that the registry has files for, by distribution, where these are not all.
+FILES = {
+    "onnxruntime-gpu": {"win32 AMD64", "linux x86_64"},
+    "onnxruntime-directml": {"win32 AMD64"},
+    "onnxruntime-rocm": {"linux x86_64"},
+    "onnxruntime-migraphx": {"linux x86_64"},
+    "onnxruntime-ep-webgpu": {"win32 AMD64", "win32 ARM64", "darwin arm64", "linux x86_64", "linux aarch64"},
+    "windowsml": {"win32 AMD64", "win32 ARM64"},
+}
+
+
+def wanted(requirement: Requirement, system: str) -> bool:
+    """Whether the requirement is for this system, by its marker."""
+    names = dict(zip(("sys_platform", "platform_machine"), system.split(), strict=True))
+    return requirement.marker is None or requirement.marker.evaluate(names)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_extras_ask_for_what_their_system_has_files_of_and_nothing_else(system: str) -> None:
+    flavours = {key: value for key, value in extras().items() if key in (*providers.PROVIDERS, "windowsml")}
+    assert flavours.keys() == {*providers.PROVIDERS, "windowsml"} - {"amdgpu", "npu"}
+    for requirements in flavours.values():
+        for one in requirements:
+            assert wanted(one, system) == (system in FILES.get(one.name, SYSTEMS)), one
+
+
+@pytest.mark.parametrize("platform", ["win32", "linux"])
+@pytest.mark.parametrize("key", [key for key in providers.PROVIDERS if key != "amdgpu"])  # which has no extra
+def test_the_advice_names_an_extra_that_brings_something_on_its_system(
+    key: str, platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pard_onnx.models.extras.origin", Origin)  # installed from an index
+    words, _, command = providers.install_advice(key, platform).rpartition(": ")
+    system = "win32 AMD64" if "Windows" in words else "linux x86_64" if "Linux" in words else f"{platform} x86_64"
+    system = system.replace("win32 x86_64", "win32 AMD64")
+    extra = command.removeprefix('pip install "pard-onnx[').removesuffix(']"')
+    assert any(wanted(one, system) for one in extras()[extra])
 
 
 def test_threads_are_at_least_one() -> None:
