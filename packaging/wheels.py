@@ -25,7 +25,7 @@ from archives import OLDEST, read_wheel, with_tag, write_sdist, write_wheel  # n
 from library import Refused, check_library, compile_library  # noqa: E402
 from platforms import PLATFORMS, PURE, Platform  # noqa: E402
 
-LARGEST = {".whl": 12_000_000, ".gz": 100_000_000}  # bytes: of a wheel, as a goal; of the sdist, PyPI's limit for a file
+LARGEST = {".whl": 12_000_000, ".gz": 100_000_000}  # bytes: what a wheel should have, and PyPI's limit for a file
 
 
 def output_of(*command: str, **environment: str) -> str:
