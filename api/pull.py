@@ -18,7 +18,15 @@ from pard_onnx.models.checkpoints.vocabulary import FILE as TOKENIZER
 from pard_onnx.models.downloads import Repository, fetch_checkpoint, fetch_export, quiet_hub
 from pard_onnx.models.errors import BadArtifact, BadInput, PardWarning
 from pard_onnx.models.folder_files import has_file
-from pard_onnx.models.hub import ARTIFACT_FILES, CHECKPOINT_FILES, DEMO, HUB_GGUF, HUB_ID, fetch_snapshot
+from pard_onnx.models.hub import (
+    ARTIFACT_FILES,
+    CHECKPOINT_FILES,
+    DEMO,
+    HUB_GGUF,
+    HUB_ID,
+    demo_checkpoint,
+    fetch_snapshot,
+)
 from pard_onnx.models.library import Entry, Library, Record
 from pard_onnx.models.manifest import FILE_NAME, RECORD, Manifest
 from pard_onnx.models.precision import FLOATS
@@ -372,7 +380,7 @@ def _reusable(library: Library, target: Manifest, draft: str, options: argparse.
 def _tokenizer_folder(draft: str, revision: str | None) -> Path | None:
     """A folder with the draft's config and tokenizer, which are fetched alone; None for a GGUF file."""
     if draft in DEMO:
-        return DEMO[draft]
+        return demo_checkpoint(draft)
     try:
         local = Path(draft).expanduser()
         if draft and local.is_dir():

@@ -34,6 +34,7 @@ DEMO = {
     "demo-pard2-draft": demo.PARD2_DRAFT,
     "demo-ar-draft": demo.AR_DRAFT,
 }
+SDIST = "pip download --no-deps --no-binary pard-onnx pard-onnx"  # the source archive, which has all of DEMO
 HUB_ID = re.compile(r"(?!.*(?:--|\.\.))[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?<![.-])", re.ASCII)
 # No pickles but the one of PARD-2 drafts, which a reader of this package's own reads (checkpoints.torch_file)
 CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.jinja", "warp_model.bin"]
@@ -68,9 +69,7 @@ def resolve_checkpoint(name: str, revision: str | None = None, progress: Progres
     progress: of the stage "download", in bytes, by any thread; without it, huggingface_hub shows bars of its own.
     """
     if name in DEMO:
-        if not DEMO[name].is_dir():
-            raise BadInput(f"{name}: the shipped pair is not part of this installation; install pard-onnx again")
-        return DEMO[name], Source(name)
+        return demo_checkpoint(name), Source(name)
     folder = _local(name)
     if folder:
         _refuse_revision(name, revision)
@@ -89,6 +88,18 @@ def resolve_checkpoint(name: str, revision: str | None = None, progress: Progres
             f"{name}: has no {CONFIG}, so is not a checkpoint; of a repository of GGUF files name one, {name}/FILE.gguf"
         )
     return snapshot, Source(name, snapshot.name)  # a snapshot's folder is named by its commit
+
+
+def demo_checkpoint(name: str) -> Path:
+    """The checkpoint folder of one of DEMO. Raises BadInput where the package was installed from a wheel, which has
+    only the exported models."""
+    folder = DEMO[name]
+    if not folder.is_dir():
+        raise BadInput(
+            f"{name}: wheels have no checkpoints of the demo pair, only its exported models. Run {SDIST}, unpack the "
+            f"archive that it fetches, and name the folder models/demo/{folder.name} in it"
+        )
+    return folder
 
 
 def _hub_gguf(repository: str, name: str, revision: str | None) -> tuple[Path, Source]:

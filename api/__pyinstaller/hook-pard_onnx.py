@@ -1,5 +1,5 @@
 """What PyInstaller does not find in this package by itself: names that are imported when they are first used, the CPU
-kernels, which are no Python module, the versions of distributions, and data files (without the demo pair, 18 MB)."""
+kernels, which are no Python module, the versions of distributions, and data files (without the demo pair, 7 MB)."""
 
 from importlib.util import find_spec
 from pathlib import Path

@@ -10,7 +10,7 @@ from pard_onnx.models.checkpoints.config import MASK_KEYS
 from pard_onnx.models.downloads import Repository, quiet_hub
 from pard_onnx.models.errors import BadArtifact, BadCheckpoint, BadInput, shown
 from pard_onnx.models.folder_files import has_file
-from pard_onnx.models.hub import COMMIT, CONFIG, DEMO, GGUF, HUB_ID, fetch_snapshot
+from pard_onnx.models.hub import COMMIT, CONFIG, DEMO, GGUF, HUB_ID, demo_checkpoint, fetch_snapshot
 from pard_onnx.models.json_files import read_json
 from pard_onnx.models.library import Library
 from pard_onnx.models.manifest import FILE_NAME, Manifest, Throughput
@@ -48,7 +48,7 @@ def served_model(given: str, revision: str | None = None) -> ServedModel:
     if folder is None and revision is None and (entry := Library.of_user().find(given)):
         folder = entry.folder
     if folder is None and revision is None and given in DEMO:
-        return _checkpoint(DEMO[given], given)
+        return _checkpoint(demo_checkpoint(given), given)
     if folder is not None:
         if revision is not None:
             raise BadInput(f"revision {shown(revision)}: {given} is a local folder, which has no revisions")
@@ -94,7 +94,7 @@ def _exported(given: str, folder: Path) -> ServedModel:
         )
     throughput = manifest.quantization.throughput if manifest.quantization else None
     if source.model in DEMO:
-        return replace(_checkpoint(DEMO[source.model], source.model), exported=folder, throughput=throughput)
+        return replace(_checkpoint(demo_checkpoint(source.model), source.model), exported=folder, throughput=throughput)
     if not HUB_ID.fullmatch(source.model):
         raise BadInput(
             f"{given}: was exported from {shown(source.model)}, and the folder does not say where that is; name the "

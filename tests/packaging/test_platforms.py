@@ -1,6 +1,7 @@
 """The table of platforms, the checks of a library, and the files of registries."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -121,6 +122,32 @@ def test_the_tag_of_linux_is_auditwheels(tag: str, found: str, fine: bool) -> No
     else:
         with pytest.raises(Refused, match=r"^pard_onnx-1\.0"):
             wheels.check_linux_tag(path, json.dumps({"overall_tag": found}))
+
+
+@pytest.mark.parametrize(("name", "largest"), [("a-py3-none-any.whl", 12_000_000), ("a.tar.gz", 100_000_000)])
+def test_a_large_file_is_refused(name: str, largest: int, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.touch()
+    os.truncate(path, largest)
+    wheels.check_size(path)
+    os.truncate(path, largest + 1)
+    with pytest.raises(Refused, match=rf"^{re.escape(name)}: has {largest + 1:,} bytes, and may have {largest:,}$"):
+        wheels.check_size(path)
+
+
+def test_wheels_have_the_exported_pair_and_no_checkpoint() -> None:
+    """Of all files that git has, as package-data in pyproject.toml names them."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    found = set()
+    for package, patterns in settings["package-data"].items():
+        parent = max((one for one in settings["package-dir"] if f"{package}.".startswith(f"{one}.")), key=len)
+        folder = ROOT / settings["package-dir"][parent] / package.removeprefix(parent).replace(".", "/").strip("/")
+        found |= {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    exported = {path for path in (ROOT / "models/demo/exported").rglob("*") if path.is_file()}
+    assert len(exported) >= 12 and exported <= found
+    weights = {path for path in found if path.stat().st_size > 1_000_000}
+    assert weights == {path for path in exported if path.name == "model.onnx.data"}
+    assert not [path for path in found if path.suffix == ".safetensors"]
 
 
 def test_a_folder_with_files_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
     python same_results.py write FOLDER [PAIR]     here: graphs, their inputs and outputs, the pair's texts
     python same_results.py compare FOLDER [PAIR]   there: the same ones, bit for bit; ends with an error for others
 
-PAIR is a folder with the exported demo-target-int4 and demo-draft-int8. Inputs are stored, since two systems need not
+PAIR is a folder with the exported demo-target-int4 and demo-draft-int4. Inputs are stored, since two systems need not
 have the same sines.
 """
 
@@ -63,7 +63,7 @@ def outputs(graph: onnx.ModelProto, feeds: dict[str, Any], isa: str) -> list[Any
 
 def texts(pair_folder: Path) -> list[list[Any]]:
     out: list[list[Any]] = []
-    with load(pair_folder / "demo-target-int4", pair_folder / "demo-draft-int8", provider="cpu") as pair:
+    with load(pair_folder / "demo-target-int4", pair_folder / "demo-draft-int4", provider="cpu") as pair:
         for prompt in PROMPTS:
             for length in LENGTHS:
                 result = pair.generate(prompt, max_new_tokens=TOKENS, draft_length=length)

@@ -12,10 +12,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from pard_onnx.models import demo
 
 FOLDER = Path(__file__).parent
 sys.path.append(str(FOLDER))
@@ -57,14 +58,8 @@ def test_pure_python(wine: Wine) -> None:
     assert passed(wine, *PURE) > 50
 
 
-def test_graphs_and_texts_are_those_of_this_system(
-    wine: Wine, demo_folder: Callable[[str, str], Path], tmp_path: Path
-) -> None:
-    pair = tmp_path / "pair"
-    pair.mkdir()
-    for name in ("demo-target-int4", "demo-draft-int8"):
-        model, _, precision = name.rpartition("-")
-        (pair / name).symlink_to(demo_folder(model, precision))
+def test_graphs_and_texts_are_those_of_this_system(wine: Wine, tmp_path: Path) -> None:
+    pair = demo.EXPORTED_TARGET.parent
     program = FOLDER / "same_results.py"
     subprocess.run([sys.executable, program, "write", tmp_path, pair], check=True)
     done = wine.python(program, "compare", tmp_path, pair)

@@ -51,6 +51,7 @@ def shapes(compiler: str, folder: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(None in (*COMPILERS, EMULATOR), reason="no cross compiler for Arm, or no emulator (qemu-user)")
 def test_arm_kernels_agree_with_this_machine(tmp_path: Path) -> None:
     """Each kernel equals the reference, which packs and computes the same bits on both architectures."""

@@ -21,6 +21,7 @@ from stand_in_hub import Hub
 from tiny import SHA
 
 from pard_onnx.deploy_command import main
+from pard_onnx.models import demo
 from pard_onnx.models.hub import DEMO
 from pard_onnx.models.manifest import (
     AdapterSource,
@@ -192,6 +193,15 @@ def test_local_folders_are_told(capsys: Capture, tmp_path: Path, tiny: Callable[
 def test_the_shipped_pair(capsys: Capture) -> None:
     found = deployed(capsys, "--target", "demo-target", "--engine", "tensorrt-llm")
     assert (found["target"]["name"], found["draft"]["name"]) == (str(DEMO["demo-target"]), str(DEMO["demo-draft"]))
+
+
+@pytest.mark.parametrize("target", ["demo-target", str(demo.EXPORTED_TARGET)])
+def test_the_shipped_pair_without_its_checkpoints(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """As wheels have it."""
+    monkeypatch.setitem(DEMO, "demo-target", tmp_path / "absent")
+    assert "demo-target: wheels have no checkpoints" in refused(capsys, "--engine", "vllm", "--target", target)
 
 
 # --- exported folders
