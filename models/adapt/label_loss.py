@@ -35,11 +35,13 @@ def label_loss(logits: Tensor, labels: Tensor, teaching: Teaching | None = None)
 
     logits: [n, vocabulary]. labels: [n]. teaching: None is the cross-entropy alone, with weights of 1.
     """
+    apply: Any = _LabelLoss.apply  # without types of its own
+    found: tuple[Tensor, Tensor]
     if teaching is None:
-        found: tuple[Tensor, Tensor] = _LabelLoss.apply(logits, labels, None, None, None, 1.0, 0.0)
-        return found
-    one = teaching
-    found = _LabelLoss.apply(logits, labels, one.told, one.places, one.weights, one.ce_share, one.kl_share)
+        found = apply(logits, labels, None, None, None, 1.0, 0.0)
+    else:
+        one = teaching
+        found = apply(logits, labels, one.told, one.places, one.weights, one.ce_share, one.kl_share)
     return found
 
 
@@ -91,7 +93,7 @@ class _Teacher:
     """The target's probabilities, which several labels may learn from."""
 
     def __init__(self, told: Tensor, places: Tensor, vocabulary: int) -> None:
-        used, self._places = places.unique(return_inverse=True)
+        used, self._places = torch.unique(places, return_inverse=True)
         both = min(vocabulary, told.shape[1])
         self._probabilities = told[used, :both].float()
         self._negative_entropy = torch.empty(len(used), device=told.device)

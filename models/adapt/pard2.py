@@ -87,14 +87,14 @@ class FeatureDraft(nn.Module):
 
 def whitened(features: Tensor, whitening: Tensor) -> Tensor:
     """Features [..., width], each part of them times its matrix. whitening: [parts, width / parts, width / parts]."""
-    parts = features.float().unflatten(-1, whitening.shape[:2])
+    parts = features.float().reshape(*features.shape[:-1], *whitening.shape[:2])
     return torch.einsum("...pi,pij->...pj", parts, whitening).flatten(-2)
 
 
 @torch.no_grad()
 def moments(features: Tensor, parts: int = 1) -> Tensor:
     """The sums of squares and products of features [..., width]: [parts, width / parts, width / parts]."""
-    flat = features.flatten(0, -2).double().unflatten(-1, (parts, -1))
+    flat = features.double().reshape(-1, parts, features.shape[-1] // parts)
     return torch.einsum("npi,npj->pij", flat, flat)
 
 
@@ -112,7 +112,8 @@ def whitening_of(moments: Tensor, floor: float = 1e-3) -> Tensor:
     values, vectors = torch.linalg.eigh(moments / sizes[:, :, None] / sizes[:, None, :])
     roots = (values.clamp_min(0) + floor * values.mean(1, keepdim=True)).rsqrt()
     matrices = (vectors * roots[:, None, :]) @ vectors.transpose(1, 2) / sizes[:, :, None]
-    return matrices.float()
+    found: Tensor = matrices.float()
+    return found
 
 
 @dataclass(frozen=True, slots=True)
