@@ -23,6 +23,7 @@ from pard_onnx.models.checkpoints.tensors import Tensor, read_tensor, row_blocks
 from pard_onnx.models.checks import Progress, no_progress
 from pard_onnx.models.errors import BadCheckpoint, BadInput, Failure
 from pard_onnx.models.extras import needs
+from pard_onnx.models.families import shapes
 from pard_onnx.models.json_files import read_json
 from pard_onnx.models.manifest import Source
 from pard_onnx.models.precision import Precision
@@ -72,7 +73,8 @@ def gguf(folder: Path, name: str, converter: Converter) -> Path:
 def _gguf(folder: Path, name: str, output: Path, converter: Converter, *, native: bool = False) -> None:
     if name not in get_args(GgufFormat):
         raise BadInput(f"GGUF files are not written in {name}")
-    write_gguf(Checkpoint.open(folder), output, cast(GgufFormat, name), native=native, progress=converter.progress)
+    opened = Checkpoint.open(folder).as_role("target")  # a PARD-2 draft is autoregressive too, without its projection
+    write_gguf(opened, output, cast(GgufFormat, name), native=native, progress=converter.progress)
 
 
 def openvino(folder: Path, name: str, converter: Converter) -> Path:
@@ -284,10 +286,11 @@ def _write_tokenizer(writer: Any, spec: ModelSpec, tokens: list[str], types: lis
 def _write_tensors(gguf: Any, writer: Any, checkpoint: Checkpoint, layout: GgufLayout, progress: Progress) -> None:
     """Write the descriptions of all tensors, which the format has first, then their data."""
     factors = rope_factors(checkpoint.spec)
-    kinds = {name: _kind(gguf, entry, layout.form) for name, entry in checkpoint.tensors.items()}
+    tensors = {name: checkpoint.tensors[name] for name, _ in shapes(checkpoint.spec)}
+    kinds = {name: _kind(gguf, entry, layout.form) for name, entry in tensors.items()}
     if factors is not None:
         writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
-    for name, entry in checkpoint.tensors.items():
+    for name, entry in tensors.items():
         shape = gguf.quants.quant_shape_to_byte_shape(entry.shape, kinds[name])
         # The writer takes the shapes of packed tensors in bytes
         writer.add_tensor_info(gguf_name(name), shape, np.dtype(np.uint8), math.prod(shape), kinds[name])
@@ -296,11 +299,11 @@ def _write_tensors(gguf: Any, writer: Any, checkpoint: Checkpoint, layout: GgufL
     writer.write_ti_data_to_file()
     if factors is not None:
         writer.write_tensor_data(factors)
-    for done, (name, entry) in enumerate(checkpoint.tensors.items()):
-        progress("gguf", done, len(checkpoint.tensors))
+    for done, (name, entry) in enumerate(tensors.items()):
+        progress("gguf", done, len(tensors))
         blocks = (layout.read(name, entry, rows) for rows in layout.blocks(name, entry))
         writer.write_tensor_data(np.concatenate([gguf.quants.quantize(block, kinds[name]) for block in blocks]))
-    progress("gguf", len(checkpoint.tensors), len(checkpoint.tensors))
+    progress("gguf", len(tensors), len(tensors))
 
 
 def _kind(gguf: Any, entry: Tensor, form: GgufFormat) -> Any:
