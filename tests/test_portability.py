@@ -68,6 +68,7 @@ GUARDED = {
     ("benchmarks/peers/worker_protocol.py", "import resource"): "not on win32",
     ("benchmarks/quality/quantizations.py", "a rename"): "to names that nothing has",
     ("models/adapt/memory.py", "/proc/meminfo"): NOT_THERE,
+    ("models/adapt/memory.py", "/proc/self/status"): NOT_THERE,
     ("models/adapt/training.py", "a rename"): "of a closed file, which nobody else reads",
     ("models/atomic.py", "a rename"): "this is the place that renames",
     ("models/atomic.py", "import fcntl"): "not on win32",

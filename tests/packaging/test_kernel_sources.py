@@ -51,7 +51,9 @@ def test_the_library_has_the_functions_that_the_sources_export() -> None:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """What setup.py reads, in a folder of its own, with a compiler that notes how it is called and compiles nothing."""
-    shutil.copy(ROOT / "setup.py", tmp_path)
+    for name in ("setup.py", "README.md", "LICENSE", "pyproject.toml", "packaging/long_description.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(FOLDER, tmp_path / "runtime/kernels/native", ignore=shutil.ignore_patterns("__pycache__"))
     compiler = tmp_path / "compiler"
     compiler.write_text(COMPILER.format(python=sys.executable, log=str(tmp_path / "log")))

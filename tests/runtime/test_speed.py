@@ -11,6 +11,7 @@ import pytest
 
 from pard_onnx import PardWarning, load
 from pard_onnx.doctor_command import main as doctor
+from pard_onnx.models.extras import rebuild_command
 from pard_onnx.models.manifest import Manifest
 from pard_onnx.models.precision import FLOAT16, Recipe, recipe
 from pard_onnx.runtime import kernels
@@ -46,7 +47,7 @@ def test_hidden_kernels_are_told_once(library: Path, pair_folders: tuple[Path, P
     assert lines[0].startswith(
         f"{pair_folders[0]} and {pair_folders[1]}: this package's CPU kernels were not built, so"
     )
-    assert lines[0].endswith("--no-binary pard-onnx pard-onnx")
+    assert lines[0].endswith(rebuild_command())
 
 
 def test_a_model_that_is_shared_was_told_by_the_pair_that_opened_it(
