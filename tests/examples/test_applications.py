@@ -78,7 +78,7 @@ def until(wanted: Callable[[], bool]) -> None:
     end = time.monotonic() + 30
     while not wanted():
         assert time.monotonic() < end
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 def endpoint_packages() -> Any:
@@ -112,7 +112,7 @@ def test_a_client_of_the_endpoint_that_goes_away(pair: Pair, monkeypatch: pytest
 
     def slowly(_: str, tokens: Sequence[int]) -> bool:
         counted.append(len(tokens))
-        time.sleep(0.005)
+        time.sleep(0.02)
         return False
 
     stream = pair.stream
