@@ -36,28 +36,15 @@ def label_loss(logits: Tensor, labels: Tensor, teaching: Teaching | None = None)
     logits: [n, vocabulary]. labels: [n]. teaching: None is the cross-entropy alone, with weights of 1.
     """
     apply: Any = _LabelLoss.apply  # without types of its own
-    found: tuple[Tensor, Tensor]
-    if teaching is None:
-        found = apply(logits, labels, None, None, None, 1.0, 0.0)
-    else:
-        one = teaching
-        found = apply(logits, labels, one.told, one.places, one.weights, one.ce_share, one.kl_share)
+    found: tuple[Tensor, Tensor] = apply(logits, labels, teaching)
     return found
 
 
 class _LabelLoss(Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        logits: Tensor,
-        labels: Tensor,
-        told: Tensor | None,
-        places: Tensor | None,
-        weights: Tensor | None,
-        ce_share: float,
-        kl_share: float,
-    ) -> tuple[Tensor, Tensor]:
-        teacher = None if told is None or places is None else _Teacher(told, places, logits.shape[1])
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, teaching: Teaching | None) -> tuple[Tensor, Tensor]:
+        teacher = None if teaching is None else _Teacher(teaching, logits.shape[1])
+        ce_share, kl_share = (1.0, 0.0) if teaching is None else (teaching.ce_share, teaching.kl_share)
         gradient, surprise = torch.empty_like(logits), torch.empty(len(labels), device=logits.device)
         total = torch.zeros((), device=logits.device)
         for rows in _blocks(logits):
@@ -74,8 +61,8 @@ class _LabelLoss(Function):
             if target is not None:
                 slope[:, : target.shape[1]].sub_(target, alpha=kl_share)
             slope.scatter_add_(1, label, torch.full_like(label, -ce_share, dtype=slope.dtype))
-            if weights is not None:
-                weight = weights[rows].float()
+            if teaching is not None:
+                weight = teaching.weights[rows].float()
                 losses, slope = losses * weight, slope.mul_(weight[:, None])
             total += losses.sum()
             gradient[rows] = slope.to(gradient.dtype)
@@ -86,14 +73,15 @@ class _LabelLoss(Function):
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         gradient, ctx.gradient = ctx.gradient, None  # scaled in place, since it may be the largest tensor of all
-        return gradient.mul_(slopes[0]), None, None, None, None, None, None
+        return gradient.mul_(slopes[0]), None, None
 
 
 class _Teacher:
     """The target's probabilities, which several labels may learn from."""
 
-    def __init__(self, told: Tensor, places: Tensor, vocabulary: int) -> None:
-        used, self._places = torch.unique(places, return_inverse=True)
+    def __init__(self, teaching: Teaching, vocabulary: int) -> None:
+        told = teaching.told
+        used, self._places = torch.unique(teaching.places, return_inverse=True)
         both = min(vocabulary, told.shape[1])
         self._probabilities = told[used, :both].float()
         self._negative_entropy = torch.empty(len(used), device=told.device)

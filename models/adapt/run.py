@@ -133,9 +133,10 @@ class Training:
         found = objective(settings, accelerator.device, target)
         if settings.recompute:
             start.model.activation_checkpointing_enable({"use_reentrant": False})
-        inner = found.network(start.model)
         if isinstance(found, Pard2):
             inner = found.network(start.model, features_whitening(found, order, folder, accelerator))
+        else:
+            inner = found.network(start.model)
         inner.train()
         names = [name for name, _ in inner.named_parameters()]
         optimizer = optimizer_of(inner, settings)
